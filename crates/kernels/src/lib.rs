@@ -13,11 +13,20 @@
 )]
 
 pub mod aligned;
+pub mod elementwise;
 pub mod error;
 pub mod isa;
+mod math;
+pub mod matmul;
 pub mod pool;
+mod scratch;
+mod simd;
+#[cfg(test)]
+mod testing;
+pub mod weights;
 
 pub use aligned::AlignedBuf;
 pub use error::{KernelError, Result};
 pub use isa::{Cpu, Isa};
 pub use pool::Pool;
+pub use weights::{Affine, FloatType, WeightMatrix};
