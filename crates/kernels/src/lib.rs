@@ -19,6 +19,7 @@ pub mod isa;
 mod math;
 pub mod matmul;
 pub mod pool;
+pub mod probe;
 mod scratch;
 mod simd;
 #[cfg(test)]

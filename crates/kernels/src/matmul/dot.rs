@@ -1,13 +1,14 @@
-//! Products row by row: each weight is read once and meets up to four *planes* of activations
+//! Products row by row: each weight is read once and meets up to three *planes* of activations
 //! (tokens, or digits of a token). For decoding, where reading the weights is the bound.
 
 use super::input::{DIGIT_COLS, Digits, Plane};
 use super::task::{Out, RowRange};
-use crate::simd::{Kernel, LANES, Simd, UNIT, tables};
+use crate::isa::Cpu;
+use crate::simd::{Kernel, LANES, Simd, UNIT, dispatch, tables};
 use crate::weights::{Affine, FloatType};
 
 /// Most planes that [`AffineDot`] takes at once.
-pub(super) const MAX_PLANES: usize = 4;
+pub(super) const MAX_PLANES: usize = 3;
 /// Most tokens that [`DenseDot`] takes at once.
 pub(super) const MAX_TOKENS: usize = 4;
 
@@ -22,32 +23,40 @@ pub(super) struct AffineDot<'a> {
     pub(super) out: Out<'a>,
 }
 
-impl Kernel for AffineDot<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
+impl AffineDot<'_> {
+    /// Computes the products. Every width and number of planes is a function of its own.
+    pub(super) fn dispatch(&self, cpu: Cpu) {
         match self.weights.bits {
-            2 => self.run_bits::<S, 2>(simd),
-            3 => self.run_bits::<S, 3>(simd),
-            4 => self.run_bits::<S, 4>(simd),
-            5 => self.run_bits::<S, 5>(simd),
-            6 => self.run_bits::<S, 6>(simd),
-            _ => self.run_bits::<S, 8>(simd),
+            2 => self.dispatch_bits::<2>(cpu),
+            3 => self.dispatch_bits::<3>(cpu),
+            4 => self.dispatch_bits::<4>(cpu),
+            5 => self.dispatch_bits::<5>(cpu),
+            6 => self.dispatch_bits::<6>(cpu),
+            _ => self.dispatch_bits::<8>(cpu),
+        }
+    }
+
+    fn dispatch_bits<const BITS: u32>(&self, cpu: Cpu) {
+        match self.tokens * self.input.layout.digits {
+            1 => dispatch(cpu, PlaneDot::<BITS, 1>(self)),
+            2 => dispatch(cpu, PlaneDot::<BITS, 2>(self)),
+            _ => dispatch(cpu, PlaneDot::<BITS, 3>(self)),
         }
     }
 }
 
-impl AffineDot<'_> {
-    #[inline(always)]
-    fn run_bits<S: Simd, const BITS: u32>(&self, simd: S) {
-        match self.tokens * self.input.layout.digits {
-            1 => self.run_planes::<S, BITS, 1>(simd),
-            2 => self.run_planes::<S, BITS, 2>(simd),
-            3 => self.run_planes::<S, BITS, 3>(simd),
-            _ => self.run_planes::<S, BITS, 4>(simd),
-        }
-    }
+/// [`AffineDot`] for one width of codes and `P` planes.
+struct PlaneDot<'a, const BITS: u32, const P: usize>(&'a AffineDot<'a>);
 
+impl<const BITS: u32, const P: usize> Kernel for PlaneDot<'_, BITS, P> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        self.0.run_planes::<S, BITS, P>(simd);
+    }
+}
+
+impl AffineDot<'_> {
     #[inline(always)]
     fn run_planes<S: Simd, const BITS: u32, const P: usize>(&self, simd: S) {
         let digits = self.input.layout.digits;
@@ -201,35 +210,41 @@ pub(super) struct DenseDot<'a> {
     pub(super) out: Out<'a>,
 }
 
-impl Kernel for DenseDot<'_> {
+impl DenseDot<'_> {
+    /// Computes the products. Every number of tokens is a function of its own.
+    pub(super) fn dispatch(&self, cpu: Cpu) {
+        match self.x.len() {
+            1 => dispatch(cpu, TokenDot::<1>(self)),
+            2 => dispatch(cpu, TokenDot::<2>(self)),
+            3 => dispatch(cpu, TokenDot::<3>(self)),
+            _ => dispatch(cpu, TokenDot::<4>(self)),
+        }
+    }
+}
+
+/// [`DenseDot`] for `T` tokens.
+struct TokenDot<'a, const T: usize>(&'a DenseDot<'a>);
+
+impl<const T: usize> Kernel for TokenDot<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        match self.x.len() {
-            1 => self.run_tokens::<S, 1>(simd),
-            2 => self.run_tokens::<S, 2>(simd),
-            3 => self.run_tokens::<S, 3>(simd),
-            _ => self.run_tokens::<S, 4>(simd),
+        let this = self.0;
+        for row in this.rows.iter() {
+            let sums = match this.ty {
+                FloatType::F32 => this.row::<S, T>(simd, FloatType::F32, row),
+                FloatType::F16 => this.row::<S, T>(simd, FloatType::F16, row),
+                FloatType::Bf16 => this.row::<S, T>(simd, FloatType::Bf16, row),
+            };
+            for (token, sum) in sums.into_iter().enumerate() {
+                // SAFETY: this call owns these rows of the output.
+                unsafe { this.out.write(this.first_token + token, row, sum) };
+            }
         }
     }
 }
 
 impl DenseDot<'_> {
-    #[inline(always)]
-    fn run_tokens<S: Simd, const T: usize>(&self, simd: S) {
-        for row in self.rows.iter() {
-            let sums = match self.ty {
-                FloatType::F32 => self.row::<S, T>(simd, FloatType::F32, row),
-                FloatType::F16 => self.row::<S, T>(simd, FloatType::F16, row),
-                FloatType::Bf16 => self.row::<S, T>(simd, FloatType::Bf16, row),
-            };
-            for (token, sum) in sums.into_iter().enumerate() {
-                // SAFETY: this call owns these rows of the output.
-                unsafe { self.out.write(self.first_token + token, row, sum) };
-            }
-        }
-    }
-
     /// The products of one row with all tokens.
     #[inline(always)]
     fn row<S: Simd, const T: usize>(&self, simd: S, ty: FloatType, row: usize) -> [f32; T] {

@@ -11,7 +11,7 @@ use crate::elementwise::{Glu, glu_serial};
 use crate::error::Result;
 use crate::pool::Pool;
 use crate::scratch::{self, Slot};
-use crate::simd::{LANES, dispatch};
+use crate::simd::LANES;
 use crate::weights::{Affine, Format, WeightMatrix};
 use std::ops::Range;
 
@@ -180,9 +180,8 @@ fn run_rows(
                 scratch::with(Slot::Panel, PANEL_ROWS / LANES * TILE_FLOATS * 4, |buf| {
                     let panel = bytemuck::cast_slice_mut(buf);
                     let tokens = tokens.len();
-                    let tiles =
-                        DenseTiles { ty, weights, input, first_token, tokens, rows, out, panel };
-                    dispatch(pool.cpu(), tiles);
+                    DenseTiles { ty, weights, input, first_token, tokens, rows, out, panel }
+                        .dispatch(pool.cpu());
                 })
             }
             _ => {
@@ -190,7 +189,7 @@ fn run_rows(
                 let (first_token, count) = (tokens.start, tokens.len());
                 tokens.zip(&mut x).for_each(|(token, x)| *x = source.row(token));
                 let x = &x[..count];
-                dispatch(pool.cpu(), DenseDot { ty, weights, x, first_token, rows, out });
+                DenseDot { ty, weights, x, first_token, rows, out }.dispatch(pool.cpu());
                 Ok(())
             }
         },
@@ -208,13 +207,11 @@ fn affine_rows(
 ) -> Result<()> {
     let (first_token, tokens) = (tokens.start, tokens.len());
     if tokens * input.layout.digits <= MAX_PLANES {
-        let dot = AffineDot { weights, input, first_token, tokens, rows, out };
-        dispatch(pool.cpu(), dot);
+        AffineDot { weights, input, first_token, tokens, rows, out }.dispatch(pool.cpu());
         return Ok(());
     }
     scratch::with(Slot::Panel, PANEL_BYTES, |buf| {
         let panel = CodePanel::new(buf);
-        let tiles = AffineTiles { weights, input, first_token, tokens, rows, out, panel };
-        dispatch(pool.cpu(), tiles);
+        AffineTiles { weights, input, first_token, tokens, rows, out, panel }.dispatch(pool.cpu());
     })
 }

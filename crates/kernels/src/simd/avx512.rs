@@ -64,6 +64,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_dpbusd_epi32(acc, u, s) }
     }
     #[inline(always)]
+    fn prefetch(self, ptr: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr.cast()) }
+    }
+    #[inline(always)]
     unsafe fn load(self, ptr: *const f32) -> __m512 {
         // SAFETY: 64 bytes are readable by contract.
         unsafe { _mm512_loadu_ps(ptr) }

@@ -138,6 +138,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `c` in 0..16; no alignment is needed.
     unsafe fn transpose(self, src: *const u32, dst: *mut u32, dst_stride: usize);
 
+    /// Asks for the cache line at `ptr`, which may be any address.
+    fn prefetch(self, _ptr: *const u8) {}
+
     /// Loads 16 values of `ty`.
     ///
     /// # Safety
