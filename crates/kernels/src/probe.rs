@@ -70,8 +70,8 @@ pub fn multiply_adds_per_second(pool: &Pool, peak: Peak) -> f64 {
     total / start.elapsed().as_secs_f64()
 }
 
-/// Independent accumulators: enough to hide latencies, few enough for 16 registers.
-const ACCUMULATORS: usize = 6;
+/// Independent accumulators: enough to hide latencies, twice five cycles.
+const ACCUMULATORS: usize = 10;
 
 struct Arithmetic {
     peak: Peak,
@@ -87,16 +87,20 @@ impl Kernel for Arithmetic {
         // SAFETY: 64 bytes are readable.
         let (x, y) = unsafe { (simd.load_bytes(bytes.as_ptr()), simd.load(bytes.as_ptr().cast())) };
         match self.peak {
-            Peak::Int8 => (0..self.rounds).for_each(|_| {
-                for sum in &mut ints {
-                    *sum = simd.dot::<7>(*sum, x, x);
+            Peak::Int8 => {
+                for _ in 0..self.rounds {
+                    for sum in &mut ints {
+                        *sum = simd.dot::<7>(*sum, x, x);
+                    }
                 }
-            }),
-            Peak::F32 => (0..self.rounds).for_each(|_| {
-                for sum in &mut floats {
-                    *sum = simd.fma(y, y, *sum);
+            }
+            Peak::F32 => {
+                for _ in 0..self.rounds {
+                    for sum in &mut floats {
+                        *sum = simd.fma(y, y, *sum);
+                    }
                 }
-            }),
+            }
         }
         let mut total = simd.zero();
         for i in 0..ACCUMULATORS {

@@ -78,7 +78,9 @@ pub(super) fn run_jobs(
         match kind {
             Kind::Digits { group } => {
                 let digits = precision.digits();
-                let layout = DigitLayout { tokens, cols: source.cols, group, digits };
+                let few = same.iter().all(|job| job.tokens.len() * digits <= MAX_PLANES);
+                let layout = if few { DigitLayout::flat } else { DigitLayout::blocked };
+                let layout = layout(tokens, source.cols, group, digits);
                 scratch::with(Slot::Input, layout.bytes(), |buf| {
                     let input = Prepared::Digits(quantize(pool, source, layout, buf));
                     run_region(pool, &same, input)

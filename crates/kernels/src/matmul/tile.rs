@@ -70,6 +70,7 @@ pub(super) struct AffineTiles<'a> {
 impl AffineTiles<'_> {
     /// Computes the products; each step is a function of its own.
     pub(super) fn dispatch(&self, cpu: Cpu) {
+        assert!(self.input.layout.is_blocked(), "tiles need blocks of digits");
         for block in 0..self.input.layout.blocks() {
             match self.weights.bits {
                 2 => dispatch(cpu, Pack::<2>(self, block)),
