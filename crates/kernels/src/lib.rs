@@ -15,7 +15,12 @@
 pub mod aligned;
 pub mod error;
 pub mod isa;
+pub mod kv;
 pub mod pool;
+pub mod turbo;
+
+#[cfg(test)]
+mod testing;
 
 pub use aligned::AlignedBuf;
 pub use error::{KernelError, Result};
