@@ -1,4 +1,5 @@
 //! Prints a model's tensors: `cargo run -p mlxcel-estimator --example inventory -- config.json`.
+#![expect(clippy::print_stdout, reason = "an example prints its result")]
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args().nth(1).ok_or("usage: inventory config.json")?;
