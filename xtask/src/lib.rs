@@ -4,5 +4,7 @@
 //! may use this library as a dev-dependency to make random-weights checkpoints ([`synth`]).
 
 pub mod ci;
+pub mod golden;
 pub mod paths;
+pub mod synth;
 pub mod tidy;
