@@ -33,6 +33,8 @@ pub enum TensorRole {
     Bias,
     /// A convolution's kernel.
     Convolution,
+    /// Stored beside the parameters, but set rather than learnt: not counted as a parameter.
+    Buffer,
     /// Anything else: decay rates, gates, positions, sinks.
     Plain,
 }
@@ -74,6 +76,14 @@ impl TensorSpec {
         })
     }
 
+    /// Elements that count as parameters: none of a buffer's.
+    ///
+    /// # Errors
+    /// As [`Self::elements`].
+    pub fn parameters(&self) -> Result<u64, EstimatorError> {
+        if self.role == TensorRole::Buffer { Ok(0) } else { self.elements() }
+    }
+
     /// Whether MLX's affine quantisation applies: a language-model matrix or embedding whose rows
     /// divide into groups. Image encoders, convolutions and vectors stay as they are.
     #[must_use]
@@ -110,7 +120,10 @@ impl TensorSpec {
 /// ```
 pub fn tensors(config_json: &str) -> Result<Vec<TensorSpec>, EstimatorError> {
     let fields = Fields::parse(config_json)?;
-    let families = registry::choose(&fields)?;
+    let families = registry::choose(&fields)?.ok_or_else(|| EstimatorError::MissingField {
+        field: "model_type".to_owned(),
+        model_type: fields.text_type().map(crate::error::shortened).unwrap_or_default(),
+    })?;
     inventory(&fields, &families)
 }
 
@@ -127,7 +140,7 @@ pub(crate) fn inventory(
     }
     if let Some(wrapper) = &families.wrapper {
         list.iter_mut().for_each(|tensor| rename(tensor, wrapper));
-        emit(&Scope::new(fields, wrapper), Where::Vision, &mut list)?;
+        emit(&Scope::new(fields, wrapper).over(&families.text), Where::Vision, &mut list)?;
     }
     emit(&text, Where::Vision, &mut list)?;
     Ok(list)
