@@ -201,6 +201,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn add_four(bytes: Self::Bytes, signs: u64) -> Self::Bytes {
+        #[expect(clippy::cast_possible_truncation, reason = "the two halves of 64 bits")]
         let (low, high) = (signs as u32, (signs >> 32) as u32);
         // SAFETY: the trait's contract.
         unsafe { (_mm256_add_epi8(bytes.0, fours(low)), _mm256_add_epi8(bytes.1, fours(high))) }

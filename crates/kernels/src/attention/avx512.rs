@@ -8,6 +8,17 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(__m512);
 
+/// Masks of the lanes below n.
+static BELOW: [__mmask16; 17] = {
+    let mut masks = [0; 17];
+    let mut n = 1;
+    while n <= 16 {
+        masks[n] = (masks[n - 1] << 1) | 1;
+        n += 1;
+    }
+    masks
+};
+
 // SAFETY comments below refer to the trait's contract: the processor has these instructions, and
 // pointers are valid for the elements read or written.
 impl Lanes for Avx512 {
@@ -97,8 +108,8 @@ impl Lanes for Avx512 {
     }
     #[inline(always)]
     unsafe fn keep(self, from: usize, to: usize, other: Self) -> Self {
-        let below = |n: usize| (1u32 << n.min(16)) - 1;
-        let mask = (below(to) & !below(from)) as __mmask16;
+        let below = |n: usize| BELOW[n.min(16)];
+        let mask = below(to) & !below(from);
         // SAFETY: the trait's contract.
         Self(unsafe { _mm512_mask_blend_ps(mask, other.0, self.0) })
     }

@@ -14,12 +14,15 @@ use crate::turbo::Side;
 use half::{bf16, f16};
 use std::ops::Range;
 
+/// The signature of [`softmax`].
+type Softmax = fn(Cap, usize, &mut [f32], &[Range<usize>], &mut State<'_>);
+
 /// The kernels of one instruction set.
 pub(crate) struct Ops {
     pub(crate) matmul_f32: fn(&Shape, &[f32], &[f32], &mut [f32]),
     pub(crate) matmul_f16: fn(&Shape, &[f32], &[f16], &mut [f32]),
     pub(crate) matmul_bf16: fn(&Shape, &[f32], &[bf16], &mut [f32]),
-    pub(crate) softmax: fn(Cap, usize, &mut [f32], &[Range<usize>], &mut State<'_>),
+    pub(crate) softmax: Softmax,
     pub(crate) keys: fn(&HeadView<'_>, Range<usize>, &mut [f32]),
     pub(crate) values: fn(&HeadView<'_>, Range<usize>, &mut [f32]),
     pub(crate) rotate: fn(Turn, Side, usize, usize, &mut [f32]),
