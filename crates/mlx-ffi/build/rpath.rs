@@ -12,10 +12,7 @@
 //! }
 //! ```
 
-<<<<<<< HEAD
-=======
 #![expect(clippy::print_stdout, reason = "that is how a build script talks to Cargo")]
->>>>>>> ffi
 // Each build script that includes this file uses one of the two functions.
 #![allow(dead_code, reason = "announce is mlx-ffi's, forward is its dependents'")]
 
