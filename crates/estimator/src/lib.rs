@@ -15,6 +15,7 @@ mod json;
 mod kv;
 mod machine;
 mod quantization;
+pub mod report;
 mod scratch;
 mod solve;
 mod spec;
