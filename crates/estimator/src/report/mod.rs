@@ -307,7 +307,7 @@ mod tests {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         let text = report(QWEN, 4 << 30).to_text();
-        for part in ["FITS", "contexts up to", "int8+turbo4"] {
+        for part in ["FITS", "tokens of context", "int8+turbo4"] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
     }

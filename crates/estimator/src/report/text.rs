@@ -135,19 +135,19 @@ fn what_fits(out: &mut String, report: &Report) {
     if report.available_bytes.is_none() {
         return;
     }
-    let unbounded = |n: Option<u64>| n.map_or("any number of".to_owned(), |n| n.to_string());
     let own = report.model_max_context_tokens.map(|n| format!(" (the model was made for {n})"));
-    line(
-        out,
-        &format!(
-            "would fit: contexts up to {} tokens{}, {} sequences of {} tokens, chunks up to {} tokens",
-            unbounded(report.max_context_tokens),
-            own.unwrap_or_default(),
-            unbounded(report.max_batch),
-            report.inputs.context_tokens,
-            report.max_prefill_chunk.map_or("any number of".to_owned(), |n| n.to_string()),
-        ),
-    );
+    let context = bound(report.max_context_tokens, "tokens of context");
+    let batch = bound(report.max_batch, "sequences of this length");
+    let chunk = bound(report.max_prefill_chunk, "tokens in a chunk");
+    line(out, &format!("would fit: {context}{}, {batch}, {chunk}", own.unwrap_or_default()));
+}
+
+fn bound(largest: Option<u64>, of: &str) -> String {
+    match largest {
+        None => format!("any number of {of}"),
+        Some(0) => format!("no {of}"),
+        Some(n) => format!("up to {n} {of}"),
+    }
 }
 
 fn modes(out: &mut String, modes: &[ModeReport]) {
