@@ -1,4 +1,20 @@
-//! The runtime of mlxcel: text in, tokens through a model, text out.
+//! Loading, tokenising, model families, sampling and generation.
+//!
+//! Owns everything between a model's folder and its text. Leaves tensors and caches to
+//! `mlxcel-core`, every size formula to `mlxcel-estimator`, and arguments and terminals to `cli`.
 
+pub mod bench;
+mod builtin;
+pub mod engine;
+mod error;
+pub mod eval;
+pub mod families;
+pub mod loading;
+pub mod memory;
+mod model_text;
 pub mod sampling;
 pub mod text;
+
+pub use error::{Error, Result};
+pub use model_text::ModelText;
+pub use mlxcel_core::{ComputeDtype, KernelSet, OpsConfig, Precision, SequenceCache, SequenceRun};

@@ -1,0 +1,266 @@
+//! All safetensors files of a model folder as one set of tensors.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{Header, TensorInfo, read_header};
+use crate::error::{EstimatorError, shortened};
+use crate::json;
+
+/// The name of a sharded checkpoint's index.
+const INDEX: &str = "model.safetensors.index.json";
+
+/// The headers of a model folder: every tensor once, and the file that holds it.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    /// The files, each with its header, in the order of their names.
+    pub files: Vec<(PathBuf, Header)>,
+    /// Which file (position in `files`) holds a tensor.
+    pub tensors: BTreeMap<String, usize>,
+    /// The index's `metadata.total_size`, where there is an index that states one.
+    pub index_total_bytes: Option<u64>,
+}
+
+impl Checkpoint {
+    /// Reads the headers of `dir`: the shards that its index names, or every `*.safetensors`
+    /// file where there is no index. `Ok(None)` where the folder holds neither.
+    ///
+    /// # Errors
+    /// A header that is malformed, a shard that the index names and the folder lacks, a tensor
+    /// that two files hold or that the index promises and no file holds.
+    pub fn open(dir: &Path) -> Result<Option<Self>, EstimatorError> {
+        let index_path = dir.join(INDEX);
+        let index = if index_path.is_file() { Some(Index::read(&index_path)?) } else { None };
+        let names = match &index {
+            Some(index) => index.shards(),
+            None => safetensors_files(dir)?,
+        };
+        if names.is_empty() {
+            return Ok(None);
+        }
+        let mut files = Vec::with_capacity(names.len());
+        for name in names {
+            let path = dir.join(&name);
+            if index.is_some() && !path.is_file() {
+                return Err(problem(
+                    dir,
+                    format!("{INDEX} names `{}`, which is missing", shortened(&name)),
+                ));
+            }
+            files.push((path.clone(), read_header(&path)?));
+        }
+        let tensors = merge(dir, &files)?;
+        if let Some(index) = &index {
+            index.check(dir, &tensors)?;
+        }
+        Ok(Some(Self { files, tensors, index_total_bytes: index.and_then(|i| i.total_bytes) }))
+    }
+
+    /// Reads the header of one file as a checkpoint of its own.
+    ///
+    /// # Errors
+    /// What [`read_header`] finds.
+    pub fn open_file(path: &Path) -> Result<Self, EstimatorError> {
+        let files = vec![(path.to_owned(), read_header(path)?)];
+        let tensors = merge(path, &files)?;
+        Ok(Self { files, tensors, index_total_bytes: None })
+    }
+
+    /// A tensor and the file that holds it.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<(&Path, &TensorInfo)> {
+        let (path, header) = self.files.get(*self.tensors.get(name)?)?;
+        header.tensors.get(name).map(|info| (path.as_path(), info))
+    }
+
+    /// Every tensor with its name, in the order of the names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        self.tensors.iter().filter_map(|(name, file)| {
+            let (_, header) = self.files.get(*file)?;
+            header.tensors.get(name).map(|info| (name.as_str(), info))
+        })
+    }
+
+    /// Bytes of all tensors.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        self.files.iter().fold(0, |sum, (_, header)| sum.saturating_add(header.total_bytes()))
+    }
+}
+
+fn merge(
+    dir: &Path,
+    files: &[(PathBuf, Header)],
+) -> Result<BTreeMap<String, usize>, EstimatorError> {
+    let mut tensors = BTreeMap::new();
+    for (position, (path, header)) in files.iter().enumerate() {
+        for name in header.tensors.keys() {
+            if let Some(first) = tensors.insert(name.clone(), position) {
+                let first = files.get(first).map(|(path, _)| file_name(path)).unwrap_or_default();
+                let (name, second) = (shortened(name), file_name(path));
+                return Err(problem(dir, format!("tensor `{name}` is in {first} and in {second}")));
+            }
+        }
+    }
+    Ok(tensors)
+}
+
+/// The names of all safetensors files in `dir`, sorted.
+fn safetensors_files(dir: &Path) -> Result<Vec<String>, EstimatorError> {
+    let io = |source| EstimatorError::Io { path: dir.to_owned(), source };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        if let Some(name) = name.to_str().filter(|name| name.ends_with(".safetensors")) {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// What an index says.
+struct Index {
+    weight_map: BTreeMap<String, String>,
+    total_bytes: Option<u64>,
+}
+
+impl Index {
+    fn read(path: &Path) -> Result<Self, EstimatorError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| EstimatorError::Io { path: path.to_owned(), source })?;
+        let name = path.display().to_string();
+        let object = json::parse_object(&text, &name)?;
+        let bad =
+            |reason: &str| EstimatorError::Json { what: name.clone(), reason: reason.to_owned() };
+        let map = object.get("weight_map").and_then(Value::as_object);
+        let mut weight_map = BTreeMap::new();
+        for (tensor, file) in map.ok_or_else(|| bad("it has no `weight_map` object"))? {
+            let file =
+                file.as_str().ok_or_else(|| bad("a `weight_map` entry is not a file name"))?;
+            if Path::new(file).file_name().and_then(|n| n.to_str()) != Some(file) {
+                return Err(bad("a `weight_map` entry leaves the folder"));
+            }
+            weight_map.insert(tensor.clone(), file.to_owned());
+        }
+        let total = object.get("metadata").and_then(|m| m.get("total_size"));
+        let total_bytes = total.and_then(|t| t.as_u64().or_else(|| t.as_f64().and_then(whole)));
+        Ok(Self { weight_map, total_bytes })
+    }
+
+    fn shards(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.weight_map.values().cloned().collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// Every tensor that the index promises must be in a file.
+    fn check(&self, dir: &Path, tensors: &BTreeMap<String, usize>) -> Result<(), EstimatorError> {
+        match self.weight_map.iter().find(|(name, _)| !tensors.contains_key(*name)) {
+            None => Ok(()),
+            Some((name, file)) => {
+                let name = shortened(name);
+                Err(problem(
+                    dir,
+                    format!("{INDEX} promises tensor `{name}` in {file}, which lacks it"),
+                ))
+            }
+        }
+    }
+}
+
+/// Some writers state the total as `988097824.0`.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the range and the wholeness are checked"
+)]
+fn whole(x: f64) -> Option<u64> {
+    ((0.0..9e15).contains(&x) && x.fract() == 0.0).then_some(x as u64)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn problem(dir: &Path, reason: String) -> EstimatorError {
+    EstimatorError::Checkpoint { dir: dir.to_owned(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(dir: &Path, name: &str, tensors: &[(&str, u64)]) {
+        let mut at = 0_u64;
+        let entries: Vec<_> = tensors
+            .iter()
+            .map(|(name, bytes)| {
+                let begin = at;
+                at += bytes;
+                format!(
+                    r#""{name}":{{"dtype":"U8","shape":[{bytes}],"data_offsets":[{begin},{at}]}}"#
+                )
+            })
+            .collect();
+        let json = format!("{{{}}}", entries.join(","));
+        let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(json.as_bytes());
+        bytes.resize(bytes.len() + usize::try_from(at).unwrap(), 0);
+        std::fs::write(dir.join(name), bytes).unwrap();
+    }
+
+    fn index(dir: &Path, map: &str) {
+        let text = format!(r#"{{"metadata":{{"total_size":7}},"weight_map":{map}}}"#);
+        std::fs::write(dir.join(INDEX), text).unwrap();
+    }
+
+    fn check_error(dir: &Path, expected: &str) {
+        let error = Checkpoint::open(dir).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+
+    #[test]
+    fn a_sharded_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "a.safetensors", &[("x", 3)]);
+        write(dir.path(), "b.safetensors", &[("y", 4)]);
+        write(dir.path(), "stray.safetensors", &[("z", 100)]);
+        index(dir.path(), r#"{"x":"a.safetensors","y":"b.safetensors"}"#);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap().unwrap();
+        assert_eq!(checkpoint.total_bytes(), 7);
+        assert_eq!(checkpoint.index_total_bytes, Some(7));
+        let (path, info) = checkpoint.get("y").unwrap();
+        assert_eq!(
+            (path.file_name().unwrap().to_str(), info.size_bytes()),
+            (Some("b.safetensors"), 4)
+        );
+        assert_eq!(checkpoint.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["x", "y"]);
+    }
+
+    #[test]
+    fn an_index_that_lies() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "a.safetensors", &[("x", 3)]);
+        index(dir.path(), r#"{"x":"a.safetensors","y":"b.safetensors"}"#);
+        check_error(dir.path(), "names `b.safetensors`, which is missing");
+        index(dir.path(), r#"{"x":"a.safetensors","y":"a.safetensors"}"#);
+        check_error(dir.path(), "promises tensor `y` in a.safetensors, which lacks it");
+        index(dir.path(), r#"{"x":"../a.safetensors"}"#);
+        check_error(dir.path(), "leaves the folder");
+        write(dir.path(), "b.safetensors", &[("x", 3)]);
+        index(dir.path(), r#"{"x":"a.safetensors","y":"b.safetensors"}"#);
+        check_error(dir.path(), "tensor `x` is in a.safetensors and in b.safetensors");
+        index(dir.path(), r#"[]"#);
+        check_error(dir.path(), "no `weight_map`");
+    }
+
+    #[test]
+    fn an_empty_folder_is_no_error() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Checkpoint::open(dir.path()).unwrap().is_none());
+    }
+}
