@@ -1,5 +1,7 @@
 //! Sampling against mlx-lm: see `tests/golden/sampling.py`.
 
+#![expect(clippy::cast_possible_truncation, reason = "the goldens are f32, written in decimal")]
+
 use serde::Deserialize;
 use serde_json::Value;
 

@@ -1,3 +1,5 @@
+#![expect(clippy::cast_possible_truncation, reason = "expected values are computed in f64")]
+
 use super::*;
 use crate::sampling::SamplingOptions;
 
@@ -90,7 +92,7 @@ fn the_likeliest_token_is_taken_at_temperature_0_the_first_of_equals() {
 fn a_seed_means_these_tokens_for_ever() {
     let logits: Vec<f32> = (0..1000_u16).map(|i| f32::from(i * 37 % 1000) / 250.0).collect();
     let options = SamplingOptions { seed: Some(7), top_p: Some(0.9), ..warm() };
-    assert_eq!(draws(options, &logits, 8), [0; 8]);
+    assert_eq!(draws(options, &logits, 8), [158, 161, 697, 722, 590, 348, 81, 837]);
 }
 
 #[test]
