@@ -32,6 +32,7 @@ const STEPS: &[Step] = &[
     Step { name: "tidy", run: || tidy::run().map(|()| Outcome::Passed) },
     Step { name: "unused-dependencies", run: unused_dependencies },
     Step { name: "deny", run: deny },
+    Step { name: "bindings", run: bindings },
     Step { name: "no-compiler", run: no_compiler },
     Step { name: "clippy", run: clippy },
     Step { name: "test", run: test },
@@ -69,6 +70,10 @@ fn fmt() -> Result<Outcome> {
 
 fn clippy() -> Result<Outcome> {
     cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"], &[])
+}
+
+fn bindings() -> Result<Outcome> {
+    cargo(&["xtask", "bindgen", "--check"], &[])
 }
 
 /// Sizing must be embeddable where no C or C++ compiler is: a build script that asks for one
