@@ -7,7 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for tensor in mlxcel_estimator::tensors(&std::fs::read_to_string(path)?)? {
         let quantised = if tensor.is_quantisable() { "quantisable" } else { "" };
         println!("{}\t{:?}\t{}\t{quantised}", tensor.name, tensor.shape, tensor.count);
-        total = total.checked_add(tensor.elements()?).ok_or("more than 2^64 elements")?;
+        total = total.checked_add(tensor.parameters()?).ok_or("more than 2^64 elements")?;
     }
     println!("{total} parameters");
     Ok(())

@@ -33,6 +33,8 @@ pub enum TensorRole {
     Bias,
     /// A convolution's kernel.
     Convolution,
+    /// Stored beside the parameters, but set rather than learnt: not counted as a parameter.
+    Buffer,
     /// Anything else: decay rates, gates, positions, sinks.
     Plain,
 }
@@ -72,6 +74,14 @@ impl TensorSpec {
         product.ok_or_else(|| EstimatorError::Overflow {
             what: format!("the size of `{}`", self.name),
         })
+    }
+
+    /// Elements that count as parameters: none of a buffer's.
+    ///
+    /// # Errors
+    /// As [`Self::elements`].
+    pub fn parameters(&self) -> Result<u64, EstimatorError> {
+        if self.role == TensorRole::Buffer { Ok(0) } else { self.elements() }
     }
 
     /// Whether MLX's affine quantisation applies: a language-model matrix or embedding whose rows
@@ -127,7 +137,7 @@ pub(crate) fn inventory(
     }
     if let Some(wrapper) = &families.wrapper {
         list.iter_mut().for_each(|tensor| rename(tensor, wrapper));
-        emit(&Scope::new(fields, wrapper), Where::Vision, &mut list)?;
+        emit(&Scope::new(fields, wrapper).over(&families.text), Where::Vision, &mut list)?;
     }
     emit(&text, Where::Vision, &mut list)?;
     Ok(list)

@@ -4,6 +4,8 @@
 //! description. A field that is absent takes the description's `default`; one that is `null`,
 //! or absent without a default, takes its `derive`. Everything is a checked `u64`.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use super::Family;
@@ -34,13 +36,20 @@ pub(crate) enum Worth {
 pub(crate) struct Scope<'a> {
     pub(crate) fields: &'a Fields,
     pub(crate) family: &'a Family,
+    /// The language model below a wrapper: it has the names that the wrapper does not define.
+    below: Option<&'a Family>,
     pub(crate) layer: Option<u64>,
     depth: u32,
 }
 
 impl<'a> Scope<'a> {
     pub(crate) fn new(fields: &'a Fields, family: &'a Family) -> Self {
-        Self { fields, family, layer: None, depth: 0 }
+        Self { fields, family, below: None, layer: None, depth: 0 }
+    }
+
+    /// The same with `below` behind `family`.
+    pub(crate) fn over(self, below: &'a Family) -> Self {
+        Self { below: Some(below), ..self }
     }
 
     pub(crate) fn at_layer(self, layer: u64) -> Self {
@@ -89,23 +98,27 @@ impl<'a> Scope<'a> {
         if name == "l" {
             return Ok(self.layer.map_or(Worth::Absent, Worth::Size));
         }
-        if let Some(expr) = self.family.lets.get(name) {
+        if let Some(expr) = self.defined(|family| &family.lets, name) {
             return self.deeper(name)?.worth(expr);
         }
-        let field = self.fields.get(name);
-        match field {
-            Field::Present(value) => self.read(name, value),
-            Field::Absent if self.family.defaults.contains_key(name) => self
-                .family
-                .defaults
-                .get(name)
-                .map_or(Ok(Worth::Absent), |e| self.deeper(name)?.worth(e)),
-            Field::Absent | Field::Null => self.derived(name),
+        match (self.fields.get(name), self.defined(|family| &family.defaults, name)) {
+            (Field::Present(value), _) => self.read(name, value),
+            (Field::Absent, Some(default)) => self.deeper(name)?.worth(default),
+            (Field::Absent | Field::Null, _) => self.derived(name),
         }
     }
 
+    /// What this family, or the one below it, says of `name` in one of its maps.
+    fn defined(
+        &self,
+        map: impl Fn(&'a Family) -> &'a BTreeMap<String, Expr>,
+        name: &str,
+    ) -> Option<&'a Expr> {
+        map(self.family).get(name).or_else(|| map(self.below?).get(name))
+    }
+
     fn derived(&self, name: &str) -> Result<Worth, EstimatorError> {
-        if let Some(expr) = self.family.derives.get(name) {
+        if let Some(expr) = self.defined(|family| &family.derives, name) {
             return self.deeper(name)?.worth(expr);
         }
         match DERIVE.iter().find(|(derived, _)| *derived == name) {
@@ -232,6 +245,9 @@ impl<'a> Scope<'a> {
                 let up = self.checked(Operator::Add, a, b.saturating_sub(1))?;
                 self.checked(Operator::Divide, up, b).map(Worth::Size)
             }
+            ("when", [condition, yes, no]) => {
+                self.worth(if self.holds(condition)? { yes } else { no })
+            }
             ("max", [a, b]) => Ok(Worth::Size(self.size(a)?.max(self.size(b)?))),
             ("min", [a, b]) => Ok(Worth::Size(self.size(a)?.min(self.size(b)?))),
             ("scaled", [Expr::Name(field), by]) => self.scaled(field, by),
@@ -302,7 +318,7 @@ impl<'a> Scope<'a> {
     /// The first field of `expr` that has no value: what a person would have to add.
     fn first_absent(&self, expr: &Expr) -> Option<String> {
         match expr {
-            Expr::Name(name) => match self.family.lets.get(name) {
+            Expr::Name(name) => match self.defined(|family| &family.lets, name) {
                 Some(inner) => self.deeper(name).ok()?.first_absent(inner),
                 None => matches!(self.name(name), Ok(Worth::Absent)).then(|| name.clone()),
             },

@@ -18,21 +18,97 @@ macro_rules! families {
 const TEXT: &[Entry] = families![
     ["llama"] => "llama",
     ["mistral"] => "mistral",
-    ["qwen2"] => "qwen2",
-    ["qwen3"] => "qwen3",
-    ["phi3"] => "phi3",
+    ["qwen2", "qwen2_vl_text", "qwen2_5_vl_text", "qwen2_vl", "qwen2_5_vl", "mimo"] => "qwen2",
+    ["qwen3", "qwen3_vl_text"] => "qwen3",
+    ["phi3", "phi3_v"] => "phi3",
     ["smollm3"] => "smollm3",
+    ["qwen2_moe"] => "qwen2_moe",
+    ["qwen3_moe", "qwen3_vl_moe_text"] => "qwen3_moe",
+    ["qwen3_next"] => "qwen3_next",
+    ["qwen3_5_text", "qwen3_5"] => "qwen3_5",
+    ["qwen3_5_moe_text", "qwen3_5_moe"] => "qwen3_5_moe",
+    ["deepseek_v2"] => "deepseek_v2",
+    ["deepseek_v3", "kimi_k2"] => "deepseek_v3",
+    ["glm_moe_dsa", "deepseek_v32"] => "glm_moe_dsa",
+    ["deepseek_v4", "deepseek_ref"] => "deepseek_v4",
+    ["gemma"] => "gemma",
+    ["gemma2"] => "gemma2",
+    ["gemma3_text", "gemma3"] => "gemma3",
+    ["gemma4_text", "gemma4"] => "gemma4",
+    ["gpt_oss"] => "gpt_oss",
+    ["granite"] => "granite",
+    ["granitemoehybrid"] => "granitemoehybrid",
+    ["falcon_h1"] => "falcon_h1",
+    ["nemotron_h"] => "nemotron_h",
+    ["mamba", "falcon_mamba"] => "mamba",
+    ["mamba2"] => "mamba2",
+    ["jamba"] => "jamba",
+    ["mixtral"] => "mixtral",
+    ["llama4_text", "llama4"] => "llama4",
+    ["mllama_text_model"] => "mllama_text",
+    ["step3p5", "step3p7"] => "step3p5",
+    ["minimax_m3", "minimax_m3_vl_text"] => "minimax_m3",
+    ["exaone"] => "exaone",
+    ["qwen"] => "qwen",
+    ["chatglm"] => "chatglm",
+    ["baichuan"] => "baichuan",
+    ["hf_olmo"] => "hf_olmo",
+    ["molmo"] => "molmo",
+    ["phi"] => "phi",
+    ["phi-msft"] => "phi_msft",
+    ["gpt2"] => "gpt2",
+    ["gpt_bigcode"] => "gpt_bigcode",
+    ["gpt_neox"] => "gpt_neox",
+    ["mpt"] => "mpt",
+    ["falcon"] => "falcon",
+    ["olmo2", "olmo3"] => "olmo2",
+    ["olmoe"] => "olmoe",
+    ["starcoder2"] => "starcoder2",
+    ["glm", "glm4"] => "glm4",
+    ["lfm2", "lfm2_moe"] => "lfm2",
 ];
 
 /// Wrappers that join a language model to an image encoder.
-const WRAPPERS: &[Entry] = families![];
+const WRAPPERS: &[Entry] = families![
+    ["llava"] => "llava",
+    ["qwen2_5_vl"] => "qwen2_5_vl",
+    ["qwen2_vl"] => "qwen2_vl",
+    ["qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"] => "qwen3_vl",
+    ["gemma3"] => "gemma3_vl",
+    ["mllama"] => "mllama",
+    ["llama4"] => "llama4_vl",
+    ["kimi_k25"] => "kimi_k25",
+    ["gemma4"] => "gemma4_vl",
+    ["phi3_v"] => "phi3_v",
+    ["step3p7"] => "step3p7",
+];
+
+/// `"name"` => `families/fragments/name.txt`.
+macro_rules! fragments {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../../families/fragments/", $name, ".txt")))),*]
+    };
+}
 
 /// Pieces that several descriptions share.
-const FRAGMENTS: &[(&str, &str)] = &[
-    ("ends", include_str!("../../families/fragments/ends.txt")),
-    ("gqa", include_str!("../../families/fragments/gqa.txt")),
-    ("gated_mlp", include_str!("../../families/fragments/gated_mlp.txt")),
-    ("pre_norms", include_str!("../../families/fragments/pre_norms.txt")),
+const FRAGMENTS: &[(&str, &str)] = fragments![
+    "ends",
+    "experts",
+    "gated_delta",
+    "gated_mlp",
+    "gqa",
+    "mamba1",
+    "mamba2",
+    "mla",
+    "mllama_block",
+    "pixtral",
+    "plain_mlp",
+    "pre_norms",
+    "qk_norm",
+    "qwen3_5",
+    "shared_experts",
+    "siglip",
+    "vit_block",
 ];
 
 /// The text of a fragment.

@@ -170,6 +170,7 @@ fn role_of(stated: &str, name: &str, rank: usize) -> Result<TensorRole, String> 
         "norm" => Ok(TensorRole::Norm),
         "bias" => Ok(TensorRole::Bias),
         "conv" => Ok(TensorRole::Convolution),
+        "buffer" => Ok(TensorRole::Buffer),
         "plain" => Ok(TensorRole::Plain),
         "" if name.ends_with("bias") => Ok(TensorRole::Bias),
         "" if rank >= 2 => Ok(TensorRole::Linear),
