@@ -1,1 +1,28 @@
-//! (being written)
+//! CPU kernels of mlxcel: quantised and dense matrix products, attention, Walsh–Hadamard,
+//! norms, rope and element-wise functions, with the thread pool that they run on.
+//!
+//! Every kernel is safe to call: it checks shapes first, and picks one of several
+//! instruction-set paths by the [`Cpu`] of its [`Pool`]. The paths of one kernel agree with an
+//! f64 oracle within a stated tolerance; their results may differ from each other in the last
+//! bits. Activations are `f32` between kernels; weights and caches keep their storage types.
+//!
+//! This crate depends on no other crate of the workspace and knows neither MLX nor models.
+#![expect(
+    unsafe_code,
+    reason = "SIMD intrinsics and the thread pool; each block argues its safety"
+)]
+
+pub mod aligned;
+pub mod error;
+pub mod isa;
+pub mod kv;
+pub mod pool;
+pub mod turbo;
+
+#[cfg(test)]
+mod testing;
+
+pub use aligned::AlignedBuf;
+pub use error::{KernelError, Result};
+pub use isa::{Cpu, Isa};
+pub use pool::Pool;

@@ -1,0 +1,35 @@
+//! `mistral`: Mistral 7B and its descendants: llama's layout, with a sliding window over every
+//! layer where the configuration has one.
+
+use serde::Deserialize;
+
+use super::config::{Heads, RopeConfig};
+use super::dense::{Attention, Mlp, Model, ProjectionBias, Sizes};
+use crate::Result;
+use crate::loading::{Bias, Weights};
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Config {
+    #[serde(flatten)]
+    sizes: Sizes,
+    #[serde(flatten)]
+    heads: Heads,
+    #[serde(flatten)]
+    rope: RopeConfig,
+    sliding_window: Option<usize>,
+}
+
+pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
+    let heads = c.heads.shape(c.sizes.hidden_size)?;
+    let bias = ProjectionBias::all(Bias::None);
+    let rope = c.rope.build(heads.head_dim)?;
+    Model::load(
+        w,
+        &c.sizes,
+        |w, _| {
+            Attention::load(w, c.sizes.hidden_size, heads, bias, Some(rope.clone()))?
+                .windowed(c.sliding_window)
+        },
+        |w| Mlp::load(w, &c.sizes, Bias::None),
+    )
+}
