@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Instant;
 use xtask::{bindings, ci, golden, synth, tidy};
 
@@ -76,12 +77,17 @@ impl SynthModel {
     }
 }
 
-fn main() -> Result<()> {
-    match Args::parse().task {
+fn main() -> ExitCode {
+    let result = match Args::parse().task {
         Task::Ci(options) => ci::run(&options),
         Task::Tidy => tidy::run(),
         Task::Bindgen(arguments) => bindings::run(&arguments),
         Task::SynthModel(task) => task.run(),
         Task::Golden(arguments) => golden::run(&arguments),
+    };
+    if let Err(error) = result {
+        eprintln!("error: {error:#}");
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
 }
