@@ -38,6 +38,7 @@ const STEPS: &[Step] = &[
     Step { name: "test", run: test },
     Step { name: "shared-tests", run: shared_tests },
     Step { name: "doc", run: doc },
+    Step { name: "fuzz-targets", run: fuzz_targets },
 ];
 
 fn step_names() -> Vec<&'static str> {
@@ -128,6 +129,11 @@ fn shared_tests() -> Result<Outcome> {
 
 fn doc() -> Result<Outcome> {
     cargo(&["doc", "--workspace", "--no-deps", "--locked"], &[("RUSTDOCFLAGS", "-D warnings")])
+}
+
+/// They lie outside the workspace; fuzzing needs nightly, compiling them does not.
+fn fuzz_targets() -> Result<Outcome> {
+    cargo(&["check", "--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target/fuzz"], &[])
 }
 
 fn unused_dependencies() -> Result<Outcome> {
