@@ -120,7 +120,10 @@ impl TensorSpec {
 /// ```
 pub fn tensors(config_json: &str) -> Result<Vec<TensorSpec>, EstimatorError> {
     let fields = Fields::parse(config_json)?;
-    let families = registry::choose(&fields)?;
+    let families = registry::choose(&fields)?.ok_or_else(|| EstimatorError::MissingField {
+        field: "model_type".to_owned(),
+        model_type: fields.text_type().map(crate::error::shortened).unwrap_or_default(),
+    })?;
     inventory(&fields, &families)
 }
 

@@ -28,7 +28,7 @@ pub(crate) mod registry;
 mod statement;
 
 use expr::Expr;
-pub(crate) use statement::{Row, Section, Where};
+pub(crate) use statement::{Keep, Row, Section, Where};
 
 /// One family's description, parsed.
 #[derive(Debug, Clone, Default)]

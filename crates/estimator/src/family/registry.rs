@@ -2,7 +2,7 @@
 
 use super::Family;
 use crate::EstimatorError;
-use crate::config::Fields;
+use crate::config::{Field, Fields};
 
 /// Model types and the description that they share.
 type Entry = (&'static [&'static str], &'static str, &'static str);
@@ -116,29 +116,61 @@ pub(crate) fn fragment(name: &str) -> Option<&'static str> {
     FRAGMENTS.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
 }
 
+/// What a model type without a description is read as.
+const GENERIC: (&str, &str) = ("generic", include_str!("../../families/generic.txt"));
+
 /// The descriptions that one configuration needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Chosen {
     pub(crate) text: Family,
     pub(crate) wrapper: Option<Family>,
+    /// A sentence where the choice is a guess.
+    pub(crate) assumption: Option<String>,
 }
 
 /// Chooses by the language part's type, the wrapper's type, and the wrapper's usual language
-/// model, in this order.
-pub(crate) fn choose(fields: &Fields) -> Result<Chosen, EstimatorError> {
+/// model, in this order; `None` where nothing fits and the usual fields are not all there.
+pub(crate) fn choose(fields: &Fields) -> Result<Option<Chosen>, EstimatorError> {
     let root = fields.root_type().unwrap_or_default();
     let wrapper = find(WRAPPERS, root)?;
     let implied = wrapper.as_ref().and_then(|w| w.text.clone()).unwrap_or_default();
     let stated = fields.text_type().unwrap_or_default();
     for name in [stated, implied.as_str(), root] {
         if let Some(text) = find(TEXT, name)? {
-            return Ok(Chosen { text, wrapper });
+            let assumption = uncounted_encoder(fields, wrapper.as_ref(), root);
+            return Ok(Some(Chosen { text, wrapper, assumption }));
         }
     }
-    Err(EstimatorError::MissingField {
-        field: "model_type".to_owned(),
-        model_type: crate::error::shortened(stated),
-    })
+    generic(fields, wrapper, stated)
+}
+
+fn uncounted_encoder(fields: &Fields, wrapper: Option<&Family>, root: &str) -> Option<String> {
+    let unknown = fields.has_vision() && fields.is_nested() && wrapper.is_none();
+    let root = crate::error::shortened(root);
+    unknown
+        .then(|| format!("the image encoder of model type `{root}` is not known and not counted"))
+}
+
+fn generic(
+    fields: &Fields,
+    wrapper: Option<Family>,
+    stated: &str,
+) -> Result<Option<Chosen>, EstimatorError> {
+    const USUAL: [&str; 5] = [
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "vocab_size",
+    ];
+    if !USUAL.iter().all(|name| matches!(fields.get(name), Field::Present(_))) {
+        return Ok(None);
+    }
+    let name = crate::error::shortened(stated);
+    let assumption = Some(format!(
+        "model type `{name}` is not known: sized by its field names as a Llama-like decoder"
+    ));
+    Ok(Some(Chosen { text: Family::parse(GENERIC.0, GENERIC.1)?, wrapper, assumption }))
 }
 
 fn find(table: &[Entry], model_type: &str) -> Result<Option<Family>, EstimatorError> {
@@ -154,7 +186,8 @@ mod tests {
 
     #[test]
     fn every_description_parses() {
-        for (_, name, text) in TEXT.iter().chain(WRAPPERS) {
+        let generic: Entry = (&[], GENERIC.0, GENERIC.1);
+        for (_, name, text) in TEXT.iter().chain(WRAPPERS).chain([&generic]) {
             let family = Family::parse(name, text).unwrap();
             assert!(!family.sections.is_empty(), "{name}");
             let rows = family.sections.iter().flat_map(|s| &s.rows);
