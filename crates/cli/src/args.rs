@@ -1,6 +1,6 @@
 //! Flags that several commands share: one definition of name, values and help each.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
@@ -21,7 +21,7 @@ impl ModelArgs {
     pub(crate) fn source(&self) -> Result<ModelSource> {
         Ok(match &self.model {
             None => ModelSource::BuiltIn,
-            Some(name) => ModelSource::Folder(text::hub::resolve(name)?),
+            Some(name) => ModelSource::Folder(text::hub::resolve(Path::new(name))?),
         })
     }
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use mlxcel_runtime::engine::Engine;
 use mlxcel_runtime::eval::{self, Perplexity};
-use mlxcel_runtime::text::Text;
+use mlxcel_runtime::ModelText;
 use serde_json::json;
 
 use crate::args::{Activations, ComputeArgs, KvArgs, ModelArgs};
@@ -46,7 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let interrupt = Interrupt::install()?;
     let source = args.model.source()?;
     let tokens = match &args.text {
-        Some(path) => Text::load(&source)?.tokenizer().encode_verbatim(&crate::args::read_file(path)?)?,
+        Some(path) => ModelText::load(&source)?.tokenizer().encode_verbatim(&crate::args::read_file(path)?)?,
         None => args.tokens.clone(),
     };
     if tokens.is_empty() {

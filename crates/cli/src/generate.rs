@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use mlxcel_runtime::engine::{self, Engine, Finish, Generation, ModelSource, Outcome};
 use mlxcel_runtime::memory;
-use mlxcel_runtime::sampling::SamplingParams;
-use mlxcel_runtime::text::{ChatMessage, Text};
+use mlxcel_runtime::ModelText;
+use mlxcel_runtime::sampling::{SamplingOptions, SamplingParams};
+use mlxcel_runtime::text::{ChatMessage, ChatPrompt};
 use serde::Serialize;
 
 use crate::args::{Activations, ComputeArgs, KvArgs, ModelArgs};
@@ -83,15 +84,17 @@ pub(crate) struct SamplingArgs {
 
 impl SamplingArgs {
     /// What was given, over the model's own defaults.
-    fn params(&self, defaults: &SamplingParams) -> Result<SamplingParams> {
-        let mut params = defaults.clone();
-        params.temperature = self.temp.unwrap_or(params.temperature);
-        params.top_k = self.top_k.unwrap_or(params.top_k);
-        params.top_p = self.top_p.unwrap_or(params.top_p);
-        params.min_p = self.min_p.unwrap_or(params.min_p);
-        params.repetition_penalty = self.repetition_penalty.unwrap_or(params.repetition_penalty);
-        params.seed = self.seed.or(params.seed);
-        Ok(params.validated()?)
+    fn params(&self, defaults: &SamplingOptions) -> Result<SamplingParams> {
+        let options = SamplingOptions {
+            temperature: self.temp.unwrap_or(defaults.temperature),
+            top_k: self.top_k.or(defaults.top_k).filter(|k| *k > 0),
+            top_p: self.top_p.or(defaults.top_p),
+            min_p: self.min_p.or(defaults.min_p),
+            repetition_penalty: self.repetition_penalty.or(defaults.repetition_penalty),
+            seed: self.seed,
+            ..defaults.clone()
+        };
+        Ok(SamplingParams::new(options)?)
     }
 }
 
@@ -100,7 +103,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let interrupt = Interrupt::install()?;
     let started = Instant::now();
     let source = args.model.source()?;
-    let text = Text::load(&source)?;
+    let text = ModelText::load(&source)?;
     let prompt = Prompt::read(&args, &source, &text)?;
     let tokens = prompt.tokens(&text)?;
     let config = args.compute.engine(args.kv.mode()?, Activations::Int8)?;
@@ -114,7 +117,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let request = Generation {
         prompt: &tokens,
         max_tokens: args.max_tokens,
-        sampling: args.sampling.params(text.sampling_defaults())?,
+        sampling: args.sampling.params(text.sampling())?,
         stop: &args.stop,
         ignore_eos: args.ignore_eos,
     };
@@ -154,13 +157,13 @@ struct Prompt {
 }
 
 impl Prompt {
-    fn read(args: &Args, source: &ModelSource, text: &Text) -> Result<Self> {
+    fn read(args: &Args, source: &ModelSource, text: &ModelText) -> Result<Self> {
         let prompt = match (&args.prompt, &args.file) {
             (Some(prompt), _) => prompt.clone(),
             (None, Some(path)) => crate::args::read_file(path)?,
             (None, None) => default_prompt(source)?,
         };
-        let chat = text.has_chat_template() && !args.raw;
+        let chat = text.template().is_some() && !args.raw;
         if args.system.is_some() && !chat {
             bail!("--system needs a model with a chat template, and no --raw");
         }
@@ -170,13 +173,13 @@ impl Prompt {
         Ok(Self { text: prompt, system: args.system.clone(), chat })
     }
 
-    fn tokens(&self, text: &Text) -> Result<Vec<u32>> {
+    fn tokens(&self, text: &ModelText) -> Result<Vec<u32>> {
         if !self.chat {
             return Ok(text.tokenizer().encode_prompt(&self.text)?);
         }
         let system = self.system.iter().map(|s| ChatMessage::text("system", s));
         let messages: Vec<_> = system.chain([ChatMessage::text("user", &self.text)]).collect();
-        Ok(text.encode_chat(&messages)?)
+        Ok(text.encode_chat(&ChatPrompt::new(&messages))?)
     }
 
     /// What a terminal shows before the continuation of a bare prompt.

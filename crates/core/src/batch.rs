@@ -10,6 +10,7 @@ use mlx_ffi::Array;
 use crate::attention::AttentionSpec;
 use crate::cache::SequenceCache;
 use crate::ops::Ops;
+use crate::shape::int;
 use crate::{Error, Result, Rope};
 
 /// The tokens that one sequence adds in this pass, and the cache that they extend.
@@ -65,7 +66,7 @@ impl<'a> Batch<'a> {
         }
         Ok(Self {
             ops,
-            tokens: Array::from_slice(&tokens, &[tokens.len()])?,
+            tokens: Array::from_slice(&tokens, &[int(tokens.len())?])?,
             positions: positions.into(),
             spans,
             caches: runs.iter().map(|run| run.cache.clone()).collect(),

@@ -5,6 +5,7 @@
 
 use mlx_ffi::Array;
 
+use crate::shape::{dims, rows_cols};
 use crate::{Error, Result};
 
 /// A matrix `[rows, cols]` that multiplies from the left: `y = x · Wᵀ`.
@@ -37,8 +38,11 @@ impl Weight {
     #[must_use]
     pub fn shape(&self) -> (usize, usize) {
         match self {
-            Self::Dense(array) => (array.shape()[0], array.shape()[1]),
-            Self::Affine(w) => (w.scales.shape()[0], w.scales.shape()[1] * w.group_size),
+            Self::Dense(array) => rows_cols(array),
+            Self::Affine(w) => {
+                let (rows, groups) = rows_cols(&w.scales);
+                (rows, groups * w.group_size)
+            }
         }
     }
 
@@ -65,21 +69,21 @@ impl AffineWeight {
         }
         let [rows, groups] = matrix("scales", &scales)?;
         let expected = [rows, groups * group_size * bits / 32];
-        if codes.shape() != expected {
-            return Err(Error::Shape { op: "quantised weight", operand: "codes", found: codes.shape().to_vec(), expected: format!("{expected:?}") });
+        if dims(&codes) != expected {
+            return Err(Error::Shape { op: "quantised weight", operand: "codes", found: dims(&codes), expected: format!("{expected:?}") });
         }
         if biases.shape() != scales.shape() {
-            return Err(Error::Shape { op: "quantised weight", operand: "biases", found: biases.shape().to_vec(), expected: format!("{:?}", scales.shape()) });
+            return Err(Error::Shape { op: "quantised weight", operand: "biases", found: dims(&biases), expected: format!("{:?}", scales.shape()) });
         }
         Ok(Self { codes, scales, biases, group_size, bits })
     }
 }
 
 fn matrix(operand: &'static str, array: &Array) -> Result<[usize; 2]> {
-    array.shape().try_into().map_err(|_| Error::Shape {
+    dims(array).try_into().map_err(|found| Error::Shape {
         op: "quantised weight",
         operand,
-        found: array.shape().to_vec(),
+        found,
         expected: "[rows, groups]".into(),
     })
 }

@@ -12,6 +12,7 @@ mod error;
 pub mod layers;
 pub mod ops;
 mod rope;
+mod shape;
 
 pub use attention::{AttentionSpec, LayerLayout};
 pub use batch::{Batch, SequenceRun, Span};

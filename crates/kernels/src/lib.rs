@@ -13,6 +13,7 @@
 )]
 
 pub mod aligned;
+pub mod attention;
 pub mod error;
 pub mod isa;
 pub mod kv;

@@ -24,7 +24,9 @@ impl Rng {
     /// N(0, 1), by Box and Muller.
     pub(crate) fn normal(&mut self) -> f32 {
         let (r, angle) = (self.uniform(), self.uniform());
-        ((-2.0 * r.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()) as f32
+        #[expect(clippy::cast_possible_truncation, reason = "rounding is meant")]
+        let x = ((-2.0 * r.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()) as f32;
+        x
     }
 
     pub(crate) fn normals(&mut self, count: usize) -> Vec<f32> {

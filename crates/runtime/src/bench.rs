@@ -68,7 +68,7 @@ impl Engine {
     /// Seconds for one repetition.
     fn time(&self, plan: Plan) -> Result<f64> {
         let cache = self.new_cache()?;
-        cache.fill_synthetic(plan.depth)?;
+        cache.fill_synthetic(self.ops(), plan.depth)?;
         let tokens: Vec<u32> = (0..plan.tokens).map(|i| pseudo_token(i, self.vocab())).collect();
         let start = Instant::now();
         match plan.test {

@@ -11,8 +11,10 @@ pub mod eval;
 pub mod families;
 pub mod loading;
 pub mod memory;
+mod model_text;
 pub mod sampling;
 pub mod text;
 
 pub use error::{Error, Result};
+pub use model_text::ModelText;
 pub use mlxcel_core::{ComputeDtype, KernelSet, OpsConfig, Precision, SequenceCache, SequenceRun};

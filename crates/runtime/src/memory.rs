@@ -27,9 +27,9 @@ impl Usage {
     pub fn now() -> Self {
         let status = ProcessStatus::read();
         Self {
-            mlx_active_bytes: mlxcel_core::memory::active().ok(),
-            mlx_peak_bytes: mlxcel_core::memory::peak().ok(),
-            mlx_cache_bytes: mlxcel_core::memory::cache().ok(),
+            mlx_active_bytes: mlxcel_core::memory::active_bytes().ok(),
+            mlx_peak_bytes: mlxcel_core::memory::peak_bytes().ok(),
+            mlx_cache_bytes: mlxcel_core::memory::cache_bytes().ok(),
             resident_bytes: status.bytes("VmRSS:"),
             peak_resident_bytes: status.bytes("VmHWM:"),
         }

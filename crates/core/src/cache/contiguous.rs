@@ -5,6 +5,7 @@ use mlxcel_estimator::kv::{KV_BLOCK_TOKENS, KvMode};
 
 use crate::attention::LayerLayout;
 use crate::ops::{Held, Ops};
+use crate::shape::{dims, ints};
 use crate::{Error, Result};
 
 /// Keys and values `[1, kv_heads, capacity, dim]` of one layer of one sequence.
@@ -29,19 +30,19 @@ impl ContiguousCache {
 
     /// Appends `[1, kv_heads, tokens, dim]` keys and values and returns all that attention sees.
     pub(crate) fn append(&mut self, k: &Array, v: &Array) -> Result<Held> {
-        let tokens = k.shape()[2];
+        let tokens = dims(k)[2];
         self.forget_unseen(tokens)?;
         let end = self.len + tokens;
         let [keys, values] = match self.buffers.take() {
             Some([keys, values]) => [self.grown(keys, end)?, self.grown(values, end)?],
             None => [self.empty(end, k)?, self.empty(end, v)?],
         };
-        let keys = ops::slice_update(&keys, k, &[0, 0, self.len, 0], &region(k, end))?;
-        let values = ops::slice_update(&values, v, &[0, 0, self.len, 0], &region(v, end))?;
+        let keys = ops::slice_update(&keys, k, &ints([0, 0, self.len, 0])?, &region(k, end)?)?;
+        let values = ops::slice_update(&values, v, &ints([0, 0, self.len, 0])?, &region(v, end)?)?;
         self.len = end;
         let held = Held {
-            keys: ops::slice(&keys, &[0; 4], &region(k, end))?,
-            values: ops::slice(&values, &[0; 4], &region(v, end))?,
+            keys: ops::slice(&keys, &[0; 4], &region(k, end)?)?,
+            values: ops::slice(&values, &[0; 4], &region(v, end)?)?,
             first: self.first,
         };
         self.buffers = Some([keys, values]);
@@ -49,18 +50,18 @@ impl ContiguousCache {
     }
 
     fn empty(&self, tokens: usize, like: &Array) -> Result<Array> {
-        let shape = [1, self.layout.kv_heads, tokens.next_multiple_of(KV_BLOCK_TOKENS), like.shape()[3]];
-        Ok(Array::zeros(&shape, like.dtype())?)
+        let shape = [1, self.layout.kv_heads, tokens.next_multiple_of(KV_BLOCK_TOKENS), dims(like)[3]];
+        Ok(Array::zeros(&ints(shape)?, like.dtype())?)
     }
 
     fn grown(&self, buffer: Array, tokens: usize) -> Result<Array> {
-        let capacity = buffer.shape()[2];
+        let capacity = dims(&buffer)[2];
         if tokens <= capacity {
             return Ok(buffer);
         }
         let more = tokens.next_multiple_of(KV_BLOCK_TOKENS) - capacity;
-        let shape = [1, self.layout.kv_heads, more, buffer.shape()[3]];
-        let tail = Array::zeros(&shape, buffer.dtype())?;
+        let shape = [1, self.layout.kv_heads, more, dims(&buffer)[3]];
+        let tail = Array::zeros(&ints(shape)?, buffer.dtype())?;
         Ok(ops::concatenate(&[&buffer, &tail], 2)?)
     }
 
@@ -68,12 +69,12 @@ impl ContiguousCache {
     fn forget_unseen(&mut self, tokens: usize) -> Result<()> {
         let (Some(window), Some([keys, values])) = (self.layout.window, &self.buffers) else { return Ok(()) };
         let unseen = (self.len + 1).saturating_sub(window.get());
-        if self.len + tokens <= keys.shape()[2] || unseen == 0 {
+        if self.len + tokens <= dims(keys)[2] || unseen == 0 {
             return Ok(());
         }
         let keep = |buffer: &Array| {
-            let dim = buffer.shape()[3];
-            ops::slice(buffer, &[0, 0, unseen, 0], &[1, self.layout.kv_heads, self.len, dim])
+            let stop = ints([1, self.layout.kv_heads, self.len, dims(buffer)[3]])?;
+            Ok::<_, Error>(ops::slice(buffer, &ints([0, 0, unseen, 0])?, &stop)?)
         };
         self.buffers = Some([keep(keys)?, keep(values)?]);
         self.first += unseen;
@@ -94,10 +95,10 @@ impl ContiguousCache {
     }
 
     pub(super) fn fill_synthetic(&mut self, ops: &Ops, tokens: usize) -> Result<()> {
-        let dtype = if ops.dtype() == crate::ComputeDtype::Fp32 { Dtype::F32 } else { Dtype::Bf16 };
+        let dtype = if ops.dtype() == crate::ComputeDtype::Fp32 { Dtype::Float32 } else { Dtype::Bfloat16 };
         let fill = |dim: usize| {
             let shape = [1, self.layout.kv_heads, tokens.next_multiple_of(KV_BLOCK_TOKENS), dim];
-            Array::full(&shape, 0.5, dtype)
+            Ok::<_, Error>(Array::full(&ints(shape)?, 0.5, dtype)?)
         };
         let buffers = [fill(self.layout.key_dim)?, fill(self.layout.value_dim)?];
         mlx_ffi::eval(&[&buffers[0], &buffers[1]])?;
@@ -108,6 +109,7 @@ impl ContiguousCache {
 }
 
 /// The end of a slice that covers `tokens` tokens of a buffer shaped like `x`.
-fn region(x: &Array, tokens: usize) -> [usize; 4] {
-    [1, x.shape()[1], tokens, x.shape()[3]]
+fn region(x: &Array, tokens: usize) -> Result<[i32; 4]> {
+    let dims = dims(x);
+    ints([1, dims[1], tokens, dims[3]])
 }

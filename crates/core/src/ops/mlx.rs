@@ -1,20 +1,26 @@
 //! The MLX kernel set: the operations that mlx-lm emits, run by run where MLX wants one sequence.
 
+use mlx_ffi::ops::{Mode, Orientation, Quantization, Quantized};
 use mlx_ffi::{Array, Dtype, fast, ops};
 
 use crate::attention::AttentionSpec;
 use crate::batch::{Batch, Span};
 use crate::cache::LayerCache;
-use crate::layers::{Embedding, Linear, RmsNorm, Weight};
+use crate::layers::{AffineWeight, Embedding, Linear, RmsNorm, Weight};
+use crate::shape::{dims, int, ints, rows_cols};
 use crate::{Error, Result, Rope};
 
 pub(super) fn embed(tokens: &Array, table: &Embedding) -> Result<Array> {
     Ok(match &table.weight {
         Weight::Dense(array) => ops::take(array, tokens, 0)?,
         Weight::Affine(w) => {
-            let rows = [&w.codes, &w.scales, &w.biases].map(|part| ops::take(part, tokens, 0));
-            let [codes, scales, biases] = rows;
-            ops::dequantize(&codes?, &scales?, Some(&biases?), affine(w.group_size, w.bits), None)?
+            let rows = Quantized {
+                weight: ops::take(&w.codes, tokens, 0)?,
+                scales: ops::take(&w.scales, tokens, 0)?,
+                biases: Some(ops::take(&w.biases, tokens, 0)?),
+                quantization: scheme(w)?,
+            };
+            ops::dequantize(&rows, None)?
         }
     })
 }
@@ -28,8 +34,13 @@ fn linear(x: &Array, layer: &Linear) -> Result<Array> {
     let y = match &layer.weight {
         Weight::Dense(array) => ops::matmul(x, &ops::swapaxes(array, 0, 1)?)?,
         Weight::Affine(w) => {
-            let scheme = affine(w.group_size, w.bits);
-            ops::quantized_matmul(x, &w.codes, &w.scales, Some(&w.biases), true, scheme)?
+            let quantized = Quantized {
+                weight: w.codes.clone(),
+                scales: w.scales.clone(),
+                biases: Some(w.biases.clone()),
+                quantization: scheme(w)?,
+            };
+            ops::quantized_matmul(x, &quantized, Orientation::Transposed)?
         }
     };
     Ok(match &layer.bias {
@@ -38,32 +49,34 @@ fn linear(x: &Array, layer: &Linear) -> Result<Array> {
     })
 }
 
-fn affine(group_size: usize, bits: usize) -> ops::Quantization {
-    ops::Quantization::affine(group_size, bits)
+fn scheme(w: &AffineWeight) -> Result<Quantization> {
+    Ok(Quantization { mode: Mode::Affine, group_size: int(w.group_size)?, bits: int(w.bits)? })
 }
 
 pub(super) fn swiglu(gate: &Array, up: &Array) -> Result<Array> {
-    let silu = ops::multiply(gate, &ops::sigmoid(gate)?)?;
-    Ok(ops::multiply(&silu, up)?)
+    Ok(ops::multiply(&ops::silu(gate)?, up)?)
 }
 
 pub(super) fn rms_norm(x: &Array, norm: &RmsNorm) -> Result<Array> {
-    let group = norm.weight.shape()[0];
-    let shape = x.shape().to_vec();
-    if shape.last() == Some(&group) {
+    let (rows, cols) = rows_cols(x);
+    let (_, group) = rows_cols(&norm.weight);
+    if cols == group {
         return Ok(fast::rms_norm(x, Some(&norm.weight), norm.eps)?);
     }
-    let grouped = ops::reshape(x, &[shape[0], shape[1] / group, group])?;
-    Ok(ops::reshape(&fast::rms_norm(&grouped, Some(&norm.weight), norm.eps)?, &shape)?)
+    let grouped = ops::reshape(x, &ints([rows, cols / group, group])?)?;
+    let normed = fast::rms_norm(&grouped, Some(&norm.weight), norm.eps)?;
+    Ok(ops::reshape(&normed, x.shape())?)
 }
 
 pub(super) fn rope(batch: &Batch, x: &Array, heads: usize, rope: &Rope) -> Result<Array> {
     let x = scale_input(x, heads, rope)?;
-    let freqs = Array::from_slice(rope.freqs(), &[rope.freqs().len()])?;
+    let freqs = Array::from_slice(rope.freqs(), &[int(rope.freqs().len())?])?;
+    let layout = if rope.traditional() { fast::RopeLayout::Pairs } else { fast::RopeLayout::Halves };
+    let angles = fast::RopeAngles::Freqs(&freqs);
+    let rotation = fast::Rope { dims: int(rope.dims())?, layout, angles, scale: 1.0 };
     let rotated = batch.spans().iter().map(|span| {
         let run = to_heads(&x, span, heads)?;
-        let options = fast::Rope { dims: rope.dims(), traditional: rope.traditional(), scale: 1.0, offset: span.position };
-        from_heads(&fast::rope(&run, options, fast::Angles::Freqs(&freqs))?)
+        from_heads(&fast::rope(&run, &rotation, int(span.position)?)?)
     });
     join(&rotated.collect::<Result<Vec<_>>>()?)
 }
@@ -73,13 +86,13 @@ fn scale_input(x: &Array, heads: usize, rope: &Rope) -> Result<Array> {
     if (rope.input_scale() - 1.0).abs() < f32::EPSILON {
         return Ok(x.clone());
     }
-    let (rows, width) = (x.shape()[0], x.shape()[1]);
+    let (rows, width) = rows_cols(x);
     let head_dim = width / heads;
     let mut factors = vec![1.0f32; head_dim];
     factors[..rope.dims()].fill(rope.input_scale());
-    let factors = ops::astype(&Array::from_slice(&factors, &[head_dim])?, x.dtype())?;
-    let by_head = ops::reshape(x, &[rows, heads, head_dim])?;
-    Ok(ops::reshape(&ops::multiply(&by_head, &factors)?, &[rows, width])?)
+    let factors = ops::astype(&Array::from_slice(&factors, &[int(head_dim)?])?, x.dtype())?;
+    let by_head = ops::reshape(x, &ints([rows, heads, head_dim])?)?;
+    Ok(ops::reshape(&ops::multiply(&by_head, &factors)?, x.shape())?)
 }
 
 pub(super) fn attention(batch: &Batch, layer: usize, [q, k, v]: [&Array; 3], spec: &AttentionSpec) -> Result<Array> {
@@ -104,9 +117,9 @@ pub(crate) struct Held {
 }
 
 fn attend(queries: &Array, held: &Held, span: &Span, spec: &AttentionSpec) -> Result<Array> {
-    let keys = held.keys.shape()[2];
+    let keys = dims(&held.keys)[2];
     let sinks = match spec.sinks() {
-        Some(sinks) => Some(ops::astype(&Array::from_slice(sinks, &[sinks.len()])?, queries.dtype())?),
+        Some(sinks) => Some(ops::astype(&Array::from_slice(sinks, &[int(sinks.len())?])?, queries.dtype())?),
         None => None,
     };
     if spec.softcap().is_some() {
@@ -130,22 +143,23 @@ fn window_mask(span: &Span, first: usize, keys: usize, window: usize) -> Result<
     let visible = |query: usize, key: usize| key <= query && query < key + window;
     let rows = (span.position..span.position + span.len)
         .flat_map(|query| (first..first + keys).map(move |key| u8::from(visible(query, key))));
-    let mask = Array::from_slice(&rows.collect::<Vec<u8>>(), &[span.len, keys])?;
+    let mask = Array::from_slice(&rows.collect::<Vec<u8>>(), &ints([span.len, keys])?)?;
     Ok(ops::astype(&mask, Dtype::Bool)?)
 }
 
 /// Rows of one run as `[1, heads, tokens, head_dim]`.
 fn to_heads(x: &Array, span: &Span, heads: usize) -> Result<Array> {
-    let width = x.shape()[1];
-    let run = ops::slice(x, &[span.start, 0], &[span.start + span.len, width])?;
-    let by_head = ops::reshape(&run, &[1, span.len, heads, width / heads])?;
+    let (_, width) = rows_cols(x);
+    let run = ops::slice(x, &ints([span.start, 0])?, &ints([span.start + span.len, width])?)?;
+    let by_head = ops::reshape(&run, &ints([1, span.len, heads, width / heads])?)?;
     Ok(ops::transpose(&by_head, &[0, 2, 1, 3])?)
 }
 
 /// `[1, heads, tokens, head_dim]` back to rows.
 fn from_heads(x: &Array) -> Result<Array> {
-    let (heads, tokens, dim) = (x.shape()[1], x.shape()[2], x.shape()[3]);
-    Ok(ops::reshape(&ops::transpose(x, &[0, 2, 1, 3])?, &[tokens, heads * dim])?)
+    let dims = dims(x);
+    let rows = ints([dims[2], dims[1] * dims[3]])?;
+    Ok(ops::reshape(&ops::transpose(x, &[0, 2, 1, 3])?, &rows)?)
 }
 
 fn join(runs: &[Array]) -> Result<Array> {

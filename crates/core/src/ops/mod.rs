@@ -5,6 +5,7 @@
 //! in the checkpoint's type. `MLXCEL_KERNELS=mlx` runs the latter on the CPU, so that what a GPU
 //! would run is tested everywhere. Everything here is lazy: an operation adds nodes to MLX's graph.
 
+
 mod host;
 mod mlx;
 
@@ -18,6 +19,7 @@ use mlxcel_kernels::Pool;
 use crate::attention::AttentionSpec;
 use crate::batch::Batch;
 use crate::layers::{Embedding, Linear, RmsNorm, Weight};
+use crate::shape::{dims, int, rows_cols};
 use crate::{Error, Result, Rope};
 
 /// Which kernels run.
@@ -38,7 +40,7 @@ impl KernelSet {
         match std::env::var("MLXCEL_KERNELS").as_deref() {
             Ok("host") => Ok(Self::Host),
             Ok("mlx") => Ok(Self::Mlx),
-            Ok("") | Err(_) if mlx_ffi::device::is_available(mlx_ffi::device::Device::Gpu)? => Ok(Self::Mlx),
+            Ok("") | Err(_) if mlx_ffi::device::Device::Gpu.is_available()? => Ok(Self::Mlx),
             Ok("") | Err(_) => Ok(Self::Host),
             Ok(other) => Err(Error::UnknownWord { what: "MLXCEL_KERNELS", found: other.to_owned(), known: "host, mlx" }),
         }
@@ -118,7 +120,7 @@ impl Ops {
     /// When the conversion cannot be built.
     pub fn vector(&self, array: Array) -> Result<Array> {
         match self.config.kernels {
-            KernelSet::Host => as_dtype(array, Dtype::F32),
+            KernelSet::Host => as_dtype(array, Dtype::Float32),
             KernelSet::Mlx => self.float(array),
         }
     }
@@ -144,7 +146,7 @@ impl Ops {
     fn float(&self, array: Array) -> Result<Array> {
         match self.config.dtype {
             ComputeDtype::Checkpoint => Ok(array),
-            ComputeDtype::Fp32 => as_dtype(array, Dtype::F32),
+            ComputeDtype::Fp32 => as_dtype(array, Dtype::Float32),
         }
     }
 
@@ -263,13 +265,13 @@ impl Ops {
     /// # Errors
     /// A row that `x` does not have.
     pub fn rows(&self, x: &Array, rows: &[usize]) -> Result<Array> {
-        let n = x.shape().first().copied().unwrap_or(0);
+        let (n, _) = rows_cols(x);
         if rows.len() == n && rows.iter().enumerate().all(|(i, r)| i == *r) {
             return Ok(x.clone());
         }
         let index: Option<Vec<i32>> = rows.iter().map(|&r| i32::try_from(r).ok().filter(|_| r < n)).collect();
         let index = index.ok_or_else(|| shape_error("rows", "x", x, format!("rows {rows:?}")))?;
-        let index = Array::from_slice(&index, &[index.len()])?;
+        let index = Array::from_slice(&index, &[int(index.len())?])?;
         Ok(mlx_ffi::ops::take(x, &index, 0)?)
     }
 
@@ -286,7 +288,7 @@ impl Ops {
     /// # Errors
     /// Whatever failed inside the graph.
     pub fn to_f32(&self, x: &Array) -> Result<Vec<f32>> {
-        Ok(as_dtype(x.clone(), Dtype::F32)?.to_vec()?)
+        Ok(as_dtype(x.clone(), Dtype::Float32)?.to_vec()?)
     }
 }
 
@@ -295,14 +297,14 @@ fn as_dtype(array: Array, dtype: Dtype) -> Result<Array> {
 }
 
 fn last_dim(array: &Array) -> usize {
-    array.shape().last().copied().unwrap_or(0)
+    rows_cols(array).1
 }
 
 fn check_columns(x: &Array, weight: &Weight) -> Result<()> {
     let (_, cols) = weight.shape();
-    if x.shape().len() == 2 && last_dim(x) == cols { Ok(()) } else { Err(shape_error("linear", "x", x, format!("[rows, {cols}]"))) }
+    if x.ndim() == 2 && last_dim(x) == cols { Ok(()) } else { Err(shape_error("linear", "x", x, format!("[rows, {cols}]"))) }
 }
 
 fn shape_error(op: &'static str, operand: &'static str, array: &Array, expected: String) -> Error {
-    Error::Shape { op, operand, found: array.shape().to_vec(), expected }
+    Error::Shape { op, operand, found: dims(array), expected }
 }

@@ -88,7 +88,7 @@ impl Coding {
                 let scale = int8_scale(x);
                 let (inverse, offset) = (inverse(scale.to_f32()), self.int8_offset());
                 for (coord, &x) in x.iter().enumerate() {
-                    let code = (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i8;
+                    let code = to_int8(x * inverse);
                     codes[self.int8_index(token, coord)] = code.cast_unsigned() ^ offset;
                 }
                 put_scale(scales, token, scale);
@@ -202,6 +202,13 @@ fn int8_scale(x: &[f32]) -> f16 {
     // fp16 below 6.1e-5 is coarse: a scale rounded down would clip the largest coordinate.
     let clips = largest > scale.to_f32() * 127.5;
     if clips && scale < f16::MAX { f16::from_bits(scale.to_bits() + 1) } else { scale }
+}
+
+/// The nearest of −127 to 127.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "clamped")]
+fn to_int8(x: f32) -> i8 {
+    x.round_ties_even().clamp(-127.0, 127.0) as i8
 }
 
 #[inline(always)]

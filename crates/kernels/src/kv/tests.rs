@@ -1,5 +1,7 @@
 //! Appending, reading back, copying and sealing blocks of every format.
 
+#![expect(clippy::float_cmp, reason = "these values are exact")]
+
 use super::*;
 use crate::isa::Cpu;
 use crate::pool::Pool;

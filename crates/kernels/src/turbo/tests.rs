@@ -1,5 +1,7 @@
 //! Distortion, bias and edge cases of the Turbo quantiser.
 
+#![expect(clippy::float_cmp, reason = "these values are exact")]
+
 use super::*;
 use crate::testing::Rng;
 use half::f16;

@@ -7,7 +7,7 @@ use mlxcel_core::SequenceRun;
 
 use super::{Engine, LogitRows, Progress};
 use crate::sampling::{Sampler, SamplingParams};
-use crate::text::{StopMatcher, TokenStream, Tokenizer};
+use crate::text::{Detokenizer, SpecialTokens, StopMatcher, Tokenizer};
 use crate::{Error, Result};
 
 /// What to generate.
@@ -34,6 +34,18 @@ pub enum Finish {
     Length,
     /// The caller broke off.
     Interrupted,
+}
+
+impl Finish {
+    /// The name in statistics and, but for interruptions, in OpenAI's API.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Interrupted => "interrupted",
+        }
+    }
 }
 
 /// What was generated and how long it took.
@@ -96,17 +108,24 @@ pub fn generate(
     let cache = engine.new_cache()?;
     let start = Instant::now();
     let mut logits = engine.prefill(request.prompt, &cache, progress)?;
-    let mut sampler = Sampler::new(&request.sampling, request.prompt)?;
-    let mut text = TextOut { stream: TokenStream::new(tokenizer, request.prompt), stops: StopMatcher::new(request.stop), emit };
-    let (mut tokens, mut finish) = (Vec::new(), Finish::Length);
+    let mut sampler = Sampler::new(&request.sampling, engine.vocab())?;
+    let mut text = TextOut {
+        stream: Detokenizer::new(tokenizer.clone(), SpecialTokens::Skip).continuing(),
+        stops: StopMatcher::new(request.stop.to_vec())?,
+        stopped: false,
+        emit,
+    };
+    let mut history = request.prompt.to_vec();
+    let (mut generated, mut finish) = (0, Finish::Length);
     let mut first = start;
-    while tokens.len() < budget {
-        let token = sampler.sample(&mut logits)?;
-        tokens.push(token);
-        if tokens.len() == 1 {
+    while generated < budget {
+        let token = sampler.sample(&logits, &history)?.token;
+        history.push(token);
+        generated += 1;
+        if generated == 1 {
             first = Instant::now();
         }
-        if !request.ignore_eos && tokenizer.is_end(token) {
+        if !request.ignore_eos && tokenizer.is_eos(token) {
             finish = Finish::Stop;
             break;
         }
@@ -114,7 +133,7 @@ pub fn generate(
             finish = end;
             break;
         }
-        if tokens.len() < budget {
+        if generated < budget {
             let run = SequenceRun { tokens: &[token], cache: &cache };
             logits = engine.forward(&[run], LogitRows::Last)?;
         }
@@ -124,10 +143,11 @@ pub fn generate(
     let statistics = Statistics {
         prompt_tokens: request.prompt.len(),
         prompt_time: first - start,
-        generated_tokens: tokens.len(),
+        generated_tokens: generated,
         decode_time,
         kv_cache_bytes: cache.allocated_bytes(),
     };
+    let tokens = history.split_off(request.prompt.len());
     Ok(Outcome { finish, tokens, statistics })
 }
 
@@ -143,13 +163,14 @@ fn token_budget(engine: &Engine, request: &Generation<'_>) -> Result<usize> {
 }
 
 /// From tokens to emitted text: whole characters, nothing of a stop string.
-struct TextOut<'a, 'e> {
-    stream: TokenStream<'a>,
+struct TextOut<'e> {
+    stream: Detokenizer,
     stops: StopMatcher,
+    stopped: bool,
     emit: &'e mut dyn FnMut(&str) -> ControlFlow<()>,
 }
 
-impl TextOut<'_, '_> {
+impl TextOut<'_> {
     /// Feeds one token; returns why the generation ends, if it does.
     fn push(&mut self, token: u32) -> Option<Finish> {
         let piece = self.stream.push(token)?;
@@ -157,12 +178,13 @@ impl TextOut<'_, '_> {
         if !found.text.is_empty() && (self.emit)(&found.text).is_break() {
             return Some(Finish::Interrupted);
         }
-        found.stopped.then_some(Finish::Stop)
+        self.stopped = found.stop.is_some();
+        self.stopped.then_some(Finish::Stop)
     }
 
     /// Emits what was held back, unless the generation was broken off or hit a stop string.
     fn finish(&mut self, finish: Finish) {
-        if finish == Finish::Interrupted || self.stops.stopped() {
+        if finish == Finish::Interrupted || self.stopped {
             return;
         }
         let mut rest = self.stops.push(&self.stream.finish()).text;

@@ -102,6 +102,12 @@ impl Engine {
         self.config.kv_mode
     }
 
+    /// Tokens per pass while prefilling.
+    #[must_use]
+    pub fn prefill_chunk(&self) -> usize {
+        self.config.prefill_chunk.max(1)
+    }
+
     /// Number of logits per row.
     #[must_use]
     pub fn vocab(&self) -> usize {
@@ -156,7 +162,7 @@ impl Engine {
     /// # Errors
     /// No token at all, or what [`Self::forward`] fails with.
     pub fn prefill(&self, tokens: &[u32], cache: &SequenceCache, progress: &mut dyn Progress) -> Result<Vec<f32>> {
-        let chunk = self.config.prefill_chunk.max(1);
+        let chunk = self.prefill_chunk();
         let mut done = 0;
         loop {
             let end = (done + chunk).min(tokens.len());

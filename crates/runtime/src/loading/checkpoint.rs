@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use mlxcel_core::{Array, MappedFile};
-use mlxcel_estimator::dtype::Dtype as FileDtype;
+use mlxcel_estimator::Dtype as FileDtype;
 use mlxcel_estimator::headers::{self, Header, TensorInfo};
 use serde_json::Value;
 
@@ -31,13 +31,8 @@ impl Rows {
 pub struct Checkpoint {
     origin: PathBuf,
     config: Value,
-    files: Vec<Bytes>,
+    files: Vec<MappedFile>,
     tensors: HashMap<String, (usize, TensorInfo)>,
-}
-
-enum Bytes {
-    Mapped(MappedFile),
-    Embedded(&'static [u8]),
 }
 
 impl Checkpoint {
@@ -59,7 +54,7 @@ impl Checkpoint {
         let length = builtin::WEIGHTS.len() as u64;
         let header = headers::parse_header(&origin, builtin::WEIGHTS, length)?;
         let mut checkpoint = Self { origin, config, files: Vec::new(), tensors: HashMap::new() };
-        checkpoint.add(Bytes::Embedded(builtin::WEIGHTS), header);
+        checkpoint.add(MappedFile::from_static(builtin::WEIGHTS), header);
         Ok(checkpoint)
     }
 
@@ -72,12 +67,12 @@ impl Checkpoint {
         let found = found.ok_or_else(|| Error::NoWeights { dir: dir.to_owned() })?;
         let mut checkpoint = Self { origin: dir.to_owned(), config, files: Vec::new(), tensors: HashMap::new() };
         for (path, header) in found.files {
-            checkpoint.add(Bytes::Mapped(MappedFile::open(&path).map_err(mlxcel_core::Error::from)?), header);
+            checkpoint.add(MappedFile::open(&path).map_err(mlxcel_core::Error::from)?, header);
         }
         Ok(checkpoint)
     }
 
-    fn add(&mut self, bytes: Bytes, header: Header) {
+    fn add(&mut self, bytes: MappedFile, header: Header) {
         let file = self.files.len();
         self.files.push(bytes);
         self.tensors.extend(header.tensors.into_iter().map(|(name, info)| (name, (file, info))));
@@ -111,13 +106,11 @@ impl Checkpoint {
         }
         let dtype = array_dtype(name, info.dtype)?;
         let range = row_range(info, rows);
-        let mut shape = expected.to_vec();
-        shape[0] = rows.count;
-        let array = match &self.files[*file] {
-            Bytes::Mapped(mapped) => mapped.array(range, &shape, dtype),
-            Bytes::Embedded(bytes) => Array::from_static(&bytes[range], &shape, dtype),
-        };
-        Ok(array.map_err(mlxcel_core::Error::from)?)
+        let too_large = |_| Error::config(format!("{name}: a dimension exceeds 2^31"));
+        let mut shape: Vec<i32> = expected.iter().map(|d| i32::try_from(*d)).collect::<std::result::Result<_, _>>().map_err(too_large)?;
+        shape[0] = i32::try_from(rows.count).map_err(too_large)?;
+        let mapped = self.files[*file].array(range, &shape, dtype).map_err(mlxcel_core::Error::from)?;
+        Ok(mapped.array)
     }
 }
 
@@ -135,11 +128,11 @@ fn parse_config(path: &Path, bytes: &[u8]) -> Result<Value> {
 
 fn array_dtype(name: &str, dtype: FileDtype) -> Result<mlxcel_core::Dtype> {
     Ok(match dtype {
-        FileDtype::F32 => mlxcel_core::Dtype::F32,
-        FileDtype::F16 => mlxcel_core::Dtype::F16,
-        FileDtype::Bf16 => mlxcel_core::Dtype::Bf16,
-        FileDtype::U32 => mlxcel_core::Dtype::U32,
-        FileDtype::U8 => mlxcel_core::Dtype::U8,
+        FileDtype::F32 => mlxcel_core::Dtype::Float32,
+        FileDtype::F16 => mlxcel_core::Dtype::Float16,
+        FileDtype::BF16 => mlxcel_core::Dtype::Bfloat16,
+        FileDtype::U32 => mlxcel_core::Dtype::Uint32,
+        FileDtype::U8 => mlxcel_core::Dtype::Uint8,
         other => {
             return Err(Error::TensorDtype {
                 name: name.to_owned(),
