@@ -32,11 +32,13 @@ const STEPS: &[Step] = &[
     Step { name: "tidy", run: || tidy::run().map(|()| Outcome::Passed) },
     Step { name: "unused-dependencies", run: unused_dependencies },
     Step { name: "deny", run: deny },
+    Step { name: "bindings", run: bindings },
     Step { name: "no-compiler", run: no_compiler },
     Step { name: "clippy", run: clippy },
     Step { name: "test", run: test },
     Step { name: "shared-tests", run: shared_tests },
     Step { name: "doc", run: doc },
+    Step { name: "fuzz-targets", run: fuzz_targets },
 ];
 
 fn step_names() -> Vec<&'static str> {
@@ -71,10 +73,14 @@ fn clippy() -> Result<Outcome> {
     cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"], &[])
 }
 
+fn bindings() -> Result<Outcome> {
+    cargo(&["xtask", "bindgen", "--check"], &[])
+}
+
 /// Sizing must be embeddable where no C or C++ compiler is: a build script that asks for one
 /// gets a program that fails.
 fn no_compiler() -> Result<Outcome> {
-    let build = ["build", "--lib", "-p", "mlxcel-estimator", "-p", "mlxcel-advisor", "--locked"];
+    let build = ["check", "--lib", "-p", "mlxcel-estimator", "-p", "mlxcel-advisor", "--locked"];
     cargo(&build, &[("CC", "false"), ("CXX", "false")])?;
     const WASM: &str = "wasm32-unknown-unknown";
     let installed = Command::new("rustc")
@@ -123,6 +129,11 @@ fn shared_tests() -> Result<Outcome> {
 
 fn doc() -> Result<Outcome> {
     cargo(&["doc", "--workspace", "--no-deps", "--locked"], &[("RUSTDOCFLAGS", "-D warnings")])
+}
+
+/// They lie outside the workspace; fuzzing needs nightly, compiling them does not.
+fn fuzz_targets() -> Result<Outcome> {
+    cargo(&["check", "--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target/fuzz"], &[])
 }
 
 fn unused_dependencies() -> Result<Outcome> {
