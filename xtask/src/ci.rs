@@ -152,12 +152,8 @@ fn deny() -> Result<Outcome> {
 
 /// Runs cargo in the root of the workspace with these variables; fails when it does.
 fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Outcome> {
-    let status = Command::new("cargo")
-        .args(arguments)
-        .envs(variables.iter().copied())
-        .current_dir(workspace_root())
-        .status()
-        .context("running cargo")?;
+    let status =
+        command(arguments).envs(variables.iter().copied()).status().context("running cargo")?;
     if !status.success() {
         bail!("`cargo {}`: {status}", arguments.join(" "));
     }
@@ -166,12 +162,24 @@ fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Outcome> {
 
 /// Whether cargo succeeds, without its output.
 fn quiet(arguments: &[&str]) -> Result<bool> {
-    let status = Command::new("cargo")
-        .args(arguments)
-        .current_dir(workspace_root())
+    let status = command(arguments)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status()
         .context("running cargo")?;
     Ok(status.success())
+}
+
+/// Cargo as a person would call it: what the cargo that runs xtask says about xtask's package
+/// confuses some subcommands.
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new("cargo");
+    command.args(arguments).current_dir(workspace_root());
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command
 }
