@@ -37,6 +37,7 @@ const STEPS: &[Step] = &[
     Step { name: "clippy", run: clippy },
     Step { name: "test", run: test },
     Step { name: "shared-tests", run: shared_tests },
+    Step { name: "demo", run: demo },
     Step { name: "doc", run: doc },
     Step { name: "fuzz-targets", run: fuzz_targets },
 ];
@@ -125,6 +126,21 @@ fn shared_tests() -> Result<Outcome> {
         ],
         &[],
     )
+}
+
+/// The first command of the README, in the dev profile and shorter: it must print a text.
+fn demo() -> Result<Outcome> {
+    let generate = ["run", "--locked", "-p", "cli", "--", "generate", "-p", "Once upon a time"];
+    let output = command(&generate)
+        .args(["-n", "32"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("running cargo")?;
+    let text = String::from_utf8(output.stdout).context("the text is not UTF-8")?;
+    if !output.status.success() || text.split_whitespace().count() < 8 {
+        bail!("`cargo {}`: {}, and prints {text:?}", generate.join(" "), output.status);
+    }
+    Ok(Outcome::Passed)
 }
 
 fn doc() -> Result<Outcome> {
