@@ -37,6 +37,7 @@ const STEPS: &[Step] = &[
     Step { name: "clippy", run: clippy },
     Step { name: "test", run: test },
     Step { name: "shared-tests", run: shared_tests },
+    Step { name: "demo", run: demo },
     Step { name: "doc", run: doc },
     Step { name: "fuzz-targets", run: fuzz_targets },
 ];
@@ -127,6 +128,21 @@ fn shared_tests() -> Result<Outcome> {
     )
 }
 
+/// The first command of the README, in the dev profile and shorter: it must print a text.
+fn demo() -> Result<Outcome> {
+    let generate = ["run", "--locked", "-p", "cli", "--", "generate", "-p", "Once upon a time"];
+    let output = command(&generate)
+        .args(["-n", "32"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("running cargo")?;
+    let text = String::from_utf8(output.stdout).context("the text is not UTF-8")?;
+    if !output.status.success() || text.split_whitespace().count() < 8 {
+        bail!("`cargo {}`: {}, and prints {text:?}", generate.join(" "), output.status);
+    }
+    Ok(Outcome::Passed)
+}
+
 fn doc() -> Result<Outcome> {
     cargo(&["doc", "--workspace", "--no-deps", "--locked"], &[("RUSTDOCFLAGS", "-D warnings")])
 }
@@ -152,12 +168,8 @@ fn deny() -> Result<Outcome> {
 
 /// Runs cargo in the root of the workspace with these variables; fails when it does.
 fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Outcome> {
-    let status = Command::new("cargo")
-        .args(arguments)
-        .envs(variables.iter().copied())
-        .current_dir(workspace_root())
-        .status()
-        .context("running cargo")?;
+    let status =
+        command(arguments).envs(variables.iter().copied()).status().context("running cargo")?;
     if !status.success() {
         bail!("`cargo {}`: {status}", arguments.join(" "));
     }
@@ -166,12 +178,24 @@ fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Outcome> {
 
 /// Whether cargo succeeds, without its output.
 fn quiet(arguments: &[&str]) -> Result<bool> {
-    let status = Command::new("cargo")
-        .args(arguments)
-        .current_dir(workspace_root())
+    let status = command(arguments)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status()
         .context("running cargo")?;
     Ok(status.success())
+}
+
+/// Cargo as a person would call it: what the cargo that runs xtask says about xtask's package
+/// confuses some subcommands.
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new("cargo");
+    command.args(arguments).current_dir(workspace_root());
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command
 }
