@@ -107,7 +107,8 @@ impl ComputeArgs {
             Dtype::Auto => ComputeDtype::Checkpoint,
             Dtype::Fp32 => ComputeDtype::Fp32,
         };
-        let ops = OpsConfig { kernels: KernelSet::from_env()?, threads: self.threads, precision, dtype };
+        let ops =
+            OpsConfig { kernels: KernelSet::from_env()?, threads: self.threads, precision, dtype };
         Ok(EngineConfig { ops, kv_mode, prefill_chunk: self.prefill_chunk })
     }
 }
@@ -117,7 +118,11 @@ pub(crate) fn read_file(path: &PathBuf) -> Result<String> {
     match std::fs::read(path) {
         Ok(bytes) => match String::from_utf8(bytes) {
             Ok(text) => Ok(text),
-            Err(error) => bail!("{} is not UTF-8 text (byte {})", path.display(), error.utf8_error().valid_up_to()),
+            Err(error) => bail!(
+                "{} is not UTF-8 text (byte {})",
+                path.display(),
+                error.utf8_error().valid_up_to()
+            ),
         },
         Err(error) => bail!("{}: {error}", path.display()),
     }

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use mlxcel_runtime::ModelText;
 use mlxcel_runtime::engine::Engine;
 use mlxcel_runtime::eval::{self, Perplexity};
-use mlxcel_runtime::ModelText;
 use serde_json::json;
 
 use crate::args::{Activations, ComputeArgs, KvArgs, ModelArgs};
@@ -18,7 +18,12 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// Text file to score
-    #[arg(long, value_name = "FILE", required_unless_present = "tokens", conflicts_with = "tokens")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "tokens",
+        conflicts_with = "tokens"
+    )]
     text: Option<PathBuf>,
     /// Token ids to score
     #[arg(long, value_delimiter = ',', value_name = "ID,…")]
@@ -46,7 +51,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let interrupt = Interrupt::install()?;
     let source = args.model.source()?;
     let tokens = match &args.text {
-        Some(path) => ModelText::load(&source)?.tokenizer().encode_verbatim(&crate::args::read_file(path)?)?,
+        Some(path) => {
+            ModelText::load(&source)?.tokenizer().encode_verbatim(&crate::args::read_file(path)?)?
+        }
         None => args.tokens.clone(),
     };
     if tokens.is_empty() {
@@ -58,7 +65,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if window == 0 {
         bail!("--window must be at least 1");
     }
-    let windows: Vec<_> = tokens.chunks(window).take(args.max_windows.unwrap_or(usize::MAX)).collect();
+    let windows: Vec<_> =
+        tokens.chunks(window).take(args.max_windows.unwrap_or(usize::MAX)).collect();
     let mut score = Perplexity::default();
     for (i, window) in windows.iter().enumerate() {
         if interrupt.raised() {
@@ -88,7 +96,11 @@ fn print(args: &Args, engine: &Engine, score: &Perplexity, window: usize) -> Res
         println!("{}", serde_json::to_string_pretty(&row)?);
     } else {
         match score.perplexity() {
-            Some(p) => println!("perplexity {p:.4} over {} tokens ({} cache, windows of {window})", score.tokens(), engine.kv_mode()),
+            Some(p) => println!(
+                "perplexity {p:.4} over {} tokens ({} cache, windows of {window})",
+                score.tokens(),
+                engine.kv_mode()
+            ),
             None => println!("one token has no perplexity (nothing comes before it)"),
         }
     }

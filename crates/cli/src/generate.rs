@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use mlxcel_runtime::ModelText;
 use mlxcel_runtime::engine::{self, Engine, Finish, Generation, ModelSource, Outcome};
 use mlxcel_runtime::memory;
-use mlxcel_runtime::ModelText;
 use mlxcel_runtime::sampling::{SamplingOptions, SamplingParams};
 use mlxcel_runtime::text::{ChatMessage, ChatPrompt};
 use serde::Serialize;
@@ -144,7 +144,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
 /// Says on stderr which model runs and how its cache is stored.
 fn announce(source: &ModelSource, config: &engine::EngineConfig) {
     if *source == ModelSource::BuiltIn {
-        eprintln!("model: the built-in fairy-tale model, 5.8 M parameters (give another with -m DIR)");
+        eprintln!(
+            "model: the built-in fairy-tale model, 5.8 M parameters (give another with -m DIR)"
+        );
     }
     eprintln!("kv cache: {}", config.kv_mode);
 }
@@ -256,6 +258,7 @@ impl Report {
 
     fn save(&self, path: &PathBuf) -> Result<()> {
         let json = serde_json::to_string_pretty(self)?;
-        std::fs::write(path, json + "\n").with_context(|| format!("cannot write {}", path.display()))
+        std::fs::write(path, json + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 }

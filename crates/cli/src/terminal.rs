@@ -64,7 +64,11 @@ pub(crate) struct Bars {
 impl Bars {
     /// No bar yet; it appears with the first progress.
     pub(crate) fn new(interrupt: Interrupt) -> Self {
-        let target = if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let target = if io::stderr().is_terminal() {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
         Self { bar: ProgressBar::with_draw_target(None, target), interrupt }
     }
 

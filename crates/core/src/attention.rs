@@ -46,7 +46,10 @@ impl AttentionSpec {
     pub fn with_window(mut self, window: Option<usize>) -> Result<Self> {
         self.layout.window = match window {
             None => None,
-            Some(tokens) => Some(NonZeroUsize::new(tokens).ok_or_else(|| Error::Config { what: "a sliding window of 0 tokens".into() })?),
+            Some(tokens) => Some(
+                NonZeroUsize::new(tokens)
+                    .ok_or_else(|| Error::Config { what: "a sliding window of 0 tokens".into() })?,
+            ),
         };
         Ok(self)
     }

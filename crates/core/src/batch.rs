@@ -55,7 +55,8 @@ impl<'a> Batch<'a> {
             spans.push(Span { start: tokens.len(), len: run.tokens.len(), position });
             tokens.extend(run.tokens.iter().map(|t| i32::try_from(*t).unwrap_or(i32::MAX)));
             let range = i32::try_from(position).ok().zip(i32::try_from(end).ok());
-            let (first, last) = range.ok_or_else(|| Error::Cache { what: format!("{end} tokens are too many") })?;
+            let (first, last) =
+                range.ok_or_else(|| Error::Cache { what: format!("{end} tokens are too many") })?;
             positions.extend(first..last);
         }
         if spans.iter().any(|s| s.len == 0) || spans.is_empty() {
@@ -118,7 +119,14 @@ impl<'a> Batch<'a> {
     ///
     /// # Errors
     /// When shapes do not match the spec or the cache.
-    pub fn attention(&self, layer: usize, q: &Array, k: &Array, v: &Array, spec: &AttentionSpec) -> Result<Array> {
+    pub fn attention(
+        &self,
+        layer: usize,
+        q: &Array,
+        k: &Array,
+        v: &Array,
+        spec: &AttentionSpec,
+    ) -> Result<Array> {
         self.ops.attention(self, layer, [q, k, v], spec)
     }
 

@@ -61,19 +61,37 @@ impl AffineWeight {
     ///
     /// # Errors
     /// When group size, bits and shapes do not describe one matrix.
-    pub fn new(codes: Array, scales: Array, biases: Array, group_size: usize, bits: usize) -> Result<Self> {
+    pub fn new(
+        codes: Array,
+        scales: Array,
+        biases: Array,
+        group_size: usize,
+        bits: usize,
+    ) -> Result<Self> {
         if ![32, 64, 128].contains(&group_size) || ![2, 3, 4, 5, 6, 8].contains(&bits) {
             return Err(Error::Config {
-                what: format!("quantisation with {bits} bits in groups of {group_size} is not supported (2, 3, 4, 5, 6 or 8 bits; groups of 32, 64 or 128)"),
+                what: format!(
+                    "quantisation with {bits} bits in groups of {group_size} is not supported (2, 3, 4, 5, 6 or 8 bits; groups of 32, 64 or 128)"
+                ),
             });
         }
         let [rows, groups] = matrix("scales", &scales)?;
         let expected = [rows, groups * group_size * bits / 32];
         if dims(&codes) != expected {
-            return Err(Error::Shape { op: "quantised weight", operand: "codes", found: dims(&codes), expected: format!("{expected:?}") });
+            return Err(Error::Shape {
+                op: "quantised weight",
+                operand: "codes",
+                found: dims(&codes),
+                expected: format!("{expected:?}"),
+            });
         }
         if biases.shape() != scales.shape() {
-            return Err(Error::Shape { op: "quantised weight", operand: "biases", found: dims(&biases), expected: format!("{:?}", scales.shape()) });
+            return Err(Error::Shape {
+                op: "quantised weight",
+                operand: "biases",
+                found: dims(&biases),
+                expected: format!("{:?}", scales.shape()),
+            });
         }
         Ok(Self { codes, scales, biases, group_size, bits })
     }

@@ -77,17 +77,25 @@ impl Rope {
     /// When `dims` is odd, zero, or does not match the length of the scaling's factors.
     pub fn new(dims: usize, base: f64, traditional: bool, scaling: &RopeScaling) -> Result<Self> {
         if dims == 0 || dims % 2 != 0 {
-            return Err(Error::Config { what: format!("rope over {dims} dimensions: it needs an even, positive number") });
+            return Err(Error::Config {
+                what: format!("rope over {dims} dimensions: it needs an even, positive number"),
+            });
         }
         if !(base.is_finite() && base > 0.0) {
-            return Err(Error::Config { what: format!("rope_theta {base} is not a positive number") });
+            return Err(Error::Config {
+                what: format!("rope_theta {base} is not a positive number"),
+            });
         }
-        let plain: Vec<f64> = (0..dims / 2).map(|i| base.powf(2.0 * i as f64 / dims as f64)).collect();
+        let plain: Vec<f64> =
+            (0..dims / 2).map(|i| base.powf(2.0 * i as f64 / dims as f64)).collect();
         let (freqs, input_scale) = scale(plain, dims, base, scaling)?;
         if let Some(bad) = freqs.iter().find(|f| !(f.is_finite() && **f > 0.0)) {
             return Err(Error::Config { what: format!("rope scaling gives the frequency {bad}") });
         }
-        #[expect(clippy::cast_possible_truncation, reason = "rotation angles are computed in f32, as MLX does")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "rotation angles are computed in f32, as MLX does"
+        )]
         let freqs: Arc<[f32]> = freqs.into_iter().map(|f| f as f32).collect();
         let inverse = freqs.iter().map(|f| 1.0 / f).collect();
         #[expect(clippy::cast_possible_truncation, reason = "an activation scale")]
@@ -125,7 +133,12 @@ impl Rope {
     }
 }
 
-fn scale(plain: Vec<f64>, dims: usize, base: f64, scaling: &RopeScaling) -> Result<(Vec<f64>, f64)> {
+fn scale(
+    plain: Vec<f64>,
+    dims: usize,
+    base: f64,
+    scaling: &RopeScaling,
+) -> Result<(Vec<f64>, f64)> {
     Ok(match scaling {
         RopeScaling::None => (plain, 1.0),
         RopeScaling::Linear { factor } => (plain.iter().map(|f| f * factor).collect(), 1.0),
@@ -139,7 +152,11 @@ fn scale(plain: Vec<f64>, dims: usize, base: f64, scaling: &RopeScaling) -> Resu
         RopeScaling::LongRope { long_factor, max_context, original_context } => {
             if long_factor.len() != plain.len() {
                 return Err(Error::Config {
-                    what: format!("rope_scaling.long_factor has {} entries, {} expected", long_factor.len(), plain.len()),
+                    what: format!(
+                        "rope_scaling.long_factor has {} entries, {} expected",
+                        long_factor.len(),
+                        plain.len()
+                    ),
                 });
             }
             let freqs = plain.iter().zip(long_factor).map(|(f, l)| f * l).collect();
@@ -175,7 +192,8 @@ fn yarn(plain: &[f64], dims: usize, base: f64, scaling: &RopeScaling) -> Vec<f64
         return plain.to_vec();
     };
     let d = dims as f64;
-    let correction = |rotations: f64| d * (original_context / (rotations * 2.0 * PI)).ln() / (2.0 * base.ln());
+    let correction =
+        |rotations: f64| d * (original_context / (rotations * 2.0 * PI)).ln() / (2.0 * base.ln());
     let low = correction(*beta_fast).floor().max(0.0);
     let mut high = correction(*beta_slow).ceil().min(d - 1.0);
     if (high - low).abs() < f64::EPSILON {
@@ -211,7 +229,12 @@ mod tests {
 
     #[test]
     fn llama3_keeps_the_fast_and_stretches_the_slow() {
-        let scaling = RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192.0 };
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_context: 8192.0,
+        };
         let plain = Rope::new(128, 500_000.0, false, &RopeScaling::None).unwrap();
         let scaled = Rope::new(128, 500_000.0, false, &scaling).unwrap();
         assert!((scaled.freqs()[0] - plain.freqs()[0]).abs() < 1e-6);

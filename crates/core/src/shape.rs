@@ -27,5 +27,7 @@ pub(crate) fn ints<const N: usize>(shape: [usize; N]) -> Result<[i32; N]> {
 
 /// One dimension as MLX takes it.
 pub(crate) fn int(n: usize) -> Result<i32> {
-    i32::try_from(n).map_err(|_| Error::Config { what: format!("a dimension of {n} exceeds MLX's limit of 2^31") })
+    i32::try_from(n).map_err(|_| Error::Config {
+        what: format!("a dimension of {n} exceeds MLX's limit of 2^31"),
+    })
 }

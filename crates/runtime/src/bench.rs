@@ -61,7 +61,8 @@ impl Engine {
             rates.push(plan.tokens as f64 / self.time(plan)?);
         }
         let mean = rates.iter().sum::<f64>() / rates.len().max(1) as f64;
-        let variance = rates.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / rates.len().saturating_sub(1).max(1) as f64;
+        let variance = rates.iter().map(|r| (r - mean).powi(2)).sum::<f64>()
+            / rates.len().saturating_sub(1).max(1) as f64;
         Ok(Measurement { plan, tokens_per_second: mean, stddev: variance.sqrt() })
     }
 
@@ -87,7 +88,10 @@ impl Engine {
 }
 
 /// A token id that varies with `i`.
-#[expect(clippy::cast_possible_truncation, reason = "the remainder is below the vocabulary, which fits u32")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the remainder is below the vocabulary, which fits u32"
+)]
 fn pseudo_token(i: usize, vocab: usize) -> u32 {
     (i.wrapping_mul(7919) % vocab.max(1)) as u32
 }

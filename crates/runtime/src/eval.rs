@@ -72,9 +72,14 @@ fn log_softmax_at(row: &[f32], index: usize) -> f64 {
 pub fn save_logits(path: &Path, logits: &[f32], vocab: usize) -> Result<()> {
     let bytes: Vec<u8> = logits.iter().flat_map(|x| x.to_le_bytes()).collect();
     let io = |source: std::io::Error| Error::Io { path: path.to_owned(), source };
-    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![logits.len() / vocab.max(1), vocab], &bytes)
-        .map_err(|e| io(std::io::Error::other(e)))?;
-    safetensors::serialize_to_file([("logits", view)], None, path).map_err(|e| io(std::io::Error::other(e)))
+    let view = safetensors::tensor::TensorView::new(
+        safetensors::Dtype::F32,
+        vec![logits.len() / vocab.max(1), vocab],
+        &bytes,
+    )
+    .map_err(|e| io(std::io::Error::other(e)))?;
+    safetensors::serialize_to_file([("logits", view)], None, path)
+        .map_err(|e| io(std::io::Error::other(e)))
 }
 
 #[cfg(test)]

@@ -16,5 +16,5 @@ pub mod sampling;
 pub mod text;
 
 pub use error::{Error, Result};
-pub use model_text::ModelText;
 pub use mlxcel_core::{ComputeDtype, KernelSet, OpsConfig, Precision, SequenceCache, SequenceRun};
+pub use model_text::ModelText;

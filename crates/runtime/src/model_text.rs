@@ -76,7 +76,10 @@ impl ModelText {
 
 impl GenerationConfig {
     fn sampling(self) -> SamplingOptions {
-        let plain = SamplingOptions { repetition_penalty: self.repetition_penalty, ..SamplingOptions::default() };
+        let plain = SamplingOptions {
+            repetition_penalty: self.repetition_penalty,
+            ..SamplingOptions::default()
+        };
         if !self.do_sample {
             return plain;
         }

@@ -49,7 +49,13 @@ impl BlockCache {
     }
 
     /// Writes keys and values, `[tokens, heads · dim]` each, from position `position` on.
-    pub(crate) fn append(&mut self, pool: &Pool, position: usize, k: &[f32], v: &[f32]) -> Result<()> {
+    pub(crate) fn append(
+        &mut self,
+        pool: &Pool,
+        position: usize,
+        k: &[f32],
+        v: &[f32],
+    ) -> Result<()> {
         let row = self.format.open.kv_heads() * self.format.open.key_dim();
         let tokens = k.len() / row.max(1);
         let first = position / KV_BLOCK_TOKENS - self.dropped;
@@ -89,7 +95,10 @@ impl BlockCache {
         let keep = tokens.div_ceil(KV_BLOCK_TOKENS);
         if keep < self.dropped || (self.dropped > 0 && tokens < self.dropped * KV_BLOCK_TOKENS) {
             return Err(Error::Cache {
-                what: format!("cannot trim to {tokens} tokens: the sliding window has dropped the first {}", self.dropped * KV_BLOCK_TOKENS),
+                what: format!(
+                    "cannot trim to {tokens} tokens: the sliding window has dropped the first {}",
+                    self.dropped * KV_BLOCK_TOKENS
+                ),
             });
         }
         self.blocks.truncate(keep - self.dropped);
@@ -99,8 +108,10 @@ impl BlockCache {
     pub(super) fn fill_synthetic(&mut self, pool: &Pool, tokens: usize) -> Result<()> {
         self.reserve(tokens, tokens)?;
         let Some(first) = self.blocks.front_mut() else { return Ok(()) };
-        let (heads, keys, values) = (self.format.open.kv_heads(), self.format.open.key_dim(), self.format.open.value_dim());
-        let (k, v) = (noise(KV_BLOCK_TOKENS * heads * keys, 1), noise(KV_BLOCK_TOKENS * heads * values, 2));
+        let (heads, keys, values) =
+            (self.format.open.kv_heads(), self.format.open.key_dim(), self.format.open.value_dim());
+        let (k, v) =
+            (noise(KV_BLOCK_TOKENS * heads * keys, 1), noise(KV_BLOCK_TOKENS * heads * values, 2));
         kv::append(pool, &mut [exclusive(first, &self.format)?], 0, &k, &v)?;
         let pattern = Arc::clone(first);
         for block in self.blocks.iter_mut().skip(1) {
@@ -113,12 +124,15 @@ impl BlockCache {
 /// The block for writing: a shared or sealed one is copied first.
 fn exclusive<'a>(block: &'a mut Arc<KvBlock>, format: &HostFormat) -> Result<&'a mut KvBlock> {
     if *block.layout() != format.open {
-        return Err(Error::Cache { what: "a sealed block cannot take tokens: trim to its start first".into() });
+        return Err(Error::Cache {
+            what: "a sealed block cannot take tokens: trim to its start first".into(),
+        });
     }
     if Arc::get_mut(block).is_none() {
         *block = Arc::new(block.duplicate()?);
     }
-    Arc::get_mut(block).ok_or_else(|| Error::Cache { what: "a block is shared after its copy".into() })
+    Arc::get_mut(block)
+        .ok_or_else(|| Error::Cache { what: "a block is shared after its copy".into() })
 }
 
 /// Deterministic values of about unit variance.
@@ -126,7 +140,8 @@ fn exclusive<'a>(block: &'a mut Arc<KvBlock>, format: &HostFormat) -> Result<&'a
 fn noise(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((state >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 3.46
     };
     (0..len).map(|_| next()).collect()

@@ -23,7 +23,8 @@ pub(crate) struct ContiguousCache {
 impl ContiguousCache {
     pub(super) fn new(layout: &LayerLayout, mode: KvMode) -> Result<Self> {
         if mode != KvMode::Fp16 {
-            let reason = "the mlx kernel set caches in fp16 only; MLXCEL_KERNELS=host runs it on the CPU";
+            let reason =
+                "the mlx kernel set caches in fp16 only; MLXCEL_KERNELS=host runs it on the CPU";
             return Err(Error::KvMode { mode, reason: reason.into() });
         }
         Ok(Self { layout: *layout, buffers: None, first: 0, len: 0 })
@@ -51,7 +52,8 @@ impl ContiguousCache {
     }
 
     fn empty(&self, tokens: usize, like: &Array) -> Result<Array> {
-        let shape = [1, self.layout.kv_heads, tokens.next_multiple_of(KV_BLOCK_TOKENS), dims(like)[3]];
+        let shape =
+            [1, self.layout.kv_heads, tokens.next_multiple_of(KV_BLOCK_TOKENS), dims(like)[3]];
         Ok(Array::zeros(&ints(shape)?, like.dtype())?)
     }
 
@@ -68,7 +70,9 @@ impl ContiguousCache {
 
     /// Before a full buffer would grow, drops the tokens that no query sees any more.
     fn forget_unseen(&mut self, tokens: usize) -> Result<()> {
-        let (Some(window), Some([keys, values])) = (self.layout.window, &self.buffers) else { return Ok(()) };
+        let (Some(window), Some([keys, values])) = (self.layout.window, &self.buffers) else {
+            return Ok(());
+        };
         let unseen = (self.len + 1).saturating_sub(window.get());
         if self.len + tokens <= dims(keys)[2] || unseen == 0 {
             return Ok(());
@@ -90,13 +94,17 @@ impl ContiguousCache {
     pub(super) fn trim(&mut self, tokens: usize) -> Result<()> {
         let left = tokens.checked_sub(self.first);
         self.len = left.filter(|l| *l <= self.len).ok_or_else(|| Error::Cache {
-            what: format!("cannot trim to {tokens} tokens: the cache holds {} from position {} on", self.len, self.first),
+            what: format!(
+                "cannot trim to {tokens} tokens: the cache holds {} from position {} on",
+                self.len, self.first
+            ),
         })?;
         Ok(())
     }
 
     pub(super) fn fill_synthetic(&mut self, ops: &Ops, tokens: usize) -> Result<()> {
-        let dtype = if ops.dtype() == crate::ComputeDtype::Fp32 { Dtype::Float32 } else { Dtype::Bfloat16 };
+        let dtype =
+            if ops.dtype() == crate::ComputeDtype::Fp32 { Dtype::Float32 } else { Dtype::Bfloat16 };
         let fill = |dim: usize| {
             let shape = [1, self.layout.kv_heads, tokens.next_multiple_of(KV_BLOCK_TOKENS), dim];
             Ok::<_, Error>(Array::full(&ints(shape)?, 0.5, dtype)?)

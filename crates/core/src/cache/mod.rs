@@ -67,7 +67,8 @@ impl SequenceCache {
     /// # Errors
     /// As [`Self::check`].
     pub fn new(ops: &Ops, layout: &[LayerLayout], mode: KvMode) -> Result<Self> {
-        let layers = layout.iter().map(|layer| LayerCache::new(ops, layer, mode)).collect::<Result<_>>()?;
+        let layers =
+            layout.iter().map(|layer| LayerCache::new(ops, layer, mode)).collect::<Result<_>>()?;
         Ok(Self { layers, tokens: Rc::new(Cell::new(0)) })
     }
 
@@ -86,7 +87,8 @@ impl SequenceCache {
     /// Allocates what `tokens` more tokens need.
     pub(crate) fn reserve(&self, tokens: usize) -> Result<()> {
         let end = self.tokens().checked_add(tokens);
-        let end = end.ok_or_else(|| Error::Cache { what: "the number of tokens overflows".into() })?;
+        let end =
+            end.ok_or_else(|| Error::Cache { what: "the number of tokens overflows".into() })?;
         self.layers.iter().try_for_each(|layer| match layer {
             LayerCache::Blocks(blocks) => LayerCache::lock(blocks).reserve(self.tokens(), end),
             LayerCache::Contiguous(_) => Ok(()),
@@ -101,7 +103,9 @@ impl SequenceCache {
     /// The cache of layer `index`.
     pub(crate) fn layer(&self, index: usize) -> Result<&LayerCache> {
         let layers = self.layers.len();
-        self.layers.get(index).ok_or_else(|| Error::Cache { what: format!("layer {index} of {layers}") })
+        self.layers
+            .get(index)
+            .ok_or_else(|| Error::Cache { what: format!("layer {index} of {layers}") })
     }
 
     /// Forgets all tokens from `tokens` on.
@@ -110,7 +114,9 @@ impl SequenceCache {
     /// More tokens than there are, or a place that a sliding window has already dropped.
     pub fn trim(&self, tokens: usize) -> Result<()> {
         if tokens > self.tokens() {
-            return Err(Error::Cache { what: format!("cannot trim {} tokens to {tokens}", self.tokens()) });
+            return Err(Error::Cache {
+                what: format!("cannot trim {} tokens to {tokens}", self.tokens()),
+            });
         }
         for layer in self.layers.iter() {
             match layer {
@@ -140,11 +146,15 @@ impl SequenceCache {
     /// A cache that already holds tokens, or no memory.
     pub fn fill_synthetic(&self, ops: &Ops, tokens: usize) -> Result<()> {
         if self.tokens() != 0 {
-            return Err(Error::Cache { what: "only an empty cache can be filled synthetically".into() });
+            return Err(Error::Cache {
+                what: "only an empty cache can be filled synthetically".into(),
+            });
         }
         for layer in self.layers.iter() {
             match layer {
-                LayerCache::Blocks(blocks) => LayerCache::lock(blocks).fill_synthetic(ops.pool(), tokens)?,
+                LayerCache::Blocks(blocks) => {
+                    LayerCache::lock(blocks).fill_synthetic(ops.pool(), tokens)?
+                }
                 LayerCache::Contiguous(cache) => cache.borrow_mut().fill_synthetic(ops, tokens)?,
             }
         }

@@ -19,14 +19,16 @@ pub(super) struct HostFormat {
 impl HostFormat {
     /// The formats of `mode`, or why it cannot run on this layer.
     pub(super) fn new(layout: &LayerLayout, mode: KvMode, dtype: ComputeDtype) -> Result<Self> {
-        let refuse = |error: mlxcel_kernels::KernelError| Error::KvMode { mode, reason: error.to_string() };
+        let refuse =
+            |error: mlxcel_kernels::KernelError| Error::KvMode { mode, reason: error.to_string() };
         let key = format(mode.keys(), mode, dtype)?;
         let (open_value, sealed) = match mode.values() {
             CacheType::Turbo4Delegated => (float(dtype), Some(KvFormat::Turbo4)),
             other => (format(other, mode, dtype)?, None),
         };
         let value = ValueStore::Own(open_value);
-        let open = BlockLayout::new(layout.kv_heads, layout.key_dim, layout.value_dim, key, value).map_err(refuse)?;
+        let open = BlockLayout::new(layout.kv_heads, layout.key_dim, layout.value_dim, key, value)
+            .map_err(refuse)?;
         if let Some(sealed) = sealed {
             open.with_value_format(sealed).map_err(refuse)?;
         }
@@ -40,7 +42,12 @@ fn format(kind: CacheType, mode: KvMode, dtype: ComputeDtype) -> Result<KvFormat
         CacheType::Int8 => KvFormat::Int8,
         CacheType::Turbo4 => KvFormat::Turbo4,
         CacheType::Turbo3 => KvFormat::Turbo3,
-        other => return Err(Error::KvMode { mode, reason: format!("host blocks cannot store {}", other.name()) }),
+        other => {
+            return Err(Error::KvMode {
+                mode,
+                reason: format!("host blocks cannot store {}", other.name()),
+            });
+        }
     })
 }
 

@@ -71,7 +71,8 @@ pub(super) fn rms_norm(x: &Array, norm: &RmsNorm) -> Result<Array> {
 pub(super) fn rope(batch: &Batch, x: &Array, heads: usize, rope: &Rope) -> Result<Array> {
     let x = scale_input(x, heads, rope)?;
     let freqs = Array::from_slice(rope.freqs(), &[int(rope.freqs().len())?])?;
-    let layout = if rope.traditional() { fast::RopeLayout::Pairs } else { fast::RopeLayout::Halves };
+    let layout =
+        if rope.traditional() { fast::RopeLayout::Pairs } else { fast::RopeLayout::Halves };
     let angles = fast::RopeAngles::Freqs(&freqs);
     let rotation = fast::Rope { dims: int(rope.dims())?, layout, angles, scale: 1.0 };
     let rotated = batch.spans().iter().map(|span| {
@@ -95,11 +96,18 @@ fn scale_input(x: &Array, heads: usize, rope: &Rope) -> Result<Array> {
     Ok(ops::reshape(&ops::multiply(&by_head, &factors)?, x.shape())?)
 }
 
-pub(super) fn attention(batch: &Batch, layer: usize, [q, k, v]: [&Array; 3], spec: &AttentionSpec) -> Result<Array> {
+pub(super) fn attention(
+    batch: &Batch,
+    layer: usize,
+    [q, k, v]: [&Array; 3],
+    spec: &AttentionSpec,
+) -> Result<Array> {
     let mut outputs = Vec::with_capacity(batch.spans().len());
     for (span, cache) in batch.spans().iter().zip(batch.caches()) {
         let LayerCache::Contiguous(cache) = cache.layer(layer)? else {
-            return Err(Error::Cache { what: "a host cache was given to the mlx kernel set".into() });
+            return Err(Error::Cache {
+                what: "a host cache was given to the mlx kernel set".into(),
+            });
         };
         let queries = to_heads(q, span, spec.query_heads())?;
         let (k, v) = (to_heads(k, span, spec.kv_heads())?, to_heads(v, span, spec.kv_heads())?);
@@ -119,11 +127,15 @@ pub(crate) struct Held {
 fn attend(queries: &Array, held: &Held, span: &Span, spec: &AttentionSpec) -> Result<Array> {
     let keys = dims(&held.keys)[2];
     let sinks = match spec.sinks() {
-        Some(sinks) => Some(ops::astype(&Array::from_slice(sinks, &[int(sinks.len())?])?, queries.dtype())?),
+        Some(sinks) => {
+            Some(ops::astype(&Array::from_slice(sinks, &[int(sinks.len())?])?, queries.dtype())?)
+        }
         None => None,
     };
     if spec.softcap().is_some() {
-        return Err(Error::Config { what: "a soft cap on the scores is not available with MLXCEL_KERNELS=mlx".into() });
+        return Err(Error::Config {
+            what: "a soft cap on the scores is not available with MLXCEL_KERNELS=mlx".into(),
+        });
     }
     let window = spec.layout().window.map(std::num::NonZeroUsize::get).filter(|w| *w < keys);
     let array = match window {
@@ -135,7 +147,14 @@ fn attend(queries: &Array, held: &Held, span: &Span, spec: &AttentionSpec) -> Re
         None if span.len == 1 => fast::Mask::None,
         None => fast::Mask::Causal,
     };
-    Ok(fast::scaled_dot_product_attention(queries, &held.keys, &held.values, spec.scale(), mask, sinks.as_ref())?)
+    Ok(fast::scaled_dot_product_attention(
+        queries,
+        &held.keys,
+        &held.values,
+        spec.scale(),
+        mask,
+        sinks.as_ref(),
+    )?)
 }
 
 /// Boolean `[queries, keys]`: whether a query sees a key through a causal sliding window.

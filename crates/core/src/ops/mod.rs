@@ -5,7 +5,6 @@
 //! in the checkpoint's type. `MLXCEL_KERNELS=mlx` runs the latter on the CPU, so that what a GPU
 //! would run is tested everywhere. Everything here is lazy: an operation adds nodes to MLX's graph.
 
-
 mod host;
 mod mlx;
 
@@ -43,7 +42,11 @@ impl KernelSet {
             Ok("mlx") => Ok(Self::Mlx),
             Ok("") | Err(_) if mlx_ffi::device::Device::Gpu.is_available()? => Ok(Self::Mlx),
             Ok("") | Err(_) => Ok(Self::Host),
-            Ok(other) => Err(Error::UnknownWord { what: "MLXCEL_KERNELS", found: other.to_owned(), known: "host, mlx" }),
+            Ok(other) => Err(Error::UnknownWord {
+                what: "MLXCEL_KERNELS",
+                found: other.to_owned(),
+                known: "host, mlx",
+            }),
         }
     }
 }
@@ -232,10 +235,21 @@ impl Ops {
     }
 
     /// See [`Batch::rope`].
-    pub(crate) fn rope(&self, batch: &Batch, x: &Array, heads: usize, rope: &Rope) -> Result<Array> {
+    pub(crate) fn rope(
+        &self,
+        batch: &Batch,
+        x: &Array,
+        heads: usize,
+        rope: &Rope,
+    ) -> Result<Array> {
         let last = last_dim(x);
         if heads == 0 || !last.is_multiple_of(heads) || last / heads < rope.dims() {
-            return Err(shape_error("rope", "x", x, format!("{heads} heads of at least {} dimensions", rope.dims())));
+            return Err(shape_error(
+                "rope",
+                "x",
+                x,
+                format!("{heads} heads of at least {} dimensions", rope.dims()),
+            ));
         }
         match self.config.kernels {
             KernelSet::Host => host::rope(self, batch, x, heads, rope),
@@ -244,9 +258,19 @@ impl Ops {
     }
 
     /// See [`Batch::attention`]; `qkv` are the queries, keys and values.
-    pub(crate) fn attention(&self, batch: &Batch, layer: usize, qkv: [&Array; 3], spec: &AttentionSpec) -> Result<Array> {
+    pub(crate) fn attention(
+        &self,
+        batch: &Batch,
+        layer: usize,
+        qkv: [&Array; 3],
+        spec: &AttentionSpec,
+    ) -> Result<Array> {
         let layout = spec.layout();
-        let widths = [spec.query_heads() * layout.key_dim, layout.kv_heads * layout.key_dim, layout.kv_heads * layout.value_dim];
+        let widths = [
+            spec.query_heads() * layout.key_dim,
+            layout.kv_heads * layout.key_dim,
+            layout.kv_heads * layout.value_dim,
+        ];
         for ((array, width), name) in qkv.iter().zip(widths).zip(["q", "k", "v"]) {
             if last_dim(array) != width {
                 return Err(shape_error("attention", name, array, format!("rows of {width}")));
@@ -267,7 +291,8 @@ impl Ops {
         if rows.len() == n && rows.iter().enumerate().all(|(i, r)| i == *r) {
             return Ok(x.clone());
         }
-        let index: Option<Vec<i32>> = rows.iter().map(|&r| i32::try_from(r).ok().filter(|_| r < n)).collect();
+        let index: Option<Vec<i32>> =
+            rows.iter().map(|&r| i32::try_from(r).ok().filter(|_| r < n)).collect();
         let index = index.ok_or_else(|| shape_error("rows", "x", x, format!("rows {rows:?}")))?;
         let index = Array::from_slice(&index, &[int(index.len())?])?;
         Ok(mlx_ffi::ops::take(x, &index, 0)?)
@@ -300,7 +325,11 @@ fn last_dim(array: &Array) -> usize {
 
 fn check_columns(x: &Array, weight: &Weight) -> Result<()> {
     let (_, cols) = weight.shape();
-    if x.ndim() == 2 && last_dim(x) == cols { Ok(()) } else { Err(shape_error("linear", "x", x, format!("[rows, {cols}]"))) }
+    if x.ndim() == 2 && last_dim(x) == cols {
+        Ok(())
+    } else {
+        Err(shape_error("linear", "x", x, format!("[rows, {cols}]")))
+    }
 }
 
 fn shape_error(op: &'static str, operand: &'static str, array: &Array, expected: String) -> Error {

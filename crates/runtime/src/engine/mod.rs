@@ -65,7 +65,11 @@ impl Engine {
     ///
     /// # Errors
     /// Unreadable or inconsistent files, unsupported families, and modes that the model cannot run.
-    pub fn load(source: &ModelSource, config: EngineConfig, progress: &mut dyn Progress) -> Result<Self> {
+    pub fn load(
+        source: &ModelSource,
+        config: EngineConfig,
+        progress: &mut dyn Progress,
+    ) -> Result<Self> {
         let checkpoint = Checkpoint::open(source)?;
         let ops = Ops::new(&config.ops)?;
         let weights = Source::new(&checkpoint, &ops, progress)?;
@@ -76,7 +80,9 @@ impl Engine {
             model,
             layout,
             config,
-            vocab: checkpoint.size("vocab_size").ok_or_else(|| Error::config("vocab_size is missing"))?,
+            vocab: checkpoint
+                .size("vocab_size")
+                .ok_or_else(|| Error::config("vocab_size is missing"))?,
             context: checkpoint.size("max_position_embeddings"),
             ops,
         };
@@ -161,14 +167,26 @@ impl Engine {
     ///
     /// # Errors
     /// No token at all, or what [`Self::forward`] fails with.
-    pub fn prefill(&self, tokens: &[u32], cache: &SequenceCache, progress: &mut dyn Progress) -> Result<Vec<f32>> {
+    pub fn prefill(
+        &self,
+        tokens: &[u32],
+        cache: &SequenceCache,
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<f32>> {
         let chunk = self.prefill_chunk();
         let mut done = 0;
         loop {
             let end = (done + chunk).min(tokens.len());
             let last = end == tokens.len();
-            let run = SequenceRun { tokens: tokens.get(done..end).filter(|t| !t.is_empty()).ok_or(Error::EmptyPrompt)?, cache };
-            let logits = self.forward(&[run], if last { LogitRows::Last } else { LogitRows::None })?;
+            let run = SequenceRun {
+                tokens: tokens
+                    .get(done..end)
+                    .filter(|t| !t.is_empty())
+                    .ok_or(Error::EmptyPrompt)?,
+                cache,
+            };
+            let logits =
+                self.forward(&[run], if last { LogitRows::Last } else { LogitRows::None })?;
             if progress.prefilled(end, tokens.len()).is_break() {
                 return Err(Error::Interrupted);
             }

@@ -30,7 +30,11 @@ impl Heads {
     pub(super) fn shape(&self, hidden_size: usize) -> Result<HeadShape> {
         let query_heads = self.num_attention_heads;
         let kv_heads = self.num_key_value_heads.unwrap_or(query_heads);
-        let sizes = [("num_attention_heads", query_heads), ("num_key_value_heads", kv_heads), ("hidden_size", hidden_size)];
+        let sizes = [
+            ("num_attention_heads", query_heads),
+            ("num_key_value_heads", kv_heads),
+            ("hidden_size", hidden_size),
+        ];
         for (name, value) in sizes {
             if value == 0 || value > MAX_SIZE {
                 return Err(Error::config(format!("{name} is {value}")));
@@ -74,7 +78,12 @@ impl HeadShape {
 }
 
 /// `dims · factor`, truncated as the reference implementations do; the whole head without a factor.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "head dimensions are small")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "head dimensions are small"
+)]
 pub(super) fn partial(dims: usize, factor: Option<f64>) -> usize {
     factor.map_or(dims, |f| (dims as f64 * f) as usize)
 }
@@ -95,7 +104,8 @@ pub(super) struct RopeConfig {
 impl RopeConfig {
     /// The rotary embedding over `dims` dimensions of a head.
     pub(super) fn build(&self, dims: usize) -> Result<Rope> {
-        let nested = self.rope_parameters.as_ref().and_then(|p| p.get("rope_theta")).and_then(Value::as_f64);
+        let nested =
+            self.rope_parameters.as_ref().and_then(|p| p.get("rope_theta")).and_then(Value::as_f64);
         let theta = self.rope_theta.or(nested).unwrap_or(10_000.0);
         Ok(Rope::new(dims, theta, self.rope_traditional, &self.scaling()?)?)
     }
@@ -104,7 +114,11 @@ impl RopeConfig {
         let Some(map) = self.rope_scaling.as_ref().or(self.rope_parameters.as_ref()) else {
             return Ok(RopeScaling::None);
         };
-        let kind = map.get("type").or_else(|| map.get("rope_type")).and_then(Value::as_str).unwrap_or("default");
+        let kind = map
+            .get("type")
+            .or_else(|| map.get("rope_type"))
+            .and_then(Value::as_str)
+            .unwrap_or("default");
         let keys = ScalingKeys { map, kind };
         match kind {
             "default" | "mrope" => Ok(RopeScaling::None),
@@ -131,7 +145,9 @@ impl RopeConfig {
     }
 
     fn longrope(&self, keys: &ScalingKeys<'_>) -> Result<RopeScaling> {
-        let original = keys.number("original_max_position_embeddings").or(self.original_max_position_embeddings);
+        let original = keys
+            .number("original_max_position_embeddings")
+            .or(self.original_max_position_embeddings);
         Ok(RopeScaling::LongRope {
             long_factor: keys.list("long_factor")?,
             max_context: self.max_position_embeddings.unwrap_or(131_072.0),
@@ -156,17 +172,27 @@ impl ScalingKeys<'_> {
 
     fn required(&self, key: &str) -> Result<f64> {
         let value = self.number(key).filter(|v| *v > 0.0);
-        value.ok_or_else(|| Error::config(format!("rope scaling \"{}\" needs a positive \"{key}\"", self.kind)))
+        value.ok_or_else(|| {
+            Error::config(format!("rope scaling \"{}\" needs a positive \"{key}\"", self.kind))
+        })
     }
 
     fn list(&self, key: &str) -> Result<Vec<f64>> {
         let list = self.map.get(key).and_then(Value::as_array);
         let numbers = list.and_then(|l| l.iter().map(Value::as_f64).collect::<Option<Vec<_>>>());
-        numbers.ok_or_else(|| Error::config(format!("rope scaling \"{}\" needs a list of numbers \"{key}\"", self.kind)))
+        numbers.ok_or_else(|| {
+            Error::config(format!(
+                "rope scaling \"{}\" needs a list of numbers \"{key}\"",
+                self.kind
+            ))
+        })
     }
 }
 
-/// Which layers attend to a sliding window, in the spelling that Qwen and SmolLM share.
+/// Which layers attend to a sliding window.
+///
+/// `layer_types` says it for each layer where it is given; without it Mistral slides everywhere,
+/// and Qwen and SmolLM from `max_window_layers` on, but only with `use_sliding_window`.
 #[derive(Debug, Deserialize)]
 pub(super) struct LayerWindows {
     sliding_window: Option<usize>,
@@ -176,19 +202,23 @@ pub(super) struct LayerWindows {
 }
 
 impl LayerWindows {
-    /// The window of layer `layer`, in tokens; `None` where it attends to everything.
-    pub(super) fn of(&self, layer: usize) -> Result<Option<usize>> {
+    /// The window of layer `layer`, in tokens, where `use_sliding_window` decides.
+    pub(super) fn opt_in(&self, layer: usize) -> Result<Option<usize>> {
         if !self.use_sliding_window.unwrap_or(false) {
             return Ok(None);
         }
-        let slides = match &self.layer_types {
-            Some(types) => {
-                let kind = types.get(layer);
-                let kind = kind.ok_or_else(|| Error::config(format!("layer_types has no entry for layer {layer}")))?;
-                kind == "sliding_attention"
+        self.of(layer, layer >= self.max_window_layers.unwrap_or(0))
+    }
+
+    /// The window of layer `layer`; without `layer_types` it has one if `by_default`.
+    pub(super) fn of(&self, layer: usize, by_default: bool) -> Result<Option<usize>> {
+        let slides = match self.layer_types.as_ref().map(|types| types.get(layer)) {
+            None => by_default,
+            Some(Some(kind)) => kind == "sliding_attention",
+            Some(None) => {
+                return Err(Error::config(format!("layer_types has no entry for layer {layer}")));
             }
-            None => layer >= self.max_window_layers.unwrap_or(0),
         };
-        Ok(if slides { self.sliding_window } else { None })
+        Ok(self.sliding_window.filter(|_| slides))
     }
 }

@@ -51,7 +51,13 @@ impl ProjectionBias {
 
 impl Attention {
     /// Reads `q_proj`, `k_proj`, `v_proj` and `o_proj`.
-    pub(super) fn load(w: &Weights, hidden: usize, heads: HeadShape, bias: ProjectionBias, rope: Option<Rope>) -> Result<Self> {
+    pub(super) fn load(
+        w: &Weights,
+        hidden: usize,
+        heads: HeadShape,
+        bias: ProjectionBias,
+        rope: Option<Rope>,
+    ) -> Result<Self> {
         Ok(Self {
             q_proj: w.linear("q_proj", hidden, heads.query_size(), bias.qkv)?,
             k_proj: w.linear("k_proj", hidden, heads.kv_size(), bias.qkv)?,

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::config::{Heads, RopeConfig};
+use super::config::{Heads, LayerWindows, RopeConfig};
 use super::dense::{Attention, Mlp, Model, ProjectionBias, Sizes};
 use crate::Result;
 use crate::loading::{Bias, Weights};
@@ -15,6 +15,8 @@ pub(super) struct Config {
     heads: Heads,
     #[serde(flatten)]
     rope: RopeConfig,
+    #[serde(flatten)]
+    windows: LayerWindows,
     #[serde(default)]
     attention_bias: bool,
     #[serde(default)]
@@ -28,7 +30,10 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     Model::load(
         w,
         &c.sizes,
-        |w, _| Attention::load(w, c.sizes.hidden_size, heads, bias, Some(rope.clone())),
+        |w, layer| {
+            Attention::load(w, c.sizes.hidden_size, heads, bias, Some(rope.clone()))?
+                .windowed(c.windows.of(layer, false)?)
+        },
         |w| Mlp::load(w, &c.sizes, Bias::when(c.mlp_bias)),
     )
 }

@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use super::config::{Heads, RopeConfig};
+use super::config::{Heads, LayerWindows, RopeConfig};
 use super::dense::{Attention, Mlp, Model, ProjectionBias, Sizes};
 use crate::Result;
 use crate::loading::{Bias, Weights};
@@ -16,7 +16,8 @@ pub(super) struct Config {
     heads: Heads,
     #[serde(flatten)]
     rope: RopeConfig,
-    sliding_window: Option<usize>,
+    #[serde(flatten)]
+    windows: LayerWindows,
 }
 
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
@@ -26,9 +27,9 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     Model::load(
         w,
         &c.sizes,
-        |w, _| {
+        |w, layer| {
             Attention::load(w, c.sizes.hidden_size, heads, bias, Some(rope.clone()))?
-                .windowed(c.sliding_window)
+                .windowed(c.windows.of(layer, true)?)
         },
         |w| Mlp::load(w, &c.sizes, Bias::None),
     )

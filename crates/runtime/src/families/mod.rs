@@ -78,9 +78,10 @@ pub fn check_supported(config: &Value) -> Result<()> {
 }
 
 fn model_type(config: &Value) -> Result<&str> {
-    config.get("model_type").and_then(Value::as_str).ok_or_else(|| {
-        Error::config("it has no \"model_type\", so its architecture is unknown")
-    })
+    config
+        .get("model_type")
+        .and_then(Value::as_str)
+        .ok_or_else(|| Error::config("it has no \"model_type\", so its architecture is unknown"))
 }
 
 fn unsupported(model_type: &str) -> Error {

@@ -28,7 +28,7 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
         &c.sizes,
         |w, layer| {
             Attention::load(w, c.sizes.hidden_size, heads, bias, Some(rope.clone()))?
-                .windowed(c.windows.of(layer)?)
+                .windowed(c.windows.opt_in(layer)?)
         },
         |w| Mlp::load(w, &c.sizes, Bias::None),
     )

@@ -29,7 +29,7 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
         let norm = |name| w.rms_norm(name, heads.head_dim, c.sizes.rms_norm_eps);
         let plain = Attention::load(w, c.sizes.hidden_size, heads, bias, Some(rope.clone()))?;
         let normed = Attention { qk_norm: Some((norm("q_norm")?, norm("k_norm")?)), ..plain };
-        normed.windowed(c.windows.of(layer)?)
+        normed.windowed(c.windows.opt_in(layer)?)
     };
     Model::load(w, &c.sizes, attention, |w| Mlp::load(w, &c.sizes, Bias::None))
 }

@@ -47,7 +47,8 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     let rope = c.rope.build(heads.head_dim)?;
     let attention = |w: &Weights, layer| {
         let rope = c.rotates(layer)?.then(|| rope.clone());
-        Attention::load(w, c.sizes.hidden_size, heads, bias, rope)?.windowed(c.windows.of(layer)?)
+        Attention::load(w, c.sizes.hidden_size, heads, bias, rope)?
+            .windowed(c.windows.opt_in(layer)?)
     };
     Model::load(w, &c.sizes, attention, |w| Mlp::load(w, &c.sizes, Bias::when(c.mlp_bias)))
 }

@@ -60,12 +60,14 @@ impl Checkpoint {
 
     fn folder(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
-        let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let bytes =
+            std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
         let config = parse_config(&path, &bytes)?;
         crate::families::check_supported(&config)?;
         let found = headers::Checkpoint::open(dir)?;
         let found = found.ok_or_else(|| Error::NoWeights { dir: dir.to_owned() })?;
-        let mut checkpoint = Self { origin: dir.to_owned(), config, files: Vec::new(), tensors: HashMap::new() };
+        let mut checkpoint =
+            Self { origin: dir.to_owned(), config, files: Vec::new(), tensors: HashMap::new() };
         for (path, header) in found.files {
             checkpoint.add(MappedFile::open(&path).map_err(mlxcel_core::Error::from)?, header);
         }
@@ -100,16 +102,26 @@ impl Checkpoint {
     pub(super) fn tensor(&self, name: &str, expected: &[usize], rows: Rows) -> Result<Array> {
         let missing = || Error::MissingTensor { name: name.to_owned(), dir: self.origin.clone() };
         let (file, info) = self.tensors.get(name).ok_or_else(missing)?;
-        let found: Vec<usize> = info.shape.iter().map(|&d| usize::try_from(d).unwrap_or(usize::MAX)).collect();
+        let found: Vec<usize> =
+            info.shape.iter().map(|&d| usize::try_from(d).unwrap_or(usize::MAX)).collect();
         if found != expected {
-            return Err(Error::TensorShape { name: name.to_owned(), found, expected: expected.to_vec() });
+            return Err(Error::TensorShape {
+                name: name.to_owned(),
+                found,
+                expected: expected.to_vec(),
+            });
         }
         let dtype = array_dtype(name, info.dtype)?;
         let range = row_range(info, rows);
         let too_large = |_| Error::config(format!("{name}: a dimension exceeds 2^31"));
-        let mut shape: Vec<i32> = expected.iter().map(|d| i32::try_from(*d)).collect::<std::result::Result<_, _>>().map_err(too_large)?;
+        let mut shape: Vec<i32> = expected
+            .iter()
+            .map(|d| i32::try_from(*d))
+            .collect::<std::result::Result<_, _>>()
+            .map_err(too_large)?;
         shape[0] = i32::try_from(rows.count).map_err(too_large)?;
-        let mapped = self.files[*file].array(range, &shape, dtype).map_err(mlxcel_core::Error::from)?;
+        let mapped =
+            self.files[*file].array(range, &shape, dtype).map_err(mlxcel_core::Error::from)?;
         Ok(mapped.array)
     }
 }
@@ -123,7 +135,8 @@ fn row_range(info: &TensorInfo, rows: Rows) -> Range<usize> {
 }
 
 fn parse_config(path: &Path, bytes: &[u8]) -> Result<Value> {
-    serde_json::from_slice(bytes).map_err(|error| Error::config(format!("{} is not valid JSON: {error}", path.display())))
+    serde_json::from_slice(bytes)
+        .map_err(|error| Error::config(format!("{} is not valid JSON: {error}", path.display())))
 }
 
 fn array_dtype(name: &str, dtype: FileDtype) -> Result<mlxcel_core::Dtype> {

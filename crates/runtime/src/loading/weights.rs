@@ -47,7 +47,11 @@ impl<'a> Source<'a> {
     ///
     /// # Errors
     /// A quantisation that is not MLX's affine format.
-    pub fn new(checkpoint: &'a Checkpoint, ops: &'a Ops, progress: &'a mut dyn Progress) -> Result<Self> {
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        ops: &'a Ops,
+        progress: &'a mut dyn Progress,
+    ) -> Result<Self> {
         let quantization = Quantization::from_config(checkpoint.config())?;
         Ok(Self { checkpoint, quantization, ops, progress: RefCell::new(progress) })
     }
@@ -80,7 +84,11 @@ impl<'a> Weights<'a> {
     ///
     /// # Errors
     /// What `build` fails with, and more layers than any model has.
-    pub fn layers<T>(&self, count: usize, build: impl Fn(&Weights<'a>, usize) -> Result<T>) -> Result<Vec<T>> {
+    pub fn layers<T>(
+        &self,
+        count: usize,
+        build: impl Fn(&Weights<'a>, usize) -> Result<T>,
+    ) -> Result<Vec<T>> {
         if count == 0 || count > 10_000 {
             return Err(Error::config(format!("num_hidden_layers is {count}")));
         }
@@ -109,7 +117,12 @@ impl<'a> Weights<'a> {
     ///
     /// # Errors
     /// As [`Self::linear`].
-    pub fn fused_linear<const N: usize>(&self, name: &str, cols: usize, sizes: [usize; N]) -> Result<[Linear; N]> {
+    pub fn fused_linear<const N: usize>(
+        &self,
+        name: &str,
+        cols: usize,
+        sizes: [usize; N],
+    ) -> Result<[Linear; N]> {
         let layer = self.at(name);
         let total = sizes.iter().sum();
         let mut first = 0;
@@ -136,7 +149,12 @@ impl<'a> Weights<'a> {
     ///
     /// # Errors
     /// As [`Self::linear`].
-    pub fn lm_head(&self, tied: Option<bool>, hidden: usize, vocab: usize) -> Result<Option<Linear>> {
+    pub fn lm_head(
+        &self,
+        tied: Option<bool>,
+        hidden: usize,
+        vocab: usize,
+    ) -> Result<Option<Linear>> {
         let tied = tied.unwrap_or_else(|| !self.has("lm_head.weight"));
         if tied { Ok(None) } else { self.linear("lm_head", hidden, vocab, Bias::None).map(Some) }
     }
@@ -158,14 +176,19 @@ impl<'a> Weights<'a> {
         let weight = if self.has("scales") {
             self.affine(rows, cols, self.source.quantization.scheme(&self.prefix)?)?
         } else {
-            Weight::Dense(self.source.checkpoint.tensor(&self.path("weight"), &[rows.total, cols], rows)?)
+            Weight::Dense(self.source.checkpoint.tensor(
+                &self.path("weight"),
+                &[rows.total, cols],
+                rows,
+            )?)
         };
         Ok(self.source.ops.matrix(weight)?)
     }
 
     fn affine(&self, rows: Rows, cols: usize, scheme: Scheme) -> Result<Weight> {
         let Scheme { group_size, bits } = scheme;
-        if group_size == 0 || !cols.is_multiple_of(group_size) || !(cols * bits).is_multiple_of(32) {
+        if group_size == 0 || !cols.is_multiple_of(group_size) || !(cols * bits).is_multiple_of(32)
+        {
             return Err(Error::config(format!(
                 "{}: {cols} columns cannot be quantised to {bits} bits in groups of {group_size}",
                 self.prefix
@@ -176,6 +199,12 @@ impl<'a> Weights<'a> {
         };
         let codes = part("weight", cols * bits / 32)?;
         let groups = cols / group_size;
-        Ok(Weight::Affine(AffineWeight::new(codes, part("scales", groups)?, part("biases", groups)?, group_size, bits)?))
+        Ok(Weight::Affine(AffineWeight::new(
+            codes,
+            part("scales", groups)?,
+            part("biases", groups)?,
+            group_size,
+            bits,
+        )?))
     }
 }

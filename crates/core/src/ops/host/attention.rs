@@ -15,25 +15,42 @@ use crate::ops::Ops;
 use crate::shape::{ints, rows_cols};
 use crate::{Error, Result};
 
-pub(crate) fn attention(ops: &Ops, batch: &Batch, layer: usize, qkv: [&Array; 3], spec: &AttentionSpec) -> Result<Array> {
+pub(crate) fn attention(
+    ops: &Ops,
+    batch: &Batch,
+    layer: usize,
+    qkv: [&Array; 3],
+    spec: &AttentionSpec,
+) -> Result<Array> {
     let pass = Pass {
         pool: Arc::clone(ops.pool()),
         spec: spec.clone(),
         spans: batch.spans().to_vec(),
-        caches: batch.caches().iter().map(|cache| blocks(cache.layer(layer)?)).collect::<Result<_>>()?,
+        caches: batch
+            .caches()
+            .iter()
+            .map(|cache| blocks(cache.layer(layer)?))
+            .collect::<Result<_>>()?,
     };
     let (rows, _) = rows_cols(qkv[0]);
     let shape = ints([rows, spec.query_heads() * spec.layout().value_dim])?;
-    let node = call_one("attention", &qkv, (&shape, Dtype::Float32), move |inputs: HostInputs<'_>, mut outputs: HostOutputs<'_>| {
-        pass.run([inputs.f32(0)?, inputs.f32(1)?, inputs.f32(2)?], outputs.f32(0)?)
-    });
+    let node = call_one(
+        "attention",
+        &qkv,
+        (&shape, Dtype::Float32),
+        move |inputs: HostInputs<'_>, mut outputs: HostOutputs<'_>| {
+            pass.run([inputs.f32(0)?, inputs.f32(1)?, inputs.f32(2)?], outputs.f32(0)?)
+        },
+    );
     Ok(node?)
 }
 
 fn blocks(layer: &LayerCache) -> Result<Arc<Mutex<BlockCache>>> {
     match layer {
         LayerCache::Blocks(blocks) => Ok(Arc::clone(blocks)),
-        LayerCache::Contiguous(_) => Err(Error::Cache { what: "an MLX cache was given to the host kernel set".into() }),
+        LayerCache::Contiguous(_) => {
+            Err(Error::Cache { what: "an MLX cache was given to the host kernel set".into() })
+        }
     }
 }
 
@@ -59,7 +76,12 @@ impl Pass {
 
     /// Cuts runs at block boundaries: each part sees its own block as written, and earlier ones
     /// sealed, whatever the chunk of the prefill was.
-    fn run_by_blocks(&self, qkv: [&[f32]; 3], caches: &mut [MutexGuard<'_, BlockCache>], out: &mut [f32]) -> Result<()> {
+    fn run_by_blocks(
+        &self,
+        qkv: [&[f32]; 3],
+        caches: &mut [MutexGuard<'_, BlockCache>],
+        out: &mut [f32],
+    ) -> Result<()> {
         let width = self.spec.query_heads() * self.spec.layout().value_dim;
         for (cache, span) in caches.iter_mut().zip(&self.spans) {
             for part in parts_by_block(span) {
@@ -74,13 +96,21 @@ impl Pass {
 
     fn append(&self, [_, k, v]: [&[f32]; 3], cache: &mut BlockCache, span: &Span) -> Result<()> {
         let layout = self.spec.layout();
-        let rows = |dim: usize| span.start * layout.kv_heads * dim..(span.start + span.len) * layout.kv_heads * dim;
+        let rows = |dim: usize| {
+            span.start * layout.kv_heads * dim..(span.start + span.len) * layout.kv_heads * dim
+        };
         let (k, v) = (&k[rows(layout.key_dim)], &v[rows(layout.value_dim)]);
         cache.append(&self.pool, span.position, k, v)
     }
 
     /// Attends the rows of `spans`, which lie one after the other in `out`.
-    fn attend(&self, q: &[f32], caches: &[MutexGuard<'_, BlockCache>], spans: &[Span], out: &mut [f32]) -> Result<()> {
+    fn attend(
+        &self,
+        q: &[f32],
+        caches: &[MutexGuard<'_, BlockCache>],
+        spans: &[Span],
+        out: &mut [f32],
+    ) -> Result<()> {
         let layout = self.spec.layout();
         let row = self.spec.query_heads() * layout.key_dim;
         let views: Vec<_> = caches.iter().map(|cache| cache.view()).collect();

@@ -31,11 +31,18 @@ impl MatrixShape {
         let (affine, floats) = match &layer.weight {
             Weight::Dense(array) => (None, array),
             Weight::Affine(w) => {
-                let bits = u32::try_from(w.bits).map_err(|_| Error::Config { what: format!("{} bits", w.bits) })?;
+                let bits = u32::try_from(w.bits)
+                    .map_err(|_| Error::Config { what: format!("{} bits", w.bits) })?;
                 (Some((bits, w.group_size)), &w.scales)
             }
         };
-        Ok(Self { rows, cols, affine, float: float_type(floats.dtype())?, bias: layer.bias.is_some() })
+        Ok(Self {
+            rows,
+            cols,
+            affine,
+            float: float_type(floats.dtype())?,
+            bias: layer.bias.is_some(),
+        })
     }
 
     /// How many inputs of a node hold this layer.
@@ -80,7 +87,10 @@ impl Layers {
     }
 
     /// The matrices, and the biases where there are any.
-    fn views<'a>(&self, inputs: &HostInputs<'a>) -> Result<Vec<(WeightMatrix<'a>, Option<&'a [f32]>)>> {
+    fn views<'a>(
+        &self,
+        inputs: &HostInputs<'a>,
+    ) -> Result<Vec<(WeightMatrix<'a>, Option<&'a [f32]>)>> {
         let mut at = 1;
         let mut views = Vec::with_capacity(self.shapes.len());
         for shape in &self.shapes {
@@ -93,10 +103,15 @@ impl Layers {
     }
 }
 
-pub(crate) fn linears<const N: usize>(ops: &Ops, x: &Array, layers: [&Linear; N]) -> Result<[Array; N]> {
+pub(crate) fn linears<const N: usize>(
+    ops: &Ops,
+    x: &Array,
+    layers: [&Linear; N],
+) -> Result<[Array; N]> {
     let (shapes, inputs) = Layers::of(x, &layers)?;
     let (tokens, _) = rows_cols(x);
-    let outputs = shapes.shapes.iter().map(|shape| ints([tokens, shape.rows])).collect::<Result<Vec<_>>>()?;
+    let outputs =
+        shapes.shapes.iter().map(|shape| ints([tokens, shape.rows])).collect::<Result<Vec<_>>>()?;
     let specs: Vec<_> = outputs.iter().map(|shape| (&shape[..], Dtype::Float32)).collect();
     let (pool, precision) = (Arc::clone(ops.pool()), ops.precision());
     let results = call("linear", &inputs, &specs, move |inputs, mut outputs: HostOutputs<'_>| {
@@ -152,9 +167,13 @@ pub(crate) fn embed(tokens: &Array, table: &Embedding) -> Result<Array> {
         let [(matrix, _)] = views[..] else {
             return Err(Error::Config { what: "an embedding has one matrix".into() });
         };
-        for (token, out) in inputs.slice::<i32>(0)?.iter().zip(outputs.f32(0)?.chunks_exact_mut(cols)) {
+        for (token, out) in
+            inputs.slice::<i32>(0)?.iter().zip(outputs.f32(0)?.chunks_exact_mut(cols))
+        {
             let row = usize::try_from(*token).ok().filter(|row| *row < rows);
-            let row = row.ok_or_else(|| Error::Config { what: format!("token {token} is outside the embedding table of {rows} rows") })?;
+            let row = row.ok_or_else(|| Error::Config {
+                what: format!("token {token} is outside the embedding table of {rows} rows"),
+            })?;
             matrix.dequantize_row(row, out)?;
         }
         Ok::<_, Error>(())
@@ -167,6 +186,8 @@ fn float_type(dtype: Dtype) -> Result<FloatType> {
         Dtype::Float32 => Ok(FloatType::F32),
         Dtype::Float16 => Ok(FloatType::F16),
         Dtype::Bfloat16 => Ok(FloatType::Bf16),
-        other => Err(Error::Config { what: format!("weights of type {other:?} are not supported by the host kernels") }),
+        other => Err(Error::Config {
+            what: format!("weights of type {other:?} are not supported by the host kernels"),
+        }),
     }
 }
