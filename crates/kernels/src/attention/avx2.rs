@@ -137,6 +137,11 @@ impl Lanes for Avx2 {
         unsafe { Self(_mm256_fmadd_ps(self.0, a.0, b.0), _mm256_fmadd_ps(self.1, a.1, b.1)) }
     }
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn exp2(self) -> Self {
         // SAFETY: the trait's contract.
         unsafe { Self(exp2(self.0), exp2(self.1)) }

@@ -96,6 +96,11 @@ impl Lanes for Avx512 {
         Self(unsafe { _mm512_fmadd_ps(self.0, a.0, b.0) })
     }
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn exp2(self) -> Self {
         // SAFETY: the trait's contract. `fraction` is self minus its nearest integer.
         unsafe {

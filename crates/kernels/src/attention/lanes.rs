@@ -33,6 +33,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn max(self, other: Self) -> Self;
     /// self·a + b.
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
+    /// Asks for the cache line at `p`, which may be any address.
+    unsafe fn prefetch(p: *const u8);
     /// 2^self within 2 ulp for self ≤ 127; values below −126 may give 0. NaN stays NaN.
     unsafe fn exp2(self) -> Self;
     unsafe fn reduce_add(self) -> f32;
@@ -53,6 +55,38 @@ pub(crate) trait Lanes: Copy {
     unsafe fn lookup(table: Self::Bytes, bytes: Self::Bytes) -> Self::Bytes;
     /// The signed byte `COLUMN` of each of the sixteen rows.
     unsafe fn widen<const COLUMN: u32>(bytes: Self::Bytes) -> Self;
+}
+
+/// Where reading goes on, so that the next lines are on their way: within one area up to its end,
+/// then in another one.
+///
+/// Each core reads a share of the memory bandwidth that its outstanding misses allow; the
+/// processor's own prefetchers stop at every page and every jump between areas.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ahead {
+    end: *const u8,
+    next: *const u8,
+    bytes: usize,
+}
+
+impl Ahead {
+    /// Reads `area` in steps of at most `bytes` that are each in any order, and then `next`.
+    pub(crate) fn new<T, U>(area: &[T], next: &[U], bytes: usize) -> Self {
+        Self { end: area.as_ptr_range().end.cast(), next: next.as_ptr().cast(), bytes }
+    }
+
+    /// Asks for what is read some time after `p`.
+    ///
+    /// # Safety
+    /// The processor must have the instructions of `L`.
+    #[inline(always)]
+    pub(crate) unsafe fn fetch<L: Lanes>(&self, p: *const u8) {
+        let ahead = p.wrapping_add(self.bytes);
+        let over = (ahead as usize).wrapping_sub(self.end as usize);
+        let beyond = self.next.wrapping_add(over);
+        // SAFETY: the caller's; any address may be asked for.
+        unsafe { L::prefetch(if ahead < self.end { ahead } else { beyond }) }
+    }
 }
 
 /// A float that caches store.
@@ -155,6 +189,8 @@ impl Lanes for Portable {
     unsafe fn mul_add(self, a: Self, b: Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i] * a.0[i] + b.0[i]))
     }
+    #[inline(always)]
+    unsafe fn prefetch(_p: *const u8) {}
     #[inline(always)]
     unsafe fn exp2(self) -> Self {
         Self(self.0.map(f32::exp2))

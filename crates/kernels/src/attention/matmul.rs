@@ -3,7 +3,7 @@
 //! B is read in vectors of 16 elements at any pair of strides, so the same code reads f32, fp16
 //! and bf16 caches in place, keys (`[tokens/16][dim][16]`) and values (`[tokens][dim]`) alike.
 
-use super::lanes::{Element, Lanes};
+use super::lanes::{Ahead, Element, Lanes};
 
 /// C (`[rows, 16·blocks]`) ← or += A (`[rows, depth]`) · B (`[depth, 16·blocks]`).
 #[derive(Clone, Copy, Debug)]
@@ -35,13 +35,25 @@ impl Shape {
     }
 }
 
-/// The product with the instructions of `L`.
+/// Rows of B that are asked for in advance, where B is read row by row.
+const LEAD_ROWS: usize = 32;
+
+/// The product with the instructions of `L`; after B, the caller will read `next`.
 ///
 /// # Safety
 /// The processor must have them.
 #[inline(always)]
-pub(crate) unsafe fn matmul<L: Lanes, T: Element>(s: &Shape, a: &[f32], b: &[T], c: &mut [f32]) {
+pub(crate) unsafe fn matmul<L: Lanes, T: Element>(
+    s: &Shape,
+    a: &[f32],
+    b: &[T],
+    next: &[u8],
+    c: &mut [f32],
+) {
     s.check(a.len(), b.len(), c.len());
+    // Keys are read a strip at a time, values some rows at a time.
+    let lead = if s.b_block > s.b_row { L::TILE_BLOCKS * s.b_block } else { LEAD_ROWS * s.b_row };
+    let ahead = Ahead::new(b, next, lead * size_of::<T>());
     let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
     let mut block = 0;
     while block < s.blocks {
@@ -51,9 +63,9 @@ pub(crate) unsafe fn matmul<L: Lanes, T: Element>(s: &Shape, a: &[f32], b: &[T],
         unsafe {
             let (b, c) = (b.add(block * s.b_block), c.add(block * 16));
             block += match left {
-                4.. => strip::<L, T, 4>(s, a, b, c),
-                2..=3 => strip::<L, T, 2>(s, a, b, c),
-                _ => strip::<L, T, 1>(s, a, b, c),
+                4.. => strip::<L, T, 4>(s, &ahead, a, b, c),
+                2..=3 => strip::<L, T, 2>(s, &ahead, a, b, c),
+                _ => strip::<L, T, 1>(s, &ahead, a, b, c),
             };
         }
     }
@@ -66,6 +78,7 @@ pub(crate) unsafe fn matmul<L: Lanes, T: Element>(s: &Shape, a: &[f32], b: &[T],
 #[inline(always)]
 unsafe fn strip<L: Lanes, T: Element, const N: usize>(
     s: &Shape,
+    ahead: &Ahead,
     a: *const f32,
     b: *const T,
     c: *mut f32,
@@ -79,12 +92,12 @@ unsafe fn strip<L: Lanes, T: Element, const N: usize>(
         unsafe {
             let (a, c) = (a.add(row * s.a_row), c.add(row * s.c_row));
             match height {
-                1 => tile::<L, T, 1, N>(s, a, b, c),
-                2 => tile::<L, T, 2, N>(s, a, b, c),
-                3 => tile::<L, T, 3, N>(s, a, b, c),
-                4 => tile::<L, T, 4, N>(s, a, b, c),
-                5 => tile::<L, T, 5, N>(s, a, b, c),
-                _ => tile::<L, T, 6, N>(s, a, b, c),
+                1 => tile::<L, T, 1, N>(s, ahead, a, b, c),
+                2 => tile::<L, T, 2, N>(s, ahead, a, b, c),
+                3 => tile::<L, T, 3, N>(s, ahead, a, b, c),
+                4 => tile::<L, T, 4, N>(s, ahead, a, b, c),
+                5 => tile::<L, T, 5, N>(s, ahead, a, b, c),
+                _ => tile::<L, T, 6, N>(s, ahead, a, b, c),
             }
         }
         row += height;
@@ -100,6 +113,7 @@ unsafe fn strip<L: Lanes, T: Element, const N: usize>(
 #[inline(always)]
 unsafe fn tile<L: Lanes, T: Element, const M: usize, const N: usize>(
     s: &Shape,
+    ahead: &Ahead,
     a: *const f32,
     b: *const T,
     c: *mut f32,
@@ -111,7 +125,9 @@ unsafe fn tile<L: Lanes, T: Element, const M: usize, const N: usize>(
         for k in 0..s.depth {
             let mut row = [L::splat(0.0); N];
             for (n, row) in row.iter_mut().enumerate() {
-                *row = T::load(b_row.add(n * s.b_block));
+                let p = b_row.add(n * s.b_block);
+                *row = T::load(p);
+                ahead.fetch::<L>(p.cast());
             }
             for (m, sum) in sum.iter_mut().enumerate() {
                 let x = L::splat(*a.add(m * s.a_row + k));

@@ -20,9 +20,9 @@ type Softmax = fn(Cap, usize, &mut [f32], &[Range<usize>], &mut State<'_>);
 
 /// The kernels of one instruction set.
 pub(crate) struct Ops {
-    pub(crate) matmul_f32: fn(&Shape, &[f32], &[f32], &mut [f32]),
-    pub(crate) matmul_f16: fn(&Shape, &[f32], &[f16], &mut [f32]),
-    pub(crate) matmul_bf16: fn(&Shape, &[f32], &[bf16], &mut [f32]),
+    pub(crate) matmul_f32: fn(&Shape, &[f32], &[f32], &[u8], &mut [f32]),
+    pub(crate) matmul_f16: fn(&Shape, &[f32], &[f16], &[u8], &mut [f32]),
+    pub(crate) matmul_bf16: fn(&Shape, &[f32], &[bf16], &[u8], &mut [f32]),
     pub(crate) softmax: Softmax,
     pub(crate) keys: fn(&HeadView<'_>, Range<usize>, &mut [f32]),
     pub(crate) values: fn(&HeadView<'_>, Range<usize>, &mut [f32]),
@@ -31,13 +31,13 @@ pub(crate) struct Ops {
 
 /// The kernels on 8-bit dot products.
 pub(crate) struct ByteOps {
-    pub(crate) scores: fn(&HeadView<'_>, Range<usize>, usize, &ByteScratch<'_>, &mut [f32]),
+    pub(crate) scores: fn(&HeadView<'_>, Range<usize>, &[u8], usize, &ByteScratch<'_>, &mut [f32]),
     pub(crate) gather: Gather,
 }
 
 /// The signature of [`ByteOps::gather`].
 type Gather =
-    fn(&HeadView<'_>, Range<usize>, usize, &mut [f32], &mut ByteScratch<'_>, &mut State<'_>);
+    fn(&HeadView<'_>, Range<usize>, &[u8], usize, &mut [f32], &mut ByteScratch<'_>, &mut State<'_>);
 
 /// A static table whose entries call the bodies compiled for `$features`.
 macro_rules! ops {
@@ -46,11 +46,11 @@ macro_rules! ops {
         static $table: Ops = {
             // Each pair: the body for these features, and a safe function for the table.
             ops!(@pair $($feature)?, product_f32, matmul::<$lanes, f32>,
-                (s: &Shape, a: &[f32], b: &[f32], c: &mut [f32]));
+                (s: &Shape, a: &[f32], b: &[f32], next: &[u8], c: &mut [f32]));
             ops!(@pair $($feature)?, product_f16, matmul::<$lanes, f16>,
-                (s: &Shape, a: &[f32], b: &[f16], c: &mut [f32]));
+                (s: &Shape, a: &[f32], b: &[f16], next: &[u8], c: &mut [f32]));
             ops!(@pair $($feature)?, product_bf16, matmul::<$lanes, bf16>,
-                (s: &Shape, a: &[f32], b: &[bf16], c: &mut [f32]));
+                (s: &Shape, a: &[f32], b: &[bf16], next: &[u8], c: &mut [f32]));
             ops!(@pair $($feature)?, weights, softmax::<$lanes>,
                 (cap: Cap, width: usize, scores: &mut [f32], visible: &[Range<usize>],
                  state: &mut State<'_>));
@@ -103,10 +103,10 @@ ops!(
 static AVX512_VNNI: ByteOps = {
     use super::vnni;
     ops!(@pair "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c", scores, vnni::scores,
-        (view: &HeadView<'_>, tokens: Range<usize>, rows: usize, from: &ByteScratch<'_>,
+        (view: &HeadView<'_>, tokens: Range<usize>, next: &[u8], rows: usize, from: &ByteScratch<'_>,
          out: &mut [f32]));
     ops!(@pair "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c", gather, vnni::gather,
-        (view: &HeadView<'_>, tokens: Range<usize>, rows: usize, weights: &mut [f32],
+        (view: &HeadView<'_>, tokens: Range<usize>, next: &[u8], rows: usize, weights: &mut [f32],
          scratch: &mut ByteScratch<'_>, state: &mut State<'_>));
     ByteOps { scores, gather }
 };

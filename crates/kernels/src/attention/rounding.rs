@@ -29,7 +29,7 @@ impl Planes {
     /// What rounding suits a cache format: its cost stays below a tenth of the format's own.
     pub(crate) fn of(format: KvFormat) -> Self {
         match format {
-            KvFormat::Turbo4 | KvFormat::Turbo3 => Self::Two,
+            KvFormat::Turbo4 | KvFormat::Turbo3 => Self::One,
             KvFormat::F32 | KvFormat::F16 | KvFormat::Bf16 | KvFormat::Int8 => Self::Two,
         }
     }

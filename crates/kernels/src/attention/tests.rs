@@ -18,6 +18,8 @@ struct Case {
     window: Option<usize>,
     mask: Mask,
     runs: Vec<(usize, usize)>,
+    /// Queries are this many times normal deviates: how peaked the softmax is.
+    sharpness: f32,
     seed: u64,
 }
 
@@ -33,6 +35,7 @@ impl Case {
             window: None,
             mask: Mask::Causal,
             runs: runs.to_vec(),
+            sharpness: 1.0,
             seed: 1,
         }
     }
@@ -76,7 +79,9 @@ impl Setup {
             let mut run: Vec<_> = (0..count).map(|_| KvBlock::new(layout).unwrap()).collect();
             append(&pool, &mut run.iter_mut().collect::<Vec<_>>(), 0, &k, &v).unwrap();
             blocks.push(run);
-            queries.push(rng.normals(new * case.heads.0 * case.dims.0));
+            let mut q = rng.normals(new * case.heads.0 * case.dims.0);
+            q.iter_mut().for_each(|q| *q *= case.sharpness);
+            queries.push(q);
         }
         let sinks = if case.sinks { rng.normals(case.heads.0) } else { Vec::new() };
         Self { sinks, queries, blocks }
@@ -318,5 +323,42 @@ fn mixed_formats_and_dims() {
         let value = ValueStore::Own(value);
         check(&Case { dims: (128, 64), value, ..base.clone() });
         check(&Case { dims: (64, 256), value, ..base });
+    }
+}
+
+/// Mean squared difference of outputs.
+fn distance(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>() / a.len() as f64
+}
+
+/// KL divergence grows with the square of an error, so what the kernels' rounding adds to a
+/// mode's own error is compared in squares.
+#[test]
+fn rounding_costs_less_than_a_tenth_of_the_modes_own_error() {
+    for format in [KvFormat::Int8, KvFormat::Turbo4, KvFormat::Turbo3] {
+        for sharpness in [0.3, 1.0, 3.0] {
+            for tokens in [200, 3000] {
+                let mut case = Case::new((8, 2), 64, format, &[(tokens, 1)]);
+                case.sharpness = sharpness;
+                let exact = Case { key: KvFormat::F32, ..case.clone() };
+                let exact = Case { value: ValueStore::Own(KvFormat::F32), ..exact };
+                let truth = Setup::new(&exact).oracle(&exact);
+                let setup = Setup::new(&case);
+                let oracle = setup.oracle(&case);
+                let own = distance(&oracle, &truth);
+                for cpu in cpus() {
+                    let pool = Pool::with_cpu(1, cpu).unwrap();
+                    let out = setup.attention(&case, &pool);
+                    let out: Vec<f64> = out.iter().map(|&x| f64::from(x)).collect();
+                    let rounding = distance(&out, &oracle);
+                    println!(
+                        "{format} sharpness {sharpness} tokens {tokens} {:?}: {:.1e} of {own:.1e}",
+                        cpu.isa(),
+                        rounding
+                    );
+                    assert!(rounding < 0.1 * own, "{rounding} of {own} {cpu:?} {case:?}");
+                }
+            }
+        }
     }
 }

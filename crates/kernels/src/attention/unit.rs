@@ -89,7 +89,9 @@ pub(crate) fn attend(
         let index = at / KV_BLOCK_TOKENS;
         let base = index * KV_BLOCK_TOKENS;
         let end = keys.end.min(base + KV_BLOCK_TOKENS);
-        pass.block(run.blocks[index], base, at - base..end - base);
+        let next = run.blocks.get(index + 1).filter(|_| end < keys.end);
+        let next = next.map(|block| block.head(Side::Key, unit.head).codes);
+        pass.block(run.blocks[index], base, at - base..end - base, next.unwrap_or(&[]));
         at = end;
     }
     pass.turn_acc(false);
@@ -127,7 +129,8 @@ enum Reading {
 
 impl Pass<'_, '_, '_> {
     /// Attends to the tokens `keys` of one block whose first token is token `base` of the run.
-    fn block(&mut self, block: &KvBlock, base: usize, keys: Range<usize>) {
+    /// The pass reads `next` after it.
+    fn block(&mut self, block: &KvBlock, base: usize, keys: Range<usize>, next: &[u8]) {
         let key = block.head(Side::Key, self.unit.head);
         let value = block.head(Side::Value, self.unit.head);
         let prefix = block.layout().value() == ValueStore::KeyPrefix;
@@ -144,9 +147,9 @@ impl Pass<'_, '_, '_> {
             let width = (keys.end - start).min(tile).next_multiple_of(16);
             let tokens = start..start + width;
             if let Some(seen) = self.look(base, &tokens) {
-                self.score(&key, &tokens, how.0);
+                self.score(&key, &tokens, value.codes, how.0);
                 self.weigh(width);
-                self.gather(&value, &tokens, &seen, how.1);
+                self.gather(&value, &tokens, &seen, next, how.1);
             }
             start += width;
         }
@@ -210,7 +213,7 @@ impl Pass<'_, '_, '_> {
     }
 
     /// Scores of all rows against `tokens`.
-    fn score(&mut self, key: &HeadView<'_>, tokens: &Range<usize>, how: Reading) {
+    fn score(&mut self, key: &HeadView<'_>, tokens: &Range<usize>, next: &[u8], how: Reading) {
         let (dim, ops, s) = (key.coding.dim, self.context.ops, &mut *self.scratch);
         if let (Reading::Bytes, Some(bytes)) = (how, self.context.bytes) {
             let planes = Planes::of(key.coding.format);
@@ -218,7 +221,7 @@ impl Pass<'_, '_, '_> {
                 round_queries(planes, dim, &s.q[..self.rows * dim], &mut s.bytes);
                 self.q_rounded = Some(planes);
             }
-            return (bytes.scores)(key, tokens.clone(), self.rows, &s.bytes, s.scores);
+            return (bytes.scores)(key, tokens.clone(), next, self.rows, &s.bytes, s.scores);
         }
         let shape = Shape {
             rows: self.rows,
@@ -231,11 +234,11 @@ impl Pass<'_, '_, '_> {
             accumulate: false,
         };
         if how == Reading::InPlace {
-            return multiply(ops, &shape, s.q, key, tokens.start * dim, s.scores);
+            return multiply(ops, &shape, s.q, (key, tokens.start * dim), next, s.scores);
         }
         let tile = &mut s.keys[..tokens.len() * dim];
         (ops.keys)(key, tokens.clone(), tile);
-        (ops.matmul_f32)(&shape, s.q, tile, s.scores);
+        (ops.matmul_f32)(&shape, s.q, tile, &[], s.scores);
     }
 
     /// Scores to weights, and the softmax state with them.
@@ -254,12 +257,21 @@ impl Pass<'_, '_, '_> {
         value: &HeadView<'_>,
         tokens: &Range<usize>,
         seen: &Range<usize>,
+        next: &[u8],
         how: Reading,
     ) {
         let (params, ops, s) = (self.context.params, self.context.ops, &mut *self.scratch);
         if let (Reading::Bytes, Some(bytes)) = (how, self.context.bytes) {
             let (scores, state) = (&mut *s.scores, &mut s.state);
-            return (bytes.gather)(value, tokens.clone(), self.rows, scores, &mut s.bytes, state);
+            return (bytes.gather)(
+                value,
+                tokens.clone(),
+                next,
+                self.rows,
+                scores,
+                &mut s.bytes,
+                state,
+            );
         }
         let stride = s.state.stride;
         let shape = Shape {
@@ -276,7 +288,7 @@ impl Pass<'_, '_, '_> {
         match how {
             Reading::InPlace => {
                 let start = (tokens.start + seen.start) * stride;
-                return multiply(ops, &shape, weights, value, start, s.state.acc);
+                return multiply(ops, &shape, weights, (value, start), next, s.state.acc);
             }
             Reading::Decoded | Reading::Bytes => (ops.values)(value, tokens.clone(), s.values),
             Reading::KeyPrefix => {
@@ -284,16 +296,23 @@ impl Pass<'_, '_, '_> {
                 values_from_keys(keys, params.key_dim, params.value_dim, s.values);
             }
         }
-        (ops.matmul_f32)(&shape, weights, &s.values[seen.start * stride..], s.state.acc);
+        (ops.matmul_f32)(&shape, weights, &s.values[seen.start * stride..], &[], s.state.acc);
     }
 }
 
 /// `c` ← or += `a` · B, with B the float codes of `view` from element `start` on.
-fn multiply(ops: &Ops, shape: &Shape, a: &[f32], view: &HeadView<'_>, start: usize, c: &mut [f32]) {
+fn multiply(
+    ops: &Ops,
+    shape: &Shape,
+    a: &[f32],
+    (view, start): (&HeadView<'_>, usize),
+    next: &[u8],
+    c: &mut [f32],
+) {
     match view.coding.format {
-        KvFormat::F16 => (ops.matmul_f16)(shape, a, &elements(view.codes)[start..], c),
-        KvFormat::Bf16 => (ops.matmul_bf16)(shape, a, &elements(view.codes)[start..], c),
+        KvFormat::F16 => (ops.matmul_f16)(shape, a, &elements(view.codes)[start..], next, c),
+        KvFormat::Bf16 => (ops.matmul_bf16)(shape, a, &elements(view.codes)[start..], next, c),
         // Only floats are read in place.
-        _ => (ops.matmul_f32)(shape, a, &elements(view.codes)[start..], c),
+        _ => (ops.matmul_f32)(shape, a, &elements(view.codes)[start..], next, c),
     }
 }

@@ -11,7 +11,7 @@
 
 use super::avx512::Avx512;
 use super::codec::{Bytes, Codec, Crumbs, Nibbles};
-use super::lanes::Lanes;
+use super::lanes::{Ahead, Lanes};
 use super::rounding::{ByteScratch, MAX_ROWS, Planes};
 use super::softmax::State;
 use super::tiles::{elements, meaning};
@@ -21,6 +21,8 @@ use half::f16;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+/// How far ahead of the codes being read the next ones are asked for, at least.
+const LEAD_BYTES: usize = 4096;
 /// Rows that share one pass over the codes.
 const PASS_ROWS: usize = 4;
 
@@ -33,6 +35,7 @@ const PASS_ROWS: usize = 4;
 pub(crate) unsafe fn scores(
     view: &HeadView<'_>,
     tokens: Range<usize>,
+    next: &[u8],
     rows: usize,
     from: &ByteScratch<'_>,
     out: &mut [f32],
@@ -40,11 +43,19 @@ pub(crate) unsafe fn scores(
     // SAFETY: the processor is the caller's.
     unsafe {
         match (view.coding.format, Planes::of(view.coding.format)) {
-            (KvFormat::Turbo4, Planes::One) => keys::<Nibbles, 1>(view, tokens, rows, from, out),
-            (KvFormat::Turbo4, Planes::Two) => keys::<Nibbles, 2>(view, tokens, rows, from, out),
-            (KvFormat::Turbo3, Planes::One) => keys::<Crumbs, 1>(view, tokens, rows, from, out),
-            (KvFormat::Turbo3, Planes::Two) => keys::<Crumbs, 2>(view, tokens, rows, from, out),
-            _ => keys::<Bytes, 2>(view, tokens, rows, from, out),
+            (KvFormat::Turbo4, Planes::One) => {
+                keys::<Nibbles, 1>(view, tokens, next, rows, from, out)
+            }
+            (KvFormat::Turbo4, Planes::Two) => {
+                keys::<Nibbles, 2>(view, tokens, next, rows, from, out)
+            }
+            (KvFormat::Turbo3, Planes::One) => {
+                keys::<Crumbs, 1>(view, tokens, next, rows, from, out)
+            }
+            (KvFormat::Turbo3, Planes::Two) => {
+                keys::<Crumbs, 2>(view, tokens, next, rows, from, out)
+            }
+            _ => keys::<Bytes, 2>(view, tokens, next, rows, from, out),
         }
     }
 }
@@ -57,6 +68,7 @@ struct Keys<'a> {
     dim: usize,
     step: f32,
     table: __m512i,
+    ahead: Ahead,
 }
 
 /// # Safety
@@ -65,6 +77,7 @@ struct Keys<'a> {
 unsafe fn keys<C: Codec, const P: usize>(
     view: &HeadView<'_>,
     tokens: Range<usize>,
+    next: &[u8],
     rows: usize,
     from: &ByteScratch<'_>,
     out: &mut [f32],
@@ -78,7 +91,8 @@ unsafe fn keys<C: Codec, const P: usize>(
     // SAFETY: the processor is the caller's; the table has 16 bytes.
     let table = unsafe { Avx512::flip(Avx512::table(&table)) };
     let scales = &elements::<f16>(view.scales)[tokens.clone()];
-    let keys = Keys { codes, scales, tile_bytes, dim, step, table };
+    let ahead = Ahead::new(view.codes, next, (2 * tile_bytes).max(LEAD_BYTES));
+    let keys = Keys { codes, scales, tile_bytes, dim, step, table, ahead };
     let tiles = tokens.len() / 16;
     for row in (0..rows).step_by(PASS_ROWS) {
         let mut tile = 0;
@@ -130,6 +144,7 @@ unsafe fn key_tiles<C: Codec, const P: usize, const R: usize, const N: usize>(
             for (n, groups) in groups.iter_mut().enumerate() {
                 let at = n * keys.tile_bytes + unit * C::UNIT_BYTES;
                 *groups = C::unit::<Avx512>(codes.add(at), keys.table);
+                keys.ahead.fetch::<Avx512>(codes.add(at));
             }
             for g in 0..C::GROUPS {
                 let query = queries.add((unit * C::GROUPS + g) * 4);
@@ -182,6 +197,7 @@ unsafe fn join<const P: usize>(sums: [__m512i; P]) -> Avx512 {
 pub(crate) unsafe fn gather(
     view: &HeadView<'_>,
     tokens: Range<usize>,
+    next: &[u8],
     rows: usize,
     weights: &mut [f32],
     scratch: &mut ByteScratch<'_>,
@@ -194,21 +210,35 @@ pub(crate) unsafe fn gather(
         let steps = round_weights(planes, view, &tokens, rows, weights, scratch);
         match (format, planes) {
             (KvFormat::Turbo4, Planes::One) => {
-                values::<Nibbles, 1>(view, tokens, rows, scratch, &steps, state);
+                values::<Nibbles, 1>(view, tokens, next, rows, scratch, &steps, state);
             }
             (KvFormat::Turbo4, Planes::Two) => {
-                values::<Nibbles, 2>(view, tokens, rows, scratch, &steps, state);
+                values::<Nibbles, 2>(view, tokens, next, rows, scratch, &steps, state);
             }
             (KvFormat::Turbo3, Planes::One) => {
-                values::<Crumbs, 1>(view, tokens, rows, scratch, &steps, state);
+                values::<Crumbs, 1>(view, tokens, next, rows, scratch, &steps, state);
             }
             (KvFormat::Turbo3, Planes::Two) => {
-                values::<Crumbs, 2>(view, tokens, rows, scratch, &steps, state);
+                values::<Crumbs, 2>(view, tokens, next, rows, scratch, &steps, state);
             }
-            _ => values::<Bytes, 2>(view, tokens, rows, scratch, &steps, state),
+            _ => values::<Bytes, 2>(view, tokens, next, rows, scratch, &steps, state),
         }
     }
 }
+
+/// Added to weights before they are cut to 8 bits: evenly spread over a unit, so that many weights
+/// below one unit keep their sum instead of all becoming 0.
+static DITHER: [f32; 16] = {
+    let mut dither = [0.0; 16];
+    let mut i = 0;
+    while i < 16 {
+        // Bit reversal spreads neighbours.
+        let reversed = (i & 1) << 3 | (i & 2) << 1 | (i & 4) >> 1 | (i & 8) >> 3;
+        dither[i] = (reversed as f32 + 0.5) / 16.0;
+        i += 1;
+    }
+    dither
+};
 
 /// Multiplies the weights by the values' scales and rounds them; returns each row's unit.
 ///
@@ -246,11 +276,15 @@ unsafe fn round_weights(
             let largest = _mm512_reduce_max_ps(largest);
             steps[row] = largest / most;
             let inverse = _mm512_set1_ps(if largest > 0.0 { most / largest } else { 0.0 });
+            let dither = _mm512_loadu_ps(DITHER.as_ptr());
             let high = scratch.weights.as_mut_ptr().add(row * KV_BLOCK_TOKENS);
             let low = high.add(MAX_ROWS * KV_BLOCK_TOKENS);
             for (i, weights) in weights.chunks_exact(16).enumerate() {
-                let whole = _mm512_mul_ps(_mm512_loadu_ps(weights.as_ptr()), inverse);
-                let whole = _mm512_cvtps_epi32(whole);
+                let weight = _mm512_loadu_ps(weights.as_ptr());
+                let whole = match planes {
+                    Planes::One => _mm512_cvttps_epi32(_mm512_fmadd_ps(weight, inverse, dither)),
+                    Planes::Two => _mm512_cvtps_epi32(_mm512_mul_ps(weight, inverse)),
+                };
                 let store = |to: *mut u8, x| {
                     _mm_storeu_si128(to.add(16 * i).cast(), _mm512_cvtepi32_epi8(x));
                 };
@@ -276,6 +310,7 @@ struct Chunk {
     out: *mut f32,
     stride: usize,
     table: __m512i,
+    ahead: Ahead,
 }
 
 /// # Safety
@@ -284,6 +319,7 @@ struct Chunk {
 unsafe fn values<C: Codec, const P: usize>(
     view: &HeadView<'_>,
     tokens: Range<usize>,
+    next: &[u8],
     rows: usize,
     scratch: &ByteScratch<'_>,
     steps: &[f32; MAX_ROWS],
@@ -311,6 +347,7 @@ unsafe fn values<C: Codec, const P: usize>(
                     out: state.acc.as_mut_ptr().add(row * dim + coord),
                     stride: dim,
                     table: Avx512::table(&table),
+                    ahead: Ahead::new(view.codes, next, LEAD_BYTES),
                 };
                 let steps = &steps[row..];
                 match (rows - row, wide) {
@@ -344,8 +381,10 @@ unsafe fn value_chunk<C: Codec, const P: usize, const R: usize, const G: usize>(
         let mut sums = [[[_mm512_setzero_si512(); G]; R]; P];
         for step in 0..chunk.quads * G / per_step {
             let codes = chunk.codes.add(step * per_step / C::GROUPS * C::UNIT_BYTES);
+            chunk.ahead.fetch::<Avx512>(codes);
             let mut groups = C::unit::<Avx512>(codes, chunk.table);
             if C::GROUPS < G {
+                chunk.ahead.fetch::<Avx512>(codes.add(C::UNIT_BYTES));
                 groups[1] = C::unit::<Avx512>(codes.add(C::UNIT_BYTES), chunk.table)[0];
             }
             for quad in 0..per_step / G {
