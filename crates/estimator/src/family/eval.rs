@@ -238,7 +238,10 @@ impl<'a> Scope<'a> {
             }
             ("at", [Expr::Name(field), words @ ..]) => self.word_at(field, words, Wrap::No),
             ("cycle", [Expr::Name(field), words @ ..]) => self.word_at(field, words, Wrap::Yes),
-            ("in", [Expr::Name(field)]) => Ok(self.listed(field)),
+            ("in", [Expr::Name(field)]) => Ok(self.listed(field, self.layer)),
+            ("in_from_1", [Expr::Name(field)]) => {
+                Ok(self.listed(field, self.layer.map(|layer| layer.saturating_add(1))))
+            }
             ("len", [Expr::Name(field)]) => Ok(self.length(field)),
             ("ceil_div", [a, b]) => {
                 let (a, b) = (self.size(a)?, self.size(b)?);
@@ -279,8 +282,8 @@ impl<'a> Scope<'a> {
         Ok(truth(words.iter().any(|w| matches!(w, Expr::Word(word) if *word == found))))
     }
 
-    fn listed(&self, field: &str) -> Worth {
-        match (self.fields.get(field), self.layer) {
+    fn listed(&self, field: &str, layer: Option<u64>) -> Worth {
+        match (self.fields.get(field), layer) {
             (Field::Present(Value::Array(items)), Some(layer)) => {
                 truth(items.iter().any(|item| item.as_u64() == Some(layer)))
             }
