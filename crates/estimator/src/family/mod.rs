@@ -24,6 +24,7 @@ use crate::EstimatorError;
 
 pub(crate) mod eval;
 pub(crate) mod expr;
+mod functions;
 pub(crate) mod registry;
 mod statement;
 
