@@ -83,7 +83,7 @@ impl<'a> Scope<'a> {
         self.optional(&Expr::Name(name.to_owned()))
     }
 
-    fn worth(&self, expr: &Expr) -> Result<Worth, EstimatorError> {
+    pub(super) fn worth(&self, expr: &Expr) -> Result<Worth, EstimatorError> {
         match expr {
             Expr::Int(n) => Ok(Worth::Size(*n)),
             Expr::Word(word) => Ok(Worth::Word(word.clone())),
@@ -205,7 +205,12 @@ impl<'a> Scope<'a> {
         }))
     }
 
-    fn checked(&self, operator: Operator, a: u64, b: u64) -> Result<u64, EstimatorError> {
+    pub(super) fn checked(
+        &self,
+        operator: Operator,
+        a: u64,
+        b: u64,
+    ) -> Result<u64, EstimatorError> {
         let result = match operator {
             Operator::Add => a.checked_add(b),
             Operator::Subtract => a.checked_sub(b),
@@ -218,96 +223,6 @@ impl<'a> Scope<'a> {
             value: "not a size".to_owned(),
             reason: "sizes in this configuration contradict each other".to_owned(),
         })
-    }
-
-    fn call(&self, function: &str, arguments: &[Expr]) -> Result<Worth, EstimatorError> {
-        match (function, arguments) {
-            ("has", [Expr::Name(field)]) => {
-                Ok(truth(matches!(self.fields.get(field), Field::Present(_))))
-            }
-            ("given", [Expr::Name(field)]) => {
-                Ok(truth(!matches!(self.fields.get(field), Field::Absent)))
-            }
-            ("is", [field, words @ ..]) => {
-                let worth = self.worth(field)?;
-                Ok(truth(
-                    words
-                        .iter()
-                        .any(|w| matches!((w, &worth), (Expr::Word(a), Worth::Word(b)) if a == b)),
-                ))
-            }
-            ("at", [Expr::Name(field), words @ ..]) => self.word_at(field, words, Wrap::No),
-            ("cycle", [Expr::Name(field), words @ ..]) => self.word_at(field, words, Wrap::Yes),
-            ("in", [Expr::Name(field)]) => Ok(self.listed(field)),
-            ("len", [Expr::Name(field)]) => Ok(self.length(field)),
-            ("ceil_div", [a, b]) => {
-                let (a, b) = (self.size(a)?, self.size(b)?);
-                let up = self.checked(Operator::Add, a, b.saturating_sub(1))?;
-                self.checked(Operator::Divide, up, b).map(Worth::Size)
-            }
-            ("when", [condition, yes, no]) => {
-                self.worth(if self.holds(condition)? { yes } else { no })
-            }
-            ("max", [a, b]) => Ok(Worth::Size(self.size(a)?.max(self.size(b)?))),
-            ("min", [a, b]) => Ok(Worth::Size(self.size(a)?.min(self.size(b)?))),
-            ("scaled", [Expr::Name(field), by]) => self.scaled(field, by),
-            _ => {
-                Err(self
-                    .internal(format!("no function `{function}` of {} arguments", arguments.len())))
-            }
-        }
-    }
-
-    /// Whether a per-layer list, or a string with a letter per layer, has one of `words` here.
-    fn word_at(&self, field: &str, words: &[Expr], wrap: Wrap) -> Result<Worth, EstimatorError> {
-        let (Field::Present(value), Some(layer)) = (self.fields.get(field), self.layer) else {
-            return Ok(Worth::Absent);
-        };
-        let found = match value {
-            Value::Array(items) => match item(items, wrap.position(layer, items.len())) {
-                Some(Value::String(word)) => Some(word.clone()),
-                Some(Value::Number(n)) => Some(n.to_string()),
-                _ => None,
-            },
-            Value::String(letters) => {
-                let position = usize::try_from(wrap.position(layer, letters.chars().count())).ok();
-                position.and_then(|n| letters.chars().nth(n)).map(String::from)
-            }
-            _ => None,
-        };
-        let Some(found) = found else { return Err(bad(field, value, &no_item(layer))) };
-        Ok(truth(words.iter().any(|w| matches!(w, Expr::Word(word) if *word == found))))
-    }
-
-    fn listed(&self, field: &str) -> Worth {
-        match (self.fields.get(field), self.layer) {
-            (Field::Present(Value::Array(items)), Some(layer)) => {
-                truth(items.iter().any(|item| item.as_u64() == Some(layer)))
-            }
-            _ => Worth::Absent,
-        }
-    }
-
-    fn length(&self, field: &str) -> Worth {
-        let length = match self.fields.get(field) {
-            Field::Present(Value::Array(items)) => u64::try_from(items.len()).ok(),
-            Field::Present(Value::String(letters)) => u64::try_from(letters.chars().count()).ok(),
-            _ => None,
-        };
-        length.map_or(Worth::Absent, Worth::Size)
-    }
-
-    /// `floor(field × by)` where the field may be fractional, as `mlp_ratio` is.
-    fn scaled(&self, field: &str, by: &Expr) -> Result<Worth, EstimatorError> {
-        let factor = match self.fields.get(field) {
-            Field::Present(value) => {
-                value.as_f64().ok_or_else(|| bad(field, value, "a number is needed"))?
-            }
-            _ => return Ok(Worth::Absent),
-        };
-        let by = self.size(by)?;
-        let product = factor * by as f64;
-        floor_u64(product).map(Worth::Size).ok_or_else(|| bad(field, &factor, "no size results"))
     }
 
     fn missing(&self, expr: &Expr) -> EstimatorError {
@@ -327,36 +242,20 @@ impl<'a> Scope<'a> {
         }
     }
 
-    fn internal(&self, reason: String) -> EstimatorError {
+    pub(super) fn internal(&self, reason: String) -> EstimatorError {
         EstimatorError::Family { family: self.family.name.clone(), line: 0, reason }
     }
 }
 
-/// Whether a list shorter than the layers repeats.
-#[derive(Clone, Copy)]
-enum Wrap {
-    No,
-    Yes,
-}
-
-impl Wrap {
-    fn position(self, layer: u64, length: usize) -> u64 {
-        match (self, u64::try_from(length)) {
-            (Self::Yes, Ok(length)) => layer.checked_rem(length).unwrap_or(layer),
-            _ => layer,
-        }
-    }
-}
-
-fn item(items: &[Value], position: u64) -> Option<&Value> {
+pub(super) fn item(items: &[Value], position: u64) -> Option<&Value> {
     usize::try_from(position).ok().and_then(|n| items.get(n))
 }
 
-fn no_item(layer: u64) -> String {
+pub(super) fn no_item(layer: u64) -> String {
     format!("it has no usable entry for layer {layer}")
 }
 
-fn truth(holds: bool) -> Worth {
+pub(super) fn truth(holds: bool) -> Worth {
     Worth::Size(u64::from(holds))
 }
 
@@ -379,12 +278,12 @@ fn size_of(name: &str, value: &Value) -> Result<u64, EstimatorError> {
     clippy::cast_sign_loss,
     reason = "the range is checked, and dropping the fraction is the purpose"
 )]
-fn floor_u64(x: f64) -> Option<u64> {
+pub(super) fn floor_u64(x: f64) -> Option<u64> {
     const EXACT: f64 = 9_007_199_254_740_992.0;
     (0.0..=EXACT).contains(&x).then_some(x as u64)
 }
 
-fn bad(field: &str, value: &dyn std::fmt::Display, reason: &str) -> EstimatorError {
+pub(super) fn bad(field: &str, value: &dyn std::fmt::Display, reason: &str) -> EstimatorError {
     EstimatorError::BadField {
         field: field.to_owned(),
         value: shortened(&value.to_string()),

@@ -7,7 +7,7 @@
 //! ```text
 //! default NAME = EXPR          the value of a config field that is absent (the class default)
 //! derive NAME = EXPR           … that is null, or absent without a default
-//! let NAME = EXPR              a name of our own, in capitals
+//! let NAME = EXPR              a name of our own, in capitals (`; NAME = EXPR` adds more)
 //! architecture WORD            overrides what the kept state says
 //! text TYPE                    a wrapper's language model, where the config does not say
 //! rename FROM TO               a wrapper's prefix for the language model's tensors
@@ -24,6 +24,7 @@ use crate::EstimatorError;
 
 pub(crate) mod eval;
 pub(crate) mod expr;
+mod functions;
 pub(crate) mod registry;
 mod statement;
 

@@ -97,8 +97,10 @@ fn set(slot: &mut Option<String>, word: &str) -> Result<(), String> {
 }
 
 fn define(map: &mut std::collections::BTreeMap<String, Expr>, rest: &str) -> Result<(), String> {
-    let (name, text) = rest.split_once('=').ok_or("`NAME = EXPR` is needed")?;
-    map.insert(name.trim().to_owned(), expr::parse(text)?);
+    for part in rest.split(';') {
+        let (name, text) = part.split_once('=').ok_or("`NAME = EXPR` is needed")?;
+        map.insert(name.trim().to_owned(), expr::parse(text)?);
+    }
     Ok(())
 }
 

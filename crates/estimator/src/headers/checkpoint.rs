@@ -40,17 +40,15 @@ impl Checkpoint {
         if names.is_empty() {
             return Ok(None);
         }
-        let mut files = Vec::with_capacity(names.len());
-        for name in names {
-            let path = dir.join(&name);
-            if index.is_some() && !path.is_file() {
-                return Err(problem(
-                    dir,
-                    format!("{INDEX} names `{}`, which is missing", shortened(&name)),
-                ));
-            }
-            files.push((path.clone(), read_header(&path)?));
+        if let Some(lost) = names.iter().find(|name| !dir.join(name).is_file()) {
+            let lost = shortened(lost);
+            return Err(problem(dir, format!("{INDEX} names `{lost}`, which is missing")));
         }
+        let read = |name: String| {
+            let path = dir.join(name);
+            read_header(&path).map(|header| (path, header))
+        };
+        let files = names.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
         let tensors = merge(dir, &files)?;
         if let Some(index) = &index {
             index.check(dir, &tensors)?;
