@@ -32,11 +32,14 @@ const STEPS: &[Step] = &[
     Step { name: "tidy", run: || tidy::run().map(|()| Outcome::Passed) },
     Step { name: "unused-dependencies", run: unused_dependencies },
     Step { name: "deny", run: deny },
+    Step { name: "bindings", run: bindings },
     Step { name: "no-compiler", run: no_compiler },
     Step { name: "clippy", run: clippy },
     Step { name: "test", run: test },
     Step { name: "shared-tests", run: shared_tests },
+    Step { name: "demo", run: demo },
     Step { name: "doc", run: doc },
+    Step { name: "fuzz-targets", run: fuzz_targets },
 ];
 
 fn step_names() -> Vec<&'static str> {
@@ -71,10 +74,14 @@ fn clippy() -> Result<Outcome> {
     cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"], &[])
 }
 
+fn bindings() -> Result<Outcome> {
+    cargo(&["xtask", "bindgen", "--check"], &[])
+}
+
 /// Sizing must be embeddable where no C or C++ compiler is: a build script that asks for one
 /// gets a program that fails.
 fn no_compiler() -> Result<Outcome> {
-    let build = ["build", "--lib", "-p", "mlxcel-estimator", "-p", "mlxcel-advisor", "--locked"];
+    let build = ["check", "--lib", "-p", "mlxcel-estimator", "-p", "mlxcel-advisor", "--locked"];
     cargo(&build, &[("CC", "false"), ("CXX", "false")])?;
     const WASM: &str = "wasm32-unknown-unknown";
     let installed = Command::new("rustc")
@@ -121,8 +128,28 @@ fn shared_tests() -> Result<Outcome> {
     )
 }
 
+/// The first command of the README, in the dev profile and shorter: it must print a text.
+fn demo() -> Result<Outcome> {
+    let generate = ["run", "--locked", "-p", "cli", "--", "generate", "-p", "Once upon a time"];
+    let output = command(&generate)
+        .args(["-n", "32"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("running cargo")?;
+    let text = String::from_utf8(output.stdout).context("the text is not UTF-8")?;
+    if !output.status.success() || text.split_whitespace().count() < 8 {
+        bail!("`cargo {}`: {}, and prints {text:?}", generate.join(" "), output.status);
+    }
+    Ok(Outcome::Passed)
+}
+
 fn doc() -> Result<Outcome> {
     cargo(&["doc", "--workspace", "--no-deps", "--locked"], &[("RUSTDOCFLAGS", "-D warnings")])
+}
+
+/// They lie outside the workspace; fuzzing needs nightly, compiling them does not.
+fn fuzz_targets() -> Result<Outcome> {
+    cargo(&["check", "--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target/fuzz"], &[])
 }
 
 fn unused_dependencies() -> Result<Outcome> {
@@ -141,12 +168,8 @@ fn deny() -> Result<Outcome> {
 
 /// Runs cargo in the root of the workspace with these variables; fails when it does.
 fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Outcome> {
-    let status = Command::new("cargo")
-        .args(arguments)
-        .envs(variables.iter().copied())
-        .current_dir(workspace_root())
-        .status()
-        .context("running cargo")?;
+    let status =
+        command(arguments).envs(variables.iter().copied()).status().context("running cargo")?;
     if !status.success() {
         bail!("`cargo {}`: {status}", arguments.join(" "));
     }
@@ -155,12 +178,24 @@ fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Outcome> {
 
 /// Whether cargo succeeds, without its output.
 fn quiet(arguments: &[&str]) -> Result<bool> {
-    let status = Command::new("cargo")
-        .args(arguments)
-        .current_dir(workspace_root())
+    let status = command(arguments)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status()
         .context("running cargo")?;
     Ok(status.success())
+}
+
+/// Cargo as a person would call it: what the cargo that runs xtask says about xtask's package
+/// confuses some subcommands.
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new("cargo");
+    command.args(arguments).current_dir(workspace_root());
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command
 }

@@ -3,8 +3,9 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Instant;
-use xtask::{ci, golden, synth, tidy};
+use xtask::{bindings, ci, golden, synth, tidy};
 
 /// Maintenance tasks of mlxcel. A user of mlxcel needs none of them.
 #[derive(Parser)]
@@ -20,6 +21,8 @@ enum Task {
     Ci(ci::Options),
     /// The invariants of the code base that no compiler checks
     Tidy,
+    /// The Rust declarations of the C ABI of MLX's shim
+    Bindgen(bindings::Arguments),
     /// A random-weights checkpoint with the shapes of any supported config.json
     SynthModel(SynthModel),
     /// Makes the goldens anew, with the pinned mlx-lm
@@ -74,11 +77,17 @@ impl SynthModel {
     }
 }
 
-fn main() -> Result<()> {
-    match Args::parse().task {
+fn main() -> ExitCode {
+    let result = match Args::parse().task {
         Task::Ci(options) => ci::run(&options),
         Task::Tidy => tidy::run(),
+        Task::Bindgen(arguments) => bindings::run(&arguments),
         Task::SynthModel(task) => task.run(),
         Task::Golden(arguments) => golden::run(&arguments),
+    };
+    if let Err(error) = result {
+        eprintln!("error: {error:#}");
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
 }

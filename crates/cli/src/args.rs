@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use mlxcel_estimator::kv::{CacheType, KvMode};
+use mlxcel_estimator::KvMode;
 use mlxcel_runtime::engine::{EngineConfig, ModelSource};
 use mlxcel_runtime::{ComputeDtype, KernelSet, OpsConfig, Precision, text};
 
@@ -31,26 +31,24 @@ impl ModelArgs {
 pub(crate) struct KvArgs {
     /// KV cache mode: fp16, int8, fp16+turbo4, fp16+turbo3, int8+turbo4, turbo4, turbo4-delegated
     #[arg(long, value_name = "MODE")]
-    pub(crate) kv_cache_mode: Option<KvMode>,
+    pub(crate) kv_cache_mode: Option<String>,
     /// Type of cached keys: fp16, int8, turbo4 (beats --kv-cache-mode)
     #[arg(long, value_name = "TYPE")]
-    pub(crate) cache_type_k: Option<CacheType>,
+    pub(crate) cache_type_k: Option<String>,
     /// Type of cached values: fp16, int8, turbo4, turbo3, turbo4-delegated (beats --kv-cache-mode)
     #[arg(long, value_name = "TYPE")]
-    pub(crate) cache_type_v: Option<CacheType>,
+    pub(crate) cache_type_v: Option<String>,
 }
 
 impl KvArgs {
     /// The mode that was asked for; split flags beat `--kv-cache-mode`, with a note.
     pub(crate) fn mode(&self) -> Result<KvMode> {
-        if self.cache_type_k.is_none() && self.cache_type_v.is_none() {
-            return Ok(self.kv_cache_mode.unwrap_or_default());
+        let [mode, k, v] = [&self.kv_cache_mode, &self.cache_type_k, &self.cache_type_v];
+        let choice = KvMode::choose(mode.as_deref(), k.as_deref(), v.as_deref())?;
+        if let Some(note) = &choice.note {
+            crate::terminal::note(note);
         }
-        let mode = KvMode::from_types(self.cache_type_k.unwrap_or_default(), self.cache_type_v.unwrap_or_default())?;
-        if let Some(overridden) = self.kv_cache_mode.filter(|m| *m != mode) {
-            crate::terminal::note(&format!("--cache-type-k/-v beat --kv-cache-mode {overridden}: using {mode}"));
-        }
-        Ok(mode)
+        Ok(choice.mode)
     }
 }
 
@@ -66,7 +64,7 @@ pub(crate) struct ComputeArgs {
     /// Compute and cache in this type: auto follows the checkpoint
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub(crate) dtype: Dtype,
-    /// Activations of CPU matrix products: exact (fp32), or int8 (faster)
+    /// Precision of activations in CPU matrix products
     #[arg(long, value_enum)]
     pub(crate) activations: Option<Activations>,
 }
@@ -83,9 +81,11 @@ pub(crate) enum Dtype {
 /// Values of `--activations`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Activations {
-    /// fp32 activations.
+    /// As precise as fp32.
     Exact,
-    /// int8 activations per token.
+    /// 15 bits.
+    Int16,
+    /// 7 bits, the fastest.
     Int8,
 }
 
@@ -100,6 +100,7 @@ impl ComputeArgs {
         }
         let precision = match self.activations.unwrap_or(activations) {
             Activations::Exact => Precision::Exact,
+            Activations::Int16 => Precision::Int16,
             Activations::Int8 => Precision::Int8,
         };
         let dtype = match self.dtype {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use mlxcel_estimator::kv::KvMode;
+use mlxcel_estimator::KvMode;
 use mlxcel_runtime::bench::{Measurement, Plan, Test};
 use mlxcel_runtime::engine::Engine;
 use serde::Serialize;
@@ -27,7 +27,7 @@ pub(crate) struct Args {
     n_depth: Vec<usize>,
     /// KV cache modes to measure
     #[arg(long, value_delimiter = ',', default_value = "fp16", value_name = "MODE,…")]
-    kv_cache_mode: Vec<KvMode>,
+    kv_cache_mode: Vec<String>,
     /// Repetitions of each measurement
     #[arg(short = 'r', long, default_value_t = 3, value_name = "N")]
     repetitions: usize,
@@ -57,7 +57,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let interrupt = Interrupt::install()?;
     let source = args.model.source()?;
     let mut rows = Vec::new();
-    for &mode in &args.kv_cache_mode {
+    for name in &args.kv_cache_mode {
+        let mode = KvMode::parse(name)?;
         let config = args.compute.engine(mode, Activations::Int8)?;
         let engine = Engine::load(&source, config, &mut Bars::new(interrupt.clone()))?;
         for plan in plans(args) {

@@ -1,6 +1,6 @@
 //! What can go wrong between a model family and the kernels.
 
-use mlxcel_estimator::kv::KvMode;
+use mlxcel_estimator::KvMode;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]

@@ -26,6 +26,8 @@ fn link_prefix(prefix: &Prefix, out: &Path) -> Result<()> {
     relink(&prefix.root, &alias)?;
     println!("cargo::rustc-link-search=native={}", alias.join(prefix.lib_dir).display());
     println!("cargo::rustc-link-lib=dylib=mlx");
+    // Someone may replace the library, or clear the cache: look again then.
+    println!("cargo::rerun-if-changed={}", prefix.include().join("mlx/version.h").display());
     rpath::announce(&library_dir(prefix)?);
     Ok(())
 }

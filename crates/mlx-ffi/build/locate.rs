@@ -7,7 +7,7 @@ use crate::error::{Failure, Result};
 use crate::pins;
 use crate::prefix::Prefix;
 use crate::source;
-use crate::wheel::Fetch;
+use crate::wheel::{Fetch, cache_dir};
 
 /// An MLX to compile the shim against and to link.
 #[derive(Debug)]
@@ -39,8 +39,14 @@ pub(crate) fn locate(out: &Path) -> Result<Mlx> {
 fn wheel(out: &Path) -> Result<Mlx> {
     let wheels = if env::var_os("CARGO_FEATURE_CUDA").is_some() { pins::CUDA } else { pins::CPU };
     let arch = cargo_cfg("TARGET_ARCH");
-    let cross = env::var("HOST").ok().and_then(|host| host.split('-').next().map(|a| a != arch));
-    let root = Fetch::new(arch, cross == Some(true), &out.join("cache")).prefix(wheels)?;
+    let host = env::var("HOST").unwrap_or_default();
+    let fetch = Fetch {
+        python: env::var("MLXCEL_PYTHON").unwrap_or_else(|_| "python3".to_owned()),
+        cache: cache_dir(|name| env::var_os(name).map(PathBuf::from), &out.join("cache")),
+        cross: host.split('-').next() != Some(arch.as_str()),
+        arch,
+    };
+    let root = fetch.prefix(wheels)?;
     Ok(Mlx::Prefix(Prefix::check(&root, "the MLX cache (MLXCEL_CACHE_DIR)")?))
 }
 

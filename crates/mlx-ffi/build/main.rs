@@ -2,6 +2,8 @@
 //!
 //! Every failure ends in one sentence that says what to do; nothing here panics.
 
+#![expect(clippy::print_stdout, reason = "that is how a build script talks to Cargo")]
+
 mod error;
 mod link;
 mod locate;

@@ -17,6 +17,12 @@ pub(crate) struct Prefix {
 impl Prefix {
     /// Checks `root`, which came from `origin` (a variable's name, for the message).
     pub(crate) fn check(root: &Path, origin: &str) -> Result<Self> {
+        if !root.is_absolute() {
+            return Err(Failure::new(format!(
+                "{origin} is the relative path {}: set it to an absolute one",
+                root.display()
+            )));
+        }
         let header = root.join("include/mlx/version.h");
         let text = fs::read_to_string(&header).map_err(|_| {
             Failure::new(format!(

@@ -13,9 +13,10 @@ const SYSTEM_INCLUDES: [&str; 3] = ["/usr/include", "/usr/local/include", "/opt/
 
 /// Builds `source` under `out` and returns the prefix that it was installed into.
 pub(crate) fn build(source: &Path, out: &Path) -> Result<PathBuf> {
-    if !source.join("CMakeLists.txt").is_file() || !source.join("mlx/version.h").is_file() {
+    let is_tree = source.is_absolute() && source.join("CMakeLists.txt").is_file();
+    if !is_tree || !source.join("mlx/version.h").is_file() {
         return Err(Failure::new(format!(
-            "MLXCEL_MLX_SOURCE is {} but that is no source tree of MLX: set it to a folder with CMakeLists.txt and mlx/version.h, or unset it",
+            "MLXCEL_MLX_SOURCE is {} but that is no source tree of MLX: set it to the absolute path of a folder with CMakeLists.txt and mlx/version.h, or unset it",
             source.display()
         )));
     }

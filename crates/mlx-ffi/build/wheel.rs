@@ -3,7 +3,6 @@
 //! The cache entry is complete or absent: everything is unpacked into a scratch folder beside it,
 //! which is then renamed, so that builds that race or die leave nothing half done.
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -15,7 +14,7 @@ const UNPACK: &str = include_str!("unpack.py");
 const WAYS_OUT: &str =
     "or set MLXCEL_MLX_DIR to an installed MLX (a folder with include/mlx and lib/libmlx.so)";
 
-/// What decides where and how wheels are fetched; read from the environment by [`Fetch::new`].
+/// What decides where and how wheels are fetched.
 pub(crate) struct Fetch {
     /// The Python that has pip: `MLXCEL_PYTHON`, else `python3`.
     pub(crate) python: String,
@@ -28,13 +27,6 @@ pub(crate) struct Fetch {
 }
 
 impl Fetch {
-    /// The settings of this build; `fallback` is used when the user has no home.
-    pub(crate) fn new(arch: String, cross: bool, fallback: &Path) -> Self {
-        let python = env::var("MLXCEL_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-        let cache = cache_dir(|name| env::var_os(name).map(PathBuf::from), fallback);
-        Self { python, cache, arch, cross }
-    }
-
     /// The MLX prefix (`include/`, `lib/`) inside the unpacked `wheels`, fetched if need be.
     pub(crate) fn prefix(&self, wheels: &[Wheel]) -> Result<PathBuf> {
         let hashes = wheels.iter().map(|wheel| self.hash(wheel)).collect::<Result<Vec<_>>>()?;

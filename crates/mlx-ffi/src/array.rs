@@ -285,7 +285,8 @@ pub fn eval(arrays: &[&Array]) -> Result<()> {
 /// Starts to compute `arrays`; a later [`eval`] of them, or reading their elements, waits.
 ///
 /// # Errors
-/// What can be refused before anything runs; a node that fails later makes the wait fail.
+/// What can be refused before anything runs, or a node that has failed already; one that fails later
+/// makes the wait fail. Each failure is told once.
 pub fn async_eval(arrays: &[&Array]) -> Result<()> {
     let handles = handles(arrays);
     // SAFETY: `handles` is a slice of live handles, given with its length.

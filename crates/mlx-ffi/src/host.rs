@@ -27,8 +27,10 @@ pub type Spec<'a> = (&'a [i32], Dtype);
 /// not be through [`ops::contiguous`](crate::ops::contiguous), which costs nothing if it already is.
 /// What `function` captured is dropped when the node has run, or dies unused.
 ///
-/// If `function` returns an error or panics, the evaluation that waits for the node fails with an
-/// [`Error::Mlx`] whose message begins ``host primitive `name`:``, and the outputs are zeros.
+/// If `function` returns an error or panics, the evaluation (the one that waits for the node, or
+/// the next one on this thread, whichever MLX tells first) fails once with an [`Error::Mlx`] whose
+/// message begins ``host primitive `name`:``. The outputs are then zeros, and nodes that depend on
+/// them may have run or not: drop the whole graph.
 ///
 /// # Errors
 /// An impossible output shape.
@@ -131,8 +133,12 @@ impl<'a> HostInputs<'a> {
     /// [`Error::NoBuffer`], [`Error::WrongDtype`], [`Error::Misaligned`].
     pub fn slice<T: Element>(&self, index: usize) -> Result<&'a [T]> {
         expect_dtype(self.buffer(index)?, T::DTYPE)?;
-        bytemuck::try_cast_slice(self.bytes(index)?)
-            .map_err(|_| Error::Misaligned { index, dtype: T::DTYPE })
+        match self.bytes(index)? {
+            // No bytes may lie at any address.
+            [] => Ok(&[]),
+            bytes => bytemuck::try_cast_slice(bytes)
+                .map_err(|_| Error::Misaligned { index, dtype: T::DTYPE }),
+        }
     }
 
     /// [`HostInputs::slice`] of `f32`.
@@ -196,8 +202,12 @@ impl<'a> HostOutputs<'a> {
         if let Some(buffer) = self.buffers.get(index) {
             expect_dtype(buffer, T::DTYPE)?;
         }
-        // MLX's allocators align to 8 bytes or more, which no element type exceeds.
-        Ok(bytemuck::cast_slice_mut(self.take_bytes(index)?))
+        match self.take_bytes(index)? {
+            // No bytes may lie at any address.
+            [] => Ok(&mut []),
+            // MLX's allocators align to 8 bytes or more, which no element type exceeds.
+            bytes => Ok(bytemuck::cast_slice_mut(bytes)),
+        }
     }
 
     /// [`HostOutputs::take`] of `f32`.

@@ -39,8 +39,8 @@ impl Usage {
     #[must_use]
     pub fn peak_text(&self) -> String {
         match (self.peak_resident_bytes, self.mlx_peak_bytes) {
-            (Some(bytes), _) => format!("{} resident", mlxcel_estimator::bytes::format_bytes(bytes)),
-            (None, Some(bytes)) => format!("{} in MLX", mlxcel_estimator::bytes::format_bytes(bytes as u64)),
+            (Some(bytes), _) => format!("{} resident", mlxcel_estimator::format_bytes(bytes)),
+            (None, Some(bytes)) => format!("{} in MLX", mlxcel_estimator::format_bytes(bytes as u64)),
             (None, None) => "not measured on this platform".to_owned(),
         }
     }

@@ -161,3 +161,99 @@ fn write_json(folder: &Path, name: &str, value: &Value) -> Result<()> {
     text.push('\n');
     std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mlxcel_estimator::headers::Checkpoint;
+    use std::collections::BTreeMap;
+
+    const Q4: Weights = Weights::Affine { bits: 4, group_size: 64, scales: Dtype::Bf16 };
+
+    fn config() -> Value {
+        json!({
+            "model_type": "llama", "hidden_size": 128, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 200,
+            "vocab_size": 300, "tie_word_embeddings": false, "quantization_config": {"bits": 2},
+        })
+    }
+
+    /// Every stored tensor: dtype, shape and bytes.
+    fn contents(folder: &Path) -> BTreeMap<String, (String, Vec<u64>, Vec<u8>)> {
+        let checkpoint = Checkpoint::open(folder).unwrap().unwrap();
+        let read = |name: &str| {
+            let (path, info) = checkpoint.get(name).unwrap();
+            let file = std::fs::read(path).unwrap();
+            let range = usize::try_from(info.file_range.start).unwrap()
+                ..usize::try_from(info.file_range.end).unwrap();
+            (format!("{:?}", info.dtype), info.shape.clone(), file[range].to_vec())
+        };
+        checkpoint.iter().map(|(name, _)| (name.to_string(), read(name))).collect()
+    }
+
+    #[test]
+    fn plain_checkpoints_hold_the_estimators_inventory() {
+        let folder = tempfile::tempdir().unwrap();
+        checkpoint(&config(), &Options::new(Weights::Plain(Dtype::F16)), folder.path()).unwrap();
+        let stored = contents(folder.path());
+        let inventory = mlxcel_estimator::tensors(&config().to_string()).unwrap();
+        assert_eq!(stored.len(), inventory.len());
+        for spec in inventory {
+            let (dtype, shape, _) = &stored[&spec.name];
+            assert_eq!((dtype.as_str(), shape), ("F16", &spec.shape), "{}", spec.name);
+        }
+    }
+
+    #[test]
+    fn rows_that_do_not_divide_into_groups_stay_as_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        checkpoint(&config(), &Options::new(Q4), folder.path()).unwrap();
+        let stored = contents(folder.path());
+        let of = |name: &str| {
+            let (dtype, shape, _) = &stored[&format!("model.layers.1.mlp.{name}")];
+            (dtype.clone(), shape.clone())
+        };
+        assert_eq!(of("gate_proj.weight"), ("U32".into(), vec![200, 16]));
+        assert_eq!(of("gate_proj.scales"), ("BF16".into(), vec![200, 2]));
+        assert_eq!(of("down_proj.weight"), ("BF16".into(), vec![128, 200]));
+        let config = read_config(folder.path()).unwrap();
+        assert_eq!(config["quantization"]["bits"], 4);
+        assert_eq!(config["quantization_config"], config["quantization"]);
+    }
+
+    #[test]
+    fn shards_hold_what_one_file_holds() {
+        let (one, many) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let options = Options::new(Q4);
+        assert_eq!(checkpoint(&config(), &options, one.path()).unwrap().shards, 1);
+        let options = Options { shard_bytes: 40_000, ..options };
+        let summary = checkpoint(&config(), &options, many.path()).unwrap();
+        assert!(summary.shards > 3, "{summary:?}");
+        assert!(many.path().join("model.safetensors.index.json").is_file());
+        assert_eq!(contents(one.path()), contents(many.path()));
+    }
+
+    #[test]
+    fn another_seed_makes_other_weights() {
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let options = Options::new(Weights::Plain(Dtype::Bf16));
+        checkpoint(&config(), &options, a.path()).unwrap();
+        checkpoint(&config(), &Options { seed: 1, ..options }, b.path()).unwrap();
+        assert_ne!(contents(a.path()), contents(b.path()));
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let affine = |bits, group_size| {
+            let weights = Weights::Affine { bits, group_size, scales: Dtype::F16 };
+            checkpoint(&config(), &Options::new(weights), folder.path()).unwrap_err().to_string()
+        };
+        assert!(affine(7, 64).starts_with("7 bits"));
+        assert!(affine(4, 48).starts_with("groups of 48"));
+        let unknown = json!({ "model_type": "abacus", "vocab_size": 300 });
+        let plain = Options::new(Weights::Plain(Dtype::F32));
+        assert!(checkpoint(&unknown, &plain, folder.path()).is_err());
+        assert!(std::fs::read_dir(folder.path()).unwrap().next().is_none());
+    }
+}

@@ -1,6 +1,6 @@
 //! The invariants of the code base that no compiler checks, as one table of rules.
 //!
-//! A rule is a function from the [`Workspace`] to violations; each has a test that shows it
+//! A rule is a function from the workspace to violations; each has a test that shows it
 //! fire on an offending workspace made in memory and stay silent on a good one. The test
 //! `workspace_is_tidy` runs them all on the checkout.
 

@@ -103,14 +103,37 @@ pub(super) fn http_in_server(workspace: &Workspace, violations: &mut Vec<Violati
     }
 }
 
-/// The size of a KV block is a number of the estimator's; everyone else imports it.
+/// The size of a KV block is a number of the estimator's. The kernels, which depend on nobody,
+/// state it again; `core`, which sees both, asserts at compile time that they are equal.
 pub(super) fn one_block_size(workspace: &Workspace, violations: &mut Vec<Violation>) {
-    const MAY: &[&str] = &["crates/estimator/src/"];
-    for file in workspace.sources.iter().filter(|file| !file.is_in(MAY)) {
-        for line in file.find(&["const", "KV_BLOCK_TOKENS"]) {
-            violations.push(at(file, line, "KV_BLOCK_TOKENS is defined in the estimator"));
+    const NAME: &str = "KV_BLOCK_TOKENS";
+    const KERNELS: &[&str] = &["crates/kernels/src/"];
+    for file in &workspace.sources {
+        for line in file.find(&["const", NAME]) {
+            if file.is_in(KERNELS) && !workspace.sources.iter().any(asserts_one_block_size) {
+                violations.push(at(
+                    file,
+                    line,
+                    "nothing in core asserts that the estimator agrees",
+                ));
+            } else if !file.is_in(KERNELS) && !file.is_in(&["crates/estimator/src/"]) {
+                violations.push(at(file, line, "KV_BLOCK_TOKENS is defined in the estimator"));
+            }
         }
     }
+}
+
+/// Whether the file is of `core` and has an assertion that names the block size twice.
+fn asserts_one_block_size(file: &SourceFile) -> bool {
+    let tokens = &file.tokens;
+    let is_assert =
+        |index: &usize| tokens[*index].text == "assert" && word(tokens, index + 1) == "!";
+    file.is_in(&["crates/core/src/"])
+        && (0..tokens.len()).filter(is_assert).any(|index| {
+            let end = closing(tokens, index + 2);
+            let names = tokens[index..end].iter().filter(|t| t.text == "KV_BLOCK_TOKENS");
+            names.count() == 2
+        })
 }
 
 fn at(file: &SourceFile, line: usize, what: &str) -> Violation {
@@ -228,10 +251,19 @@ mod tests {
     #[test]
     fn a_second_block_size_is_reported() {
         let code = "//! x\npub const KV_BLOCK_TOKENS: u64 = 256;\n";
-        let workspace = Workspace::of_sources(&[
-            ("crates/estimator/src/kv.rs", code),
-            ("crates/core/src/cache.rs", code),
-        ]);
+        let estimator = ("crates/estimator/src/kv.rs", code);
+        let workspace = Workspace::of_sources(&[estimator, ("crates/core/src/cache.rs", code)]);
         assert_eq!(workspace.broken_by(one_block_size), ["crates/core/src/cache.rs:2"]);
+    }
+
+    #[test]
+    fn the_kernels_block_size_is_reported_unless_core_compares_it() {
+        let code = "//! x\npub const KV_BLOCK_TOKENS: usize = 256;\n";
+        let kernels = ("crates/kernels/src/kv.rs", code);
+        let core = |code| Workspace::of_sources(&[kernels, ("crates/core/src/lib.rs", code)]);
+        let compared = "//! x\nconst _: () = assert!(k::KV_BLOCK_TOKENS == e::KV_BLOCK_TOKENS);\n";
+        assert!(core(compared).broken_by(one_block_size).is_empty());
+        let other = "//! x\nconst _: () = assert!(k::KV_BLOCK_TOKENS == 256);\n";
+        assert_eq!(core(other).broken_by(one_block_size), ["crates/kernels/src/kv.rs:2"]);
     }
 }

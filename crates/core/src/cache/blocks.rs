@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use mlxcel_estimator::kv::KvMode;
+use mlxcel_estimator::KvMode;
 use mlxcel_kernels::Pool;
 use mlxcel_kernels::kv::{self, KV_BLOCK_TOKENS, KvBlock};
 

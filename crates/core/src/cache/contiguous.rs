@@ -1,7 +1,8 @@
 //! A layer's cache as MLX arrays: contiguous, as MLX's attention wants it, grown in steps.
 
 use mlx_ffi::{Array, Dtype, ops};
-use mlxcel_estimator::kv::{KV_BLOCK_TOKENS, KvMode};
+use mlxcel_estimator::KvMode;
+use mlxcel_kernels::kv::KV_BLOCK_TOKENS;
 
 use crate::attention::LayerLayout;
 use crate::ops::{Held, Ops};

@@ -53,8 +53,8 @@ fn scheme(w: &AffineWeight) -> Result<Quantization> {
     Ok(Quantization { mode: Mode::Affine, group_size: int(w.group_size)?, bits: int(w.bits)? })
 }
 
-pub(super) fn swiglu(gate: &Array, up: &Array) -> Result<Array> {
-    Ok(ops::multiply(&ops::silu(gate)?, up)?)
+pub(super) fn swiglu(x: &Array, gate: &Linear, up: &Linear) -> Result<Array> {
+    Ok(ops::multiply(&ops::silu(&linear(x, gate)?)?, &linear(x, up)?)?)
 }
 
 pub(super) fn rms_norm(x: &Array, norm: &RmsNorm) -> Result<Array> {

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use mlx_ffi::{Array, Dtype};
 use mlxcel_kernels::Pool;
+pub use mlxcel_kernels::matmul::Precision;
 
 use crate::attention::AttentionSpec;
 use crate::batch::Batch;
@@ -45,16 +46,6 @@ impl KernelSet {
             Ok(other) => Err(Error::UnknownWord { what: "MLXCEL_KERNELS", found: other.to_owned(), known: "host, mlx" }),
         }
     }
-}
-
-/// How host matrix products treat activations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// fp32 activations, fp32 accumulation.
-    Exact,
-    /// Activations rounded to int8 per group where the weights are quantised, and to bf16 where
-    /// they are half precision and the CPU multiplies bf16.
-    Int8,
 }
 
 /// What activations (MLX set) and half-precision caches are computed in.
@@ -108,6 +99,12 @@ impl Ops {
         self.config.dtype
     }
 
+    /// How host matrix products treat activations.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        self.config.precision
+    }
+
     /// The thread pool of the host kernels.
     #[must_use]
     pub fn pool(&self) -> &Arc<Pool> {
@@ -156,7 +153,7 @@ impl Ops {
     /// When the graph node cannot be built, as in every operation below.
     pub fn embed(&self, tokens: &Array, table: &Embedding) -> Result<Array> {
         match self.config.kernels {
-            KernelSet::Host => host::embed(self, tokens, table),
+            KernelSet::Host => host::embed(tokens, table),
             KernelSet::Mlx => mlx::embed(tokens, table),
         }
     }
@@ -197,10 +194,11 @@ impl Ops {
     /// # Errors
     /// As [`Self::linear`].
     pub fn swiglu(&self, x: &Array, gate: &Linear, up: &Linear) -> Result<Array> {
-        let [gate, up] = self.linears(x, [gate, up])?;
+        check_columns(x, &gate.weight)?;
+        check_columns(x, &up.weight)?;
         match self.config.kernels {
-            KernelSet::Host => host::swiglu(self, &gate, &up),
-            KernelSet::Mlx => mlx::swiglu(&gate, &up),
+            KernelSet::Host => host::swiglu(self, x, gate, up),
+            KernelSet::Mlx => mlx::swiglu(x, gate, up),
         }
     }
 

@@ -58,6 +58,22 @@ impl Checkpoint {
         Ok(Some(Self { files, tensors, index_total_bytes: index.and_then(|i| i.total_bytes) }))
     }
 
+    /// As [`Self::open`], but for sizing: an index none of whose shards is there counts as no
+    /// checkpoint, so that a folder with only the small files of a model can be sized.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; one missing shard among others stays an error.
+    pub fn find(dir: &Path) -> Result<Option<Self>, EstimatorError> {
+        let index_path = dir.join(INDEX);
+        if index_path.is_file() {
+            let shards = Index::read(&index_path)?.shards();
+            if !shards.iter().any(|name| dir.join(name).is_file()) {
+                return Ok(None);
+            }
+        }
+        Self::open(dir)
+    }
+
     /// Reads the header of one file as a checkpoint of its own.
     ///
     /// # Errors

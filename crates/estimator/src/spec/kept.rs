@@ -170,6 +170,15 @@ impl Kept {
         }
     }
 
+    /// Key-value heads, of what has heads; a latent serves all queries as one.
+    pub(crate) fn kv_heads(&self) -> Option<u64> {
+        match *self {
+            Self::Attention { kv_heads, .. } | Self::Cross { kv_heads, .. } => Some(kv_heads),
+            Self::Latent { .. } => Some(1),
+            _ => None,
+        }
+    }
+
     fn read(scope: &Scope<'_>, keep: &Keep, longest: Option<u64>) -> Result<Self, EstimatorError> {
         let size = |n: usize| match keep.sizes.get(n) {
             Some(expr) => scope.size(expr),

@@ -56,6 +56,8 @@ pub struct Widths {
     pub vocabulary: u64,
     /// Query heads.
     pub query_heads: u64,
+    /// Query heads per key-value head.
+    pub group: u64,
     /// The widest head whose scores are computed.
     pub head_dim: u64,
     /// Elements per token of the widest feed-forward or recurrent step.
@@ -188,15 +190,18 @@ fn elem_bytes(fields: &Fields) -> u64 {
 
 fn widths(scope: &Scope<'_>, layers: &[LayerSpec]) -> Result<Widths, EstimatorError> {
     let named = |name: &str| scope.at_layer(0).named(name).ok().flatten().unwrap_or(0);
-    let scored = || layers.iter().flat_map(|layer| &layer.kept).filter_map(Kept::score_dim);
+    let kept = || layers.iter().flat_map(|layer| &layer.kept);
+    let scored = || kept().filter_map(Kept::score_dim);
     let experts = named("num_experts_per_tok").saturating_mul(named("moe_intermediate_size"));
     let shared = named("shared_expert_intermediate_size");
     let feed_forward = [named("intermediate_size"), experts.saturating_add(shared)];
+    let kv_heads = kept().filter_map(Kept::kv_heads).min().unwrap_or(1);
     let recurrent = named("INNER").max(named("CONV"));
     Ok(Widths {
         hidden: scope.named("hidden_size")?.unwrap_or(0),
         vocabulary: scope.named("vocab_size")?.unwrap_or(0),
         query_heads: if scored().next().is_some() { named("num_attention_heads") } else { 0 },
+        group: named("num_attention_heads").checked_div(kv_heads).unwrap_or(0),
         head_dim: scored().max().unwrap_or(0),
         inner: feed_forward.into_iter().fold(recurrent, u64::max),
     })

@@ -19,6 +19,18 @@ static BELOW: [__mmask16; 17] = {
     masks
 };
 
+impl Avx512 {
+    /// Sixteen integers as floats.
+    ///
+    /// # Safety
+    /// The processor must have AVX-512 F.
+    #[inline(always)]
+    pub(crate) unsafe fn from_ints(x: __m512i) -> Self {
+        // SAFETY: the caller's.
+        Self(unsafe { _mm512_cvtepi32_ps(x) })
+    }
+}
+
 // SAFETY comments below refer to the trait's contract: the processor has these instructions, and
 // pointers are valid for the elements read or written.
 impl Lanes for Avx512 {

@@ -19,15 +19,18 @@ mod lanes;
 mod matmul;
 mod ops;
 mod plan;
+mod rounding;
 mod scratch;
 mod softmax;
 mod tiles;
 mod unit;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 use crate::error::{KernelError, Result, check_len};
 use crate::kv::{BlockLayout, KV_BLOCK_TOKENS, KvBlock};
 use crate::pool::Pool;
-use ops::Ops;
+use ops::{ByteOps, Ops};
 use plan::{Part, Unit};
 use scratch::Sizes;
 use std::f32::consts::LOG2_E;
@@ -158,7 +161,8 @@ pub fn attention(
     runs.iter().try_for_each(|run| run.check(params))?;
     let tokens: usize = runs.iter().map(|run| run.tokens(params)).sum();
     check_len("out", out.len(), tokens * params.query_heads * params.value_dim)?;
-    let context = Context { params, runs, ops: Ops::of(pool.cpu()) };
+    let cpu = pool.cpu();
+    let context = Context { params, runs, ops: Ops::of(cpu), bytes: ByteOps::of(cpu) };
     let mut units = plan::units(params, runs, out);
     let parts = plan::parts(&units, pool.threads());
     if parts.is_empty() {

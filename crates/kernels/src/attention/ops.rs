@@ -6,6 +6,7 @@
 
 use super::lanes::Portable;
 use super::matmul::{Shape, matmul};
+use super::rounding::ByteScratch;
 use super::softmax::{Cap, State, softmax};
 use super::tiles::{self, Turn};
 use crate::isa::{Cpu, Isa};
@@ -27,6 +28,16 @@ pub(crate) struct Ops {
     pub(crate) values: fn(&HeadView<'_>, Range<usize>, &mut [f32]),
     pub(crate) rotate: fn(Turn, Side, usize, usize, &mut [f32]),
 }
+
+/// The kernels on 8-bit dot products.
+pub(crate) struct ByteOps {
+    pub(crate) scores: fn(&HeadView<'_>, Range<usize>, usize, &ByteScratch<'_>, &mut [f32]),
+    pub(crate) gather: Gather,
+}
+
+/// The signature of [`ByteOps::gather`].
+type Gather =
+    fn(&HeadView<'_>, Range<usize>, usize, &mut [f32], &mut ByteScratch<'_>, &mut State<'_>);
 
 /// A static table whose entries call the bodies compiled for `$features`.
 macro_rules! ops {
@@ -87,6 +98,29 @@ ops!(
     super::avx512::Avx512,
     "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"
 );
+
+#[cfg(target_arch = "x86_64")]
+static AVX512_VNNI: ByteOps = {
+    use super::vnni;
+    ops!(@pair "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c", scores, vnni::scores,
+        (view: &HeadView<'_>, tokens: Range<usize>, rows: usize, from: &ByteScratch<'_>,
+         out: &mut [f32]));
+    ops!(@pair "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c", gather, vnni::gather,
+        (view: &HeadView<'_>, tokens: Range<usize>, rows: usize, weights: &mut [f32],
+         scratch: &mut ByteScratch<'_>, state: &mut State<'_>));
+    ByteOps { scores, gather }
+};
+
+impl ByteOps {
+    /// The kernels for `cpu`, if it has 8-bit dot products that we use.
+    pub(crate) fn of(cpu: Cpu) -> Option<&'static Self> {
+        match cpu.isa() {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if cpu.has_vnni() => Some(&AVX512_VNNI),
+            _ => None,
+        }
+    }
+}
 
 impl Ops {
     /// The kernels for `cpu`.

@@ -2,6 +2,7 @@
 
 use super::AttentionParams;
 use super::plan::{most_parts, unit_rows};
+use super::rounding::{ByteScratch, MAX_ROWS};
 use super::softmax::State;
 use super::unit::{Scratch, TILE_TOKENS};
 use crate::kv::KV_BLOCK_TOKENS;
@@ -20,6 +21,9 @@ pub(crate) struct Sizes {
     values: usize,
     scores: usize,
     acc: usize,
+    /// Four bytes to an element: rounded queries and weights.
+    queries: usize,
+    weights: usize,
     rows: usize,
     stride: usize,
 }
@@ -34,13 +38,23 @@ impl Sizes {
             values: TILE_TOKENS * stride,
             scores: rows * KV_BLOCK_TOKENS,
             acc: rows * stride,
+            queries: (2 * MAX_ROWS * params.key_dim).div_ceil(4).next_multiple_of(16),
+            weights: 2 * MAX_ROWS * KV_BLOCK_TOKENS / 4,
             rows: rows.next_multiple_of(16),
             stride,
         }
     }
 
     fn elements(&self) -> usize {
-        self.q + self.keys + self.values + self.scores + self.acc + 2 * self.rows
+        self.q
+            + self.keys
+            + self.values
+            + self.scores
+            + self.acc
+            + self.queries
+            + self.weights
+            + 3 * MAX_ROWS
+            + 2 * self.rows
     }
 
     /// Bytes of one thread's scratch.
@@ -75,9 +89,19 @@ pub(crate) fn with<R>(sizes: &Sizes, body: impl FnOnce(&mut Scratch<'_>) -> R) -
         let (values, rest) = rest.split_at_mut(sizes.values);
         let (scores, rest) = rest.split_at_mut(sizes.scores);
         let (acc, rest) = rest.split_at_mut(sizes.acc);
+        let (queries, rest) = rest.split_at_mut(sizes.queries);
+        let (weights, rest) = rest.split_at_mut(sizes.weights);
+        let (steps, rest) = rest.split_at_mut(MAX_ROWS);
+        let (offsets, rest) = rest.split_at_mut(2 * MAX_ROWS);
         let (max, sum) = rest.split_at_mut(sizes.rows);
+        let bytes = ByteScratch {
+            queries: bytemuck::cast_slice_mut(queries),
+            steps,
+            offsets: bytemuck::cast_slice_mut(offsets),
+            weights: bytemuck::cast_slice_mut(weights),
+        };
         let state = State { max, sum, acc, stride: sizes.stride };
-        body(&mut Scratch { q, keys, values, scores, state })
+        body(&mut Scratch { q, keys, values, scores, bytes, state })
     })
 }
 

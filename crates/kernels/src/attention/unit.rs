@@ -1,8 +1,9 @@
 //! Attention of one unit's query rows over a range of keys, tile by tile.
 
 use super::matmul::Shape;
-use super::ops::Ops;
+use super::ops::{ByteOps, Ops};
 use super::plan::{Unit, visible};
+use super::rounding::{ByteScratch, MAX_ROWS, Planes, round_queries};
 use super::softmax::{Cap, State};
 use super::tiles::{Turn, elements, values_from_keys};
 use super::{AttentionParams, AttentionRun};
@@ -12,8 +13,8 @@ use crate::turbo::Side;
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-/// Up to this many rows read float caches in place; more rows share one decoded tile.
-const DIRECT_ROWS: usize = 12;
+/// Up to this many rows read a cache as it is stored; more rows share one decoded tile.
+const DIRECT_ROWS: usize = MAX_ROWS;
 /// Tokens of a decoded tile: keys and values of it stay in the second-level cache.
 pub(crate) const TILE_TOKENS: usize = 128;
 
@@ -23,6 +24,7 @@ pub(crate) struct Context<'a> {
     pub(crate) params: &'a AttentionParams<'a>,
     pub(crate) runs: &'a [AttentionRun<'a>],
     pub(crate) ops: &'static Ops,
+    pub(crate) bytes: Option<&'static ByteOps>,
 }
 
 /// Working memory of one thread.
@@ -35,6 +37,8 @@ pub(crate) struct Scratch<'a> {
     pub(crate) values: &'a mut [f32],
     /// Scores and then weights, `[rows, tile]`.
     pub(crate) scores: &'a mut [f32],
+    /// Rounded queries and weights.
+    pub(crate) bytes: ByteScratch<'a>,
     /// Softmax state; `acc` is `[rows, value_dim rounded up to 16]`.
     pub(crate) state: State<'a>,
 }
@@ -47,6 +51,8 @@ struct Pass<'c, 's, 'u> {
     rows: usize,
     /// Whether `q` is in the rotated basis of Turbo keys.
     q_rotated: bool,
+    /// How the queries in `scratch.bytes` are rounded, once they are.
+    q_rounded: Option<Planes>,
     /// Whether `acc` is in the rotated basis of Turbo values.
     acc_rotated: bool,
     visible: Vec<Range<usize>>,
@@ -67,8 +73,16 @@ pub(crate) fn attend(
     scratch.state.sum[..rows].fill(0.0);
     scratch.state.acc[..rows * stride].fill(0.0);
     let visible = Vec::with_capacity(rows);
-    let mut pass =
-        Pass { context, scratch, unit, rows, q_rotated: false, acc_rotated: false, visible };
+    let mut pass = Pass {
+        context,
+        scratch,
+        unit,
+        rows,
+        q_rotated: false,
+        q_rounded: None,
+        acc_rotated: false,
+        visible,
+    };
     let run = &context.runs[unit.run];
     let mut at = keys.start;
     while at < keys.end {
@@ -103,6 +117,8 @@ fn load_queries(context: &Context<'_>, unit: &Unit<'_>, q: &mut [f32]) {
 enum Reading {
     /// Floats, straight from the block.
     InPlace,
+    /// Codes, by 8-bit dot products.
+    Bytes,
     /// A tile decoded to f32 first, shared by all rows.
     Decoded,
     /// Values taken from the decoded key tile.
@@ -121,8 +137,8 @@ impl Pass<'_, '_, '_> {
         };
         self.turn_q(key.coding.format.turbo().is_some());
         self.turn_acc(value.coding.format.turbo().is_some());
-        let in_place = how == (Reading::InPlace, Reading::InPlace);
-        let tile = if in_place { KV_BLOCK_TOKENS } else { TILE_TOKENS };
+        let decoded = |how| matches!(how, Reading::Decoded | Reading::KeyPrefix);
+        let tile = if decoded(how.0) || decoded(how.1) { TILE_TOKENS } else { KV_BLOCK_TOKENS };
         let mut start = keys.start / 16 * 16;
         while start < keys.end {
             let width = (keys.end - start).min(tile).next_multiple_of(16);
@@ -137,12 +153,18 @@ impl Pass<'_, '_, '_> {
     }
 
     fn reading(&self, view: &HeadView<'_>) -> Reading {
-        let whole = view.coding.side == Side::Key || view.coding.dim.is_multiple_of(16);
+        let (dim, side) = (view.coding.dim, view.coding.side);
+        if self.rows > DIRECT_ROWS || side == Side::Value && !dim.is_multiple_of(16) {
+            return Reading::Decoded;
+        }
         match view.coding.format {
-            KvFormat::F32 | KvFormat::F16 | KvFormat::Bf16 if self.rows <= DIRECT_ROWS && whole => {
-                Reading::InPlace
+            KvFormat::F32 | KvFormat::F16 | KvFormat::Bf16 => Reading::InPlace,
+            KvFormat::Int8 | KvFormat::Turbo4 | KvFormat::Turbo3
+                if self.context.bytes.is_some() && dim.is_multiple_of(4) =>
+            {
+                Reading::Bytes
             }
-            _ => Reading::Decoded,
+            KvFormat::Int8 | KvFormat::Turbo4 | KvFormat::Turbo3 => Reading::Decoded,
         }
     }
 
@@ -153,7 +175,7 @@ impl Pass<'_, '_, '_> {
             let turn = if rotated { Turn::Into } else { Turn::Back };
             let q = &mut self.scratch.q[..self.rows * dim];
             (self.context.ops.rotate)(turn, Side::Key, dim, dim, q);
-            self.q_rotated = rotated;
+            (self.q_rotated, self.q_rounded) = (rotated, None);
         }
     }
 
@@ -190,6 +212,14 @@ impl Pass<'_, '_, '_> {
     /// Scores of all rows against `tokens`.
     fn score(&mut self, key: &HeadView<'_>, tokens: &Range<usize>, how: Reading) {
         let (dim, ops, s) = (key.coding.dim, self.context.ops, &mut *self.scratch);
+        if let (Reading::Bytes, Some(bytes)) = (how, self.context.bytes) {
+            let planes = Planes::of(key.coding.format);
+            if self.q_rounded != Some(planes) {
+                round_queries(planes, dim, &s.q[..self.rows * dim], &mut s.bytes);
+                self.q_rounded = Some(planes);
+            }
+            return (bytes.scores)(key, tokens.clone(), self.rows, &s.bytes, s.scores);
+        }
         let shape = Shape {
             rows: self.rows,
             depth: dim,
@@ -227,6 +257,10 @@ impl Pass<'_, '_, '_> {
         how: Reading,
     ) {
         let (params, ops, s) = (self.context.params, self.context.ops, &mut *self.scratch);
+        if let (Reading::Bytes, Some(bytes)) = (how, self.context.bytes) {
+            let (scores, state) = (&mut *s.scores, &mut s.state);
+            return (bytes.gather)(value, tokens.clone(), self.rows, scores, &mut s.bytes, state);
+        }
         let stride = s.state.stride;
         let shape = Shape {
             rows: self.rows,
@@ -244,7 +278,7 @@ impl Pass<'_, '_, '_> {
                 let start = (tokens.start + seen.start) * stride;
                 return multiply(ops, &shape, weights, value, start, s.state.acc);
             }
-            Reading::Decoded => (ops.values)(value, tokens.clone(), s.values),
+            Reading::Decoded | Reading::Bytes => (ops.values)(value, tokens.clone(), s.values),
             Reading::KeyPrefix => {
                 let keys = &s.keys[..tokens.len() * params.key_dim];
                 values_from_keys(keys, params.key_dim, params.value_dim, s.values);

@@ -9,7 +9,7 @@ mod progress;
 use std::path::PathBuf;
 
 use mlxcel_core::{Batch, LayerLayout, Ops, OpsConfig, SequenceCache, SequenceRun};
-use mlxcel_estimator::kv::KvMode;
+use mlxcel_estimator::KvMode;
 
 pub use self::generate::{Finish, Generation, Outcome, Statistics, generate};
 pub use self::progress::{NoProgress, Progress};

@@ -1,10 +1,8 @@
 //! Tensors over mapped files and over the program's own bytes.
 
-mod common;
-
 use std::io::Write;
 
-use common::on_engine;
+use crate::common::on_engine;
 use mlx_ffi::{Array, Dtype, Error, MappedFile, eval, memory, ops};
 
 const HEADER: usize = 16;

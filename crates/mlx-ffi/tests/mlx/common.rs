@@ -8,7 +8,7 @@ use std::thread;
 type Job = Box<dyn FnOnce() + Send>;
 
 /// Runs `test` on the engine thread and returns what it returns, or panics as it does.
-pub fn on_engine<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) fn on_engine<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
     static ENGINE: OnceLock<Mutex<Sender<Job>>> = OnceLock::new();
     let engine = ENGINE.get_or_init(|| {
         let (jobs, queue) = channel::<Job>();
@@ -25,9 +25,8 @@ pub fn on_engine<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -
 }
 
 /// Asserts that two lists differ by at most `tolerance` in every place.
-#[allow(dead_code, reason = "not every test binary compares floats")]
 #[track_caller]
-pub fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
+pub(crate) fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(found.len(), expected.len(), "lengths");
     for (i, (f, e)) in found.iter().zip(expected).enumerate() {
         assert!((f - e).abs() <= tolerance, "element {i}: {f}, expected {e} ± {tolerance}");
