@@ -3,7 +3,10 @@
 //! Each keeps a head of the vocabulary sorted by logit, so all three together come down to one
 //! threshold. It is found by partitioning, never by sorting: linear in the vocabulary.
 
+#![expect(clippy::cast_precision_loss, reason = "a vocabulary has far fewer than 2⁵³ tokens")]
+
 use super::SamplingOptions;
+use super::exp::{exp, sum};
 
 /// The candidates: every logit above `threshold`, and the first `ties` that equal it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,20 +24,24 @@ impl Cut {
         peak: f32,
         scratch: &mut Vec<f32>,
     ) -> Self {
-        let floor = options.min_p.map_or(f32::NEG_INFINITY, |min_p| peak + libm::logf(min_p));
-        let mut cut = Self { threshold: floor, ties: usize::MAX };
-        if options.top_k.is_none() && options.top_p.is_none() {
+        let min_p = options.min_p.map_or(f32::NEG_INFINITY, |min_p| peak + libm::logf(min_p));
+        let mut cut = Self { threshold: min_p, ties: usize::MAX };
+        let top_p = options.top_p.filter(|top_p| *top_p < 1.0);
+        if options.top_k.is_none() && top_p.is_none() {
             return cut;
         }
+        let total = if top_p.is_some() { mass(logits, peak) } else { 0.0 };
+        let floor = min_p.max(top_p.map_or(f32::NEG_INFINITY, |top_p| {
+            nucleus_floor(1.0 - f64::from(top_p), total / logits.len() as f64, peak)
+        }));
         scratch.clear();
         scratch.extend(logits.iter().filter(|logit| **logit >= floor));
         if let Some(k) = options.top_k.filter(|k| *k < scratch.len()) {
             cut = Self::top_k(scratch, k);
             scratch.truncate(k);
         }
-        if let Some(top_p) = options.top_p.filter(|top_p| *top_p < 1.0) {
-            let mass = f64::from(top_p) * mass(logits, peak);
-            let threshold = nucleus(scratch, peak, mass);
+        if let Some(top_p) = top_p {
+            let threshold = nucleus(scratch, peak, f64::from(top_p) * total);
             if threshold > cut.threshold {
                 cut = Self { threshold, ties: usize::MAX };
             }
@@ -64,7 +71,15 @@ impl Cut {
 
 /// The sum of e^(logit − peak), the probability mass of `logits` in units of the likeliest token.
 pub(super) fn mass(logits: &[f32], peak: f32) -> f64 {
-    logits.iter().map(|logit| f64::from(libm::expf(logit - peak))).sum()
+    sum(logits, |logit| exp(logit - peak))
+}
+
+/// A logit below every nucleus. Tokens that each have less than `outside` (1 − top-p) of the mean
+/// mass cannot together make up the mass outside of the nucleus, so its edge is not among them.
+/// The slack of 1 % is for rounding.
+#[expect(clippy::cast_possible_truncation, reason = "rounded to the precision of a logit")]
+fn nucleus_floor(outside: f64, mean_mass: f64, peak: f32) -> f32 {
+    peak + libm::log(0.99 * outside * mean_mass) as f32
 }
 
 /// The largest threshold such that the logits from it upwards have at least `target` mass, or the

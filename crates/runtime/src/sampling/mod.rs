@@ -14,6 +14,7 @@
 //! Leaves to others: where logits come from, and when to stop.
 
 mod error;
+mod exp;
 mod filters;
 mod logprobs;
 mod params;

@@ -3,6 +3,7 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{OsRng, RngCore, SeedableRng, TryRngCore};
 
+use super::exp::{exp, sum};
 use super::filters::Cut;
 use super::{SamplingError, SamplingOptions, SamplingParams, TokenLogprobs, penalties};
 
@@ -95,13 +96,13 @@ impl Sampler {
     fn draw(&mut self, peak: f32) -> Option<u32> {
         let mut cut = Cut::find(&self.options, &self.logits, peak, &mut self.scratch);
         let temperature = self.options.temperature;
-        let weight = |logit: &f32| match cut.keeps(*logit) {
-            true => libm::expf((logit - peak) / temperature),
-            false => 0.0,
-        };
+        let candidate = |logit: &f32| if cut.keeps(*logit) { *logit } else { f32::NEG_INFINITY };
         self.scratch.clear();
-        self.scratch.extend(self.logits.iter().map(weight));
-        let total: f64 = self.scratch.iter().copied().map(f64::from).sum();
+        self.scratch.extend(self.logits.iter().map(candidate));
+        for weight in &mut self.scratch {
+            *weight = exp((*weight - peak) / temperature);
+        }
+        let total = sum(&self.scratch, |weight| weight);
         let drawn = uniform(&mut self.random) * total;
         let mut below = 0.0;
         let weights = (0_u32..).zip(&self.scratch).filter(|(_, weight)| **weight > 0.0);

@@ -57,7 +57,12 @@ LONG = [
 TWO_USERS = [say("user", "a"), say("user", "b")]
 TOOLS = [
     say("user", "Weather in Paris?"),
-    say("assistant", None, tool_calls=[call("get_weather", '{"city": "Paris", "days": 2.0}')]),
+    say(
+        "assistant",
+        None,
+        thinking="I must look.\n",
+        tool_calls=[call("get_weather", '{"city": "Paris", "days": 2.0}')],
+    ),
     say("tool", '{"temp": 21.5}', tool_call_id="call12345"),
 ]
 TWO_CALLS = [
