@@ -1,1 +1,1 @@
-//! (being written)
+//! Benchmarks; each is a file of `benches/`.

@@ -76,7 +76,7 @@ impl Rope {
     /// # Errors
     /// When `dims` is odd, zero, or does not match the length of the scaling's factors.
     pub fn new(dims: usize, base: f64, traditional: bool, scaling: &RopeScaling) -> Result<Self> {
-        if dims == 0 || dims % 2 != 0 {
+        if dims == 0 || !dims.is_multiple_of(2) {
             return Err(Error::Config {
                 what: format!("rope over {dims} dimensions: it needs an even, positive number"),
             });

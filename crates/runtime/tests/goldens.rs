@@ -5,6 +5,8 @@
 //! top-1 on ≥ 99 % of positions in fp32 (fp32 rounding alone leaves 1 − 1e-6 here), ≥ 0.999 in bf16,
 //! where mlx-lm's own rounding of activations is what differs.
 
+#![cfg(test)]
+
 mod support;
 
 use mlxcel_runtime::engine::{Engine, LogitRows, NoProgress};

@@ -1,5 +1,7 @@
 //! What must hold without an oracle: chunks, batches and forks change nothing but rounding.
 
+#![cfg(test)]
+
 mod support;
 
 use mlxcel_estimator::KvMode;

@@ -22,15 +22,11 @@ impl Quantization {
     pub(super) fn from_config(config: &Value) -> Result<Self> {
         let block = config.get("quantization").or_else(|| config.get("quantization_config"));
         let Some(block) = block.and_then(Value::as_object) else { return Ok(Self::default()) };
-        if let Some(method) = block.get("quant_method").and_then(Value::as_str) {
-            if !block.contains_key("bits")
-                || !block.contains_key("group_size")
-                || method != "affine"
-            {
-                return Err(Error::config(format!(
-                    "quantisation \"{method}\" is not supported (supported: MLX's affine format)"
-                )));
-            }
+        let foreign = |method: &&str| *method != "affine" || !block.contains_key("bits");
+        if let Some(method) = block.get("quant_method").and_then(Value::as_str).filter(foreign) {
+            return Err(Error::config(format!(
+                "quantisation \"{method}\" is not supported (supported: MLX's affine format)"
+            )));
         }
         if let Some(mode) =
             block.get("mode").and_then(Value::as_str).filter(|mode| *mode != "affine")

@@ -1,6 +1,5 @@
 //! What the engine's tests share: a thread for MLX, goldens, and engines over their checkpoints.
 #![allow(dead_code, reason = "each test binary uses its own part")]
-#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
@@ -15,7 +14,7 @@ use tempfile::TempDir;
 use xtask::golden::Variant;
 
 /// Runs `body` on the one thread of this binary that owns MLX, and fails as it does.
-pub fn on_engine(body: impl FnOnce() + Send + 'static) {
+pub(crate) fn on_engine(body: impl FnOnce() + Send + 'static) {
     type Job = Box<dyn FnOnce() + Send>;
     static ENGINE: LazyLock<Mutex<Sender<Job>>> = LazyLock::new(|| {
         let (jobs, queue) = channel::<Job>();
@@ -32,12 +31,12 @@ pub fn on_engine(body: impl FnOnce() + Send + 'static) {
 
 /// How a test computes.
 #[derive(Clone, Debug)]
-pub struct Setup {
-    pub kernels: KernelSet,
-    pub dtype: ComputeDtype,
-    pub precision: Precision,
-    pub kv_mode: KvMode,
-    pub prefill_chunk: usize,
+pub(crate) struct Setup {
+    pub(crate) kernels: KernelSet,
+    pub(crate) dtype: ComputeDtype,
+    pub(crate) precision: Precision,
+    pub(crate) kv_mode: KvMode,
+    pub(crate) prefill_chunk: usize,
 }
 
 impl Default for Setup {
@@ -54,7 +53,7 @@ impl Default for Setup {
 
 impl Setup {
     /// An engine over `source`.
-    pub fn engine(&self, source: &ModelSource) -> Engine {
+    pub(crate) fn engine(&self, source: &ModelSource) -> Engine {
         let ops = OpsConfig {
             kernels: self.kernels,
             threads: Some(2),
@@ -67,19 +66,19 @@ impl Setup {
 }
 
 /// One variant of a configuration: its checkpoint, and what mlx-lm says about it.
-pub struct Golden {
+pub(crate) struct Golden {
     folder: TempDir,
-    pub tokens: Vec<u32>,
-    pub positions: Vec<usize>,
-    pub one: Vec<f32>,
-    pub full: Vec<f32>,
-    pub top1: Vec<usize>,
-    pub decode: Vec<f32>,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) positions: Vec<usize>,
+    pub(crate) one: Vec<f32>,
+    pub(crate) full: Vec<f32>,
+    pub(crate) top1: Vec<usize>,
+    pub(crate) decode: Vec<f32>,
 }
 
 impl Golden {
     /// Makes the checkpoint and reads the goldens.
-    pub fn load(name: &str, variant: &Variant) -> Self {
+    pub(crate) fn load(name: &str, variant: &Variant) -> Self {
         let folder = TempDir::new().unwrap();
         xtask::golden::checkpoint(name, variant, folder.path()).unwrap();
         let bytes = std::fs::read(xtask::golden::path(name)).unwrap();
@@ -104,11 +103,11 @@ impl Golden {
         }
     }
 
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    pub fn engine(&self, setup: &Setup) -> Engine {
+    pub(crate) fn engine(&self, setup: &Setup) -> Engine {
         setup.engine(&ModelSource::Folder(self.folder.path().to_owned()))
     }
 }
@@ -118,7 +117,7 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = [u8; 4]> + '_ {
 }
 
 /// Cosine of the angle between two rows, in f64.
-pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
+pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |x: &[f32], y: &[f32]| {
         x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>()
     };
@@ -126,13 +125,13 @@ pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
 }
 
 /// Index of the largest element, the first of equal ones.
-pub fn argmax(row: &[f32]) -> usize {
+pub(crate) fn argmax(row: &[f32]) -> usize {
     let better = |best: usize, i: usize| if row[i] > row[best] { i } else { best };
     (0..row.len()).fold(0, better)
 }
 
 /// The largest difference, relative to the largest element of `b`.
-pub fn relative_difference(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn relative_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let size = b.iter().fold(0.0f32, |m, x| m.max(x.abs()));
     a.iter().zip(b).fold(0.0f32, |m, (x, y)| m.max((x - y).abs())) / size

@@ -69,6 +69,9 @@ impl MatrixShape {
     }
 }
 
+/// A layer's matrix, and its bias where it has one.
+type LayerView<'a> = (WeightMatrix<'a>, Option<&'a [f32]>);
+
 /// Several layers as the inputs of one node, after the activations (input 0).
 struct Layers {
     shapes: Vec<MatrixShape>,
@@ -87,10 +90,7 @@ impl Layers {
     }
 
     /// The matrices, and the biases where there are any.
-    fn views<'a>(
-        &self,
-        inputs: &HostInputs<'a>,
-    ) -> Result<Vec<(WeightMatrix<'a>, Option<&'a [f32]>)>> {
+    fn views<'a>(&self, inputs: &HostInputs<'a>) -> Result<Vec<LayerView<'a>>> {
         let mut at = 1;
         let mut views = Vec::with_capacity(self.shapes.len());
         for shape in &self.shapes {

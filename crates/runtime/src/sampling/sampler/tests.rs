@@ -1,3 +1,5 @@
+//! Draws, penalties and filters against mlx-lm and against each other.
+
 #![expect(clippy::cast_possible_truncation, reason = "expected values are computed in f64")]
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Streamed text against the `tokenizers` crate.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What templates may do, and how they fail.
+
 use super::*;
 
 fn load(files: &[(&str, &str)]) -> Result<ChatTemplate, TextError> {

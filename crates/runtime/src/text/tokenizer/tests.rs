@@ -1,3 +1,5 @@
+//! Tokens of prompts, and files that are missing or wrong.
+
 use super::*;
 
 /// A word-level tokenizer with the ids 0 `<s>`, 1 `</s>`, 2 `a`, 3 `b`, 4 `<end>`; `more` replaces
