@@ -1,13 +1,14 @@
 //! All safetensors files of a model folder as one set of tensors.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
 
 use super::{Header, TensorInfo, read_header};
 use crate::error::{EstimatorError, shortened};
-use crate::json;
 
 /// The name of a sharded checkpoint's index.
 const INDEX: &str = "model.safetensors.index.json";
@@ -142,9 +143,45 @@ fn safetensors_files(dir: &Path) -> Result<Vec<String>, EstimatorError> {
 
 /// What an index says.
 struct Index {
-    /// File of each tensor; `BTreeMap` would spend most of its time comparing long prefixes.
     weight_map: HashMap<String, String>,
     total_bytes: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct RawIndex {
+    weight_map: Unique,
+    #[serde(default)]
+    metadata: Value,
+}
+
+/// A map that gives no key twice. Hashing, because comparing names with long common prefixes is
+/// what a tree would spend its time on.
+struct Unique(HashMap<String, String>);
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(UniqueVisitor).map(Unique)
+    }
+}
+
+struct UniqueVisitor;
+
+impl<'de> Visitor<'de> for UniqueVisitor {
+    type Value = HashMap<String, String>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a file name for each tensor")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+        let mut map = HashMap::new();
+        while let Some((tensor, file)) = entries.next_entry::<String, String>()? {
+            if map.insert(tensor, file).is_some() {
+                return Err(A::Error::custom("a tensor is given twice"));
+            }
+        }
+        Ok(map)
+    }
 }
 
 impl Index {
@@ -157,34 +194,26 @@ impl Index {
     fn read(path: &Path) -> Result<Self, EstimatorError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| EstimatorError::Io { path: path.to_owned(), source })?;
-        let name = path.display().to_string();
-        let mut object = json::parse_object(&text, &name)?;
-        let bad =
-            |reason: &str| EstimatorError::Json { what: name.clone(), reason: reason.to_owned() };
-        let Some(Value::Object(map)) = object.remove("weight_map") else {
-            return Err(bad("it has no `weight_map` object"));
-        };
-        let mut weight_map = HashMap::with_capacity(map.len());
-        for (tensor, file) in map {
-            let Value::String(file) = file else {
-                return Err(bad("a `weight_map` entry is not a file name"));
-            };
-            weight_map.insert(tensor, file);
-        }
-        let names: BTreeSet<_> = weight_map.values().collect();
-        let inside =
-            |name: &String| Path::new(name).file_name().and_then(|n| n.to_str()) == Some(name);
-        if !names.into_iter().all(inside) {
-            return Err(bad("a `weight_map` entry leaves the folder"));
-        }
-        let total = object.get("metadata").and_then(|m| m.get("total_size"));
+        let what = path.display().to_string();
+        let bad = |reason: String| EstimatorError::Json { what: what.clone(), reason };
+        let raw: RawIndex = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+        let Unique(weight_map) = raw.weight_map;
+        let total = raw.metadata.get("total_size");
         let total_bytes = total.and_then(|t| t.as_u64().or_else(|| t.as_f64().and_then(whole)));
-        Ok(Self { weight_map, total_bytes })
+        let index = Self { weight_map, total_bytes };
+        let inside =
+            |name: &String| Path::new(name).file_name().is_some_and(|n| n == name.as_str());
+        if index.shards().iter().all(inside) {
+            return Ok(index);
+        }
+        Err(bad("a `weight_map` entry leaves the folder".to_owned()))
     }
 
     fn shards(&self) -> Vec<String> {
-        let names: BTreeSet<_> = self.weight_map.values().collect();
-        names.into_iter().cloned().collect()
+        let names: HashSet<_> = self.weight_map.values().collect();
+        let mut names: Vec<_> = names.into_iter().cloned().collect();
+        names.sort_unstable();
+        names
     }
 
     /// Every tensor that the index promises must be in a file.
@@ -286,7 +315,9 @@ mod tests {
         index(dir.path(), r#"{"x":"a.safetensors","y":"b.safetensors"}"#);
         check_error(dir.path(), "tensor `x` is in a.safetensors and in b.safetensors");
         index(dir.path(), r#"[]"#);
-        check_error(dir.path(), "no `weight_map`");
+        check_error(dir.path(), "expected a file name for each tensor");
+        index(dir.path(), r#"{"x":"a.safetensors","x":"a.safetensors"}"#);
+        check_error(dir.path(), "a tensor is given twice");
     }
 
     #[test]
