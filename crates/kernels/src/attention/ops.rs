@@ -1,0 +1,136 @@
+//! The kernels of each instruction set behind one table of safe functions.
+//!
+//! The generic bodies are inlined here into functions compiled for their instruction set, and
+//! [`Ops::of`] is the only way to them: it takes a [`Cpu`], which exists only for instructions
+//! that this processor has.
+
+use super::lanes::Portable;
+use super::matmul::{Shape, matmul};
+use super::rounding::ByteScratch;
+use super::softmax::{Cap, State, softmax};
+use super::tiles::{self, Turn};
+use crate::isa::{Cpu, Isa};
+use crate::kv::block::HeadView;
+use crate::turbo::Side;
+use half::{bf16, f16};
+use std::ops::Range;
+
+/// The signature of [`softmax`].
+type Softmax = fn(Cap, usize, &mut [f32], &[Range<usize>], &mut State<'_>);
+
+/// The kernels of one instruction set.
+pub(crate) struct Ops {
+    pub(crate) matmul_f32: fn(&Shape, &[f32], &[f32], &[u8], &mut [f32]),
+    pub(crate) matmul_f16: fn(&Shape, &[f32], &[f16], &[u8], &mut [f32]),
+    pub(crate) matmul_bf16: fn(&Shape, &[f32], &[bf16], &[u8], &mut [f32]),
+    pub(crate) softmax: Softmax,
+    pub(crate) keys: fn(&HeadView<'_>, Range<usize>, &mut [f32]),
+    pub(crate) values: fn(&HeadView<'_>, Range<usize>, &mut [f32]),
+    pub(crate) rotate: fn(Turn, Side, usize, usize, &mut [f32]),
+}
+
+/// The kernels on 8-bit dot products.
+pub(crate) struct ByteOps {
+    pub(crate) scores: fn(&HeadView<'_>, Range<usize>, &[u8], usize, &ByteScratch<'_>, &mut [f32]),
+    pub(crate) gather: Gather,
+}
+
+/// The signature of [`ByteOps::gather`].
+type Gather =
+    fn(&HeadView<'_>, Range<usize>, &[u8], usize, &mut [f32], &mut ByteScratch<'_>, &mut State<'_>);
+
+/// A static table whose entries call the bodies compiled for `$features`.
+macro_rules! ops {
+    ($(#[$attribute:meta])* $table:ident, $lanes:ty, $($feature:literal)?) => {
+        $(#[$attribute])*
+        static $table: Ops = {
+            // Each pair: the body for these features, and a safe function for the table.
+            ops!(@pair $($feature)?, product_f32, matmul::<$lanes, f32>,
+                (s: &Shape, a: &[f32], b: &[f32], next: &[u8], c: &mut [f32]));
+            ops!(@pair $($feature)?, product_f16, matmul::<$lanes, f16>,
+                (s: &Shape, a: &[f32], b: &[f16], next: &[u8], c: &mut [f32]));
+            ops!(@pair $($feature)?, product_bf16, matmul::<$lanes, bf16>,
+                (s: &Shape, a: &[f32], b: &[bf16], next: &[u8], c: &mut [f32]));
+            ops!(@pair $($feature)?, weights, softmax::<$lanes>,
+                (cap: Cap, width: usize, scores: &mut [f32], visible: &[Range<usize>],
+                 state: &mut State<'_>));
+            ops!(@pair $($feature)?, keys, tiles::keys::<$lanes>,
+                (view: &HeadView<'_>, tokens: Range<usize>, out: &mut [f32]));
+            ops!(@pair $($feature)?, values, tiles::values::<$lanes>,
+                (view: &HeadView<'_>, tokens: Range<usize>, out: &mut [f32]));
+            ops!(@pair $($feature)?, rotate, tiles::rotate_rows,
+                (turn: Turn, side: Side, dim: usize, stride: usize, x: &mut [f32]));
+            Ops {
+                matmul_f32: product_f32,
+                matmul_f16: product_f16,
+                matmul_bf16: product_bf16,
+                softmax: weights,
+                keys,
+                values,
+                rotate,
+            }
+        };
+    };
+    (@pair $($feature:literal)?, $name:ident, $body:expr, ($($arg:ident: $type:ty),*)) => {
+        fn $name($($arg: $type),*) {
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn body($($arg: $type),*) {
+                // SAFETY: the processor has the features that this function is compiled for.
+                unsafe { $body($($arg),*) }
+            }
+            // SAFETY: this function is only reached through its table, which `Ops::of` gives out
+            // for a `Cpu` with these features.
+            unsafe { body($($arg),*) }
+        }
+    };
+}
+
+ops!(PORTABLE, Portable,);
+ops!(
+    #[cfg(target_arch = "x86_64")]
+    AVX2,
+    super::avx2::Avx2,
+    "avx2,fma,f16c"
+);
+ops!(
+    #[cfg(target_arch = "x86_64")]
+    AVX512,
+    super::avx512::Avx512,
+    "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"
+);
+
+#[cfg(target_arch = "x86_64")]
+static AVX512_VNNI: ByteOps = {
+    use super::vnni;
+    ops!(@pair "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c", scores, vnni::scores,
+        (view: &HeadView<'_>, tokens: Range<usize>, next: &[u8], rows: usize, from: &ByteScratch<'_>,
+         out: &mut [f32]));
+    ops!(@pair "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c", gather, vnni::gather,
+        (view: &HeadView<'_>, tokens: Range<usize>, next: &[u8], rows: usize, weights: &mut [f32],
+         scratch: &mut ByteScratch<'_>, state: &mut State<'_>));
+    ByteOps { scores, gather }
+};
+
+impl ByteOps {
+    /// The kernels for `cpu`, if it has 8-bit dot products that we use.
+    pub(crate) fn of(cpu: Cpu) -> Option<&'static Self> {
+        match cpu.isa() {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if cpu.has_vnni() => Some(&AVX512_VNNI),
+            _ => None,
+        }
+    }
+}
+
+impl Ops {
+    /// The kernels for `cpu`.
+    pub(crate) fn of(cpu: Cpu) -> &'static Self {
+        match cpu.isa() {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => &AVX512,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &AVX2,
+            _ => &PORTABLE,
+        }
+    }
+}
