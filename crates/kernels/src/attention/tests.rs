@@ -45,14 +45,14 @@ impl Case {
         BlockLayout::new(self.heads.1, key_dim, value_dim, self.key, self.value).unwrap()
     }
 
-    /// Exact for floats; int8 and Turbo kernels round queries and weights.
+    /// Floats differ by f32 sums only; int8 and Turbo kernels round queries and weights to 16 bits.
     fn tolerance(&self) -> f64 {
         let float = |format| matches!(format, KvFormat::F32 | KvFormat::F16 | KvFormat::Bf16);
         let value = match self.value {
             ValueStore::Own(format) => float(format),
             ValueStore::KeyPrefix => true,
         };
-        if float(self.key) && value { 1e-4 } else { 1e-2 }
+        if float(self.key) && value { 1e-4 } else { 1e-3 }
     }
 }
 
@@ -334,7 +334,7 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
 /// KL divergence grows with the square of an error, so what the kernels' rounding adds to a
 /// mode's own error is compared in squares.
 #[test]
-fn rounding_costs_less_than_a_tenth_of_the_modes_own_error() {
+fn rounding_costs_less_than_a_hundredth_of_the_modes_own_error() {
     for format in [KvFormat::Int8, KvFormat::Turbo4, KvFormat::Turbo3] {
         for sharpness in [0.3, 1.0, 3.0] {
             for tokens in [200, 3000] {
@@ -351,12 +351,7 @@ fn rounding_costs_less_than_a_tenth_of_the_modes_own_error() {
                     let out = setup.attention(&case, &pool);
                     let out: Vec<f64> = out.iter().map(|&x| f64::from(x)).collect();
                     let rounding = distance(&out, &oracle);
-                    println!(
-                        "{format} sharpness {sharpness} tokens {tokens} {:?}: {:.1e} of {own:.1e}",
-                        cpu.isa(),
-                        rounding
-                    );
-                    assert!(rounding < 0.1 * own, "{rounding} of {own} {cpu:?} {case:?}");
+                    assert!(rounding < 0.01 * own, "{rounding} of {own} {cpu:?} {case:?}");
                 }
             }
         }
