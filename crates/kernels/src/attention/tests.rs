@@ -357,3 +357,107 @@ fn rounding_costs_less_than_a_hundredth_of_the_modes_own_error() {
         }
     }
 }
+
+#[test]
+fn dropped_blocks_of_a_window_change_nothing() {
+    for format in KvFormat::ALL {
+        let case = Case { window: Some(100), ..Case::new((4, 2), 64, format, &[(800, 3)]) };
+        let (setup, pool) = (Setup::new(&case), Pool::new(1).unwrap());
+        let all = setup.attention(&case, &pool);
+        let blocks: Vec<&KvBlock> = setup.blocks[0][2..].iter().collect();
+        let run = AttentionRun {
+            q: &setup.queries[0],
+            first_position: 800,
+            blocks: &blocks,
+            first_block_position: 512,
+            kv_tokens: 803 - 512,
+        };
+        let mut out = vec![f32::NAN; all.len()];
+        attention(&pool, &setup.params(&case), &[run], &mut out).unwrap();
+        assert_eq!(out, all, "{format}");
+    }
+}
+
+#[test]
+fn what_lies_beyond_the_valid_tokens_does_not_matter() {
+    for format in KvFormat::ALL {
+        for new in [1, 40] {
+            let case = Case::new((4, 2), 64, format, &[(210, new)]);
+            let mut setup = Setup::new(&case);
+            for cpu in cpus() {
+                let pool = Pool::with_cpu(1, cpu).unwrap();
+                let clean = setup.attention(&case, &pool);
+                let mut spoiled = Setup::new(&case);
+                let faults = vec![f32::NAN; (256 - 250) * 2 * 64];
+                append(&pool, &mut [&mut spoiled.blocks[0][0]], 250, &faults, &faults).unwrap();
+                assert_eq!(spoiled.attention(&case, &pool), clean, "{format} {cpu:?}");
+            }
+            // But a fault in what is seen shows.
+            let faults = vec![f32::NAN; 2 * 64];
+            let (pool, good) = (Pool::new(1).unwrap(), vec![0.1; 2 * 64]);
+            for (k, v) in [(&faults, &good), (&good, &faults)] {
+                append(&pool, &mut [&mut setup.blocks[0][0]], 100, k, v).unwrap();
+                for cpu in cpus() {
+                    let pool = Pool::with_cpu(1, cpu).unwrap();
+                    let out = setup.attention(&case, &pool);
+                    assert!(out.iter().all(|x| x.is_nan()), "{format} {cpu:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_run_may_mix_sealed_and_open_blocks() {
+    let case = Case {
+        value: ValueStore::Own(KvFormat::F16),
+        ..Case::new((8, 2), 64, KvFormat::F16, &[(700, 1), (700, 60)])
+    };
+    let (mut setup, pool) = (Setup::new(&case), Pool::new(2).unwrap());
+    for run in &mut setup.blocks {
+        for (index, format) in [(0, KvFormat::Turbo4), (1, KvFormat::Turbo3)] {
+            run[index] = run[index].with_values_as(&pool, format, 256).unwrap();
+        }
+    }
+    let error = worst(&case, &setup.attention(&case, &pool), &setup.oracle(&case));
+    assert!(error < 1e-3, "{error}");
+}
+
+#[test]
+fn scratch_does_not_grow_with_the_context_and_bounds_a_threads_buffer() {
+    let case = Case::new((32, 8), 64, KvFormat::F16, &[(1, 1)]);
+    let setup = Setup::new(&case);
+    let params = setup.params(&case);
+    let one = scratch_bytes(&params, 1);
+    assert!(one < 1 << 20, "{one}");
+    assert!(scratch_bytes(&params, 4) >= 4 * one);
+}
+
+#[test]
+fn wrong_shapes_are_errors() {
+    let case = Case::new((4, 2), 64, KvFormat::F16, &[(10, 2)]);
+    let (setup, pool) = (Setup::new(&case), Pool::new(1).unwrap());
+    let (blocks, good) = ([&setup.blocks[0][0]], setup.params(&case));
+    let run = AttentionRun {
+        q: &setup.queries[0],
+        first_position: 10,
+        blocks: &blocks,
+        first_block_position: 0,
+        kv_tokens: 12,
+    };
+    let mut out = vec![0.0; 2 * 4 * 64];
+    let mut call = |params, run| attention(&pool, &params, &[run], &mut out).is_err();
+    assert!(!call(good, run));
+    assert!(call(AttentionParams { query_heads: 3, ..good }, run));
+    assert!(call(AttentionParams { kv_heads: 0, ..good }, run));
+    assert!(call(AttentionParams { kv_heads: 4, ..good }, run));
+    assert!(call(AttentionParams { value_dim: 32, ..good }, run));
+    assert!(call(AttentionParams { window: Some(0), ..good }, run));
+    assert!(call(AttentionParams { softcap: Some(f32::NAN), ..good }, run));
+    assert!(call(AttentionParams { sinks: Some(&[0.0; 3]), ..good }, run));
+    assert!(call(good, AttentionRun { q: &setup.queries[0][1..], ..run }));
+    assert!(call(good, AttentionRun { kv_tokens: 257, ..run }));
+    assert!(call(good, AttentionRun { first_position: usize::MAX, ..run }));
+    assert!(attention(&pool, &good, &[run], &mut [0.0; 3]).is_err());
+    assert!(attention(&pool, &good, &[], &mut []).is_ok());
+}
