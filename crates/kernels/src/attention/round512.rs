@@ -170,13 +170,23 @@ unsafe fn round_row(
             let (from, to) = (column(visible.start), column(visible.end));
             let weight = weight(at).keep(from, to, Avx512::splat(0.0));
             sums[0] = sums[0].add(weight);
-            let whole = round(weight, at);
-            let top = _mm512_cvtepi32_epi8(_mm512_srli_epi32::<8>(whole));
-            _mm_storeu_si128(high.as_mut_ptr().add(at).cast(), top);
-            _mm_storeu_si128(low.as_mut_ptr().add(at).cast(), _mm512_cvtepi32_epi8(whole));
+            store_bytes(round(weight, at), high.as_mut_ptr().add(at), low.as_mut_ptr().add(at));
             at += 16;
         }
         sums[0].add(sums[1]).add(sums[2].add(sums[3])).reduce_add()
+    }
+}
+
+/// Stores the second and the lowest bytes of 16 integers below 2¹⁶.
+///
+/// # Safety
+/// The processor must have AVX-512 F; both pointers must be valid for 16 bytes.
+#[inline(always)]
+unsafe fn store_bytes(whole: __m512i, high: *mut u8, low: *mut u8) {
+    // SAFETY: the caller's.
+    unsafe {
+        _mm_storeu_si128(high.cast(), _mm512_cvtepi32_epi8(_mm512_srli_epi32::<8>(whole)));
+        _mm_storeu_si128(low.cast(), _mm512_cvtepi32_epi8(whole));
     }
 }
 

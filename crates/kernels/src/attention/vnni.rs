@@ -119,9 +119,8 @@ unsafe fn key_tiles<C: Codec, const R: usize, const N: usize>(
     from: &ByteScratch<'_>,
     out: &mut [f32],
 ) -> usize {
-    let width = keys.scales.len();
-    // SAFETY: the caller's. A unit of tile `tile + n` lies inside `codes`; a query group of 4
-    // bytes inside `queries`; 16 scores of row `row + r` inside `out`.
+    // SAFETY: the caller's. A unit of tile `tile + n` lies inside `codes`, a query group of 4
+    // bytes inside `queries`.
     unsafe {
         let mut sums = [[[_mm512_setzero_si512(); N]; R]; PLANES];
         for (p, sums) in sums.iter_mut().enumerate() {
@@ -151,6 +150,28 @@ unsafe fn key_tiles<C: Codec, const R: usize, const N: usize>(
                 }
             }
         }
+        finish_scores(keys, tile, row, &sums, from, out);
+    }
+    N
+}
+
+/// Multiplies sums by the units of queries and keys and stores them as scores.
+///
+/// # Safety
+/// As [`key_tiles`].
+#[inline(always)]
+unsafe fn finish_scores<const R: usize, const N: usize>(
+    keys: &Keys<'_>,
+    tile: usize,
+    row: usize,
+    sums: &[[[__m512i; N]; R]; PLANES],
+    from: &ByteScratch<'_>,
+    out: &mut [f32],
+) {
+    let width = keys.scales.len();
+    // SAFETY: the caller's. 16 scales of tile `tile + n` lie inside `scales`, 16 scores of row
+    // `row + r` inside `out`.
+    unsafe {
         for n in 0..N {
             let scale = Avx512::load_f16(keys.scales.as_ptr().add((tile + n) * 16));
             for r in 0..R {
@@ -161,7 +182,6 @@ unsafe fn key_tiles<C: Codec, const R: usize, const N: usize>(
             }
         }
     }
-    N
 }
 
 /// High and low sums as one number.
@@ -247,18 +267,29 @@ unsafe fn values<C: Codec>(
                     table: Avx512::table(&table),
                     ahead: Ahead::new(view.codes, next, LEAD_BYTES),
                 };
-                let steps = &steps[row..];
-                match (rows - row, wide) {
-                    (1, 2) => value_chunk::<C, 1, 2>(&chunk, steps),
-                    (2, 2) => value_chunk::<C, 2, 2>(&chunk, steps),
-                    (3, 2) => value_chunk::<C, 3, 2>(&chunk, steps),
-                    (_, 2) => value_chunk::<C, 4, 2>(&chunk, steps),
-                    (1, _) => value_chunk::<C, 1, 1>(&chunk, steps),
-                    (2, _) => value_chunk::<C, 2, 1>(&chunk, steps),
-                    (3, _) => value_chunk::<C, 3, 1>(&chunk, steps),
-                    _ => value_chunk::<C, 4, 1>(&chunk, steps),
-                }
+                value_rows::<C>(&chunk, rows - row, wide, &steps[row..]);
             }
+        }
+    }
+}
+
+/// Up to [`PASS_ROWS`] of `rows` rows of `wide` × 16 coordinates.
+///
+/// # Safety
+/// As [`value_chunk`].
+#[inline(always)]
+unsafe fn value_rows<C: Codec>(chunk: &Chunk, rows: usize, wide: usize, steps: &[f32]) {
+    // SAFETY: the caller's.
+    unsafe {
+        match (rows, wide) {
+            (1, 2) => value_chunk::<C, 1, 2>(chunk, steps),
+            (2, 2) => value_chunk::<C, 2, 2>(chunk, steps),
+            (3, 2) => value_chunk::<C, 3, 2>(chunk, steps),
+            (_, 2) => value_chunk::<C, 4, 2>(chunk, steps),
+            (1, _) => value_chunk::<C, 1, 1>(chunk, steps),
+            (2, _) => value_chunk::<C, 2, 1>(chunk, steps),
+            (3, _) => value_chunk::<C, 3, 1>(chunk, steps),
+            _ => value_chunk::<C, 4, 1>(chunk, steps),
         }
     }
 }
