@@ -13,7 +13,8 @@ pub enum Isa {
     Scalar,
     /// x86-64 AVX2 with FMA and F16C.
     Avx2,
-    /// x86-64 AVX-512 F, BW, VL and DQ (and what [`Isa::Avx2`] needs).
+    /// x86-64 AVX-512 F, BW, VL, DQ, VBMI and VNNI: Ice Lake, Zen 4 and later. Earlier AVX-512
+    /// processors lower their clock for it and run [`Isa::Avx2`].
     Avx512,
     /// AArch64 Advanced SIMD.
     Neon,
@@ -54,7 +55,6 @@ impl fmt::Display for Isa {
 pub struct Cpu {
     isa: Isa,
     vnni: bool,
-    vbmi: bool,
     bf16: bool,
 }
 
@@ -65,7 +65,7 @@ impl Cpu {
         [Isa::Avx512, Isa::Avx2, Isa::Neon].into_iter().find_map(probe).unwrap_or(Self {
             isa: Isa::Scalar,
             vnni: false,
-            vbmi: false,
+
             bf16: false,
         })
     }
@@ -95,10 +95,11 @@ impl Cpu {
         [Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512].into_iter().filter_map(probe).collect()
     }
 
-    /// The same processor without its optional extensions; for tests of the plain paths.
+    /// The same processor without its optional extensions (those that [`Isa`] does not imply);
+    /// for tests of the plain paths.
     #[must_use]
     pub fn without_extensions(self) -> Self {
-        Self { vnni: false, vbmi: false, bf16: false, ..self }
+        Self { vnni: self.isa == Isa::Avx512, bf16: false, ..self }
     }
 
     /// The instruction set.
@@ -107,17 +108,11 @@ impl Cpu {
         self.isa
     }
 
-    /// Whether there are 8-bit dot products: AVX512-VNNI with [`Isa::Avx512`], AVX-VNNI with
+    /// Whether there are 8-bit dot products: always with [`Isa::Avx512`], AVX-VNNI with
     /// [`Isa::Avx2`], `dotprod` with [`Isa::Neon`].
     #[must_use]
     pub fn has_vnni(self) -> bool {
         self.vnni
-    }
-
-    /// Whether there are AVX512-VBMI byte permutes (only with [`Isa::Avx512`]).
-    #[must_use]
-    pub fn has_vbmi(self) -> bool {
-        self.vbmi
     }
 
     /// Whether there are bf16 dot products: AVX512-BF16 with [`Isa::Avx512`].
@@ -133,16 +128,12 @@ fn probe(isa: Isa) -> Option<Cpu> {
     use std::arch::is_x86_feature_detected as has;
     let avx2 = has!("avx2") && has!("fma") && has!("f16c");
     match isa {
-        Isa::Scalar => Some(Cpu { isa, vnni: false, vbmi: false, bf16: false }),
-        Isa::Avx2 => avx2.then(|| Cpu { isa, vnni: has!("avxvnni"), vbmi: false, bf16: false }),
+        Isa::Scalar => Some(Cpu { isa, vnni: false, bf16: false }),
+        Isa::Avx2 => avx2.then(|| Cpu { isa, vnni: has!("avxvnni"), bf16: false }),
         Isa::Avx512 => {
             let base = has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq");
-            (avx2 && base).then(|| Cpu {
-                isa,
-                vnni: has!("avx512vnni"),
-                vbmi: has!("avx512vbmi"),
-                bf16: has!("avx512bf16"),
-            })
+            let bytes = has!("avx512vbmi") && has!("avx512vnni");
+            (avx2 && base && bytes).then(|| Cpu { isa, vnni: true, bf16: has!("avx512bf16") })
         }
         Isa::Neon => None,
     }
@@ -153,10 +144,8 @@ fn probe(isa: Isa) -> Option<Cpu> {
 fn probe(isa: Isa) -> Option<Cpu> {
     use std::arch::is_aarch64_feature_detected as has;
     match isa {
-        Isa::Scalar => Some(Cpu { isa, vnni: false, vbmi: false, bf16: false }),
-        Isa::Neon => {
-            has!("neon").then(|| Cpu { isa, vnni: has!("dotprod"), vbmi: false, bf16: false })
-        }
+        Isa::Scalar => Some(Cpu { isa, vnni: false, bf16: false }),
+        Isa::Neon => has!("neon").then(|| Cpu { isa, vnni: has!("dotprod"), bf16: false }),
         Isa::Avx2 | Isa::Avx512 => None,
     }
 }
@@ -164,7 +153,7 @@ fn probe(isa: Isa) -> Option<Cpu> {
 /// Other processors have the portable kernels.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn probe(isa: Isa) -> Option<Cpu> {
-    (isa == Isa::Scalar).then_some(Cpu { isa, vnni: false, vbmi: false, bf16: false })
+    (isa == Isa::Scalar).then_some(Cpu { isa, vnni: false, bf16: false })
 }
 
 #[cfg(test)]

@@ -14,16 +14,23 @@
 
 pub mod aligned;
 pub mod attention;
+pub mod elementwise;
 pub mod error;
 pub mod isa;
 pub mod kv;
+mod math;
+pub mod matmul;
 pub mod pool;
-pub mod turbo;
-
+pub mod probe;
+mod scratch;
+mod simd;
 #[cfg(test)]
 mod testing;
+pub mod turbo;
+pub mod weights;
 
 pub use aligned::AlignedBuf;
 pub use error::{KernelError, Result};
 pub use isa::{Cpu, Isa};
 pub use pool::Pool;
+pub use weights::{Affine, FloatType, WeightMatrix};

@@ -1,42 +1,145 @@
-//! Random data for the tests of this crate.
+//! What tests share: fresh random numbers and random weights.
 
-/// SplitMix64 with normal deviates: small, seedable, the same everywhere.
+use crate::isa::Cpu;
+use crate::pool::Pool;
+use crate::weights::{Affine, FloatType, WeightMatrix};
+use half::{bf16, f16};
+use std::hash::{BuildHasher, RandomState};
+
+/// Splitmix64; seeded afresh for each test, from `MLXCEL_TEST_SEED` if that is set.
 pub(crate) struct Rng(u64);
 
 impl Rng {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// A generator whose seed is printed, so that a failure can be repeated.
+    pub(crate) fn fresh() -> Self {
+        let seed = std::env::var("MLXCEL_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed = seed.unwrap_or_else(|| RandomState::new().hash_one(0));
+        println!("MLXCEL_TEST_SEED={seed}");
         Self(seed)
     }
 
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+    /// The generator with this seed, for data that a test makes twice.
+    pub(crate) fn seeded(seed: u64) -> Self {
+        Self(seed)
     }
 
-    /// Uniform in (0, 1].
-    pub(crate) fn uniform(&mut self) -> f64 {
-        ((self.next() >> 11) as f64 + 1.0) / (1u64 << 53) as f64
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
     }
 
-    /// N(0, 1), by Box and Muller.
+    /// A number below `end`.
+    pub(crate) fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
+    }
+
+    /// Uniform in −1..1.
+    pub(crate) fn uniform(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    /// Nearly normal, with standard deviation 1: the sum of twelve uniforms.
     pub(crate) fn normal(&mut self) -> f32 {
-        let (r, angle) = (self.uniform(), self.uniform());
-        #[expect(clippy::cast_possible_truncation, reason = "rounding is meant")]
-        let x = ((-2.0 * r.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()) as f32;
-        x
+        (0..12).map(|_| self.uniform()).sum::<f32>() / 2.0
     }
 
-    pub(crate) fn normals(&mut self, count: usize) -> Vec<f32> {
-        (0..count).map(|_| self.normal()).collect()
+    pub(crate) fn normals(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.normal()).collect()
     }
 
-    pub(crate) fn unit_vector(&mut self, dim: usize) -> Vec<f32> {
-        let mut x = self.normals(dim);
-        let norm = x.iter().map(|x| x * x).sum::<f32>().sqrt();
-        x.iter_mut().for_each(|x| *x /= norm);
-        x
+    pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.next().to_le_bytes()[0]).collect()
     }
+}
+
+/// `values` as little-endian bytes of `ty`.
+pub(crate) fn store(values: &[f32], ty: FloatType) -> Vec<u8> {
+    let bytes = |&v: &f32| match ty {
+        FloatType::F32 => v.to_le_bytes().to_vec(),
+        FloatType::F16 => f16::from_f32(v).to_le_bytes().to_vec(),
+        FloatType::Bf16 => bf16::from_f32(v).to_le_bytes().to_vec(),
+    };
+    values.iter().flat_map(bytes).collect()
+}
+
+/// Random storage for an affine matrix; one spare byte in front makes the codes unaligned.
+pub(crate) struct RandomAffine {
+    rows: usize,
+    cols: usize,
+    bits: u32,
+    group: usize,
+    scale_type: FloatType,
+    codes: Vec<u8>,
+    scales: Vec<u8>,
+    biases: Vec<u8>,
+}
+
+impl RandomAffine {
+    pub(crate) fn new(
+        rng: &mut Rng,
+        (rows, cols): (usize, usize),
+        bits: u32,
+        group: usize,
+        scale_type: FloatType,
+    ) -> Self {
+        let groups = rows * cols / group;
+        let largest = f32::from((1u16 << bits) - 1);
+        let scales: Vec<f32> = (0..groups).map(|_| (1.5 + rng.uniform()) / largest).collect();
+        // Like MLX's own: codes are centred around zero, roughly.
+        let biases: Vec<f32> =
+            scales.iter().map(|s| -s * largest * (0.5 + 0.1 * rng.uniform())).collect();
+        Self {
+            rows,
+            cols,
+            bits,
+            group,
+            scale_type,
+            codes: rng.bytes(1 + rows * cols / 8 * bits as usize),
+            scales: store(&scales, scale_type),
+            biases: store(&biases, scale_type),
+        }
+    }
+
+    pub(crate) fn matrix(&self) -> WeightMatrix<'_> {
+        let affine = Affine {
+            bits: self.bits,
+            group: self.group,
+            codes: &self.codes[1..],
+            scales: &self.scales,
+            biases: &self.biases,
+            scale_type: self.scale_type,
+        };
+        WeightMatrix::affine(self.rows, self.cols, affine).unwrap()
+    }
+}
+
+/// A pool for each instruction set of this machine, with and without extensions.
+pub(crate) fn pools() -> Vec<Pool> {
+    let mut cpus = Vec::new();
+    for cpu in Cpu::all() {
+        cpus.push(cpu);
+        if cpu.without_extensions() != cpu {
+            cpus.push(cpu.without_extensions());
+        }
+    }
+    cpus.into_iter().map(|cpu| Pool::with_cpu(2, cpu).unwrap()).collect()
+}
+
+/// `x · wᵀ` in f64, `[tokens, rows]`, and the same with absolute values: the size that rounding
+/// errors are relative to.
+pub(crate) fn oracle(x: &[f32], weights: &WeightMatrix<'_>) -> Vec<(f64, f64)> {
+    let (rows, cols) = (weights.rows(), weights.cols());
+    let mut out = vec![(0.0, 0.0); x.len() / cols * rows];
+    let mut w = vec![0.0; cols];
+    for row in 0..rows {
+        weights.dequantize_row(row, &mut w).unwrap();
+        for (token, x) in x.chunks_exact(cols).enumerate() {
+            let terms = x.iter().zip(&w).map(|(&x, &w)| f64::from(x) * f64::from(w));
+            let (sum, size) = terms.fold((0.0, 0.0), |(s, a), t| (s + t, a + t.abs()));
+            out[token * rows + row] = (sum, size);
+        }
+    }
+    out
 }

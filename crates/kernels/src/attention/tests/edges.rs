@@ -163,7 +163,7 @@ fn unbiased_value_scales_win_where_values_share_a_mean_and_lose_little_elsewhere
 /// normal deviates plus `shared` times a common vector.
 fn value_error(format: KvFormat, rule: ScaleRule, shared: f32) -> f64 {
     let (pool, tokens, dim) = (Pool::new(1).unwrap(), 1024, 64);
-    let mut rng = Rng::new(11);
+    let mut rng = Rng::seeded(11);
     let (k, mut v) = (rng.normals(tokens * dim), rng.normals(tokens * dim));
     let mean = rng.normals(dim);
     v.iter_mut().zip(mean.iter().cycle()).for_each(|(v, mean)| *v += shared * mean);

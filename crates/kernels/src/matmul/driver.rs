@@ -1,0 +1,219 @@
+//! Runs products: prepares the activations once per kind of weights, then spreads rows over
+//! the workers.
+
+use super::Precision;
+use super::dot::{AffineDot, DenseDot, MAX_PLANES, MAX_TOKENS};
+use super::input::{DigitLayout, Digits, Floats, Source, pad, quantize};
+use super::panel::{CodePanel, PANEL_BYTES, PANEL_ROWS, TILE_FLOATS};
+use super::task::{Out, RowRange};
+use super::tile::{AffineTiles, DenseTiles};
+use crate::elementwise::{Glu, glu_serial};
+use crate::error::Result;
+use crate::pool::Pool;
+use crate::scratch::{self, Slot};
+use crate::simd::LANES;
+use crate::weights::{Affine, Format, WeightMatrix};
+use std::ops::Range;
+
+/// Bytes of weights that a worker takes at once when decoding.
+const CHUNK_BYTES: usize = 48 << 10;
+/// Chunks per thread that let the last one finish in time.
+const CHUNKS_PER_THREAD: usize = 4;
+
+/// One product: a range of the prepared tokens with one matrix, or with a gated pair.
+pub(super) struct Job<'a> {
+    pub(super) weights: WeightMatrix<'a>,
+    pub(super) glu: Option<(WeightMatrix<'a>, Glu)>,
+    pub(super) tokens: Range<usize>,
+    pub(super) out: Out<'a>,
+}
+
+/// What the activations must be prepared as.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Digits { group: usize },
+    Floats,
+}
+
+impl Kind {
+    fn of(weights: &WeightMatrix<'_>) -> Self {
+        match weights.format() {
+            Format::Affine(affine) => Self::Digits { group: affine.group },
+            Format::Dense(..) => Self::Floats,
+        }
+    }
+}
+
+/// Whether the activations for both matrices are prepared the same way.
+pub(super) fn same_kind(a: &WeightMatrix<'_>, b: &WeightMatrix<'_>) -> bool {
+    Kind::of(a) == Kind::of(b)
+}
+
+/// Activations prepared for one [`Kind`].
+#[derive(Clone, Copy)]
+enum Prepared<'a> {
+    Digits(Digits<'a>),
+    /// The padded copy is only made for jobs of more than [`MAX_TOKENS`] tokens.
+    Floats(Source<'a>, Option<Floats<'a>>),
+}
+
+/// Runs `jobs` over the `tokens` rows of `source`. The two matrices of a gated pair must be of
+/// the same kind.
+///
+/// # Errors
+/// [`crate::KernelError::OutOfMemory`].
+pub(super) fn run_jobs(
+    pool: &Pool,
+    source: Source<'_>,
+    tokens: usize,
+    jobs: &[Job<'_>],
+    precision: Precision,
+) -> Result<()> {
+    let mut rest: Vec<&Job<'_>> = jobs.iter().filter(|job| !job.tokens.is_empty()).collect();
+    while let Some(first) = rest.first() {
+        let kind = Kind::of(&first.weights);
+        let (same, other) = rest.into_iter().partition(|job| Kind::of(&job.weights) == kind);
+        rest = other;
+        let same: Vec<&Job<'_>> = same;
+        match kind {
+            Kind::Digits { group } => {
+                let digits = precision.digits();
+                let few = same.iter().all(|job| job.tokens.len() * digits <= MAX_PLANES);
+                let layout = if few { DigitLayout::flat } else { DigitLayout::blocked };
+                let layout = layout(tokens, source.cols, group, digits);
+                scratch::with(Slot::Input, layout.bytes(), |buf| {
+                    let input = Prepared::Digits(quantize(pool, source, layout, buf));
+                    run_region(pool, &same, input)
+                })??;
+            }
+            Kind::Floats if same.iter().all(|job| job.tokens.len() <= MAX_TOKENS) => {
+                run_region(pool, &same, Prepared::Floats(source, None))?;
+            }
+            Kind::Floats => {
+                scratch::with(Slot::Input, Floats::bytes(tokens, source.cols), |buf| {
+                    let floats = pad(pool, source, tokens, buf);
+                    run_region(pool, &same, Prepared::Floats(source, Some(floats)))
+                })??;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The chunks of one job's rows.
+struct Chunks {
+    /// Number of chunks of all jobs up to and including this one.
+    end: usize,
+    rows: usize,
+}
+
+/// Runs jobs that share prepared activations, in one parallel region.
+fn run_region(pool: &Pool, jobs: &[&Job<'_>], input: Prepared<'_>) -> Result<()> {
+    let mut chunks: Vec<Chunks> = Vec::with_capacity(jobs.len());
+    let mut end = 0;
+    let total_bytes: usize = jobs.iter().map(|job| job.weights.bytes()).sum();
+    let share = total_bytes / (pool.threads() * CHUNKS_PER_THREAD);
+    for job in jobs {
+        let rows = chunk_rows(job, share);
+        end += job.weights.rows().div_ceil(rows);
+        chunks.push(Chunks { end, rows });
+    }
+    let failure = std::sync::Mutex::new(None);
+    pool.for_chunks(end, 1, |_, items| {
+        for item in items {
+            let index = chunks.partition_point(|chunks| chunks.end <= item);
+            let before = if index == 0 { 0 } else { chunks[index - 1].end };
+            let first = (item - before) * chunks[index].rows;
+            let end = jobs[index].weights.rows().min(first + chunks[index].rows);
+            if let Err(error) = run_chunk(pool, jobs[index], input, RowRange { first, end }) {
+                *failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
+            }
+        }
+    });
+    failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+/// Rows of a chunk of `job`: whole tiles, about [`CHUNK_BYTES`] and at most `share` bytes when
+/// decoding, at most a panel otherwise.
+fn chunk_rows(job: &Job<'_>, share: usize) -> usize {
+    let row_bytes = job.weights.bytes() / job.weights.rows();
+    let bytes = if job.tokens.len() <= MAX_TOKENS { share.min(CHUNK_BYTES) } else { share };
+    let rows = bytes / row_bytes.max(1) / LANES * LANES;
+    rows.clamp(LANES, PANEL_ROWS)
+}
+
+/// Computes rows `rows` of a job, with its gate if it has one.
+fn run_chunk(pool: &Pool, job: &Job<'_>, input: Prepared<'_>, rows: RowRange) -> Result<()> {
+    run_rows(pool, &job.weights, job.tokens.clone(), input, rows, job.out)?;
+    let Some((up, activation)) = &job.glu else { return Ok(()) };
+    let tokens = job.tokens.clone();
+    let len = tokens.len() * rows.len();
+    scratch::with(Slot::Output, len * size_of::<f32>(), |buf| {
+        let buf = &mut bytemuck::cast_slice_mut::<u8, f32>(buf)[..len];
+        let out = Out::chunk(buf, tokens.start, rows);
+        run_rows(pool, up, tokens.clone(), input, rows, out)?;
+        for (token, up) in tokens.zip(buf.chunks_exact(rows.len())) {
+            // SAFETY: these rows of the output belong to this chunk.
+            let gate = unsafe {
+                std::slice::from_raw_parts_mut(job.out.at(token, rows.first), rows.len())
+            };
+            glu_serial(pool.cpu(), *activation, gate, up);
+        }
+        Ok(())
+    })?
+}
+
+/// Computes rows `rows` of `weights` for `tokens`, by dots or by tiles.
+fn run_rows(
+    pool: &Pool,
+    weights: &WeightMatrix<'_>,
+    tokens: Range<usize>,
+    input: Prepared<'_>,
+    rows: RowRange,
+    out: Out<'_>,
+) -> Result<()> {
+    match (weights.format(), &input) {
+        (Format::Affine(weights), Prepared::Digits(input)) => {
+            affine_rows(pool, weights, tokens, input, rows, out)
+        }
+        (&Format::Dense(ty, weights), Prepared::Floats(source, floats)) => match floats {
+            Some(input) if tokens.len() > MAX_TOKENS => {
+                let first_token = tokens.start;
+                scratch::with(Slot::Panel, PANEL_ROWS / LANES * TILE_FLOATS * 4, |buf| {
+                    let panel = bytemuck::cast_slice_mut(buf);
+                    let tokens = tokens.len();
+                    DenseTiles { ty, weights, input, first_token, tokens, rows, out, panel }
+                        .dispatch(pool.cpu());
+                })
+            }
+            _ => {
+                let mut x: [&[f32]; MAX_TOKENS] = [&[]; MAX_TOKENS];
+                let (first_token, count) = (tokens.start, tokens.len());
+                tokens.zip(&mut x).for_each(|(token, x)| *x = source.row(token));
+                let x = &x[..count];
+                DenseDot { ty, weights, x, first_token, rows, out }.dispatch(pool.cpu());
+                Ok(())
+            }
+        },
+        _ => unreachable!("jobs are grouped by the kind of their weights"),
+    }
+}
+
+fn affine_rows(
+    pool: &Pool,
+    weights: &Affine<'_>,
+    tokens: Range<usize>,
+    input: &Digits<'_>,
+    rows: RowRange,
+    out: Out<'_>,
+) -> Result<()> {
+    let (first_token, tokens) = (tokens.start, tokens.len());
+    if tokens * input.layout.digits <= MAX_PLANES {
+        AffineDot { weights, input, first_token, tokens, rows, out }.dispatch(pool.cpu());
+        return Ok(());
+    }
+    scratch::with(Slot::Panel, PANEL_BYTES, |buf| {
+        let panel = CodePanel::new(buf);
+        AffineTiles { weights, input, first_token, tokens, rows, out, panel }.dispatch(pool.cpu());
+    })
+}

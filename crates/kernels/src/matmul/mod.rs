@@ -1,0 +1,121 @@
+//! Matrix products `y = x · Wᵀ` of `f32` activations with weights as checkpoints store them.
+//!
+//! One call is one parallel region (two where the activations are worth preparing in parallel).
+//! Few tokens go row by row ([`dot`]: each weight is read once, memory is the bound), more go
+//! tile by tile ([`tile`]: weights are unpacked into a panel in the cache, arithmetic is the
+//! bound). Neither keeps a second copy of a matrix. Biases are added by the caller.
+
+mod dot;
+mod driver;
+mod input;
+mod panel;
+mod task;
+#[cfg(test)]
+mod tests;
+mod tile;
+
+use crate::elementwise::{self, Glu};
+use crate::error::{KernelError, Result, check_len};
+use crate::pool::Pool;
+use crate::weights::WeightMatrix;
+use driver::{Job, run_jobs};
+use input::Source;
+use task::Out;
+
+/// How precisely activations enter a product with quantised weights.
+///
+/// They are split into one to three signed bytes relative to the largest element of their
+/// quantisation group; the integer products are exact and sums are `f32`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// 23 bits: errors are those of `f32` accumulation.
+    Exact,
+    /// 15 bits: below what bf16 activations keep.
+    Int16,
+    /// 7 bits, the fastest.
+    Int8,
+}
+
+impl Precision {
+    fn digits(self) -> usize {
+        match self {
+            Self::Exact => 3,
+            Self::Int16 => 2,
+            Self::Int8 => 1,
+        }
+    }
+}
+
+/// `outs[i] = x · weights[i]ᵀ` for matrices that share the activations `x`.
+///
+/// `x` is `[tokens, cols]`, `outs[i]` is `[tokens, weights[i].rows()]`.
+///
+/// # Errors
+/// [`KernelError::Length`] if a slice does not fit, [`KernelError::Dimension`] if `x` is not
+/// whole rows, [`KernelError::OutOfMemory`] for the prepared activations.
+pub fn matmul(
+    pool: &Pool,
+    x: &[f32],
+    weights: &[WeightMatrix<'_>],
+    outs: &mut [&mut [f32]],
+    precision: Precision,
+) -> Result<()> {
+    check_len("outputs of a product", outs.len(), weights.len())?;
+    let Some(first) = weights.first() else { return Ok(()) };
+    let cols = first.cols();
+    let tokens = whole_rows(x, cols)?;
+    let mut jobs = Vec::with_capacity(weights.len());
+    for (weights, out) in weights.iter().zip(outs) {
+        check_len("columns of a matrix", weights.cols(), cols)?;
+        check_len("output of a product", out.len(), tokens * weights.rows())?;
+        jobs.push(Job {
+            weights: *weights,
+            glu: None,
+            tokens: 0..tokens,
+            out: Out::new(out, weights.rows(), None),
+        });
+    }
+    run_jobs(pool, Source { x, cols, gather: None }, tokens, &jobs, precision)
+}
+
+/// `out = activation(x · gateᵀ) · (x · upᵀ)`: the first half of a gated feed-forward layer.
+///
+/// `x` is `[tokens, cols]`, `out` is `[tokens, rows]`.
+///
+/// # Errors
+/// As for [`matmul`].
+pub fn matmul_glu(
+    pool: &Pool,
+    x: &[f32],
+    (gate, up): (WeightMatrix<'_>, WeightMatrix<'_>),
+    activation: Glu,
+    out: &mut [f32],
+    precision: Precision,
+) -> Result<()> {
+    let cols = gate.cols();
+    let tokens = whole_rows(x, cols)?;
+    check_pair(&gate, &up)?;
+    check_len("output of a product", out.len(), tokens * gate.rows())?;
+    if !driver::same_kind(&gate, &up) {
+        let mut other = vec![0.0; out.len()];
+        matmul(pool, x, &[gate, up], &mut [out, &mut other], precision)?;
+        return elementwise::glu(pool, activation, out, &other);
+    }
+    let out = Out::new(out, gate.rows(), None);
+    let job = Job { weights: gate, glu: Some((up, activation)), tokens: 0..tokens, out };
+    run_jobs(pool, Source { x, cols, gather: None }, tokens, &[job], precision)
+}
+
+fn check_pair(gate: &WeightMatrix<'_>, up: &WeightMatrix<'_>) -> Result<()> {
+    check_len("columns of a matrix", up.cols(), gate.cols())?;
+    check_len("rows of a gated pair", up.rows(), gate.rows())
+}
+
+/// Rows of `x`.
+fn whole_rows(x: &[f32], cols: usize) -> Result<usize> {
+    if x.len().is_multiple_of(cols) {
+        return Ok(x.len() / cols);
+    }
+    let rule = "a multiple of the matrix columns";
+    Err(KernelError::Dimension { what: "length of the activations", value: x.len(), rule })
+}

@@ -1,0 +1,171 @@
+//! Weights unpacked for the tiles: 16 rows side by side, so that a product of a tile needs no
+//! horizontal sums. A panel covers some rows and one column block and lives in the L2 cache.
+
+use super::dot::unpack;
+use super::input::{DIGIT_COLS, FLOAT_COLS, GROUP_STRIDE};
+use crate::simd::{LANES, Simd, UNIT};
+use crate::weights::{Affine, FloatType};
+
+/// Most rows of a panel.
+pub(super) const PANEL_ROWS: usize = 128;
+/// Bytes of the codes of 16 rows in a column block.
+pub(super) const TILE_CODES: usize = LANES * DIGIT_COLS;
+/// Floats of the scales (or biases) of 16 rows in a column block.
+pub(super) const TILE_SCALES: usize = LANES * GROUP_STRIDE;
+/// Floats of 16 rows in a column block of a dense matrix.
+pub(super) const TILE_FLOATS: usize = LANES * FLOAT_COLS;
+/// Bytes of the largest panel.
+pub(super) const PANEL_BYTES: usize =
+    PANEL_ROWS / LANES * (TILE_CODES + 2 * TILE_SCALES * size_of::<f32>());
+
+/// A panel of codes. Each part is `[tile of 16 rows]`:
+/// codes `[quad of 4 columns][row][4]`, where quads `2i` and `2i + 1` are the even and the odd
+/// columns of `8i..8i + 8`; scales and biases `[group][row]`.
+#[derive(Clone, Copy)]
+pub(super) struct CodePanel {
+    pub(super) codes: *mut u8,
+    pub(super) scales: *mut f32,
+    pub(super) biases: *mut f32,
+}
+
+impl CodePanel {
+    /// A panel in `buf`, which has [`PANEL_BYTES`] bytes and is aligned to 64.
+    pub(super) fn new(buf: &mut [u8]) -> Self {
+        assert!(buf.len() >= PANEL_BYTES, "panel buffer is too small");
+        let tiles = PANEL_ROWS / LANES;
+        let (codes, floats) = buf.split_at_mut(tiles * TILE_CODES);
+        let (scales, biases) =
+            bytemuck::cast_slice_mut::<u8, f32>(floats).split_at_mut(tiles * TILE_SCALES);
+        Self { codes: codes.as_mut_ptr(), scales: scales.as_mut_ptr(), biases: biases.as_mut_ptr() }
+    }
+
+    /// Tile `tile` of the panel.
+    ///
+    /// # Safety
+    /// `tile` is below `PANEL_ROWS / 16`.
+    #[inline(always)]
+    pub(super) unsafe fn tile(&self, tile: usize) -> Self {
+        // SAFETY: the panel has that many tiles.
+        unsafe {
+            Self {
+                codes: self.codes.add(tile * TILE_CODES),
+                scales: self.scales.add(tile * TILE_SCALES),
+                biases: self.biases.add(tile * TILE_SCALES),
+            }
+        }
+    }
+}
+
+/// The part of a matrix that one tile of a panel holds.
+#[derive(Clone, Copy)]
+pub(super) struct TileSource {
+    /// First of the 16 rows.
+    pub(super) row: usize,
+    /// Rows beyond `last_row` repeat it.
+    pub(super) last_row: usize,
+    /// Columns of the whole matrix.
+    pub(super) cols: usize,
+    /// First column.
+    pub(super) first_col: usize,
+    /// Columns of the block.
+    pub(super) block_cols: usize,
+}
+
+impl TileSource {
+    /// Element index of the first column of the tile's row `i`.
+    #[inline(always)]
+    fn start(&self, i: usize) -> usize {
+        (self.row + i).min(self.last_row) * self.cols + self.first_col
+    }
+}
+
+/// Unpacks codes, scales and biases of 16 rows into a tile.
+///
+/// # Safety
+/// `source` lies within the matrix and `tile` is a tile of a panel, used by this thread only.
+#[inline(always)]
+pub(super) unsafe fn pack_codes<S: Simd, const BITS: u32>(
+    simd: S,
+    weights: &Affine<'_>,
+    source: TileSource,
+    tile: CodePanel,
+) {
+    // SAFETY: by contract; a unit is 32 quads of 64 bytes in the tile.
+    unsafe {
+        let mut rows = [[[0u8; 64]; LANES]; 2];
+        for unit in 0..source.block_cols.div_ceil(UNIT) {
+            let cols = (source.block_cols - unit * UNIT).min(UNIT);
+            for i in 0..LANES {
+                let at = (source.start(i) + unit * UNIT) / 8 * BITS as usize;
+                let (even, odd) = unpack::<S, BITS>(simd, weights.codes.get_unchecked(at..), cols);
+                simd.store_bytes(rows[0][i].as_mut_ptr(), even);
+                simd.store_bytes(rows[1][i].as_mut_ptr(), odd);
+            }
+            let target = tile.codes.add(unit * LANES * UNIT);
+            // Lane `l` of the even half becomes quad 2l, of the odd half quad 2l + 1.
+            simd.transpose(rows[0].as_ptr().cast(), target.cast(), 2 * LANES);
+            simd.transpose(rows[1].as_ptr().cast(), target.add(64).cast(), 2 * LANES);
+        }
+        pack_groups(simd, weights, weights.scales, source, tile.scales);
+        pack_groups(simd, weights, weights.biases, source, tile.biases);
+    }
+}
+
+/// Converts and transposes the scales or biases `values` of 16 rows.
+///
+/// # Safety
+/// As for [`pack_codes`].
+#[inline(always)]
+unsafe fn pack_groups<S: Simd>(
+    simd: S,
+    weights: &Affine<'_>,
+    values: &[u8],
+    source: TileSource,
+    target: *mut f32,
+) {
+    let ty = weights.scale_type;
+    let groups = source.block_cols / weights.group;
+    // SAFETY: by contract; the target has room for whole blocks of 16 groups.
+    unsafe {
+        let mut rows = [[0.0f32; LANES]; LANES];
+        for first in (0..groups).step_by(LANES) {
+            for (i, row) in rows.iter_mut().enumerate() {
+                let at = (source.start(i) / weights.group + first) * ty.bytes();
+                let values = values.get_unchecked(at..).as_ptr();
+                let count = (groups - first).min(LANES);
+                simd.store(row.as_mut_ptr(), simd.load_some_floats(ty, values, count));
+            }
+            let target = target.add(first * LANES);
+            simd.transpose(rows.as_ptr().cast(), target.cast(), LANES);
+        }
+    }
+}
+
+/// Converts 16 rows of a dense matrix to `[column][row]`, zero-padded to a multiple of 16 columns.
+///
+/// # Safety
+/// `source` lies within the matrix `weights` of `ty`; `target` has room for the padded columns
+/// times 16 floats, used by this thread only.
+#[inline(always)]
+pub(super) unsafe fn pack_floats<S: Simd>(
+    simd: S,
+    ty: FloatType,
+    weights: &[u8],
+    source: TileSource,
+    target: *mut f32,
+) {
+    // SAFETY: by contract.
+    unsafe {
+        let mut rows = [[0.0f32; LANES]; LANES];
+        for first in (0..source.block_cols).step_by(LANES) {
+            let count = (source.block_cols - first).min(LANES);
+            for (i, row) in rows.iter_mut().enumerate() {
+                let at = (source.start(i) + first) * ty.bytes();
+                let values = weights.get_unchecked(at..).as_ptr();
+                simd.store(row.as_mut_ptr(), simd.load_some_floats(ty, values, count));
+            }
+            let target = target.add(first * LANES);
+            simd.transpose(rows.as_ptr().cast(), target.cast(), LANES);
+        }
+    }
+}

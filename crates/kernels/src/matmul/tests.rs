@@ -1,0 +1,196 @@
+//! Every instruction set, format and way of computing against an f64 oracle.
+
+use super::{Precision, matmul, matmul_glu};
+use crate::elementwise::Glu;
+use crate::pool::Pool;
+use crate::testing::{RandomAffine, Rng, oracle, pools, store};
+use crate::weights::{FloatType, WeightMatrix};
+
+const FLOATS: [FloatType; 3] = [FloatType::F32, FloatType::F16, FloatType::Bf16];
+const PRECISIONS: [Precision; 3] = [Precision::Exact, Precision::Int16, Precision::Int8];
+
+/// Standard deviation of the error that rounding the activations causes in one product: each
+/// element is off by a uniform error of one step, `largest of the group / levels`.
+fn rounding(x: &[f32], w: &[f32], group: usize, precision: Precision) -> f64 {
+    let levels = match precision {
+        Precision::Exact => 8_355_000.0,
+        Precision::Int16 => 32639.0,
+        Precision::Int8 => 127.0,
+    };
+    let variance = |(x, w): (&[f32], &[f32])| {
+        let largest = x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+        let squares: f64 = w.iter().map(|&w| f64::from(w) * f64::from(w)).sum();
+        (f64::from(largest) / levels).powi(2) / 12.0 * squares
+    };
+    x.chunks(group).zip(w.chunks(group)).map(variance).sum::<f64>().sqrt()
+}
+
+/// Checks a product of `tokens` random tokens; `group` 0 stands for dense weights.
+fn check(
+    pool: &Pool,
+    rng: &mut Rng,
+    weights: &WeightMatrix<'_>,
+    group: usize,
+    tokens: usize,
+    precision: Precision,
+) {
+    let (rows, cols) = (weights.rows(), weights.cols());
+    let mut x = rng.normals(tokens * cols);
+    x[0] = 30.0; // An outlier, as activations have them.
+    let mut out = vec![f32::NAN; tokens * rows];
+    matmul(pool, &x, &[*weights], &mut [&mut out], precision).unwrap();
+    let expected = oracle(&x, weights);
+    let mut w = vec![0.0; cols];
+    for row in 0..rows {
+        weights.dequantize_row(row, &mut w).unwrap();
+        for token in 0..tokens {
+            let (sum, size) = expected[token * rows + row];
+            let x = &x[token * cols..][..cols];
+            let noise = if group == 0 { 0.0 } else { rounding(x, &w, group, precision) };
+            // Six standard deviations, and f32 sums: relative to the codes' own size, since the
+            // bias is added apart (three times the size of the products, for centred codes).
+            let tolerance = 6.0 * noise + 2e-6 * size + 1e-6;
+            let actual = f64::from(out[token * rows + row]);
+            assert!(
+                (actual - sum).abs() <= tolerance,
+                "{pool:?} {rows}x{cols} group {group} tokens {tokens} {precision:?} row {row} \
+                 token {token}: {actual} instead of {sum} ± {tolerance}"
+            );
+        }
+    }
+}
+
+#[test]
+fn affine_products_match_the_oracle() {
+    let mut rng = Rng::fresh();
+    for pool in pools() {
+        for bits in [2, 3, 4, 5, 6, 8] {
+            for group in [32, 64, 128] {
+                for ty in FLOATS {
+                    let shape = (1 + rng.below(40), group * (1 + rng.below(9)));
+                    let weights = RandomAffine::new(&mut rng, shape, bits, group, ty);
+                    for precision in PRECISIONS {
+                        for tokens in [1, 2, 1 + rng.below(30)] {
+                            check(&pool, &mut rng, &weights.matrix(), group, tokens, precision);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn affine_products_span_column_blocks_and_panels() {
+    let mut rng = Rng::fresh();
+    for pool in pools() {
+        for (rows, cols, group) in [(147, 2048 + 96, 32), (33, 4096 + 64, 64), (16, 2176, 128)] {
+            let ty = FloatType::Bf16;
+            let bits = [2, 3, 4, 5, 6, 8][rng.below(6)];
+            let weights = RandomAffine::new(&mut rng, (rows, cols), bits, group, ty);
+            for tokens in [1, 4, 27] {
+                for precision in PRECISIONS {
+                    check(&pool, &mut rng, &weights.matrix(), group, tokens, precision);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn dense_products_match_the_oracle() {
+    let mut rng = Rng::fresh();
+    for pool in pools() {
+        for ty in FLOATS {
+            for (rows, cols) in [(1, 1), (5, 31), (16, 32), (37, 515), (130, 1040)] {
+                let data = store(&rng.normals(rows * cols), ty);
+                let weights = WeightMatrix::dense(rows, cols, ty, &data).unwrap();
+                for tokens in [1, 2, 3, 4, 5, 13, 29] {
+                    check(&pool, &mut rng, &weights, 0, tokens, Precision::Exact);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn several_matrices_of_several_kinds_share_the_activations() {
+    let mut rng = Rng::fresh();
+    for pool in pools() {
+        let cols = 256;
+        let four = RandomAffine::new(&mut rng, (48, cols), 4, 64, FloatType::F16);
+        let eight = RandomAffine::new(&mut rng, (17, cols), 8, 64, FloatType::F16);
+        let coarse = RandomAffine::new(&mut rng, (20, cols), 3, 128, FloatType::F32);
+        let data = store(&rng.normals(9 * cols), FloatType::Bf16);
+        let dense = WeightMatrix::dense(9, cols, FloatType::Bf16, &data).unwrap();
+        let weights = [four.matrix(), dense, eight.matrix(), coarse.matrix()];
+        for tokens in [0, 1, 7] {
+            let x = rng.normals(tokens * cols);
+            let mut together: Vec<Vec<f32>> =
+                weights.iter().map(|w| vec![0.0; tokens * w.rows()]).collect();
+            let mut outs: Vec<&mut [f32]> = together.iter_mut().map(Vec::as_mut_slice).collect();
+            matmul(&pool, &x, &weights, &mut outs, Precision::Int8).unwrap();
+            for (weights, together) in weights.iter().zip(&together) {
+                let mut alone = vec![0.0; together.len()];
+                matmul(&pool, &x, &[*weights], &mut [&mut alone], Precision::Int8).unwrap();
+                assert_eq!(&alone, together);
+            }
+        }
+    }
+}
+
+#[test]
+fn gated_products_equal_two_products_and_a_gate() {
+    let mut rng = Rng::fresh();
+    for pool in pools() {
+        for (rows, cols, group, up_group) in [(33, 128, 64, 64), (200, 256, 32, 128)] {
+            let gate = RandomAffine::new(&mut rng, (rows, cols), 4, group, FloatType::F16);
+            let up = RandomAffine::new(&mut rng, (rows, cols), 6, up_group, FloatType::F16);
+            for tokens in [1, 21] {
+                let x = rng.normals(tokens * cols);
+                let pair = (gate.matrix(), up.matrix());
+                let mut fused = vec![0.0; tokens * rows];
+                matmul_glu(&pool, &x, pair, Glu::Silu, &mut fused, Precision::Exact).unwrap();
+                let (gate, up) = (oracle(&x, &pair.0), oracle(&x, &pair.1));
+                for ((fused, gate), up) in fused.iter().zip(gate).zip(up) {
+                    let expected = gate.0 / (1.0 + (-gate.0).exp()) * up.0;
+                    let tolerance = 1e-5 * (gate.1 + up.1 + gate.0.abs() * up.1 + 1.0);
+                    assert!((f64::from(*fused) - expected).abs() <= tolerance, "{pool:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn infinities_and_nans_reach_the_output() {
+    let mut rng = Rng::fresh();
+    for pool in pools() {
+        let weights = RandomAffine::new(&mut rng, (3, 128), 4, 64, FloatType::F16);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for tokens in [1, 9] {
+                let mut x = rng.normals(tokens * 128);
+                x[77] = bad;
+                let mut out = vec![0.0; tokens * 3];
+                let weights = [weights.matrix()];
+                matmul(&pool, &x, &weights, &mut [&mut out], Precision::Int8).unwrap();
+                assert!(out[..3].iter().all(|y| y.is_nan()), "{pool:?} {out:?}");
+                assert!(out[3..].iter().all(|y| y.is_finite()), "{pool:?} {out:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn tiny_and_zero_activations_give_zero() {
+    let mut rng = Rng::fresh();
+    for pool in pools() {
+        let weights = RandomAffine::new(&mut rng, (3, 64), 4, 64, FloatType::F16);
+        for tiny in [0.0, 1e-40] {
+            let mut out = vec![f32::NAN; 3];
+            let x = vec![tiny; 64];
+            matmul(&pool, &x, &[weights.matrix()], &mut [&mut out], Precision::Exact).unwrap();
+            assert_eq!(out, [0.0; 3]);
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Working memory that a thread keeps from one kernel call to the next.
+//!
+//! Buffers only grow; a kernel that needs a buffer while it is in use gets a fresh one. The sizes
+//! are constants per thread, except the prepared activations, whose size the matrix products
+//! state (`matmul::scratch_bytes`).
+
+use crate::aligned::AlignedBuf;
+use crate::error::Result;
+use std::cell::Cell;
+
+/// What a buffer is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Slot {
+    /// Prepared activations, read by all workers.
+    Input,
+    /// Weights unpacked into tiles, per worker.
+    Panel,
+    /// Partial results, per worker.
+    Output,
+}
+
+thread_local! {
+    static SLOTS: [Cell<Option<AlignedBuf>>; 3] = const { [const { Cell::new(None) }; 3] };
+}
+
+/// Calls `body` with at least `bytes` bytes of arbitrary content, aligned to 64 bytes.
+///
+/// # Errors
+/// [`crate::KernelError::OutOfMemory`].
+pub(crate) fn with<R>(slot: Slot, bytes: usize, body: impl FnOnce(&mut [u8]) -> R) -> Result<R> {
+    let kept = SLOTS.with(|slots| slots[slot as usize].take());
+    let mut buf = match kept {
+        Some(buf) if buf.len() >= bytes => buf,
+        _ => AlignedBuf::zeroed(bytes)?,
+    };
+    let result = body(buf.bytes_mut());
+    SLOTS.with(|slots| slots[slot as usize].set(Some(buf)));
+    Ok(result)
+}

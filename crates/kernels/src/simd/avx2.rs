@@ -1,0 +1,401 @@
+//! AVX2 with FMA and F16C, and AVX-VNNI where there is one: two registers per logical vector.
+
+use super::{Kernel, LANES, Simd, intrinsics};
+use std::arch::x86_64::*;
+
+/// Token of AVX2; made by [`run`] and [`run_vnni`] only.
+#[derive(Clone, Copy)]
+pub(super) struct Avx2<const VNNI: bool>(());
+
+/// Runs `kernel` with AVX2.
+///
+/// # Safety
+/// The processor has the features enabled here.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx2::<false>(()))
+}
+
+/// Runs `kernel` with AVX2 and AVX-VNNI.
+///
+/// # Safety
+/// The processor has the features enabled here.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+pub(super) unsafe fn run_vnni<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx2::<true>(()))
+}
+
+type F = [__m256; 2];
+type I = [__m256i; 2];
+
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
+    const WIDE_TILES: bool = false;
+    type F = F;
+    type I = I;
+    type B = I;
+
+    intrinsics! {
+        fn splat(value: f32) -> F { [_mm256_set1_ps(value); 2] }
+        fn add(a: F, b: F) -> F { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+        fn sub(a: F, b: F) -> F { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
+        fn mul(a: F, b: F) -> F { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+        fn div(a: F, b: F) -> F { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
+        fn fma(a: F, b: F, c: F) -> F {
+            [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])]
+        }
+        fn max(a: F, b: F) -> F { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
+        fn min(a: F, b: F) -> F { [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])] }
+        fn abs(a: F) -> F {
+            let sign = _mm256_set1_ps(-0.0);
+            [_mm256_andnot_ps(sign, a[0]), _mm256_andnot_ps(sign, a[1])]
+        }
+        fn pow2(n: I) -> F { [pow2(n[0]), pow2(n[1])] }
+        fn sum(a: F) -> f32 {
+            let a = _mm256_add_ps(a[0], a[1]);
+            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)))
+        }
+        fn max_lane(a: F) -> f32 {
+            let a = _mm256_max_ps(a[0], a[1]);
+            let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_max_ss(a, _mm_movehdup_ps(a)))
+        }
+        fn to_int(a: F) -> I { [_mm256_cvtps_epi32(a[0]), _mm256_cvtps_epi32(a[1])] }
+        fn to_float(a: I) -> F { [_mm256_cvtepi32_ps(a[0]), _mm256_cvtepi32_ps(a[1])] }
+        fn zero_int() -> I { [_mm256_setzero_si256(); 2] }
+        fn expand(values: F, lanes: &[i32; LANES]) -> F {
+            // The groups of one unit never straddle the two halves.
+            let half = if lanes[0] >= 8 { values[1] } else { values[0] };
+            let low = _mm256_loadu_si256(lanes.as_ptr().cast());
+            let high = _mm256_loadu_si256(lanes.as_ptr().add(8).cast());
+            [_mm256_permutevar8x32_ps(half, low), _mm256_permutevar8x32_ps(half, high)]
+        }
+        fn split_digit(a: I) -> (I, I) {
+            let (h0, l0) = split_digit(a[0]);
+            let (h1, l1) = split_digit(a[1]);
+            ([h0, h1], [l0, l1])
+        }
+    }
+
+    #[inline(always)]
+    fn dot<const BITS: u32>(self, acc: I, u: I, s: I) -> I {
+        // SAFETY: `self` proves AVX2, and AVX-VNNI where `VNNI`.
+        unsafe {
+            if VNNI {
+                let low = _mm256_dpbusd_avx_epi32(acc[0], u[0], s[0]);
+                [low, _mm256_dpbusd_avx_epi32(acc[1], u[1], s[1])]
+            } else {
+                [dot_plain::<BITS>(acc[0], u[0], s[0]), dot_plain::<BITS>(acc[1], u[1], s[1])]
+            }
+        }
+    }
+    #[inline(always)]
+    fn prefetch(self, ptr: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load(self, ptr: *const f32) -> F {
+        // SAFETY: 64 bytes are readable by contract.
+        unsafe { [_mm256_loadu_ps(ptr), _mm256_loadu_ps(ptr.add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn store(self, ptr: *mut f32, value: F) {
+        // SAFETY: 64 bytes are writable by contract.
+        unsafe {
+            _mm256_storeu_ps(ptr, value[0]);
+            _mm256_storeu_ps(ptr.add(8), value[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, ptr: *const u8) -> F {
+        // SAFETY: 32 bytes are readable by contract.
+        unsafe {
+            let low = _mm256_cvtph_ps(_mm_loadu_si128(ptr.cast()));
+            [low, _mm256_cvtph_ps(_mm_loadu_si128(ptr.add(16).cast()))]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, ptr: *const u8) -> F {
+        // SAFETY: 32 bytes are readable by contract.
+        unsafe {
+            let low = _mm_loadu_si128(ptr.cast());
+            [widen_bf16(low), widen_bf16(_mm_loadu_si128(ptr.add(16).cast()))]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(self, ptr: *const u8) -> I {
+        // SAFETY: 64 bytes are readable by contract.
+        unsafe { [_mm256_loadu_si256(ptr.cast()), _mm256_loadu_si256(ptr.add(32).cast())] }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, ptr: *mut u8, value: I) {
+        // SAFETY: 64 bytes are writable by contract.
+        unsafe {
+            _mm256_storeu_si256(ptr.cast(), value[0]);
+            _mm256_storeu_si256(ptr.add(32).cast(), value[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_quad(self, ptr: *const u8) -> I {
+        // SAFETY: 4 bytes are readable by contract.
+        unsafe { [_mm256_set1_epi32(ptr.cast::<i32>().read_unaligned()); 2] }
+    }
+    #[inline(always)]
+    unsafe fn unpack<const BITS: u32>(self, ptr: *const u8, readable: usize) -> (I, I) {
+        // SAFETY: the 4- and 8-bit arms read 16·BITS bytes. The others read 8 bytes from each
+        // of 16 places BITS apart, so less than 16·BITS + 8 bytes, which are either readable
+        // or have been copied.
+        unsafe {
+            match BITS {
+                4 => {
+                    let [low, high] = self.load_bytes(ptr);
+                    let (e0, o0) = nibbles(low);
+                    let (e1, o1) = nibbles(high);
+                    ([e0, e1], [o0, o1])
+                }
+                8 => {
+                    let (e0, o0) = split_dwords(even_odd(ptr), even_odd(ptr.add(32)));
+                    let (e1, o1) = split_dwords(even_odd(ptr.add(64)), even_odd(ptr.add(96)));
+                    ([e0, e1], [o0, o1])
+                }
+                _ if readable >= 16 * BITS as usize + 8 => unpack_words::<BITS>(ptr),
+                _ => {
+                    let mut copy = [0u8; 136];
+                    ptr.copy_to_nonoverlapping(copy.as_mut_ptr(), 16 * BITS as usize);
+                    unpack_words::<BITS>(copy.as_ptr())
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_low_bytes(self, ptr: *mut u8, ints: I) {
+        // SAFETY: 16 bytes are writable by contract.
+        unsafe {
+            let low = _mm256_set1_epi32(255);
+            let words =
+                _mm256_packs_epi32(_mm256_and_si256(ints[0], low), _mm256_and_si256(ints[1], low));
+            let words = _mm256_permute4x64_epi64::<0xd8>(words);
+            let (a, b) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(ptr.cast(), _mm_packus_epi16(a, b));
+        }
+    }
+    #[inline(always)]
+    unsafe fn transpose(self, src: *const u32, dst: *mut u32, dst_stride: usize) {
+        for (row, column) in [(0, 0), (0, 8), (8, 0), (8, 8)] {
+            // SAFETY: the four 8×8 blocks are inside the blocks that the contract names.
+            unsafe {
+                let src = src.add(LANES * row + column);
+                transpose8(src, dst.add(column * dst_stride + row), dst_stride);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn pow2(n: __m256i) -> __m256 {
+    // SAFETY: registers only.
+    unsafe {
+        let biased = _mm256_add_epi32(n, _mm256_set1_epi32(127));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+    }
+}
+
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn split_digit(a: __m256i) -> (__m256i, __m256i) {
+    // SAFETY: registers only.
+    unsafe {
+        let high = _mm256_srai_epi32::<8>(_mm256_add_epi32(a, _mm256_set1_epi32(128)));
+        (high, _mm256_sub_epi32(a, _mm256_slli_epi32::<8>(high)))
+    }
+}
+
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn widen_bf16(halves: __m128i) -> __m256 {
+    // SAFETY: registers only; a bfloat16 is the upper half of an `f32`.
+    unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))) }
+}
+
+/// The dot product without VNNI. `vpmaddubsw` adds two products of at most 255·128 into an
+/// `i16`, which holds for 7-bit `u` only; the top bit of 8-bit codes is counted apart.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn dot_plain<const BITS: u32>(acc: __m256i, u: __m256i, s: __m256i) -> __m256i {
+    // SAFETY: registers only.
+    unsafe {
+        let ones = _mm256_set1_epi16(1);
+        if BITS < 8 {
+            let pairs = _mm256_maddubs_epi16(u, s);
+            return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, ones));
+        }
+        let low = _mm256_maddubs_epi16(_mm256_and_si256(u, _mm256_set1_epi8(127)), s);
+        let top = _mm256_and_si256(_mm256_srli_epi16::<7>(u), _mm256_set1_epi8(1));
+        let top = _mm256_maddubs_epi16(top, s);
+        let acc = _mm256_add_epi32(acc, _mm256_madd_epi16(low, ones));
+        _mm256_add_epi32(acc, _mm256_madd_epi16(top, _mm256_set1_epi16(128)))
+    }
+}
+
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn nibbles(codes: __m256i) -> (__m256i, __m256i) {
+    // SAFETY: registers only.
+    unsafe {
+        let mask = _mm256_set1_epi8(15);
+        let high = _mm256_srli_epi16::<4>(codes);
+        (_mm256_and_si256(codes, mask), _mm256_and_si256(high, mask))
+    }
+}
+
+/// 32 bytes with the even ones of every eight before the odd ones.
+///
+/// # Safety
+/// AVX2; 32 bytes are readable at `ptr`.
+#[inline(always)]
+unsafe fn even_odd(ptr: *const u8) -> __m256i {
+    // SAFETY: 32 bytes are readable.
+    unsafe {
+        let order = _mm256_set_epi64x(
+            0x0f0d_0b09_0e0c_0a08,
+            0x0705_0301_0604_0200,
+            0x0f0d_0b09_0e0c_0a08,
+            0x0705_0301_0604_0200,
+        );
+        _mm256_shuffle_epi8(_mm256_loadu_si256(ptr.cast()), order)
+    }
+}
+
+/// The even and the odd dwords of 16.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn split_dwords(first: __m256i, second: __m256i) -> (__m256i, __m256i) {
+    // SAFETY: registers only.
+    unsafe {
+        let (a, b) = (_mm256_castsi256_ps(first), _mm256_castsi256_ps(second));
+        let even = _mm256_castps_si256(_mm256_shuffle_ps::<0x88>(a, b));
+        let odd = _mm256_castps_si256(_mm256_shuffle_ps::<0xdd>(a, b));
+        (_mm256_permute4x64_epi64::<0xd8>(even), _mm256_permute4x64_epi64::<0xd8>(odd))
+    }
+}
+
+/// # Safety
+/// AVX2; 8 bytes are readable at each of 16 places `BITS` bytes apart from `ptr` on.
+#[inline(always)]
+unsafe fn unpack_words<const BITS: u32>(ptr: *const u8) -> (I, I) {
+    // SAFETY: quarter `q` reads the places `4q..4q+4`.
+    unsafe {
+        let quarter = 4 * BITS as usize;
+        let second = unpack_quarter::<BITS>(ptr.add(quarter));
+        let (e0, o0) = split_dwords(unpack_quarter::<BITS>(ptr), second);
+        let third = unpack_quarter::<BITS>(ptr.add(2 * quarter));
+        let fourth = unpack_quarter::<BITS>(ptr.add(3 * quarter));
+        let (e1, o1) = split_dwords(third, fourth);
+        ([e0, e1], [o0, o1])
+    }
+}
+
+/// 32 codes, the even ones of every eight before the odd ones. Each code is shuffled into a
+/// 16-bit word, moved to its top by a multiplication, and shifted down.
+///
+/// # Safety
+/// AVX2; 8 bytes are readable at each of 4 places `BITS` bytes apart from `ptr` on.
+#[inline(always)]
+unsafe fn unpack_quarter<const BITS: u32>(ptr: *const u8) -> __m256i {
+    let words = const { WordShuffle::new(BITS as usize) };
+    let step = BITS as usize;
+    // SAFETY: four 8-byte loads at the places that the contract names; the tables are 32 bytes.
+    unsafe {
+        let shuffle = _mm256_loadu_si256(words.bytes.as_ptr().cast());
+        let factor = _mm256_loadu_si256(words.factors.as_ptr().cast());
+        let even_blocks = load_pair(ptr, ptr.add(2 * step));
+        let odd_blocks = load_pair(ptr.add(step), ptr.add(3 * step));
+        let shift = _mm_cvtsi32_si128(16 - BITS.cast_signed());
+        let spread = _mm256_mullo_epi16(_mm256_shuffle_epi8(even_blocks, shuffle), factor);
+        let even = _mm256_srl_epi16(spread, shift);
+        let spread = _mm256_mullo_epi16(_mm256_shuffle_epi8(odd_blocks, shuffle), factor);
+        _mm256_packus_epi16(even, _mm256_srl_epi16(spread, shift))
+    }
+}
+
+/// The 8 bytes at `low` and `high`, each in the low half of its 128-bit lane.
+///
+/// # Safety
+/// AVX2; 8 bytes are readable at both.
+#[inline(always)]
+unsafe fn load_pair(low: *const u8, high: *const u8) -> __m256i {
+    // SAFETY: by contract.
+    unsafe {
+        let low = _mm256_castsi128_si256(_mm_loadl_epi64(low.cast()));
+        _mm256_inserti128_si256::<1>(low, _mm_loadl_epi64(high.cast()))
+    }
+}
+
+/// For word `w` of a lane, which holds code `c` of eight (evens first): the two bytes that
+/// contain it, and the power of two that moves it to the top of the word.
+struct WordShuffle {
+    bytes: [u8; 32],
+    factors: [u16; 16],
+}
+
+impl WordShuffle {
+    #[expect(clippy::cast_possible_truncation, reason = "byte indices below 8")]
+    const fn new(bits: usize) -> Self {
+        const CODES: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
+        let mut this = Self { bytes: [0; 32], factors: [0; 16] };
+        let mut word = 0;
+        while word < 16 {
+            let bit = bits * CODES[word % 8];
+            this.bytes[2 * word] = (bit / 8) as u8;
+            this.bytes[2 * word + 1] = (bit / 8 + 1) as u8;
+            this.factors[word] = 1 << ((16 - bits - bit % 8) % 16);
+            word += 1;
+        }
+        this
+    }
+}
+
+/// Transposes 8×8 dwords of 16-dword rows.
+///
+/// # Safety
+/// AVX2; 32 bytes are readable at `src + 16·r` and writable at `dst + r·dst_stride`, `r` in 0..8.
+#[inline(always)]
+unsafe fn transpose8(src: *const u32, dst: *mut u32, dst_stride: usize) {
+    // SAFETY: by contract.
+    unsafe {
+        let mut r = [_mm256_setzero_ps(); 8];
+        for (i, row) in r.iter_mut().enumerate() {
+            *row = _mm256_loadu_ps(src.add(LANES * i).cast());
+        }
+        let mut t = r;
+        for i in 0..4 {
+            t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+            t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+        }
+        for i in 0..2 {
+            let q = 4 * i;
+            r[q] = _mm256_shuffle_ps::<0x44>(t[q], t[q + 2]);
+            r[q + 1] = _mm256_shuffle_ps::<0xee>(t[q], t[q + 2]);
+            r[q + 2] = _mm256_shuffle_ps::<0x44>(t[q + 1], t[q + 3]);
+            r[q + 3] = _mm256_shuffle_ps::<0xee>(t[q + 1], t[q + 3]);
+        }
+        for c in 0..4 {
+            let low = _mm256_permute2f128_ps::<0x20>(r[c], r[c + 4]);
+            let high = _mm256_permute2f128_ps::<0x31>(r[c], r[c + 4]);
+            _mm256_storeu_ps(dst.add(c * dst_stride).cast(), low);
+            _mm256_storeu_ps(dst.add((c + 4) * dst_stride).cast(), high);
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! A portable vector of sixteen lanes, and the dispatch to the instruction set that runs it.
+//!
+//! Kernels are written once, over [`Simd`], and compiled once per instruction set by
+//! [`dispatch`]. A logical vector holds 16 `f32` ([`Simd::F`]), 16 `i32` ([`Simd::I`]) or 64
+//! bytes ([`Simd::B`]); AVX-512 keeps it in one register, AVX2 in two, NEON in four.
+//!
+//! A value of a `Simd` type is a proof that the processor has its instructions: only
+//! [`dispatch`] makes one, from a [`Cpu`]. So methods are safe, except those that take pointers.
+//! All methods are `#[inline(always)]`: they must end up inside the function that enables the
+//! target features, and kernels must not wrap them in closures that might not be inlined.
+//!
+//! # The unit order of codes
+//! Codes (and quantised activations) are processed in units of [`UNIT`] = 128 elements, held as
+//! two byte vectors: dword lane `l` of the first holds elements `8l + {0,2,4,6}`, of the second
+//! `8l + {1,3,5,7}`. For 4-bit codes these are the low and high nibbles of a 64-byte load, and
+//! for every width a lane touches only eight neighbours, hence one quantisation group.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod scalar;
+pub(crate) mod tables;
+
+use crate::isa::{Cpu, Isa};
+use crate::weights::FloatType;
+
+/// Lanes of a logical vector.
+pub(crate) const LANES: usize = 16;
+/// Elements of a unit of codes.
+pub(crate) const UNIT: usize = 128;
+
+/// Operations on logical vectors; see the module documentation.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// Whether a matrix tile may use 24 accumulators (32 registers) or only 8 (16 registers).
+    const WIDE_TILES: bool;
+    /// 16 lanes of `f32`.
+    type F: Copy;
+    /// 16 lanes of `i32`.
+    type I: Copy;
+    /// 64 bytes.
+    type B: Copy;
+
+    /// All lanes `value`.
+    fn splat(self, value: f32) -> Self::F;
+    /// All lanes zero.
+    fn zero(self) -> Self::F {
+        self.splat(0.0)
+    }
+    /// `a + b`.
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a - b`.
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b`.
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a / b`.
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The larger of each pair of lanes; either one where a lane is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller of each pair of lanes; either one where a lane is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// Absolute values.
+    fn abs(self, a: Self::F) -> Self::F;
+    /// 2ⁿ for lanes in −126..=127.
+    fn pow2(self, n: Self::I) -> Self::F;
+    /// Sum of the lanes.
+    fn sum(self, a: Self::F) -> f32;
+    /// Largest lane.
+    fn max_lane(self, a: Self::F) -> f32;
+    /// Nearest integers (ties to even); lanes stay within ±2²³.
+    fn to_int(self, a: Self::F) -> Self::I;
+    /// Integers as floats.
+    fn to_float(self, a: Self::I) -> Self::F;
+    /// All lanes zero.
+    fn zero_int(self) -> Self::I;
+    /// `acc + Σ₄ u·s` per dword lane: `u` unsigned and `s` signed bytes.
+    /// With `BITS` ≤ 7, `u` must stay below 2^`BITS`; the sum must fit into an `i32`.
+    fn dot<const BITS: u32>(self, acc: Self::I, u: Self::B, s: Self::B) -> Self::I;
+    /// Lane `l` gets `values[lanes[l]]`; `lanes` is a row of [`tables::EXPAND`].
+    fn expand(self, values: Self::F, lanes: &[i32; LANES]) -> Self::F;
+
+    /// Loads 16 values.
+    ///
+    /// # Safety
+    /// 64 bytes are readable at `ptr`; no alignment is needed.
+    unsafe fn load(self, ptr: *const f32) -> Self::F;
+    /// Stores 16 values.
+    ///
+    /// # Safety
+    /// 64 bytes are writable at `ptr`; no alignment is needed.
+    unsafe fn store(self, ptr: *mut f32, value: Self::F);
+    /// Loads 16 half-precision values.
+    ///
+    /// # Safety
+    /// 32 bytes are readable at `ptr`; no alignment is needed.
+    unsafe fn load_f16(self, ptr: *const u8) -> Self::F;
+    /// Loads 16 bfloat16 values.
+    ///
+    /// # Safety
+    /// 32 bytes are readable at `ptr`; no alignment is needed.
+    unsafe fn load_bf16(self, ptr: *const u8) -> Self::F;
+    /// Loads 64 bytes.
+    ///
+    /// # Safety
+    /// 64 bytes are readable at `ptr`; no alignment is needed.
+    unsafe fn load_bytes(self, ptr: *const u8) -> Self::B;
+    /// Stores 64 bytes.
+    ///
+    /// # Safety
+    /// 64 bytes are writable at `ptr`; no alignment is needed.
+    unsafe fn store_bytes(self, ptr: *mut u8, value: Self::B);
+    /// The four bytes at `ptr` in every dword lane.
+    ///
+    /// # Safety
+    /// 4 bytes are readable at `ptr`; no alignment is needed.
+    unsafe fn splat_quad(self, ptr: *const u8) -> Self::B;
+    /// One unit of packed `BITS`-bit codes in unit order; see [`UNIT`].
+    ///
+    /// # Safety
+    /// `readable >= 16 * BITS` bytes are readable at `ptr`; no alignment is needed.
+    unsafe fn unpack<const BITS: u32>(self, ptr: *const u8, readable: usize) -> (Self::B, Self::B);
+    /// Stores the low bytes of 16 integers.
+    ///
+    /// # Safety
+    /// 16 bytes are writable at `ptr`; no alignment is needed.
+    unsafe fn store_low_bytes(self, ptr: *mut u8, ints: Self::I);
+    /// Splits `a` into `(high, low)` with `a == 256 · high + low` and `low` in −128..=127.
+    fn split_digit(self, a: Self::I) -> (Self::I, Self::I);
+    /// Transposes 16 rows of 16 dwords: `dst[16·c + r] = src[16·r + c]`, with `dst` rows
+    /// `dst_stride` dwords apart.
+    ///
+    /// # Safety
+    /// 1024 bytes are readable at `src`; 64 bytes are writable at `dst + c·dst_stride` for
+    /// `c` in 0..16; no alignment is needed.
+    unsafe fn transpose(self, src: *const u32, dst: *mut u32, dst_stride: usize);
+
+    /// Asks for the cache line at `ptr`, which may be any address.
+    fn prefetch(self, _ptr: *const u8) {}
+
+    /// Loads 16 values of `ty`.
+    ///
+    /// # Safety
+    /// `16 * ty.bytes()` bytes are readable at `ptr`; no alignment is needed.
+    #[inline(always)]
+    unsafe fn load_floats(self, ty: FloatType, ptr: *const u8) -> Self::F {
+        // SAFETY: the caller's contract is that of each arm.
+        unsafe {
+            match ty {
+                FloatType::F32 => self.load(ptr.cast()),
+                FloatType::F16 => self.load_f16(ptr),
+                FloatType::Bf16 => self.load_bf16(ptr),
+            }
+        }
+    }
+
+    /// Loads the first `count` ≤ 16 values of `ty`; the other lanes are zero.
+    ///
+    /// # Safety
+    /// `count * ty.bytes()` bytes are readable at `ptr`; no alignment is needed.
+    #[inline(always)]
+    unsafe fn load_some_floats(self, ty: FloatType, ptr: *const u8, count: usize) -> Self::F {
+        if count >= LANES {
+            // SAFETY: the caller's contract, with `count >= 16`.
+            return unsafe { self.load_floats(ty, ptr) };
+        }
+        let mut padded = [0u16; 32];
+        for (i, padded) in padded.iter_mut().enumerate().take(count * ty.bytes() / 2) {
+            // SAFETY: `count` values of an even number of bytes are readable.
+            *padded = unsafe { ptr.add(2 * i).cast::<u16>().read_unaligned() };
+        }
+        // SAFETY: `padded` has 64 bytes.
+        unsafe { self.load_floats(ty, padded.as_ptr().cast()) }
+    }
+}
+
+/// Defines safe methods whose body is intrinsics of the implementing type's instruction set.
+macro_rules! intrinsics {
+    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty { $($body:tt)* })*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $ty),*) -> $ret {
+            // SAFETY: `self` exists only where the processor has this type's features, and the
+            // intrinsics used here touch registers only.
+            unsafe { $($body)* }
+        }
+    )*};
+}
+use intrinsics;
+
+/// A computation that runs on any instruction set.
+pub(crate) trait Kernel {
+    /// Result of the computation.
+    type Output;
+    /// Runs it; implementations are `#[inline(always)]`.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Runs `kernel` compiled for the instruction set of `cpu`.
+pub(crate) fn dispatch<K: Kernel>(cpu: Cpu, kernel: K) -> K::Output {
+    match cpu.isa() {
+        // SAFETY (all arms): a `Cpu` with this instruction set (and extension) exists only
+        // where the processor has the features that the function enables.
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: see above.
+        Isa::Avx512 => unsafe { avx512::run(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: see above.
+        Isa::Avx2 if cpu.has_vnni() => unsafe { avx2::run_vnni(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: see above.
+        Isa::Avx2 => unsafe { avx2::run(kernel) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: see above.
+        Isa::Neon => unsafe { neon::run(kernel) },
+        _ => kernel.run(scalar::Scalar),
+    }
+}
+
+#[cfg(test)]
+mod tests;

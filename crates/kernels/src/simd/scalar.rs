@@ -1,0 +1,172 @@
+//! The portable implementation: plain arrays, for every processor and as a second opinion.
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "codes, digits and exponents are within range by the contracts of the trait"
+)]
+
+use super::{LANES, Simd};
+use half::{bf16, f16};
+
+/// Token of the portable implementation.
+#[derive(Clone, Copy)]
+pub(super) struct Scalar;
+
+type F = [f32; LANES];
+type I = [i32; LANES];
+
+/// Applies `f` lane by lane.
+#[inline(always)]
+fn map<A: Copy, B>(a: [A; LANES], f: impl Fn(A) -> B) -> [B; LANES] {
+    a.map(f)
+}
+
+/// Applies `f` to pairs of lanes.
+#[inline(always)]
+fn zip<A: Copy, B: Copy, C>(a: [A; LANES], b: [B; LANES], f: impl Fn(A, B) -> C) -> [C; LANES] {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+impl Simd for Scalar {
+    const WIDE_TILES: bool = false;
+    type F = F;
+    type I = I;
+    type B = [u8; 64];
+
+    fn splat(self, value: f32) -> F {
+        [value; LANES]
+    }
+    fn add(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| a + b)
+    }
+    fn sub(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| a - b)
+    }
+    fn mul(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| a * b)
+    }
+    fn div(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| a / b)
+    }
+    fn fma(self, a: F, b: F, c: F) -> F {
+        // Two roundings: `f32::mul_add` is a library call where there is no FMA instruction.
+        zip(zip(a, b, |a, b| a * b), c, |ab, c| ab + c)
+    }
+    fn max(self, a: F, b: F) -> F {
+        zip(a, b, f32::max)
+    }
+    fn min(self, a: F, b: F) -> F {
+        zip(a, b, f32::min)
+    }
+    fn abs(self, a: F) -> F {
+        map(a, f32::abs)
+    }
+    fn pow2(self, n: I) -> F {
+        map(n, |n| f32::from_bits(((n + 127) << 23) as u32))
+    }
+    fn sum(self, a: F) -> f32 {
+        let mut width = LANES / 2;
+        let mut a = a;
+        while width > 0 {
+            for i in 0..width {
+                a[i] += a[i + width];
+            }
+            width /= 2;
+        }
+        a[0]
+    }
+    fn max_lane(self, a: F) -> f32 {
+        a.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+    fn to_int(self, a: F) -> I {
+        map(a, |a| a.round_ties_even() as i32)
+    }
+    fn to_float(self, a: I) -> F {
+        map(a, |a| a as f32)
+    }
+    fn zero_int(self) -> I {
+        [0; LANES]
+    }
+    fn dot<const BITS: u32>(self, acc: I, u: [u8; 64], s: [u8; 64]) -> I {
+        let mut acc = acc;
+        for (lane, acc) in acc.iter_mut().enumerate() {
+            for i in 4 * lane..4 * lane + 4 {
+                *acc += i32::from(u[i]) * i32::from(s[i] as i8);
+            }
+        }
+        acc
+    }
+    fn expand(self, values: F, lanes: &[i32; LANES]) -> F {
+        map(*lanes, |lane| values[lane as usize % LANES])
+    }
+    unsafe fn load(self, ptr: *const f32) -> F {
+        // SAFETY: 64 bytes are readable by contract.
+        unsafe { ptr.cast::<F>().read_unaligned() }
+    }
+    unsafe fn store(self, ptr: *mut f32, value: F) {
+        // SAFETY: 64 bytes are writable by contract.
+        unsafe { ptr.cast::<F>().write_unaligned(value) }
+    }
+    unsafe fn load_f16(self, ptr: *const u8) -> F {
+        // SAFETY: 32 bytes are readable by contract.
+        map(unsafe { ptr.cast::<[u16; LANES]>().read_unaligned() }, |h| f16::from_bits(h).to_f32())
+    }
+    unsafe fn load_bf16(self, ptr: *const u8) -> F {
+        // SAFETY: 32 bytes are readable by contract.
+        map(unsafe { ptr.cast::<[u16; LANES]>().read_unaligned() }, |h| bf16::from_bits(h).to_f32())
+    }
+    unsafe fn load_bytes(self, ptr: *const u8) -> [u8; 64] {
+        // SAFETY: 64 bytes are readable by contract.
+        unsafe { ptr.cast::<[u8; 64]>().read_unaligned() }
+    }
+    unsafe fn store_bytes(self, ptr: *mut u8, value: [u8; 64]) {
+        // SAFETY: 64 bytes are writable by contract.
+        unsafe { ptr.cast::<[u8; 64]>().write_unaligned(value) }
+    }
+    unsafe fn splat_quad(self, ptr: *const u8) -> [u8; 64] {
+        // SAFETY: 4 bytes are readable by contract.
+        let quad = unsafe { ptr.cast::<[u8; 4]>().read_unaligned() };
+        std::array::from_fn(|i| quad[i % 4])
+    }
+    unsafe fn unpack<const BITS: u32>(
+        self,
+        ptr: *const u8,
+        _readable: usize,
+    ) -> ([u8; 64], [u8; 64]) {
+        let bytes = BITS as usize;
+        let mask = u64::from(u8::MAX >> (8 - BITS));
+        let (mut even, mut odd) = ([0; 64], [0; 64]);
+        for lane in 0..LANES {
+            let mut codes = [0; 8];
+            // SAFETY: lane `l` of 16 reads bytes `BITS·l .. BITS·(l+1)` of the 16·BITS readable.
+            unsafe {
+                ptr.add(lane * bytes).copy_to_nonoverlapping(codes.as_mut_ptr(), bytes);
+            }
+            let codes = u64::from_le_bytes(codes);
+            for i in 0..4 {
+                even[4 * lane + i] = (codes >> (bytes * 2 * i) & mask) as u8;
+                odd[4 * lane + i] = (codes >> (bytes * (2 * i + 1)) & mask) as u8;
+            }
+        }
+        (even, odd)
+    }
+    unsafe fn store_low_bytes(self, ptr: *mut u8, ints: I) {
+        // SAFETY: 16 bytes are writable by contract.
+        unsafe { ptr.cast::<[u8; LANES]>().write_unaligned(map(ints, |i| i as u8)) }
+    }
+    fn split_digit(self, a: I) -> (I, I) {
+        let high = map(a, |a| a.wrapping_add(128) >> 8);
+        (high, zip(a, high, |a, high| a.wrapping_sub(high << 8)))
+    }
+    unsafe fn transpose(self, src: *const u32, dst: *mut u32, dst_stride: usize) {
+        for row in 0..LANES {
+            for col in 0..LANES {
+                // SAFETY: both are inside the blocks that the contract names.
+                unsafe {
+                    let value = src.add(row * LANES + col).read_unaligned();
+                    dst.add(col * dst_stride + row).write_unaligned(value);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Index tables for the byte and lane shuffles.
+#![expect(clippy::cast_possible_truncation, reason = "indices below 128")]
+
+use super::LANES;
+
+/// Per group size 32, 64, 128 (see [`expand_table`]) and unit of 128 elements within a block of
+/// 16 groups: the group within the block that each dword lane belongs to.
+static EXPAND: [[[i32; LANES]; LANES]; 3] = [expand_rows(32), expand_rows(64), expand_rows(128)];
+
+/// The lanes for `Simd::expand`, by unit within a block of 16 groups; `group` is 32, 64 or 128,
+/// and a block has `group / 8` units.
+pub(crate) fn expand_table(group: usize) -> &'static [[i32; LANES]; LANES] {
+    &EXPAND[(group / 64).min(2)]
+}
+
+const fn expand_rows(group: usize) -> [[i32; LANES]; LANES] {
+    let mut rows = [[0; LANES]; LANES];
+    let mut unit = 0;
+    while unit < group / 8 {
+        let mut lane = 0;
+        while lane < LANES {
+            rows[unit][lane] = ((unit * 128 + lane * 8) / group) as i32;
+            lane += 1;
+        }
+        unit += 1;
+    }
+    rows
+}
+
+/// Byte indices that put `take` consecutive bytes into each of eight qwords.
+#[cfg(target_arch = "x86_64")]
+pub(super) const fn spread_bytes(take: usize) -> [u8; 64] {
+    let mut index = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        let byte = take * (i / 8) + i % 8;
+        index[i] = if byte < 64 { byte as u8 } else { 63 };
+        i += 1;
+    }
+    index
+}
+
+/// Per byte of each qword, the bit offset of the code it selects: code
+/// `first + step·j` of `bits` bits for byte `j`.
+#[cfg(target_arch = "x86_64")]
+pub(super) const fn code_shifts(bits: usize, codes: [usize; 8]) -> [u8; 64] {
+    let mut shifts = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        shifts[i] = (bits * codes[i % 8]) as u8;
+        i += 1;
+    }
+    shifts
+}

@@ -1,0 +1,140 @@
+//! Each operation of each instruction set against the portable one.
+
+use super::{Kernel, LANES, Simd, dispatch, tables};
+use crate::isa::{Cpu, Isa};
+use crate::testing::{Rng, pools};
+
+/// Runs most operations on the inputs and returns everything as numbers.
+struct Everything<'a> {
+    floats: &'a [f32; 2 * LANES],
+    codes: &'a [u8],
+    digits: &'a [u8; 128],
+}
+
+impl Everything<'_> {
+    #[inline(always)]
+    fn dot<S: Simd, const BITS: u32>(&self, simd: S, out: &mut Vec<f32>) {
+        let len = 16 * BITS as usize;
+        // The codes end where they must: reading further would be out of bounds.
+        let codes = &self.codes[self.codes.len() - len..];
+        // SAFETY: `codes` has 16·BITS bytes and `digits` 128.
+        unsafe {
+            let (even, odd) = simd.unpack::<BITS>(codes.as_ptr(), len);
+            for (half, vector) in [even, odd].into_iter().enumerate() {
+                let mut bytes = [0u8; 64];
+                simd.store_bytes(bytes.as_mut_ptr(), vector);
+                out.extend(bytes.map(f32::from));
+                let digits = simd.load_bytes(self.digits.as_ptr().add(64 * half));
+                push(simd, out, simd.to_float(simd.dot::<BITS>(simd.zero_int(), vector, digits)));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn push<S: Simd>(simd: S, out: &mut Vec<f32>, value: S::F) {
+    let mut lanes = [0.0; LANES];
+    // SAFETY: 16 floats are writable.
+    unsafe { simd.store(lanes.as_mut_ptr(), value) };
+    out.extend(lanes);
+}
+
+impl Kernel for Everything<'_> {
+    type Output = Vec<f32>;
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> Vec<f32> {
+        let mut out = Vec::new();
+        // SAFETY: all slices are as long as the loads need.
+        unsafe {
+            let a = simd.load(self.floats.as_ptr());
+            let b = simd.load(self.floats.as_ptr().add(LANES));
+            for value in [simd.add(a, b), simd.sub(a, b), simd.mul(a, b), simd.div(a, b)] {
+                push(simd, &mut out, value);
+            }
+            for value in [simd.max(a, b), simd.min(a, b), simd.abs(a), simd.splat(3.5)] {
+                push(simd, &mut out, value);
+            }
+            let big = simd.to_int(simd.mul(a, simd.splat(3e5)));
+            let (high, low) = simd.split_digit(big);
+            for value in [simd.to_float(big), simd.to_float(high), simd.to_float(low)] {
+                push(simd, &mut out, value);
+            }
+            push(simd, &mut out, simd.pow2(simd.to_int(simd.mul(a, simd.splat(10.0)))));
+            out.push(simd.max_lane(a));
+            push(simd, &mut out, simd.load_f16(self.digits.as_ptr()));
+            push(simd, &mut out, simd.load_bf16(self.digits.as_ptr().add(1)));
+            let mut bytes = [0u8; LANES];
+            simd.store_low_bytes(bytes.as_mut_ptr(), big);
+            out.extend(bytes.map(f32::from));
+            let quad = simd.splat_quad(self.digits.as_ptr().add(5));
+            push(simd, &mut out, simd.to_float(simd.dot::<8>(simd.zero_int(), quad, quad)));
+            for group in [32, 64, 128] {
+                for lanes in &tables::expand_table(group)[..group / 8] {
+                    push(simd, &mut out, simd.expand(a, lanes));
+                }
+            }
+            let mut transposed = [0u32; 20 * LANES];
+            simd.transpose(self.codes.as_ptr().cast(), transposed.as_mut_ptr(), 20);
+            out.extend(transposed.map(|dword| (dword >> 8) as f32));
+        }
+        self.dot::<S, 2>(simd, &mut out);
+        self.dot::<S, 3>(simd, &mut out);
+        self.dot::<S, 4>(simd, &mut out);
+        self.dot::<S, 5>(simd, &mut out);
+        self.dot::<S, 6>(simd, &mut out);
+        self.dot::<S, 8>(simd, &mut out);
+        out
+    }
+}
+
+#[test]
+fn operations_agree_with_the_portable_ones() {
+    let mut rng = Rng::fresh();
+    let scalar = Cpu::with_isa(Isa::Scalar).unwrap();
+    for _ in 0..20 {
+        let floats: [f32; 2 * LANES] = std::array::from_fn(|_| rng.normal());
+        let codes = rng.bytes(1024);
+        let digits: [u8; 128] = std::array::from_fn(|_| rng.next().to_le_bytes()[0]);
+        let run = |cpu| {
+            let input = Everything { floats: &floats, codes: &codes, digits: &digits };
+            dispatch(cpu, input)
+        };
+        let expected = run(scalar);
+        for pool in pools() {
+            let actual = run(pool.cpu());
+            assert_eq!(actual.len(), expected.len());
+            for (i, (a, e)) in actual.iter().zip(&expected).enumerate() {
+                assert!(
+                    a.to_bits() == e.to_bits() || a.is_nan() && e.is_nan(),
+                    "{pool:?} {i}: {a} {e}"
+                );
+            }
+        }
+    }
+}
+
+/// The sum of the lanes and of the fused product, which may round differently.
+struct Sums<'a>(&'a [f32; LANES]);
+
+impl Kernel for Sums<'_> {
+    type Output = [f32; 2];
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> [f32; 2] {
+        // SAFETY: 16 floats are readable.
+        let a = unsafe { simd.load(self.0.as_ptr()) };
+        [simd.sum(a), simd.sum(simd.fma(a, a, a))]
+    }
+}
+
+#[test]
+fn sums_are_sums() {
+    let mut rng = Rng::fresh();
+    for pool in pools() {
+        let floats: [f32; LANES] = std::array::from_fn(|_| rng.normal());
+        let wide = floats.map(f64::from);
+        let expected = [wide.iter().sum::<f64>(), wide.iter().map(|x| x * x + x).sum()];
+        for (actual, expected) in dispatch(pool.cpu(), Sums(&floats)).into_iter().zip(expected) {
+            assert!((f64::from(actual) - expected).abs() < 1e-5, "{pool:?}: {actual} {expected}");
+        }
+    }
+}
