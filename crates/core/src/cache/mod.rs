@@ -13,7 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mlxcel_estimator::KvMode;
+use mlxcel_estimator::{KV_BLOCK_TOKENS, KvMode};
 
 pub(crate) use self::blocks::BlockCache;
 pub(crate) use self::contiguous::ContiguousCache;
@@ -70,6 +70,17 @@ impl SequenceCache {
         let layers =
             layout.iter().map(|layer| LayerCache::new(ops, layer, mode)).collect::<Result<_>>()?;
         Ok(Self { layers, tokens: Rc::new(Cell::new(0)) })
+    }
+
+    /// Bytes that one token takes in all layers of `layout`, scales included, in the long run (a
+    /// window that is full takes no more).
+    ///
+    /// # Errors
+    /// A mode that cannot hold a layer's vectors.
+    pub fn bytes_per_token(layout: &[LayerLayout], mode: KvMode) -> Result<u64> {
+        layout
+            .iter()
+            .try_fold(0, |sum, layer| Ok(sum + modes::block_bytes(layer, mode)? / KV_BLOCK_TOKENS))
     }
 
     /// Tokens of the sequence so far.

@@ -36,6 +36,22 @@ impl HostFormat {
     }
 }
 
+/// The kernels, which depend on nobody, state the block size again.
+const _: () = assert!(
+    mlxcel_kernels::kv::KV_BLOCK_TOKENS as u64 == mlxcel_estimator::KV_BLOCK_TOKENS,
+    "kernels and estimator disagree on the size of a block"
+);
+
+/// Bytes of one block of a layer by the estimator's formula, keys, values and scales.
+pub(super) fn block_bytes(layout: &LayerLayout, mode: KvMode) -> Result<u64> {
+    let side = |cache: CacheType, dim: usize| {
+        mlxcel_estimator::block_bytes(cache, layout.kv_heads as u64, dim as u64)
+            .map_err(|error| Error::KvMode { mode, reason: error.to_string() })
+    };
+    let keys = side(mode.keys(), layout.key_dim)?;
+    Ok(keys.plus(side(mode.values(), layout.value_dim)?).total())
+}
+
 fn format(kind: CacheType, mode: KvMode, dtype: ComputeDtype) -> Result<KvFormat> {
     Ok(match kind {
         CacheType::Fp16 => float(dtype),
