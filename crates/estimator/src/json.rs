@@ -4,6 +4,7 @@
 //! writes and JSON forbids) are read as strings, so that a field that holds one is present but
 //! is no size; and a key given twice is an error, because the two values cannot both be meant.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
@@ -14,8 +15,10 @@ use crate::EstimatorError;
 /// Reads `text` as one JSON object; `what` names it in the error.
 pub(crate) fn parse_object(text: &str, what: &str) -> Result<Map<String, Value>, EstimatorError> {
     let error = |reason: String| EstimatorError::Json { what: what.to_owned(), reason };
-    let quoted = quote_non_finite(text.strip_prefix('\u{feff}').unwrap_or(text));
-    let Strict(value) = serde_json::from_str(&quoted).map_err(|e| error(e.to_string()))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let suspect = text.contains("Infinity") || text.contains("NaN");
+    let text = if suspect { Cow::Owned(quote_non_finite(text)) } else { Cow::Borrowed(text) };
+    let Strict(value) = serde_json::from_str(&text).map_err(|e| error(e.to_string()))?;
     match value {
         Value::Object(map) => Ok(map),
         other => Err(error(format!("it holds {} instead of an object", kind_of(&other)))),

@@ -21,6 +21,7 @@ pub mod kv;
 mod math;
 pub mod matmul;
 pub mod pool;
+pub mod probe;
 mod scratch;
 mod simd;
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! All safetensors files of a model folder as one set of tensors.
 
-use std::collections::BTreeMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
 
 use super::{Header, TensorInfo, read_header};
 use crate::error::{EstimatorError, shortened};
-use crate::json;
 
 /// The name of a sharded checkpoint's index.
 const INDEX: &str = "model.safetensors.index.json";
@@ -18,7 +19,7 @@ pub struct Checkpoint {
     /// The files, each with its header, in the order of their names.
     pub files: Vec<(PathBuf, Header)>,
     /// Which file (position in `files`) holds a tensor.
-    pub tensors: BTreeMap<String, usize>,
+    pub tensors: HashMap<String, usize>,
     /// The index's `metadata.total_size`, where there is an index that states one.
     pub index_total_bytes: Option<u64>,
 }
@@ -31,29 +32,10 @@ impl Checkpoint {
     /// A header that is malformed, a shard that the index names and the folder lacks, a tensor
     /// that two files hold or that the index promises and no file holds.
     pub fn open(dir: &Path) -> Result<Option<Self>, EstimatorError> {
-        let index_path = dir.join(INDEX);
-        let index = if index_path.is_file() { Some(Index::read(&index_path)?) } else { None };
-        let names = match &index {
-            Some(index) => index.shards(),
-            None => safetensors_files(dir)?,
-        };
-        if names.is_empty() {
-            return Ok(None);
+        match Index::of(dir)? {
+            Some(index) => Self::indexed(dir, &index).map(Some),
+            None => Self::unindexed(dir),
         }
-        if let Some(lost) = names.iter().find(|name| !dir.join(name).is_file()) {
-            let lost = shortened(lost);
-            return Err(problem(dir, format!("{INDEX} names `{lost}`, which is missing")));
-        }
-        let read = |name: String| {
-            let path = dir.join(name);
-            read_header(&path).map(|header| (path, header))
-        };
-        let files = names.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        let tensors = merge(dir, &files)?;
-        if let Some(index) = &index {
-            index.check(dir, &tensors)?;
-        }
-        Ok(Some(Self { files, tensors, index_total_bytes: index.and_then(|i| i.total_bytes) }))
     }
 
     /// As [`Self::open`], but for sizing: an index none of whose shards is there counts as no
@@ -62,14 +44,39 @@ impl Checkpoint {
     /// # Errors
     /// As [`Self::open`]; one missing shard among others stays an error.
     pub fn find(dir: &Path) -> Result<Option<Self>, EstimatorError> {
-        let index_path = dir.join(INDEX);
-        if index_path.is_file() {
-            let shards = Index::read(&index_path)?.shards();
-            if !shards.iter().any(|name| dir.join(name).is_file()) {
-                return Ok(None);
+        match Index::of(dir)? {
+            Some(index) if index.shards().iter().any(|name| dir.join(name).is_file()) => {
+                Self::indexed(dir, &index).map(Some)
             }
+            Some(_) => Ok(None),
+            None => Self::unindexed(dir),
         }
-        Self::open(dir)
+    }
+
+    fn indexed(dir: &Path, index: &Index) -> Result<Self, EstimatorError> {
+        let names = index.shards();
+        if let Some(lost) = names.iter().find(|name| !dir.join(name).is_file()) {
+            let lost = shortened(lost);
+            return Err(problem(dir, format!("{INDEX} names `{lost}`, which is missing")));
+        }
+        let read = Self::read(dir, names)?;
+        index.check(dir, &read.tensors)?;
+        Ok(Self { index_total_bytes: index.total_bytes, ..read })
+    }
+
+    fn unindexed(dir: &Path) -> Result<Option<Self>, EstimatorError> {
+        let names = safetensors_files(dir)?;
+        if names.is_empty() { Ok(None) } else { Self::read(dir, names).map(Some) }
+    }
+
+    fn read(dir: &Path, names: Vec<String>) -> Result<Self, EstimatorError> {
+        let read = |name: String| {
+            let path = dir.join(name);
+            read_header(&path).map(|header| (path, header))
+        };
+        let files = names.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        let tensors = merge(dir, &files)?;
+        Ok(Self { files, tensors, index_total_bytes: None })
     }
 
     /// Reads the header of one file as a checkpoint of its own.
@@ -89,12 +96,10 @@ impl Checkpoint {
         header.tensors.get(name).map(|info| (path.as_path(), info))
     }
 
-    /// Every tensor with its name, in the order of the names.
+    /// Every tensor with its name, in the order of the files and of the names in each.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
-        self.tensors.iter().filter_map(|(name, file)| {
-            let (_, header) = self.files.get(*file)?;
-            header.tensors.get(name).map(|info| (name.as_str(), info))
-        })
+        let tensors = self.files.iter().flat_map(|(_, header)| &header.tensors);
+        tensors.map(|(name, info)| (name.as_str(), info))
     }
 
     /// Bytes of all tensors.
@@ -107,8 +112,9 @@ impl Checkpoint {
 fn merge(
     dir: &Path,
     files: &[(PathBuf, Header)],
-) -> Result<BTreeMap<String, usize>, EstimatorError> {
-    let mut tensors = BTreeMap::new();
+) -> Result<HashMap<String, usize>, EstimatorError> {
+    let all = files.iter().fold(0_usize, |n, (_, h)| n.saturating_add(h.tensors.len()));
+    let mut tensors = HashMap::with_capacity(all);
     for (position, (path, header)) in files.iter().enumerate() {
         for name in header.tensors.keys() {
             if let Some(first) = tensors.insert(name.clone(), position) {
@@ -137,43 +143,83 @@ fn safetensors_files(dir: &Path) -> Result<Vec<String>, EstimatorError> {
 
 /// What an index says.
 struct Index {
-    weight_map: BTreeMap<String, String>,
+    weight_map: HashMap<String, String>,
     total_bytes: Option<u64>,
 }
 
+#[derive(Deserialize)]
+struct RawIndex {
+    weight_map: Unique,
+    #[serde(default)]
+    metadata: Value,
+}
+
+/// A map that gives no key twice. Hashing, because comparing names with long common prefixes is
+/// what a tree would spend its time on.
+struct Unique(HashMap<String, String>);
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(UniqueVisitor).map(Unique)
+    }
+}
+
+struct UniqueVisitor;
+
+impl<'de> Visitor<'de> for UniqueVisitor {
+    type Value = HashMap<String, String>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a file name for each tensor")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+        let mut map = HashMap::new();
+        while let Some((tensor, file)) = entries.next_entry::<String, String>()? {
+            if map.insert(tensor, file).is_some() {
+                return Err(A::Error::custom("a tensor is given twice"));
+            }
+        }
+        Ok(map)
+    }
+}
+
 impl Index {
+    /// The index of `dir`, where it has one.
+    fn of(dir: &Path) -> Result<Option<Self>, EstimatorError> {
+        let path = dir.join(INDEX);
+        if path.is_file() { Self::read(&path).map(Some) } else { Ok(None) }
+    }
+
     fn read(path: &Path) -> Result<Self, EstimatorError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| EstimatorError::Io { path: path.to_owned(), source })?;
-        let name = path.display().to_string();
-        let object = json::parse_object(&text, &name)?;
-        let bad =
-            |reason: &str| EstimatorError::Json { what: name.clone(), reason: reason.to_owned() };
-        let map = object.get("weight_map").and_then(Value::as_object);
-        let mut weight_map = BTreeMap::new();
-        for (tensor, file) in map.ok_or_else(|| bad("it has no `weight_map` object"))? {
-            let file =
-                file.as_str().ok_or_else(|| bad("a `weight_map` entry is not a file name"))?;
-            if Path::new(file).file_name().and_then(|n| n.to_str()) != Some(file) {
-                return Err(bad("a `weight_map` entry leaves the folder"));
-            }
-            weight_map.insert(tensor.clone(), file.to_owned());
-        }
-        let total = object.get("metadata").and_then(|m| m.get("total_size"));
+        let what = path.display().to_string();
+        let bad = |reason: String| EstimatorError::Json { what: what.clone(), reason };
+        let raw: RawIndex = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+        let Unique(weight_map) = raw.weight_map;
+        let total = raw.metadata.get("total_size");
         let total_bytes = total.and_then(|t| t.as_u64().or_else(|| t.as_f64().and_then(whole)));
-        Ok(Self { weight_map, total_bytes })
+        let index = Self { weight_map, total_bytes };
+        let inside =
+            |name: &String| Path::new(name).file_name().is_some_and(|n| n == name.as_str());
+        if index.shards().iter().all(inside) {
+            return Ok(index);
+        }
+        Err(bad("a `weight_map` entry leaves the folder".to_owned()))
     }
 
     fn shards(&self) -> Vec<String> {
-        let mut names: Vec<_> = self.weight_map.values().cloned().collect();
+        let names: HashSet<_> = self.weight_map.values().collect();
+        let mut names: Vec<_> = names.into_iter().cloned().collect();
         names.sort_unstable();
-        names.dedup();
         names
     }
 
     /// Every tensor that the index promises must be in a file.
-    fn check(&self, dir: &Path, tensors: &BTreeMap<String, usize>) -> Result<(), EstimatorError> {
-        match self.weight_map.iter().find(|(name, _)| !tensors.contains_key(*name)) {
+    fn check(&self, dir: &Path, tensors: &HashMap<String, usize>) -> Result<(), EstimatorError> {
+        let lost = self.weight_map.iter().filter(|(name, _)| !tensors.contains_key(*name)).min();
+        match lost {
             None => Ok(()),
             Some((name, file)) => {
                 let name = shortened(name);
@@ -269,7 +315,9 @@ mod tests {
         index(dir.path(), r#"{"x":"a.safetensors","y":"b.safetensors"}"#);
         check_error(dir.path(), "tensor `x` is in a.safetensors and in b.safetensors");
         index(dir.path(), r#"[]"#);
-        check_error(dir.path(), "no `weight_map`");
+        check_error(dir.path(), "expected a file name for each tensor");
+        index(dir.path(), r#"{"x":"a.safetensors","x":"a.safetensors"}"#);
+        check_error(dir.path(), "a tensor is given twice");
     }
 
     #[test]

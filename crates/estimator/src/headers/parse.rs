@@ -1,5 +1,6 @@
 //! The pure part: bytes of a header to checked tensors.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -37,6 +38,9 @@ pub fn parse_header(file: &Path, start: &[u8], file_len: u64) -> Result<Header, 
     let data_len = file_len.saturating_sub(data_start);
     let mut tensors = BTreeMap::new();
     for (name, entry) in raw.tensors {
+        if tensors.contains_key(&name) {
+            return Err(refuse(file, format!("tensor `{}` is given twice", shortened(&name))));
+        }
         let info = check(&entry, data_start, data_len).map_err(|reason| {
             EstimatorError::Tensor { file: file.to_owned(), tensor: shortened(&name), reason }
         })?;
@@ -56,7 +60,7 @@ fn range_of(bytes: &[u8], range: Range<u64>) -> Option<&[u8]> {
 }
 
 /// Checks one tensor by itself: type, shape and range agree, and the range is in the file.
-fn check(entry: &RawTensor, data_start: u64, data_len: u64) -> Result<TensorInfo, String> {
+fn check(entry: &RawTensor<'_>, data_start: u64, data_len: u64) -> Result<TensorInfo, String> {
     let dtype = Dtype::from_name(&entry.dtype)
         .ok_or_else(|| format!("unknown element type `{}`", shortened(&entry.dtype)))?;
     if entry.shape.len() > MAX_RANK {
@@ -116,19 +120,20 @@ fn check_layout(
     Err(refuse(file, format!("its tensors end at byte {used}, the file has {len} bytes")))
 }
 
-struct RawHeader {
-    tensors: BTreeMap<String, RawTensor>,
+struct RawHeader<'a> {
+    tensors: Vec<(String, RawTensor<'a>)>,
     metadata: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
-struct RawTensor {
-    dtype: String,
+struct RawTensor<'a> {
+    #[serde(borrow)]
+    dtype: Cow<'a, str>,
     shape: Vec<u64>,
     data_offsets: (u64, u64),
 }
 
-impl<'de> Deserialize<'de> for RawHeader {
+impl<'de> Deserialize<'de> for RawHeader<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(RawVisitor)
     }
@@ -137,24 +142,20 @@ impl<'de> Deserialize<'de> for RawHeader {
 struct RawVisitor;
 
 impl<'de> Visitor<'de> for RawVisitor {
-    type Value = RawHeader;
+    type Value = RawHeader<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object of tensors")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<RawHeader, A::Error> {
-        let mut tensors = BTreeMap::new();
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+        let mut tensors = Vec::new();
         let mut metadata = None;
         while let Some(name) = entries.next_key::<String>()? {
-            let twice = if name == "__metadata__" {
-                metadata.replace(entries.next_value()?).is_some()
-            } else {
-                tensors.insert(name.clone(), entries.next_value()?).is_some()
-            };
-            if twice {
-                let name = shortened(&name);
-                return Err(A::Error::custom(format_args!("key `{name}` is given twice")));
+            if name != "__metadata__" {
+                tensors.push((name, entries.next_value()?));
+            } else if metadata.replace(entries.next_value()?).is_some() {
+                return Err(A::Error::custom("`__metadata__` is given twice"));
             }
         }
         Ok(RawHeader { tensors, metadata: metadata.unwrap_or_default() })
@@ -219,7 +220,7 @@ mod tests {
         check_json(r#"{"a":3}"#, 0, "invalid type");
         let twice = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},
                         "a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
-        check_json(twice, 1, "key `a` is given twice");
+        check_json(twice, 1, "tensor `a` is given twice");
         check_json(r#"{"a":{"dtype":"U8","shape":[-1],"data_offsets":[0,1]}}"#, 1, "invalid value");
         check_json(r#"{"a":{"dtype":"U8","shape":[1.5],"data_offsets":[0,1]}}"#, 1, "invalid type");
         check_json(

@@ -4,7 +4,7 @@
 //! and `x.biases`; other tools use other suffixes. They are one logical tensor here: its
 //! elements are those that it unpacks to, its bytes are all of them together.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
 use super::{WeightFootprint, WeightSource};
 use crate::dtype::Dtype;
@@ -14,14 +14,13 @@ use crate::spec::ModelSpec;
 use crate::tensors::{QUANT_GROUP_ELEMS, TensorPart};
 
 /// Suffixes of what accompanies a quantised matrix.
-const COMPANIONS: [&str; 11] = [
+const COMPANIONS: [&str; 10] = [
     "scales",
     "biases",
     "weight_scale_inv",
     "weight_scale_2",
     "weight_scale",
     "input_scale",
-    "weight_blocks",
     "weight_scales",
     "qzeros",
     "g_idx",
@@ -36,13 +35,20 @@ const VISION_WORDS: [&str; 7] =
 pub(super) fn footprint(checkpoint: &Checkpoint, spec: &ModelSpec) -> WeightFootprint {
     let mut sum = WeightFootprint { source: WeightSource::Headers, ..WeightFootprint::empty() };
     let mut stored = 0_u64;
-    for (name, logical) in logical_tensors(checkpoint, spec.quantization.as_ref()) {
-        stored = stored.saturating_add(logical.elements);
+    let quantization = spec.quantization.as_ref();
+    for (name, info) in checkpoint.iter() {
+        let (name, main) = match owner(name, checkpoint) {
+            Some((owner, main)) => (Cow::Owned(owner), main),
+            None => (Cow::Borrowed(name), info),
+        };
+        let bits = packed_bits(&name, main, checkpoint, quantization);
+        let elements = if std::ptr::eq(main, info) { unpacked(info, bits) } else { 0 };
+        stored = stored.saturating_add(elements);
         let vision = VISION_WORDS.iter().any(|word| name.contains(word));
         let part = if vision { TensorPart::Vision } else { TensorPart::Text };
-        let quantisable = logical.is_matrix && !vision && !name.contains("wpe");
+        let quantisable = is_matrix(main, bits) && !vision && !name.contains("wpe");
         // Sizes of files that exist cannot add up beyond 64 bits: the headers were checked.
-        let _ = sum.add(logical.elements, logical.bytes, quantisable, part);
+        let _ = sum.add(elements, info.size_bytes(), quantisable, part);
     }
     sum.stored_parameters = Some(stored);
     match checkpoint.index_total_bytes {
@@ -56,61 +62,42 @@ pub(super) fn footprint(checkpoint: &Checkpoint, spec: &ModelSpec) -> WeightFoot
     sum
 }
 
-/// One tensor as a model would see it.
-#[derive(Debug, Clone, Copy, Default)]
-struct Logical {
-    elements: u64,
-    bytes: u64,
-    is_matrix: bool,
+/// The matrix that `name` accompanies: `x.weight` of `x.scales`, or of `x.weight.absmax`.
+fn owner<'a>(name: &str, checkpoint: &'a Checkpoint) -> Option<(String, &'a TensorInfo)> {
+    let find = |main: String| {
+        let (_, info) = checkpoint.get(&main)?;
+        Some((main, info))
+    };
+    if let Some((module, _)) = name.split_once(".weight.") {
+        return find(format!("{module}.weight"));
+    }
+    let (module, suffix) = name.rsplit_once('.')?;
+    if !COMPANIONS.contains(&suffix) {
+        return None;
+    }
+    ["weight", "qweight"].into_iter().find_map(|main| find(format!("{module}.{main}")))
 }
 
-fn logical_tensors(
+/// Bits of an element of a packed tensor, or `None` where the tensor is not packed. What the
+/// configuration does not say follows from the scales, at MLX's usual group.
+fn packed_bits(
+    name: &str,
+    info: &TensorInfo,
     checkpoint: &Checkpoint,
     quantization: Option<&Quantization>,
-) -> BTreeMap<String, Logical> {
-    let mut logical: BTreeMap<String, Logical> = BTreeMap::new();
-    for (name, info) in checkpoint.iter() {
-        let (module, suffix) = name.rsplit_once('.').unwrap_or(("", name));
-        let main = ["weight", "qweight"].into_iter().map(|main| format!("{module}.{main}"));
-        let owner = main.into_iter().find(|main| main != name && checkpoint.get(main).is_some());
-        let companion =
-            COMPANIONS.contains(&suffix) || suffix.contains("absmax") || suffix.contains("quant_");
-        match owner.filter(|_| companion) {
-            Some(owner) => {
-                let entry = logical.entry(owner).or_default();
-                entry.bytes = entry.bytes.saturating_add(info.size_bytes());
-            }
-            None => {
-                let scales = checkpoint.get(&format!("{module}.scales")).map(|(_, info)| info);
-                let bits = packed_bits(info, scales, module, quantization);
-                let entry = logical.entry(name.to_owned()).or_default();
-                entry.bytes = entry.bytes.saturating_add(info.size_bytes());
-                entry.elements = unpacked(info, bits);
-                entry.is_matrix = is_matrix(info, bits);
-            }
-        }
-    }
-    logical
-}
-
-/// Bits of an element of a packed tensor, or `None` where the tensor is not packed.
-fn packed_bits(
-    info: &TensorInfo,
-    scales: Option<&TensorInfo>,
-    module: &str,
-    quantization: Option<&Quantization>,
 ) -> Option<u64> {
-    let packed = matches!(info.dtype, Dtype::U32 | Dtype::I32 | Dtype::U8) && info.shape.len() >= 2;
-    let stated = quantization.and_then(|quant| quant.format_of(module));
-    match (packed, info.dtype, scales) {
-        (true, Dtype::U32, Some(scales)) => stated.map(|f| f.bits).or_else(|| {
-            let groups = scales.shape.last()?.checked_mul(QUANT_GROUP_ELEMS)?;
-            info.shape.last()?.checked_mul(32)?.checked_div(groups)
-        }),
-        (true, ..) => stated.map(|f| f.bits),
-        _ => None,
+    let words = matches!(info.dtype, Dtype::U32 | Dtype::I32 | Dtype::U8);
+    if !words || info.shape.len() < 2 {
+        return None;
     }
-    .filter(|bits| (1..=16).contains(bits))
+    let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
+    let stated = quantization.and_then(|quant| quant.format_of(module)).map(|f| f.bits);
+    let implied = || {
+        let (_, scales) = checkpoint.get(&format!("{module}.scales"))?;
+        let row = scales.shape.last()?.checked_mul(QUANT_GROUP_ELEMS)?;
+        info.shape.last()?.checked_mul(32)?.checked_div(row)
+    };
+    stated.or_else(implied).filter(|bits| (1..=16).contains(bits))
 }
 
 fn unpacked(info: &TensorInfo, bits: Option<u64>) -> u64 {
@@ -189,8 +176,11 @@ mod tests {
         let (_dir, checkpoint) = checkpoint(&[
             ("a.weight", "F8_E4M3", &[128, 128]),
             ("a.weight_scale_inv", "F32", &[1, 1]),
+            ("b.weight", "BF16", &[128, 128]),
+            ("b.weight.absmax", "F32", &[128]),
         ]);
         let weights = footprint(&checkpoint, &ModelSpec::from_config("{}").unwrap());
-        assert_eq!((weights.stored_parameters, weights.bytes), (Some(128 * 128), 128 * 128 + 4));
+        assert_eq!(weights.stored_parameters, Some(2 * 128 * 128));
+        assert_eq!(weights.bytes, 3 * 128 * 128 + 4 + 4 * 128);
     }
 }

@@ -1,13 +1,16 @@
-//! Products row by row: each weight is read once and meets up to four *planes* of activations
+//! Products row by row: each weight is read once and meets up to three *planes* of activations
 //! (tokens, or digits of a token). For decoding, where reading the weights is the bound.
 
-use super::input::{DIGIT_COLS, Digits, Plane};
+use super::input::{Digits, Plane};
 use super::task::{Out, RowRange};
-use crate::simd::{Kernel, LANES, Simd, UNIT, tables};
+use crate::isa::Cpu;
+use crate::simd::{Kernel, LANES, Simd, UNIT, dispatch, tables};
 use crate::weights::{Affine, FloatType};
 
 /// Most planes that [`AffineDot`] takes at once.
-pub(super) const MAX_PLANES: usize = 4;
+pub(super) const MAX_PLANES: usize = 3;
+/// How far ahead of the codes in use the processor is told to read.
+const PREFETCH_BYTES: usize = 4096;
 /// Most tokens that [`DenseDot`] takes at once.
 pub(super) const MAX_TOKENS: usize = 4;
 
@@ -22,59 +25,100 @@ pub(super) struct AffineDot<'a> {
     pub(super) out: Out<'a>,
 }
 
-impl Kernel for AffineDot<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        match self.weights.bits {
-            2 => self.run_bits::<S, 2>(simd),
-            3 => self.run_bits::<S, 3>(simd),
-            4 => self.run_bits::<S, 4>(simd),
-            5 => self.run_bits::<S, 5>(simd),
-            6 => self.run_bits::<S, 6>(simd),
-            _ => self.run_bits::<S, 8>(simd),
-        }
-    }
-}
-
 impl AffineDot<'_> {
-    #[inline(always)]
-    fn run_bits<S: Simd, const BITS: u32>(&self, simd: S) {
-        match self.tokens * self.input.layout.digits {
-            1 => self.run_planes::<S, BITS, 1>(simd),
-            2 => self.run_planes::<S, BITS, 2>(simd),
-            3 => self.run_planes::<S, BITS, 3>(simd),
-            _ => self.run_planes::<S, BITS, 4>(simd),
+    /// Computes the products. Every width and number of planes is a function of its own.
+    pub(super) fn dispatch(&self, cpu: Cpu) {
+        match self.weights.bits {
+            2 => self.dispatch_bits::<2>(cpu),
+            3 => self.dispatch_bits::<3>(cpu),
+            4 => self.dispatch_bits::<4>(cpu),
+            5 => self.dispatch_bits::<5>(cpu),
+            6 => self.dispatch_bits::<6>(cpu),
+            _ => self.dispatch_bits::<8>(cpu),
         }
     }
 
-    #[inline(always)]
-    fn run_planes<S: Simd, const BITS: u32, const P: usize>(&self, simd: S) {
-        let digits = self.input.layout.digits;
-        debug_assert_eq!(P, self.tokens * digits);
-        for row in self.rows.iter() {
-            let sums = self.row::<S, BITS, P>(simd, row);
-            for (token, sums) in sums.chunks_exact(digits).enumerate() {
-                // The most significant digit comes last and is the largest: add it last.
-                let sum = sums.iter().sum();
-                // SAFETY: this call owns these rows of the output.
-                unsafe { self.out.write(self.first_token + token, row, sum) };
+    fn dispatch_bits<const BITS: u32>(&self, cpu: Cpu) {
+        for block in 0..self.input.layout.blocks() {
+            match self.tokens * self.input.layout.digits {
+                1 => dispatch(cpu, self.block::<BITS, 1>(block)),
+                2 => dispatch(cpu, self.block::<BITS, 2>(block)),
+                _ => dispatch(cpu, self.block::<BITS, 3>(block)),
             }
         }
     }
 
+    /// The products within one column block.
+    fn block<const BITS: u32, const P: usize>(&self, block: usize) -> BlockDot<'_, BITS, P> {
+        let layout = self.input.layout;
+        assert_eq!(P, self.tokens * layout.digits, "planes are tokens times digits");
+        let planes = std::array::from_fn(|plane| {
+            let (token, digit) = (plane / layout.digits, plane % layout.digits);
+            self.input.plane(block, digit, self.first_token + token)
+        });
+        let (first_col, cols) = (layout.first_col(block), layout.block_cols(block));
+        BlockDot { dot: self, planes, first_col, cols }
+    }
+}
+
+/// [`AffineDot`] for one column block, one width of codes and `P` planes.
+struct BlockDot<'a, const BITS: u32, const P: usize> {
+    dot: &'a AffineDot<'a>,
+    planes: [Plane; P],
+    first_col: usize,
+    cols: usize,
+}
+
+impl<const BITS: u32, const P: usize> Kernel for BlockDot<'_, BITS, P> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let AffineDot { input, first_token, rows, out, .. } = *self.dot;
+        let digits = input.layout.digits;
+        for row in rows.iter() {
+            let sums = self.row(simd, row);
+            for (token, sums) in sums.chunks_exact(digits).enumerate() {
+                // SAFETY: this call owns these rows of the output.
+                unsafe {
+                    let target = out.at(first_token + token, row);
+                    let before = if self.first_col > 0 { *target } else { 0.0 };
+                    *target = sums.iter().fold(before, |total, sum| total + sum);
+                }
+            }
+        }
+    }
+}
+
+impl<const BITS: u32, const P: usize> BlockDot<'_, BITS, P> {
     /// The products of one row with all planes.
     #[inline(always)]
-    fn row<S: Simd, const BITS: u32, const P: usize>(&self, simd: S, row: usize) -> [f32; P] {
-        let layout = self.input.layout;
+    fn row<S: Simd>(&self, simd: S, row: usize) -> [f32; P] {
+        let weights = self.dot.weights;
+        let first = row * self.dot.input.layout.cols + self.first_col;
+        // All groups are 32, 64 or 128: a shift instead of a division.
+        let (shift, ty) = (weights.group.trailing_zeros(), weights.scale_type);
+        let (groups, at) = (self.cols >> shift, (first >> shift) * ty.bytes());
+        let codes = &weights.codes[first / 8 * BITS as usize..];
+        let (scales, biases) = (&weights.scales[at..], &weights.biases[at..]);
         let mut acc = [simd.zero(); P];
-        for block in 0..layout.blocks() {
-            let planes: [Plane; P] = std::array::from_fn(|p| {
-                let (token, digit) = (p / layout.digits, p % layout.digits);
-                self.input.plane(block, digit, self.first_token + token)
-            });
-            // SAFETY: the planes are those of this block of columns.
-            unsafe { self.block::<S, BITS, P>(simd, row, block, &planes, &mut acc) };
+        for chunk in (0..groups).step_by(LANES) {
+            let count = (groups - chunk).min(LANES);
+            let mut plane_scales = [simd.zero(); P];
+            // SAFETY: the row has `count` more groups here; planes have scales and sums for
+            // whole vectors, and digits for whole units.
+            unsafe {
+                let at = chunk * ty.bytes();
+                let scale = simd.load_some_floats(ty, scales.as_ptr().add(at), count);
+                let bias = simd.load_some_floats(ty, biases.as_ptr().add(at), count);
+                for p in 0..P {
+                    let plane = &self.planes[p];
+                    acc[p] = simd.fma(bias, simd.load(plane.sums.add(chunk)), acc[p]);
+                    plane_scales[p] = simd.mul(scale, simd.load(plane.scales.add(chunk)));
+                }
+                let (col, cols) = (chunk << shift, count << shift);
+                let codes = codes.get_unchecked(col / 8 * BITS as usize..);
+                self.units(simd, codes, (col, cols), &plane_scales, &mut acc);
+            }
         }
         let mut sums = [0.0; P];
         for p in 0..P {
@@ -83,87 +127,63 @@ impl AffineDot<'_> {
         sums
     }
 
-    /// Adds the products of one row within one block of columns to `acc`.
+    /// Adds the products of `cols` columns, up to 16 groups, from column `col` of the block on.
     ///
     /// # Safety
-    /// `planes` hold the digits, scales and sums of column block `block`.
+    /// `codes` starts with their codes.
     #[inline(always)]
-    unsafe fn block<S: Simd, const BITS: u32, const P: usize>(
+    unsafe fn units<S: Simd>(
         &self,
         simd: S,
-        row: usize,
-        block: usize,
-        planes: &[Plane; P],
-        acc: &mut [S::F; P],
-    ) {
-        let Affine { group, scale_type, .. } = *self.weights;
-        let cols = self.input.layout.block_cols(block);
-        let first_group = (row * self.input.layout.cols + block * DIGIT_COLS) / group;
-        for chunk in (0..cols / group).step_by(LANES) {
-            let groups = (cols / group - chunk).min(LANES);
-            let at = (first_group + chunk) * scale_type.bytes();
-            let mut scales = [simd.zero(); P];
-            // SAFETY: the row has `groups` more groups from `at` on; planes have scales and
-            // sums for a multiple of 16 groups.
-            unsafe {
-                let weight_scales =
-                    simd.load_some_floats(scale_type, self.weights.scales[at..].as_ptr(), groups);
-                let biases =
-                    simd.load_some_floats(scale_type, self.weights.biases[at..].as_ptr(), groups);
-                for p in 0..P {
-                    let sums = simd.load(planes[p].sums.add(chunk));
-                    acc[p] = simd.fma(biases, sums, acc[p]);
-                    scales[p] = simd.mul(weight_scales, simd.load(planes[p].scales.add(chunk)));
-                }
-            }
-            let first = (first_group + chunk) * group;
-            let span = Span { codes: first / 8 * BITS as usize, cols: groups * group };
-            // SAFETY: the span is `groups` groups of the row, and the planes' digits go with it.
-            unsafe { self.units::<S, BITS, P>(simd, span, chunk * group, planes, &scales, acc) };
-        }
-    }
-
-    /// Adds the products of up to 16 groups to `acc`.
-    ///
-    /// # Safety
-    /// `span` lies within a row; `planes` have digits for it from column `digit` of the block on.
-    #[inline(always)]
-    unsafe fn units<S: Simd, const BITS: u32, const P: usize>(
-        &self,
-        simd: S,
-        span: Span,
-        digit: usize,
-        planes: &[Plane; P],
+        codes: &[u8],
+        (col, cols): (usize, usize),
         scales: &[S::F; P],
         acc: &mut [S::F; P],
     ) {
-        let expand = tables::expand_table(self.weights.group);
-        let codes = &self.weights.codes[span.codes..];
-        for unit in 0..span.cols.div_ceil(UNIT) {
-            let start = unit * 16 * BITS as usize;
-            let cols = (span.cols - unit * UNIT).min(UNIT);
-            // SAFETY: the unit has `cols` codes from `start` on; the planes have whole units.
-            unsafe {
-                let rest = codes.get_unchecked(start..);
-                let (even, odd) = unpack::<S, BITS>(simd, rest, cols);
-                for p in 0..P {
-                    let x = planes[p].digits.add(digit + unit * UNIT);
-                    let dot = simd.dot::<BITS>(simd.zero_int(), even, simd.load_bytes(x));
-                    let dot = simd.dot::<BITS>(dot, odd, simd.load_bytes(x.add(64)));
-                    let scale = simd.expand(scales[p], &expand[unit % LANES]);
-                    acc[p] = simd.fma(simd.to_float(dot), scale, acc[p]);
-                }
+        let expand = tables::expand_table(self.dot.weights.group);
+        let whole = cols / UNIT;
+        // SAFETY: a whole unit is 16·BITS bytes of codes; planes have whole units.
+        unsafe {
+            for unit in 0..whole {
+                let start = unit * 16 * BITS as usize;
+                let at = codes.as_ptr().add(start);
+                simd.prefetch(at.wrapping_add(PREFETCH_BYTES));
+                let unit_codes = simd.unpack::<BITS>(at, codes.len() - start);
+                let lanes = expand.get_unchecked(unit);
+                self.unit(simd, unit_codes, col + unit * UNIT, lanes, scales, acc);
+            }
+            if cols > whole * UNIT {
+                let rest = codes.get_unchecked(whole * 16 * BITS as usize..);
+                let unit_codes = unpack::<S, BITS>(simd, rest, cols - whole * UNIT);
+                self.unit(simd, unit_codes, col + whole * UNIT, &expand[whole], scales, acc);
             }
         }
     }
-}
 
-/// Some whole groups of a row.
-#[derive(Clone, Copy)]
-struct Span {
-    /// Offset of the first code's byte.
-    codes: usize,
-    cols: usize,
+    /// Adds the products of one unit.
+    ///
+    /// # Safety
+    /// The planes have a unit of digits from column `col` of the block on.
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(
+        &self,
+        simd: S,
+        (even, odd): (S::B, S::B),
+        col: usize,
+        lanes: &[i32; LANES],
+        scales: &[S::F; P],
+        acc: &mut [S::F; P],
+    ) {
+        for p in 0..P {
+            // SAFETY: by contract.
+            unsafe {
+                let x = self.planes[p].digits.add(col);
+                let dot = simd.dot::<BITS>(simd.zero_int(), even, simd.load_bytes(x));
+                let dot = simd.dot::<BITS>(dot, odd, simd.load_bytes(x.add(64)));
+                acc[p] = simd.fma(simd.to_float(dot), simd.expand(scales[p], lanes), acc[p]);
+            }
+        }
+    }
 }
 
 /// Unpacks the first `cols` ≤ 128 codes of `codes`; the others count as zero.
@@ -201,35 +221,41 @@ pub(super) struct DenseDot<'a> {
     pub(super) out: Out<'a>,
 }
 
-impl Kernel for DenseDot<'_> {
+impl DenseDot<'_> {
+    /// Computes the products. Every number of tokens is a function of its own.
+    pub(super) fn dispatch(&self, cpu: Cpu) {
+        match self.x.len() {
+            1 => dispatch(cpu, TokenDot::<1>(self)),
+            2 => dispatch(cpu, TokenDot::<2>(self)),
+            3 => dispatch(cpu, TokenDot::<3>(self)),
+            _ => dispatch(cpu, TokenDot::<4>(self)),
+        }
+    }
+}
+
+/// [`DenseDot`] for `T` tokens.
+struct TokenDot<'a, const T: usize>(&'a DenseDot<'a>);
+
+impl<const T: usize> Kernel for TokenDot<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        match self.x.len() {
-            1 => self.run_tokens::<S, 1>(simd),
-            2 => self.run_tokens::<S, 2>(simd),
-            3 => self.run_tokens::<S, 3>(simd),
-            _ => self.run_tokens::<S, 4>(simd),
+        let this = self.0;
+        for row in this.rows.iter() {
+            let sums = match this.ty {
+                FloatType::F32 => this.row::<S, T>(simd, FloatType::F32, row),
+                FloatType::F16 => this.row::<S, T>(simd, FloatType::F16, row),
+                FloatType::Bf16 => this.row::<S, T>(simd, FloatType::Bf16, row),
+            };
+            for (token, sum) in sums.into_iter().enumerate() {
+                // SAFETY: this call owns these rows of the output.
+                unsafe { this.out.write(this.first_token + token, row, sum) };
+            }
         }
     }
 }
 
 impl DenseDot<'_> {
-    #[inline(always)]
-    fn run_tokens<S: Simd, const T: usize>(&self, simd: S) {
-        for row in self.rows.iter() {
-            let sums = match self.ty {
-                FloatType::F32 => self.row::<S, T>(simd, FloatType::F32, row),
-                FloatType::F16 => self.row::<S, T>(simd, FloatType::F16, row),
-                FloatType::Bf16 => self.row::<S, T>(simd, FloatType::Bf16, row),
-            };
-            for (token, sum) in sums.into_iter().enumerate() {
-                // SAFETY: this call owns these rows of the output.
-                unsafe { self.out.write(self.first_token + token, row, sum) };
-            }
-        }
-    }
-
     /// The products of one row with all tokens.
     #[inline(always)]
     fn row<S: Simd, const T: usize>(&self, simd: S, ty: FloatType, row: usize) -> [f32; T] {

@@ -11,7 +11,7 @@ use crate::elementwise::{Glu, glu_serial};
 use crate::error::Result;
 use crate::pool::Pool;
 use crate::scratch::{self, Slot};
-use crate::simd::{LANES, dispatch};
+use crate::simd::LANES;
 use crate::weights::{Affine, Format, WeightMatrix};
 use std::ops::Range;
 
@@ -78,7 +78,9 @@ pub(super) fn run_jobs(
         match kind {
             Kind::Digits { group } => {
                 let digits = precision.digits();
-                let layout = DigitLayout { tokens, cols: source.cols, group, digits };
+                let few = same.iter().all(|job| job.tokens.len() * digits <= MAX_PLANES);
+                let layout = if few { DigitLayout::flat } else { DigitLayout::blocked };
+                let layout = layout(tokens, source.cols, group, digits);
                 scratch::with(Slot::Input, layout.bytes(), |buf| {
                     let input = Prepared::Digits(quantize(pool, source, layout, buf));
                     run_region(pool, &same, input)
@@ -180,9 +182,8 @@ fn run_rows(
                 scratch::with(Slot::Panel, PANEL_ROWS / LANES * TILE_FLOATS * 4, |buf| {
                     let panel = bytemuck::cast_slice_mut(buf);
                     let tokens = tokens.len();
-                    let tiles =
-                        DenseTiles { ty, weights, input, first_token, tokens, rows, out, panel };
-                    dispatch(pool.cpu(), tiles);
+                    DenseTiles { ty, weights, input, first_token, tokens, rows, out, panel }
+                        .dispatch(pool.cpu());
                 })
             }
             _ => {
@@ -190,7 +191,7 @@ fn run_rows(
                 let (first_token, count) = (tokens.start, tokens.len());
                 tokens.zip(&mut x).for_each(|(token, x)| *x = source.row(token));
                 let x = &x[..count];
-                dispatch(pool.cpu(), DenseDot { ty, weights, x, first_token, rows, out });
+                DenseDot { ty, weights, x, first_token, rows, out }.dispatch(pool.cpu());
                 Ok(())
             }
         },
@@ -208,13 +209,11 @@ fn affine_rows(
 ) -> Result<()> {
     let (first_token, tokens) = (tokens.start, tokens.len());
     if tokens * input.layout.digits <= MAX_PLANES {
-        let dot = AffineDot { weights, input, first_token, tokens, rows, out };
-        dispatch(pool.cpu(), dot);
+        AffineDot { weights, input, first_token, tokens, rows, out }.dispatch(pool.cpu());
         return Ok(());
     }
     scratch::with(Slot::Panel, PANEL_BYTES, |buf| {
         let panel = CodePanel::new(buf);
-        let tiles = AffineTiles { weights, input, first_token, tokens, rows, out, panel };
-        dispatch(pool.cpu(), tiles);
+        AffineTiles { weights, input, first_token, tokens, rows, out, panel }.dispatch(pool.cpu());
     })
 }

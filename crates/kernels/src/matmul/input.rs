@@ -9,17 +9,18 @@
 //! largest element of the group, as much as an `f32` sum of 64 terms does.
 //! A group with an infinity or NaN gets a NaN scale; one below 1e-30 counts as zero.
 //!
-//! Everything is stored in column blocks of a constant size, so that tiles address all their
-//! tokens by constant offsets from one pointer; the padding keeps tokens off the same cache sets.
+//! Tiles want column blocks of a constant size, so that they address all their tokens by
+//! constant offsets from one pointer (the padding keeps tokens off the same cache sets); rows
+//! that are only met by dot products are one block.
 
 use crate::pool::Pool;
 use crate::simd::{Kernel, LANES, Simd, UNIT, dispatch};
 
-/// Columns of a block of digits.
+/// Columns of a block of digits for tiles.
 pub(super) const DIGIT_COLS: usize = 2048;
-/// Bytes from one token to the next within a block of digits.
+/// Bytes from one token to the next within a block of digits for tiles.
 pub(super) const DIGIT_STRIDE: usize = DIGIT_COLS + 64;
-/// Groups of a block of digits, at the smallest group size; also the stride of scales and sums.
+/// Groups of such a block, at the smallest group size; also the stride of scales and sums.
 pub(super) const GROUP_STRIDE: usize = DIGIT_COLS / 32;
 /// Columns of a block of floats.
 pub(super) const FLOAT_COLS: usize = 512;
@@ -41,25 +42,50 @@ pub(super) struct DigitLayout {
     pub(super) group: usize,
     /// Digits per element, 1 to 3.
     pub(super) digits: usize,
+    /// Columns of a block but the last.
+    block: usize,
+    /// Bytes of a plane's digits.
+    digit_stride: usize,
+    /// Groups of a plane, rounded up to whole vectors.
+    group_stride: usize,
 }
 
 impl DigitLayout {
+    /// A layout of one block.
+    pub(super) fn flat(tokens: usize, cols: usize, group: usize, digits: usize) -> Self {
+        let digit_stride = cols.next_multiple_of(UNIT);
+        let group_stride = (cols / group).next_multiple_of(LANES);
+        Self { tokens, cols, group, digits, block: digit_stride, digit_stride, group_stride }
+    }
+    /// A layout in the blocks that tiles need.
+    pub(super) fn blocked(tokens: usize, cols: usize, group: usize, digits: usize) -> Self {
+        let (digit_stride, group_stride) = (DIGIT_STRIDE, GROUP_STRIDE);
+        Self { tokens, cols, group, digits, block: DIGIT_COLS, digit_stride, group_stride }
+    }
+    /// Whether tiles can use it.
+    pub(super) fn is_blocked(self) -> bool {
+        self.digit_stride == DIGIT_STRIDE && self.group_stride == GROUP_STRIDE
+    }
     /// Column blocks.
     pub(super) fn blocks(self) -> usize {
-        self.cols.div_ceil(DIGIT_COLS)
+        self.cols.div_ceil(self.block)
+    }
+    /// First column of block `block`.
+    pub(super) fn first_col(self, block: usize) -> usize {
+        block * self.block
     }
     /// Columns of block `block`.
     pub(super) fn block_cols(self, block: usize) -> usize {
-        (self.cols - block * DIGIT_COLS).min(DIGIT_COLS)
+        (self.cols - block * self.block).min(self.block)
     }
     fn planes(self) -> usize {
         self.blocks() * self.digits * self.tokens
     }
     fn digit_bytes(self) -> usize {
-        self.planes() * DIGIT_STRIDE
+        self.planes() * self.digit_stride
     }
     fn group_floats(self) -> usize {
-        self.planes() * GROUP_STRIDE
+        self.planes() * self.group_stride
     }
     /// Bytes of the whole.
     pub(super) fn bytes(self) -> usize {
@@ -70,9 +96,9 @@ impl DigitLayout {
 /// One plane of a quantised input: a token's digits of one significance in one column block.
 #[derive(Clone, Copy)]
 pub(super) struct Plane {
-    /// Digits, in unit order; the next token's are [`DIGIT_STRIDE`] further on.
+    /// Digits, in unit order; with blocks, the next token's are [`DIGIT_STRIDE`] further on.
     pub(super) digits: *const u8,
-    /// Scale per group; the next token's are [`GROUP_STRIDE`] further on.
+    /// Scale per group; with blocks, the next token's are [`GROUP_STRIDE`] further on.
     pub(super) scales: *const f32,
     /// Sum of the scaled digits per group; strides as `scales`.
     pub(super) sums: *const f32,
@@ -92,9 +118,9 @@ impl Digits<'_> {
     pub(super) fn plane(&self, block: usize, digit: usize, token: usize) -> Plane {
         let plane = (block * self.layout.digits + digit) * self.layout.tokens + token;
         Plane {
-            digits: self.digits[plane * DIGIT_STRIDE..].as_ptr(),
-            scales: self.scales[plane * GROUP_STRIDE..].as_ptr(),
-            sums: self.sums[plane * GROUP_STRIDE..].as_ptr(),
+            digits: self.digits[plane * self.layout.digit_stride..].as_ptr(),
+            scales: self.scales[plane * self.layout.group_stride..].as_ptr(),
+            sums: self.sums[plane * self.layout.group_stride..].as_ptr(),
         }
     }
 }
@@ -178,7 +204,7 @@ impl QuantizeToken<'_> {
         let layout = self.layout;
         for block in 0..layout.blocks() {
             let cols = layout.block_cols(block);
-            let row = &self.row[block * DIGIT_COLS..][..cols];
+            let row = &self.row[layout.first_col(block)..][..cols];
             let plane = block * D * layout.tokens + self.token;
             for (unit, x) in row.chunks(UNIT).enumerate() {
                 // SAFETY: the planes of this token are written by this call alone, and lie
@@ -195,12 +221,13 @@ impl QuantizeToken<'_> {
     /// # Safety
     /// `plane + d·tokens`, `d` in `0..digits`, are planes that no other thread uses.
     unsafe fn clear_groups(&self, digits: usize, plane: usize, groups: usize) {
+        let stride = self.layout.group_stride;
         for digit in 0..digits {
-            let first = (plane + digit * self.layout.tokens) * GROUP_STRIDE + groups;
-            // SAFETY: `groups <= GROUP_STRIDE`, so this is the rest of the plane.
+            let first = (plane + digit * self.layout.tokens) * stride + groups;
+            // SAFETY: `groups <= stride`, so this is the rest of the plane.
             unsafe {
-                self.target.scales.add(first).write_bytes(0, GROUP_STRIDE - groups);
-                self.target.sums.add(first).write_bytes(0, GROUP_STRIDE - groups);
+                self.target.scales.add(first).write_bytes(0, stride - groups);
+                self.target.sums.add(first).write_bytes(0, stride - groups);
             }
         }
     }
@@ -218,7 +245,8 @@ impl QuantizeToken<'_> {
             let sums = group_digits::<S, D>(simd, x, inverse, &mut bytes, i * group);
             for (digit, sum) in sums.into_iter().enumerate() {
                 let weight = [1.0, 256.0, 65536.0][digit];
-                let at = (plane + digit * self.layout.tokens) * GROUP_STRIDE + unit * UNIT / group;
+                let plane = plane + digit * self.layout.tokens;
+                let at = plane * self.layout.group_stride + unit * UNIT / group;
                 // SAFETY: group `unit·128/group + i` of a plane of this token.
                 unsafe {
                     *self.target.scales.add(at + i) = scale * weight;
@@ -230,7 +258,7 @@ impl QuantizeToken<'_> {
             let plane = plane + digit * self.layout.tokens;
             // SAFETY: `bytes` has 128 bytes; the unit is 128 bytes of a plane of this token.
             unsafe {
-                let target = self.target.digits.add(plane * DIGIT_STRIDE + unit * UNIT);
+                let target = self.target.digits.add(plane * self.layout.digit_stride + unit * UNIT);
                 let (even, odd) = simd.unpack::<8>(bytes.as_ptr(), UNIT);
                 simd.store_bytes(target, even);
                 simd.store_bytes(target.add(64), odd);

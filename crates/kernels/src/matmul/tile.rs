@@ -9,7 +9,8 @@ use super::panel::{
     pack_floats,
 };
 use super::task::{Out, RowRange};
-use crate::simd::{Kernel, LANES, Simd, UNIT};
+use crate::isa::Cpu;
+use crate::simd::{Kernel, LANES, Simd, UNIT, dispatch};
 use crate::weights::{Affine, FloatType};
 
 /// Calls `$call` with `$R` row tiles and as many tokens `$N` at once as registers allow, until
@@ -66,55 +67,68 @@ pub(super) struct AffineTiles<'a> {
     pub(super) panel: CodePanel,
 }
 
-impl Kernel for AffineTiles<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        debug_assert!(self.rows.len() <= PANEL_ROWS);
+impl AffineTiles<'_> {
+    /// Computes the products; each step is a function of its own.
+    pub(super) fn dispatch(&self, cpu: Cpu) {
+        assert!(self.input.layout.is_blocked(), "tiles need blocks of digits");
         for block in 0..self.input.layout.blocks() {
-            // SAFETY: rows, block and panel are as the functions require.
-            unsafe {
-                match self.weights.bits {
-                    2 => self.pack::<S, 2>(simd, block),
-                    3 => self.pack::<S, 3>(simd, block),
-                    4 => self.pack::<S, 4>(simd, block),
-                    5 => self.pack::<S, 5>(simd, block),
-                    6 => self.pack::<S, 6>(simd, block),
-                    _ => self.pack::<S, 8>(simd, block),
-                }
-                for digit in 0..self.input.layout.digits {
-                    // Without VNNI the dot product of 8-bit codes takes more instructions.
-                    if self.weights.bits < 8 {
-                        self.multiply::<S, 7>(simd, block, digit);
-                    } else {
-                        self.multiply::<S, 8>(simd, block, digit);
-                    }
+            match self.weights.bits {
+                2 => dispatch(cpu, Pack::<2>(self, block)),
+                3 => dispatch(cpu, Pack::<3>(self, block)),
+                4 => dispatch(cpu, Pack::<4>(self, block)),
+                5 => dispatch(cpu, Pack::<5>(self, block)),
+                6 => dispatch(cpu, Pack::<6>(self, block)),
+                _ => dispatch(cpu, Pack::<8>(self, block)),
+            }
+            for digit in 0..self.input.layout.digits {
+                // Without VNNI the dot product of 8-bit codes takes more instructions.
+                if self.weights.bits < 8 {
+                    dispatch(cpu, Multiply::<7>(self, block, digit));
+                } else {
+                    dispatch(cpu, Multiply::<8>(self, block, digit));
                 }
             }
         }
     }
 }
 
-impl AffineTiles<'_> {
-    /// Unpacks the rows within column block `block`.
-    ///
-    /// # Safety
-    /// The rows and the block exist; the panel is used by this thread only.
+/// Unpacks the rows within a column block into the panel.
+struct Pack<'a, const BITS: u32>(&'a AffineTiles<'a>, usize);
+
+impl<const BITS: u32> Kernel for Pack<'_, BITS> {
+    type Output = ();
     #[inline(always)]
-    unsafe fn pack<S: Simd, const BITS: u32>(&self, simd: S, block: usize) {
-        for (tile, row) in self.rows.iter().step_by(LANES).enumerate() {
+    fn run<S: Simd>(self, simd: S) {
+        let Self(this, block) = self;
+        assert!(this.rows.len() <= PANEL_ROWS, "too many rows for a panel");
+        for (tile, row) in this.rows.iter().step_by(LANES).enumerate() {
             let source = TileSource {
                 row,
-                last_row: self.rows.end - 1,
-                cols: self.input.layout.cols,
+                last_row: this.rows.end - 1,
+                cols: this.input.layout.cols,
                 first_col: block * DIGIT_COLS,
-                block_cols: self.input.layout.block_cols(block),
+                block_cols: this.input.layout.block_cols(block),
             };
-            // SAFETY: by contract.
-            unsafe { pack_codes::<S, BITS>(simd, self.weights, source, self.panel.tile(tile)) };
+            // SAFETY: the rows and the block exist, and so does the tile.
+            unsafe { pack_codes::<S, BITS>(simd, this.weights, source, this.panel.tile(tile)) };
         }
     }
+}
 
+/// Multiplies the panel with one digit of the activations in a column block.
+struct Multiply<'a, const BITS: u32>(&'a AffineTiles<'a>, usize, usize);
+
+impl<const BITS: u32> Kernel for Multiply<'_, BITS> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self(this, block, digit) = self;
+        // SAFETY: the panel has just been packed for this block.
+        unsafe { this.multiply::<S, BITS>(simd, block, digit) };
+    }
+}
+
+impl AffineTiles<'_> {
     /// Adds the products of one digit in one column block to the output; the first ones start it.
     ///
     /// # Safety
@@ -303,40 +317,65 @@ pub(super) struct DenseTiles<'a> {
     pub(super) panel: &'a mut [f32],
 }
 
-impl Kernel for DenseTiles<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
+impl DenseTiles<'_> {
+    /// Computes the products; each step is a function of its own.
+    pub(super) fn dispatch(&mut self, cpu: Cpu) {
         assert!(self.panel.len() >= self.rows.len().div_ceil(LANES) * TILE_FLOATS);
         for block in 0..self.input.cols.div_ceil(FLOAT_COLS) {
-            match self.ty {
-                FloatType::F32 => self.pack::<S>(simd, FloatType::F32, block),
-                FloatType::F16 => self.pack::<S>(simd, FloatType::F16, block),
-                FloatType::Bf16 => self.pack::<S>(simd, FloatType::Bf16, block),
-            }
-            self.multiply::<S>(simd, block);
+            dispatch(cpu, DensePack(self, block));
+            dispatch(cpu, DenseMultiply(self, block));
         }
     }
 }
 
-impl DenseTiles<'_> {
+/// Converts the rows within a column block.
+struct DensePack<'a, 'b>(&'a mut DenseTiles<'b>, usize);
+
+impl Kernel for DensePack<'_, '_> {
+    type Output = ();
     #[inline(always)]
-    fn pack<S: Simd>(&mut self, simd: S, ty: FloatType, block: usize) {
-        let cols = self.input.cols;
-        for (tile, row) in self.rows.iter().step_by(LANES).enumerate() {
+    fn run<S: Simd>(self, simd: S) {
+        let Self(this, block) = self;
+        let cols = this.input.cols;
+        for (tile, row) in this.rows.iter().step_by(LANES).enumerate() {
             let source = TileSource {
                 row,
-                last_row: self.rows.end - 1,
+                last_row: this.rows.end - 1,
                 cols,
                 first_col: block * FLOAT_COLS,
                 block_cols: (cols - block * FLOAT_COLS).min(FLOAT_COLS),
             };
-            let target = self.panel[tile * TILE_FLOATS..].as_mut_ptr();
+            let target = this.panel[tile * TILE_FLOATS..].as_mut_ptr();
             // SAFETY: the rows and the block exist; a tile has room for a whole block.
-            unsafe { pack_floats(simd, ty, self.weights, source, target) };
+            unsafe {
+                match this.ty {
+                    FloatType::F32 => {
+                        pack_floats(simd, FloatType::F32, this.weights, source, target);
+                    }
+                    FloatType::F16 => {
+                        pack_floats(simd, FloatType::F16, this.weights, source, target);
+                    }
+                    FloatType::Bf16 => {
+                        pack_floats(simd, FloatType::Bf16, this.weights, source, target);
+                    }
+                }
+            }
         }
     }
+}
 
+/// Multiplies the panel with the activations in a column block.
+struct DenseMultiply<'a, 'b>(&'a DenseTiles<'b>, usize);
+
+impl Kernel for DenseMultiply<'_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        self.0.multiply(simd, self.1);
+    }
+}
+
+impl DenseTiles<'_> {
     #[inline(always)]
     fn multiply<S: Simd>(&self, simd: S, block: usize) {
         let cols = (self.input.cols - block * FLOAT_COLS).min(FLOAT_COLS);

@@ -2,6 +2,7 @@
 
 use super::tables::{code_shifts, spread_bytes};
 use super::{Kernel, LANES, Simd, intrinsics};
+use crate::weights::FloatType;
 use std::arch::x86_64::*;
 
 /// Token of AVX-512; made by [`run`] only.
@@ -64,6 +65,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_dpbusd_epi32(acc, u, s) }
     }
     #[inline(always)]
+    fn prefetch(self, ptr: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr.cast()) }
+    }
+    #[inline(always)]
     unsafe fn load(self, ptr: *const f32) -> __m512 {
         // SAFETY: 64 bytes are readable by contract.
         unsafe { _mm512_loadu_ps(ptr) }
@@ -83,6 +89,22 @@ impl Simd for Avx512 {
         // SAFETY: 32 bytes are readable by contract; a bfloat16 is the upper half of an `f32`.
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(ptr.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_some_floats(self, ty: FloatType, ptr: *const u8, count: usize) -> __m512 {
+        let mask = u16::MAX >> LANES.saturating_sub(count);
+        // SAFETY: the mask keeps the loads to `count` values.
+        unsafe {
+            if ty == FloatType::F32 {
+                return _mm512_maskz_loadu_ps(mask, ptr.cast());
+            }
+            let halves = _mm256_maskz_loadu_epi16(mask, ptr.cast());
+            if ty == FloatType::F16 {
+                return _mm512_cvtph_ps(halves);
+            }
+            let wide = _mm512_cvtepu16_epi32(halves);
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
         }
     }

@@ -138,6 +138,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `c` in 0..16; no alignment is needed.
     unsafe fn transpose(self, src: *const u32, dst: *mut u32, dst_stride: usize);
 
+    /// Asks for the cache line at `ptr`, which may be any address.
+    fn prefetch(self, _ptr: *const u8) {}
+
     /// Loads 16 values of `ty`.
     ///
     /// # Safety
@@ -164,12 +167,13 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
             // SAFETY: the caller's contract, with `count >= 16`.
             return unsafe { self.load_floats(ty, ptr) };
         }
-        let mut padded = [0u8; 64];
-        // SAFETY: the caller vouches for the source, and `count < 16` values fit into 64 bytes.
-        unsafe {
-            ptr.copy_to_nonoverlapping(padded.as_mut_ptr(), count * ty.bytes());
-            self.load_floats(ty, padded.as_ptr())
+        let mut padded = [0u16; 32];
+        for (i, padded) in padded.iter_mut().enumerate().take(count * ty.bytes() / 2) {
+            // SAFETY: `count` values of an even number of bytes are readable.
+            *padded = unsafe { ptr.add(2 * i).cast::<u16>().read_unaligned() };
         }
+        // SAFETY: `padded` has 64 bytes.
+        unsafe { self.load_floats(ty, padded.as_ptr().cast()) }
     }
 }
 
