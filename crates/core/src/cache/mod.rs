@@ -122,12 +122,19 @@ impl SequenceCache {
     /// Forgets all tokens from `tokens` on.
     ///
     /// # Errors
-    /// More tokens than there are, or a place that a sliding window has already dropped.
+    /// More tokens than there are, a place that a sliding window has already dropped, or one inside
+    /// a sealed block (`turbo4-delegated`; its start is fine). Nothing is forgotten then.
     pub fn trim(&self, tokens: usize) -> Result<()> {
         if tokens > self.tokens() {
             return Err(Error::Cache {
                 what: format!("cannot trim {} tokens to {tokens}", self.tokens()),
             });
+        }
+        for layer in self.layers.iter() {
+            match layer {
+                LayerCache::Blocks(blocks) => LayerCache::lock(blocks).check_trim(tokens)?,
+                LayerCache::Contiguous(cache) => cache.borrow().check_trim(tokens)?,
+            }
         }
         for layer in self.layers.iter() {
             match layer {
@@ -160,6 +167,9 @@ impl SequenceCache {
             return Err(Error::Cache {
                 what: "only an empty cache can be filled synthetically".into(),
             });
+        }
+        if i32::try_from(tokens).is_err() {
+            return Err(Error::Cache { what: format!("{tokens} tokens are too many") });
         }
         for layer in self.layers.iter() {
             match layer {

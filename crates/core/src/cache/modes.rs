@@ -2,10 +2,15 @@
 
 use mlxcel_estimator::{CacheType, KvMode};
 use mlxcel_kernels::kv::{BlockLayout, KvFormat, ValueStore};
+use mlxcel_kernels::turbo::ScaleRule;
 
 use crate::attention::LayerLayout;
 use crate::ops::ComputeDtype;
 use crate::{Error, Result};
+
+/// The scale of Turbo values. By KL divergence on the demo model it beats the renormalised one by
+/// 1 % and the plain norm by 5 to 20 % (`docs/turbo-kv-cache.md`).
+const VALUE_SCALE: ScaleRule = ScaleRule::Unbiased;
 
 /// How a layer's blocks are laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +33,8 @@ impl HostFormat {
         };
         let value = ValueStore::Own(open_value);
         let open = BlockLayout::new(layout.kv_heads, layout.key_dim, layout.value_dim, key, value)
-            .map_err(refuse)?;
+            .map_err(refuse)?
+            .with_value_scale(VALUE_SCALE);
         if let Some(sealed) = sealed {
             open.with_value_format(sealed).map_err(refuse)?;
         }

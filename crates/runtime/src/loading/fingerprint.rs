@@ -1,5 +1,6 @@
 //! A model's fingerprint: which model a measurement or a saved cache belongs to.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -55,7 +56,8 @@ impl Fingerprint {
         let mut hash = Fnv::default();
         hash.field(&bytes);
         let mut files: Vec<Option<File>> = found.files.iter().map(|_| None).collect();
-        for (name, &index) in &found.tensors {
+        let names: BTreeMap<_, _> = found.tensors.iter().collect();
+        for (name, &index) in names {
             let (path, header) = &found.files[index];
             let failed = |source| Error::Io { path: path.clone(), source };
             let info = &header.tensors[name];
