@@ -4,8 +4,10 @@
 //! an array over the mapped bytes when a family asks for it by name and shape.
 
 mod checkpoint;
+mod fingerprint;
 mod quantization;
 mod weights;
 
 pub use self::checkpoint::Checkpoint;
+pub use self::fingerprint::Fingerprint;
 pub use self::weights::{Bias, Source, Weights};
