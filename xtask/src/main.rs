@@ -1,2 +1,96 @@
-//! (being written)
-fn main() {}
+//! The command line of the maintenance tasks: `cargo xtask <task>`.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+use xtask::{bench, bindings, ci, golden, synth, tidy};
+
+/// Maintenance tasks of mlxcel. A user of mlxcel needs none of them.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Everything that a change must pass, in order; the first failure stops
+    Ci(ci::Options),
+    /// The invariants of the code base that no compiler checks
+    Tidy,
+    /// The Rust declarations of the C ABI of MLX's shim
+    Bindgen(bindings::Arguments),
+    /// A random-weights checkpoint with the shapes of any supported config.json
+    SynthModel(SynthModel),
+    /// This project beside llama.cpp and mlx-lm, in one run
+    Bench(bench::Arguments),
+    /// Makes the goldens anew, with the pinned mlx-lm
+    Golden(golden::Arguments),
+}
+
+#[derive(clap::Args)]
+struct SynthModel {
+    /// A config.json or its folder
+    #[arg(long, value_name = "PATH")]
+    config: PathBuf,
+    /// Bits per weight in MLX's affine format: 2, 3, 4, 5, 6 or 8; 16 or absent: not quantised
+    #[arg(long)]
+    bits: Option<u8>,
+    /// Weights that share a scale and a bias: 32, 64 or 128
+    #[arg(long, default_value_t = 64)]
+    group_size: u16,
+    /// Of the weights, or of the scales and whatever is not quantised
+    #[arg(long, value_enum, default_value_t = synth::Dtype::Bf16)]
+    dtype: synth::Dtype,
+    /// The folder to write
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Another seed, other weights
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Largest size of a file, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 5 << 10)]
+    shard_size: u64,
+}
+
+impl SynthModel {
+    fn run(&self) -> Result<()> {
+        let weights = match self.bits {
+            None | Some(16) => synth::Weights::Plain(self.dtype),
+            Some(bits) => {
+                synth::Weights::Affine { bits, group_size: self.group_size, scales: self.dtype }
+            }
+        };
+        let shard_bytes = self.shard_size.saturating_mul(1 << 20);
+        let options = synth::Options { weights, seed: self.seed, shard_bytes };
+        let start = Instant::now();
+        let summary = synth::checkpoint(&synth::read_config(&self.config)?, &options, &self.out)?;
+        eprintln!(
+            "{}: {} MiB in {} file(s), {:.1} s",
+            self.out.display(),
+            summary.bytes >> 20,
+            summary.shards,
+            start.elapsed().as_secs_f64()
+        );
+        Ok(())
+    }
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().task {
+        Task::Ci(options) => ci::run(&options),
+        Task::Tidy => tidy::run(),
+        Task::Bindgen(arguments) => bindings::run(&arguments),
+        Task::SynthModel(task) => task.run(),
+        Task::Bench(arguments) => bench::run(&arguments),
+        Task::Golden(arguments) => golden::run(&arguments),
+    };
+    if let Err(error) = result {
+        eprintln!("error: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}

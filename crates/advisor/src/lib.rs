@@ -1,1 +1,1 @@
-//! (being written)
+//! Weight-quantisation and KV-cache advice. Not written yet: this crate holds only its place.

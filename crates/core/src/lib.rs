@@ -1,1 +1,23 @@
-//! (being written)
+//! What a language model is made of: operations with one dispatch each, layers, KV caches, attention.
+//!
+//! Owns the choice between the *host* kernel set (`mlxcel-kernels`, run as MLX graph nodes on the
+//! CPU) and the *mlx* kernel set (MLX's own operations, on any device), and everything whose layout
+//! depends on that choice. Leaves files and model families to `mlxcel-runtime`, sizes to
+//! `mlxcel-estimator`.
+
+pub mod attention;
+mod batch;
+mod cache;
+mod error;
+pub mod layers;
+pub mod ops;
+mod rope;
+mod shape;
+
+pub use attention::{AttentionSpec, LayerLayout};
+pub use batch::{Batch, SequenceRun, Span};
+pub use cache::SequenceCache;
+pub use error::{Error, Result};
+pub use mlx_ffi::{Array, Dtype, MappedFile, device, memory};
+pub use ops::{ComputeDtype, KernelSet, Ops, OpsConfig, Precision};
+pub use rope::{Rope, RopeScaling};

@@ -13,17 +13,22 @@
 )]
 
 pub mod aligned;
+pub mod attention;
 pub mod elementwise;
 pub mod error;
 pub mod isa;
+pub mod kv;
 mod math;
 pub mod matmul;
+pub mod norm;
 pub mod pool;
 pub mod probe;
+pub mod rope;
 mod scratch;
 mod simd;
 #[cfg(test)]
 mod testing;
+pub mod turbo;
 pub mod weights;
 
 pub use aligned::AlignedBuf;

@@ -1,0 +1,143 @@
+//! Flags that several commands share: one definition of name, values and help each.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+use mlxcel_estimator::KvMode;
+use mlxcel_runtime::engine::{EngineConfig, ModelSource};
+use mlxcel_runtime::{ComputeDtype, KernelSet, OpsConfig, Precision, text};
+
+/// Which model.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ModelArgs {
+    /// Model folder, or ORG/NAME in the local Hugging Face cache [default: the built-in model]
+    #[arg(short, long, value_name = "DIR|ORG/NAME")]
+    pub(crate) model: Option<String>,
+}
+
+impl ModelArgs {
+    /// Resolves the flag to files on this machine.
+    pub(crate) fn source(&self) -> Result<ModelSource> {
+        Ok(match &self.model {
+            None => ModelSource::BuiltIn,
+            Some(name) => ModelSource::Folder(text::hub::resolve(Path::new(name))?),
+        })
+    }
+}
+
+/// How keys and values are stored.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct KvArgs {
+    /// KV cache mode: fp16, int8, fp16+turbo4, fp16+turbo3, int8+turbo4, turbo4, turbo4-delegated
+    #[arg(long, value_name = "MODE")]
+    pub(crate) kv_cache_mode: Option<String>,
+    /// Type of cached keys: fp16, int8, turbo4 (beats --kv-cache-mode)
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) cache_type_k: Option<String>,
+    /// Type of cached values: fp16, int8, turbo4, turbo3, turbo4-delegated (beats --kv-cache-mode)
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) cache_type_v: Option<String>,
+}
+
+impl KvArgs {
+    /// The mode that was asked for; split flags beat `--kv-cache-mode`, with a note.
+    pub(crate) fn mode(&self) -> Result<KvMode> {
+        let [mode, k, v] = [&self.kv_cache_mode, &self.cache_type_k, &self.cache_type_v];
+        let choice = KvMode::choose(mode.as_deref(), k.as_deref(), v.as_deref())?;
+        if let Some(note) = &choice.note {
+            crate::terminal::note(note);
+        }
+        Ok(choice.mode)
+    }
+}
+
+/// How a prompt is read.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ChunkArgs {
+    /// Prompt tokens per pass
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub(crate) prefill_chunk: usize,
+}
+
+impl ChunkArgs {
+    /// Tokens per pass, at least 1.
+    pub(crate) fn tokens(&self) -> Result<usize> {
+        match self.prefill_chunk {
+            0 => bail!("--prefill-chunk must be at least 1"),
+            tokens => Ok(tokens),
+        }
+    }
+}
+
+/// How to compute.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ComputeArgs {
+    /// CPU threads [default: all cores]
+    #[arg(short, long, env = "MLXCEL_THREADS", value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) chunk: ChunkArgs,
+    /// Compute and cache in this type: auto follows the checkpoint
+    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
+    pub(crate) dtype: Dtype,
+    /// Precision of activations in CPU matrix products
+    #[arg(long, value_enum)]
+    pub(crate) activations: Option<Activations>,
+}
+
+/// Values of `--dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Dtype {
+    /// The checkpoint's own type.
+    Auto,
+    /// 32-bit floats throughout, the cache included.
+    Fp32,
+}
+
+/// Values of `--activations`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Activations {
+    /// As precise as fp32.
+    Exact,
+    /// 15 bits.
+    Int16,
+    /// 7 bits, the fastest.
+    Int8,
+}
+
+impl ComputeArgs {
+    /// The configuration of an engine; `activations` is the command's default.
+    pub(crate) fn engine(&self, kv_mode: KvMode, activations: Activations) -> Result<EngineConfig> {
+        if self.threads == Some(0) {
+            bail!("--threads must be at least 1");
+        }
+        let precision = match self.activations.unwrap_or(activations) {
+            Activations::Exact => Precision::Exact,
+            Activations::Int16 => Precision::Int16,
+            Activations::Int8 => Precision::Int8,
+        };
+        let dtype = match self.dtype {
+            Dtype::Auto => ComputeDtype::Checkpoint,
+            Dtype::Fp32 => ComputeDtype::Fp32,
+        };
+        let ops =
+            OpsConfig { kernels: KernelSet::from_env()?, threads: self.threads, precision, dtype };
+        Ok(EngineConfig { ops, kv_mode, prefill_chunk: self.chunk.tokens()? })
+    }
+}
+
+/// Reads a file, naming it when that fails.
+pub(crate) fn read_file(path: &PathBuf) -> Result<String> {
+    match std::fs::read(path) {
+        Ok(bytes) => match String::from_utf8(bytes) {
+            Ok(text) => Ok(text),
+            Err(error) => bail!(
+                "{} is not UTF-8 text (byte {})",
+                path.display(),
+                error.utf8_error().valid_up_to()
+            ),
+        },
+        Err(error) => bail!("{}: {error}", path.display()),
+    }
+}

@@ -1,0 +1,124 @@
+//! `mlxcel bench`: prefill and decode speed at chosen depths, after the manner of llama-bench.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use mlxcel_estimator::KvMode;
+use mlxcel_runtime::bench::{Measurement, Plan, Test};
+use mlxcel_runtime::engine::Engine;
+use mlxcel_runtime::memory;
+use serde::Serialize;
+
+use crate::args::{Activations, ComputeArgs, ModelArgs};
+use crate::terminal::{Bars, Interrupt};
+
+/// Arguments of `mlxcel bench`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Prompt lengths to measure (0: none)
+    #[arg(short = 'p', long, value_delimiter = ',', default_value = "512", value_name = "N,…")]
+    n_prompt: Vec<usize>,
+    /// Numbers of decoded tokens to measure (0: none)
+    #[arg(short = 'n', long, value_delimiter = ',', default_value = "64", value_name = "N,…")]
+    n_gen: Vec<usize>,
+    /// Tokens in the cache before each measurement, filled synthetically
+    #[arg(short = 'd', long, value_delimiter = ',', default_value = "0", value_name = "N,…")]
+    n_depth: Vec<usize>,
+    /// KV cache modes to measure
+    #[arg(long, value_delimiter = ',', default_value = "fp16", value_name = "MODE,…")]
+    kv_cache_mode: Vec<String>,
+    /// Repetitions of each measurement
+    #[arg(short = 'r', long, default_value_t = 3, value_name = "N")]
+    repetitions: usize,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    /// Print JSON rows
+    #[arg(long)]
+    json: bool,
+}
+
+/// One line of `--json`.
+#[derive(Serialize)]
+struct Row {
+    test: &'static str,
+    tokens: usize,
+    depth: usize,
+    kv_mode: String,
+    tokens_per_second: f64,
+    stddev: f64,
+    /// Resident bytes before the first model was loaded.
+    memory_baseline_bytes: Option<u64>,
+    /// Largest resident size of the process so far.
+    peak_resident_bytes: Option<u64>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    if args.repetitions == 0 {
+        bail!("--repetitions must be at least 1");
+    }
+    let interrupt = Interrupt::install()?;
+    let source = args.model.source()?;
+    let mut rows = Vec::new();
+    let baseline = memory::resident_bytes();
+    for name in &args.kv_cache_mode {
+        let mode = KvMode::parse(name)?;
+        let config = args.compute.engine(mode, Activations::Int8)?;
+        let engine = Engine::load(&source, config, &mut Bars::new(interrupt.clone()))?;
+        for plan in plans(args) {
+            if interrupt.raised() {
+                return Ok(ExitCode::from(130));
+            }
+            let row = Row::new(mode, &engine.measure(plan, args.repetitions)?, baseline);
+            if !args.json {
+                print_row(&row, rows.is_empty());
+            }
+            rows.push(row);
+        }
+    }
+    if args.json {
+        print_line(&serde_json::to_string_pretty(&rows)?);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn plans(args: &Args) -> impl Iterator<Item = Plan> {
+    let prompts = args.n_prompt.iter().map(|&tokens| (Test::Prefill, tokens));
+    let decodes = args.n_gen.iter().map(|&tokens| (Test::Decode, tokens));
+    let tests: Vec<_> = prompts.chain(decodes).filter(|(_, tokens)| *tokens > 0).collect();
+    args.n_depth.iter().flat_map(move |&depth| {
+        tests.clone().into_iter().map(move |(test, tokens)| Plan { test, tokens, depth })
+    })
+}
+
+impl Row {
+    fn new(mode: KvMode, m: &Measurement, memory_baseline_bytes: Option<u64>) -> Self {
+        Self {
+            test: m.plan.test.name(),
+            tokens: m.plan.tokens,
+            depth: m.plan.depth,
+            kv_mode: mode.to_string(),
+            tokens_per_second: m.tokens_per_second,
+            stddev: m.stddev,
+            memory_baseline_bytes,
+            peak_resident_bytes: memory::Usage::now().peak_resident_bytes,
+        }
+    }
+}
+
+fn print_row(row: &Row, first: bool) {
+    if first {
+        print_line("test   tokens    depth  kv mode             tok/s");
+    }
+    print_line(&format!(
+        "{:4} {:8} {:8}  {:16} {:8.2} ± {:.2}",
+        row.test, row.tokens, row.depth, row.kv_mode, row.tokens_per_second, row.stddev
+    ));
+}
+
+#[expect(clippy::print_stdout, reason = "the command's output")]
+fn print_line(line: &str) {
+    println!("{line}");
+}

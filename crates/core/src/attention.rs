@@ -1,0 +1,92 @@
+//! What an attention layer is: heads, scale, window, soft cap, sinks. Running it is
+//! [`crate::Batch::attention`]'s work.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use crate::{Error, Result};
+
+/// The shape of causal grouped-query attention.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionSpec {
+    query_heads: usize,
+    layout: LayerLayout,
+    scale: f32,
+    softcap: Option<f32>,
+    sinks: Option<Arc<[f32]>>,
+}
+
+/// What a layer keeps per token of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerLayout {
+    /// Key-value heads.
+    pub kv_heads: usize,
+    /// Elements per key.
+    pub key_dim: usize,
+    /// Elements per value.
+    pub value_dim: usize,
+    /// Tokens that a query sees, itself included; `None` sees all.
+    pub window: Option<NonZeroUsize>,
+}
+
+impl AttentionSpec {
+    /// Causal attention to everything, scores scaled by `1/√head_dim`.
+    #[must_use]
+    pub fn causal(query_heads: usize, kv_heads: usize, head_dim: usize) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "head dimensions are small")]
+        let scale = (head_dim as f32).sqrt().recip();
+        let layout = LayerLayout { kv_heads, key_dim: head_dim, value_dim: head_dim, window: None };
+        Self { query_heads, layout, scale, softcap: None, sinks: None }
+    }
+
+    /// The same with a sliding window of `window` tokens.
+    ///
+    /// # Errors
+    /// A window of 0 tokens.
+    pub fn with_window(mut self, window: Option<usize>) -> Result<Self> {
+        self.layout.window = match window {
+            None => None,
+            Some(tokens) => Some(
+                NonZeroUsize::new(tokens)
+                    .ok_or_else(|| Error::Config { what: "a sliding window of 0 tokens".into() })?,
+            ),
+        };
+        Ok(self)
+    }
+
+    /// Query heads, a multiple of the key-value heads.
+    #[must_use]
+    pub fn query_heads(&self) -> usize {
+        self.query_heads
+    }
+
+    /// Key-value heads.
+    #[must_use]
+    pub fn kv_heads(&self) -> usize {
+        self.layout.kv_heads
+    }
+
+    /// Factor on the scores.
+    #[must_use]
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+
+    /// `cap · tanh(score / cap)` on the scores, where the model has it.
+    #[must_use]
+    pub fn softcap(&self) -> Option<f32> {
+        self.softcap
+    }
+
+    /// One extra logit per query head in the softmax, where the model has them.
+    #[must_use]
+    pub fn sinks(&self) -> Option<&Arc<[f32]>> {
+        self.sinks.as_ref()
+    }
+
+    /// What the layer keeps per token.
+    #[must_use]
+    pub fn layout(&self) -> LayerLayout {
+        self.layout
+    }
+}

@@ -1,0 +1,139 @@
+//! The ragged batch: what one forward pass computes, as a list of token runs.
+//!
+//! Linear layers see `[total tokens, hidden]`; attention sees each run with its own cache. A single
+//! prompt, a chunk of a prefill, a step of many sequences and a prefix hit are all one `Batch`.
+
+use std::sync::Arc;
+
+use mlx_ffi::Array;
+
+use crate::attention::AttentionSpec;
+use crate::cache::SequenceCache;
+use crate::ops::Ops;
+use crate::shape::int;
+use crate::{Error, Result, Rope};
+
+/// The tokens that one sequence adds in this pass, and the cache that they extend.
+pub struct SequenceRun<'a> {
+    /// New tokens, at least one.
+    pub tokens: &'a [u32],
+    /// The sequence's cache; it grows by `tokens.len()`.
+    pub cache: &'a SequenceCache,
+}
+
+/// Where a run lies in the batch and in its sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// First row of the run in the batch.
+    pub start: usize,
+    /// Number of rows.
+    pub len: usize,
+    /// Position of the first token in its sequence.
+    pub position: usize,
+}
+
+/// One forward pass over several sequences.
+pub struct Batch<'a> {
+    ops: &'a Ops,
+    tokens: Array,
+    positions: Arc<[i32]>,
+    spans: Vec<Span>,
+    caches: Vec<SequenceCache>,
+}
+
+impl<'a> Batch<'a> {
+    /// Lays out the runs and reserves the cache memory that they will fill.
+    ///
+    /// # Errors
+    /// When there is no token, a token or position does not fit 31 bits, or cache memory cannot be
+    /// allocated. Nothing is appended to any cache then.
+    pub fn new(ops: &'a Ops, runs: &[SequenceRun<'_>]) -> Result<Self> {
+        let (mut tokens, mut positions, mut spans) = (Vec::new(), Vec::new(), Vec::new());
+        for run in runs {
+            let position = run.cache.tokens();
+            let end = position + run.tokens.len();
+            spans.push(Span { start: tokens.len(), len: run.tokens.len(), position });
+            tokens.extend(run.tokens.iter().map(|t| i32::try_from(*t).unwrap_or(i32::MAX)));
+            let range = i32::try_from(position).ok().zip(i32::try_from(end).ok());
+            let (first, last) =
+                range.ok_or_else(|| Error::Cache { what: format!("{end} tokens are too many") })?;
+            positions.extend(first..last);
+        }
+        if spans.iter().any(|s| s.len == 0) || spans.is_empty() {
+            return Err(Error::Cache { what: "a run of no tokens".into() });
+        }
+        for run in runs {
+            run.cache.reserve(run.tokens.len())?;
+        }
+        Ok(Self {
+            ops,
+            tokens: Array::from_slice(&tokens, &[int(tokens.len())?])?,
+            positions: positions.into(),
+            spans,
+            caches: runs.iter().map(|run| run.cache.clone()).collect(),
+        })
+    }
+
+    /// The operations that this pass runs on.
+    #[must_use]
+    pub fn ops(&self) -> &Ops {
+        self.ops
+    }
+
+    /// Token ids, i32 `[total tokens]`.
+    #[must_use]
+    pub fn tokens(&self) -> &Array {
+        &self.tokens
+    }
+
+    /// Position of each row in its sequence, `total tokens` of them.
+    #[must_use]
+    pub fn positions(&self) -> &Arc<[i32]> {
+        &self.positions
+    }
+
+    /// The runs, in batch order.
+    #[must_use]
+    pub fn spans(&self) -> &[Span] {
+        &self.spans
+    }
+
+    /// The cache of each run.
+    #[must_use]
+    pub fn caches(&self) -> &[SequenceCache] {
+        &self.caches
+    }
+
+    /// Rotates `x`, `[total tokens, heads · head_dim]`, each row by its position.
+    ///
+    /// # Errors
+    /// When the shape does not match.
+    pub fn rope(&self, x: &Array, heads: usize, rope: &Rope) -> Result<Array> {
+        self.ops.rope(self, x, heads, rope)
+    }
+
+    /// Appends `k` and `v` to layer `layer`'s caches and attends with `q`.
+    ///
+    /// `q` is `[total tokens, query_heads · head_dim]`, `k` and `v` are
+    /// `[total tokens, kv_heads · head_dim]`; the result has `q`'s rows with `value_dim` per head.
+    ///
+    /// # Errors
+    /// When shapes do not match the spec or the cache.
+    pub fn attention(
+        &self,
+        layer: usize,
+        q: &Array,
+        k: &Array,
+        v: &Array,
+        spec: &AttentionSpec,
+    ) -> Result<Array> {
+        self.ops.attention(self, layer, [q, k, v], spec)
+    }
+
+    /// Records that the pass was evaluated: every cache now holds its run's tokens.
+    pub fn commit(self) {
+        for (cache, span) in self.caches.iter().zip(&self.spans) {
+            cache.advance(span.len);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! A layer's cache as MLX arrays: contiguous, as MLX's attention wants it, grown in steps.
+
+use mlx_ffi::{Array, Dtype, ops};
+use mlxcel_estimator::KvMode;
+use mlxcel_kernels::kv::KV_BLOCK_TOKENS;
+
+use crate::attention::LayerLayout;
+use crate::ops::{Held, Ops};
+use crate::shape::{dims, ints};
+use crate::{Error, Result};
+
+/// Keys and values `[1, kv_heads, capacity, dim]` of one layer of one sequence.
+#[derive(Clone)]
+pub(crate) struct ContiguousCache {
+    layout: LayerLayout,
+    buffers: Option<[Array; 2]>,
+    /// Position of the first token in the buffers.
+    first: usize,
+    /// Tokens in the buffers.
+    len: usize,
+}
+
+impl ContiguousCache {
+    pub(super) fn new(layout: &LayerLayout, mode: KvMode) -> Result<Self> {
+        if mode != KvMode::Fp16 {
+            let reason =
+                "the mlx kernel set caches in fp16 only; MLXCEL_KERNELS=host runs it on the CPU";
+            return Err(Error::KvMode { mode, reason: reason.into() });
+        }
+        Ok(Self { layout: *layout, buffers: None, first: 0, len: 0 })
+    }
+
+    /// Appends `[1, kv_heads, tokens, dim]` keys and values and returns all that attention sees.
+    pub(crate) fn append(&mut self, k: &Array, v: &Array) -> Result<Held> {
+        let tokens = dims(k)[2];
+        self.forget_unseen(tokens)?;
+        let end = self.len + tokens;
+        let [keys, values] = match self.buffers.take() {
+            Some([keys, values]) => [self.grown(keys, end)?, self.grown(values, end)?],
+            None => [self.empty(end, k)?, self.empty(end, v)?],
+        };
+        let keys = ops::slice_update(&keys, k, &ints([0, 0, self.len, 0])?, &region(k, end)?)?;
+        let values = ops::slice_update(&values, v, &ints([0, 0, self.len, 0])?, &region(v, end)?)?;
+        self.len = end;
+        let held = Held {
+            keys: ops::slice(&keys, &[0; 4], &region(k, end)?)?,
+            values: ops::slice(&values, &[0; 4], &region(v, end)?)?,
+            first: self.first,
+        };
+        self.buffers = Some([keys, values]);
+        Ok(held)
+    }
+
+    fn empty(&self, tokens: usize, like: &Array) -> Result<Array> {
+        let shape =
+            [1, self.layout.kv_heads, tokens.next_multiple_of(KV_BLOCK_TOKENS), dims(like)[3]];
+        Ok(Array::zeros(&ints(shape)?, like.dtype())?)
+    }
+
+    fn grown(&self, buffer: Array, tokens: usize) -> Result<Array> {
+        let capacity = dims(&buffer)[2];
+        if tokens <= capacity {
+            return Ok(buffer);
+        }
+        let more = tokens.next_multiple_of(KV_BLOCK_TOKENS) - capacity;
+        let shape = [1, self.layout.kv_heads, more, dims(&buffer)[3]];
+        let tail = Array::zeros(&ints(shape)?, buffer.dtype())?;
+        Ok(ops::concatenate(&[&buffer, &tail], 2)?)
+    }
+
+    /// Before a full buffer would grow, drops the tokens that no query sees any more.
+    fn forget_unseen(&mut self, tokens: usize) -> Result<()> {
+        let (Some(window), Some([keys, values])) = (self.layout.window, &self.buffers) else {
+            return Ok(());
+        };
+        let unseen = (self.len + 1).saturating_sub(window.get());
+        if self.len + tokens <= dims(keys)[2] || unseen == 0 {
+            return Ok(());
+        }
+        let keep = |buffer: &Array| {
+            let stop = ints([1, self.layout.kv_heads, self.len, dims(buffer)[3]])?;
+            Ok::<_, Error>(ops::slice(buffer, &ints([0, 0, unseen, 0])?, &stop)?)
+        };
+        self.buffers = Some([keep(keys)?, keep(values)?]);
+        self.first += unseen;
+        self.len -= unseen;
+        Ok(())
+    }
+
+    pub(super) fn allocated_bytes(&self) -> usize {
+        self.buffers.iter().flatten().map(Array::nbytes).sum()
+    }
+
+    /// Whether [`Self::trim`] to `tokens` keeps what the next query sees.
+    pub(super) fn check_trim(&self, tokens: usize) -> Result<()> {
+        let window = self.layout.window.map_or(usize::MAX, std::num::NonZeroUsize::get);
+        let seen_from = (tokens + 1).saturating_sub(window);
+        if tokens > 0 && seen_from < self.first {
+            let first = self.first;
+            let what = format!(
+                "cannot trim to {tokens} tokens: the sliding window has dropped the first {first}"
+            );
+            return Err(Error::Cache { what });
+        }
+        Ok(())
+    }
+
+    /// Forgets the tokens from `tokens` on.
+    pub(super) fn trim(&mut self, tokens: usize) -> Result<()> {
+        self.check_trim(tokens)?;
+        if tokens == 0 {
+            self.first = 0;
+        }
+        self.len = tokens - self.first;
+        Ok(())
+    }
+
+    pub(super) fn fill_synthetic(&mut self, ops: &Ops, tokens: usize) -> Result<()> {
+        let dtype =
+            if ops.dtype() == crate::ComputeDtype::Fp32 { Dtype::Float32 } else { Dtype::Bfloat16 };
+        let fill = |dim: usize| {
+            let shape = [1, self.layout.kv_heads, tokens.next_multiple_of(KV_BLOCK_TOKENS), dim];
+            Ok::<_, Error>(Array::full(&ints(shape)?, 0.5, dtype)?)
+        };
+        let buffers = [fill(self.layout.key_dim)?, fill(self.layout.value_dim)?];
+        mlx_ffi::eval(&[&buffers[0], &buffers[1]])?;
+        self.buffers = (tokens > 0).then_some(buffers);
+        self.len = tokens;
+        Ok(())
+    }
+}
+
+/// The end of a slice that covers `tokens` tokens of a buffer shaped like `x`.
+fn region(x: &Array, tokens: usize) -> Result<[i32; 4]> {
+    let dims = dims(x);
+    ints([1, dims[1], tokens, dims[3]])
+}

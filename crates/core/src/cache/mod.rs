@@ -1,0 +1,194 @@
+//! KV caches: what a sequence keeps between passes.
+//!
+//! Owns storage, growth, trimming, forking and byte counts. With the host kernel set a layer's cache
+//! is a list of 256-token blocks that never move and may be shared between sequences (copy on
+//! write); with the MLX kernel set it is a contiguous buffer grown in steps of 256 tokens. The bytes
+//! of a layout come from `mlxcel_estimator::kv`.
+
+mod blocks;
+mod contiguous;
+mod modes;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mlxcel_estimator::{KV_BLOCK_TOKENS, KvMode};
+
+pub(crate) use self::blocks::BlockCache;
+pub(crate) use self::contiguous::ContiguousCache;
+use crate::attention::LayerLayout;
+use crate::ops::{KernelSet, Ops};
+use crate::{Error, Result};
+
+/// The caches of all layers of one sequence. Cloning shares; [`Self::fork`] makes an independent one.
+#[derive(Clone)]
+pub struct SequenceCache {
+    layers: Rc<[LayerCache]>,
+    tokens: Rc<Cell<usize>>,
+}
+
+/// One layer's cache.
+#[derive(Clone)]
+pub(crate) enum LayerCache {
+    /// Blocks that host kernels read, shared with the pass that runs on MLX's thread.
+    Blocks(Arc<Mutex<BlockCache>>),
+    /// MLX arrays.
+    Contiguous(RefCell<ContiguousCache>),
+}
+
+impl LayerCache {
+    fn new(ops: &Ops, layout: &LayerLayout, mode: KvMode) -> Result<Self> {
+        Ok(match ops.kernels() {
+            KernelSet::Host => {
+                Self::Blocks(Arc::new(Mutex::new(BlockCache::new(layout, mode, ops.dtype())?)))
+            }
+            KernelSet::Mlx => Self::Contiguous(RefCell::new(ContiguousCache::new(layout, mode)?)),
+        })
+    }
+
+    /// The blocks; a panic inside a kernel poisons nothing that matters, since its pass fails.
+    pub(crate) fn lock(blocks: &Mutex<BlockCache>) -> MutexGuard<'_, BlockCache> {
+        blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SequenceCache {
+    /// Fails when `mode` cannot run on some layer.
+    ///
+    /// # Errors
+    /// [`Error::KvMode`] with the reason.
+    pub fn check(ops: &Ops, layout: &[LayerLayout], mode: KvMode) -> Result<()> {
+        layout.iter().try_for_each(|layer| LayerCache::new(ops, layer, mode).map(drop))
+    }
+
+    /// An empty cache.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn new(ops: &Ops, layout: &[LayerLayout], mode: KvMode) -> Result<Self> {
+        let layers =
+            layout.iter().map(|layer| LayerCache::new(ops, layer, mode)).collect::<Result<_>>()?;
+        Ok(Self { layers, tokens: Rc::new(Cell::new(0)) })
+    }
+
+    /// Bytes that one token takes in all layers of `layout`, scales included, in the long run (a
+    /// window that is full takes no more).
+    ///
+    /// # Errors
+    /// A mode that cannot hold a layer's vectors.
+    pub fn bytes_per_token(layout: &[LayerLayout], mode: KvMode) -> Result<u64> {
+        layout
+            .iter()
+            .try_fold(0, |sum, layer| Ok(sum + modes::block_bytes(layer, mode)? / KV_BLOCK_TOKENS))
+    }
+
+    /// Tokens of the sequence so far.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.tokens.get()
+    }
+
+    /// Bytes allocated for all layers.
+    #[must_use]
+    pub fn allocated_bytes(&self) -> usize {
+        self.layers.iter().map(LayerCache::allocated_bytes).sum()
+    }
+
+    /// Allocates what `tokens` more tokens need.
+    pub(crate) fn reserve(&self, tokens: usize) -> Result<()> {
+        let end = self.tokens().checked_add(tokens);
+        let end =
+            end.ok_or_else(|| Error::Cache { what: "the number of tokens overflows".into() })?;
+        self.layers.iter().try_for_each(|layer| match layer {
+            LayerCache::Blocks(blocks) => LayerCache::lock(blocks).reserve(self.tokens(), end),
+            LayerCache::Contiguous(_) => Ok(()),
+        })
+    }
+
+    /// Records `tokens` appended tokens.
+    pub(crate) fn advance(&self, tokens: usize) {
+        self.tokens.set(self.tokens() + tokens);
+    }
+
+    /// The cache of layer `index`.
+    pub(crate) fn layer(&self, index: usize) -> Result<&LayerCache> {
+        let layers = self.layers.len();
+        self.layers
+            .get(index)
+            .ok_or_else(|| Error::Cache { what: format!("layer {index} of {layers}") })
+    }
+
+    /// Forgets all tokens from `tokens` on.
+    ///
+    /// # Errors
+    /// More tokens than there are, a place that a sliding window has already dropped, or one inside
+    /// a sealed block (`turbo4-delegated`; its start is fine). Nothing is forgotten then.
+    pub fn trim(&self, tokens: usize) -> Result<()> {
+        if tokens > self.tokens() {
+            return Err(Error::Cache {
+                what: format!("cannot trim {} tokens to {tokens}", self.tokens()),
+            });
+        }
+        for layer in self.layers.iter() {
+            match layer {
+                LayerCache::Blocks(blocks) => LayerCache::lock(blocks).check_trim(tokens)?,
+                LayerCache::Contiguous(cache) => cache.borrow().check_trim(tokens)?,
+            }
+        }
+        for layer in self.layers.iter() {
+            match layer {
+                LayerCache::Blocks(blocks) => LayerCache::lock(blocks).trim(tokens)?,
+                LayerCache::Contiguous(cache) => cache.borrow_mut().trim(tokens)?,
+            }
+        }
+        self.tokens.set(tokens);
+        Ok(())
+    }
+
+    /// An independent cache with the same tokens. Blocks are shared until one of the two writes.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let layers = self.layers.iter().map(|layer| match layer {
+            LayerCache::Blocks(blocks) => {
+                LayerCache::Blocks(Arc::new(Mutex::new(LayerCache::lock(blocks).clone())))
+            }
+            LayerCache::Contiguous(cache) => LayerCache::Contiguous(cache.clone()),
+        });
+        Self { layers: layers.collect(), tokens: Rc::new(Cell::new(self.tokens())) }
+    }
+
+    /// Fills an empty cache with `tokens` pseudo-random tokens, for measurements at depth.
+    ///
+    /// # Errors
+    /// A cache that already holds tokens, or no memory.
+    pub fn fill_synthetic(&self, ops: &Ops, tokens: usize) -> Result<()> {
+        if self.tokens() != 0 {
+            return Err(Error::Cache {
+                what: "only an empty cache can be filled synthetically".into(),
+            });
+        }
+        if i32::try_from(tokens).is_err() {
+            return Err(Error::Cache { what: format!("{tokens} tokens are too many") });
+        }
+        for layer in self.layers.iter() {
+            match layer {
+                LayerCache::Blocks(blocks) => {
+                    LayerCache::lock(blocks).fill_synthetic(ops.pool(), tokens)?
+                }
+                LayerCache::Contiguous(cache) => cache.borrow_mut().fill_synthetic(ops, tokens)?,
+            }
+        }
+        self.tokens.set(tokens);
+        Ok(())
+    }
+}
+
+impl LayerCache {
+    fn allocated_bytes(&self) -> usize {
+        match self {
+            Self::Blocks(blocks) => Self::lock(blocks).allocated_bytes(),
+            Self::Contiguous(cache) => cache.borrow().allocated_bytes(),
+        }
+    }
+}

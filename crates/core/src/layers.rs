@@ -1,0 +1,132 @@
+//! The parameters of layers: matrices in their storage format, embeddings, norms.
+//!
+//! A layer here is data with checked shapes; what runs it is [`crate::Ops`]. Matrices are kept as
+//! they are stored (mapped, not copied), vectors as the kernel set wants them.
+
+use mlx_ffi::Array;
+
+use crate::shape::{dims, rows_cols};
+use crate::{Error, Result};
+
+/// A matrix `[rows, cols]` that multiplies from the left: `y = x · Wᵀ`.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum Weight {
+    /// fp32, fp16 or bf16 elements, `[rows, cols]`.
+    Dense(Array),
+    /// MLX's affine quantisation.
+    Affine(AffineWeight),
+}
+
+/// A matrix in MLX's affine format: `w = scale · code + bias` per group of columns.
+#[derive(Clone)]
+pub struct AffineWeight {
+    /// Packed codes, u32 `[rows, cols · bits / 32]`.
+    pub codes: Array,
+    /// Scales, `[rows, cols / group_size]`.
+    pub scales: Array,
+    /// Biases, `[rows, cols / group_size]`.
+    pub biases: Array,
+    /// Columns per group.
+    pub group_size: usize,
+    /// Bits per code.
+    pub bits: usize,
+}
+
+impl Weight {
+    /// Rows, columns.
+    #[must_use]
+    pub fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::Dense(array) => rows_cols(array),
+            Self::Affine(w) => {
+                let (rows, groups) = rows_cols(&w.scales);
+                (rows, groups * w.group_size)
+            }
+        }
+    }
+
+    /// The arrays that hold the matrix, codes first.
+    #[must_use]
+    pub fn arrays(&self) -> Vec<&Array> {
+        match self {
+            Self::Dense(array) => vec![array],
+            Self::Affine(w) => vec![&w.codes, &w.scales, &w.biases],
+        }
+    }
+}
+
+impl AffineWeight {
+    /// Checks the three arrays against each other.
+    ///
+    /// # Errors
+    /// When group size, bits and shapes do not describe one matrix.
+    pub fn new(
+        codes: Array,
+        scales: Array,
+        biases: Array,
+        group_size: usize,
+        bits: usize,
+    ) -> Result<Self> {
+        if ![32, 64, 128].contains(&group_size) || ![2, 3, 4, 5, 6, 8].contains(&bits) {
+            return Err(Error::Config {
+                what: format!(
+                    "quantisation with {bits} bits in groups of {group_size} is not supported (2, 3, 4, 5, 6 or 8 bits; groups of 32, 64 or 128)"
+                ),
+            });
+        }
+        let [rows, groups] = matrix("scales", &scales)?;
+        let expected = [rows, groups * group_size * bits / 32];
+        if dims(&codes) != expected {
+            return Err(Error::Shape {
+                op: "quantised weight",
+                operand: "codes",
+                found: dims(&codes),
+                expected: format!("{expected:?}"),
+            });
+        }
+        if biases.shape() != scales.shape() {
+            return Err(Error::Shape {
+                op: "quantised weight",
+                operand: "biases",
+                found: dims(&biases),
+                expected: format!("{:?}", scales.shape()),
+            });
+        }
+        Ok(Self { codes, scales, biases, group_size, bits })
+    }
+}
+
+fn matrix(operand: &'static str, array: &Array) -> Result<[usize; 2]> {
+    dims(array).try_into().map_err(|found| Error::Shape {
+        op: "quantised weight",
+        operand,
+        found,
+        expected: "[rows, groups]".into(),
+    })
+}
+
+/// `y = x · Wᵀ (+ bias)`.
+#[derive(Clone)]
+pub struct Linear {
+    /// The matrix, `[out, in]`.
+    pub weight: Weight,
+    /// The bias, `[out]`.
+    pub bias: Option<Array>,
+}
+
+/// A table of token embeddings, `[vocab, hidden]`.
+#[derive(Clone)]
+pub struct Embedding {
+    /// One row per token.
+    pub weight: Weight,
+}
+
+/// Root-mean-square norm over the last dimension, or over groups of it as long as the weight.
+#[derive(Clone)]
+pub struct RmsNorm {
+    /// Factor per dimension, `[dim]`.
+    pub weight: Array,
+    /// Added to the mean square.
+    pub eps: f32,
+}

@@ -1,0 +1,166 @@
+//! Appending to block caches and attending to them, in one node: nothing else could order the two.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use mlx_ffi::host::{HostInputs, HostOutputs, call_one};
+use mlx_ffi::{Array, Dtype};
+use mlxcel_kernels::Pool;
+use mlxcel_kernels::attention::{self as kernel, AttentionParams, AttentionRun, Mask};
+use mlxcel_kernels::kv::KV_BLOCK_TOKENS;
+
+use crate::attention::AttentionSpec;
+use crate::batch::{Batch, Span};
+use crate::cache::{BlockCache, LayerCache};
+use crate::ops::Ops;
+use crate::shape::{ints, rows_cols};
+use crate::{Error, Result};
+
+pub(crate) fn attention(
+    ops: &Ops,
+    batch: &Batch,
+    layer: usize,
+    qkv: [&Array; 3],
+    spec: &AttentionSpec,
+) -> Result<Array> {
+    let pass = Pass {
+        pool: Arc::clone(ops.pool()),
+        spec: spec.clone(),
+        spans: batch.spans().to_vec(),
+        caches: batch
+            .caches()
+            .iter()
+            .map(|cache| blocks(cache.layer(layer)?))
+            .collect::<Result<_>>()?,
+    };
+    let (rows, _) = rows_cols(qkv[0]);
+    let shape = ints([rows, spec.query_heads() * spec.layout().value_dim])?;
+    let node = call_one(
+        "attention",
+        &qkv,
+        (&shape, Dtype::Float32),
+        move |inputs: HostInputs<'_>, mut outputs: HostOutputs<'_>| {
+            pass.run([inputs.f32(0)?, inputs.f32(1)?, inputs.f32(2)?], outputs.f32(0)?)
+        },
+    );
+    Ok(node?)
+}
+
+fn blocks(layer: &LayerCache) -> Result<Arc<Mutex<BlockCache>>> {
+    match layer {
+        LayerCache::Blocks(blocks) => Ok(Arc::clone(blocks)),
+        LayerCache::Contiguous(_) => {
+            Err(Error::Cache { what: "an MLX cache was given to the host kernel set".into() })
+        }
+    }
+}
+
+/// One layer's attention over all runs of a batch.
+struct Pass {
+    pool: Arc<Pool>,
+    spec: AttentionSpec,
+    spans: Vec<Span>,
+    caches: Vec<Arc<Mutex<BlockCache>>>,
+}
+
+impl Pass {
+    fn run(&self, qkv: [&[f32]; 3], out: &mut [f32]) -> Result<()> {
+        let mut caches: Vec<_> = self.caches.iter().map(|cache| LayerCache::lock(cache)).collect();
+        if caches.iter().any(|cache| cache.breaks_at_blocks()) {
+            return self.run_by_blocks(qkv, &mut caches, out);
+        }
+        for (cache, span) in caches.iter_mut().zip(&self.spans) {
+            self.append(qkv, cache, span)?;
+        }
+        self.attend(qkv[0], &caches, &self.spans, out)
+    }
+
+    /// Cuts runs at block boundaries: each part sees its own block as written, and earlier ones
+    /// sealed, whatever the chunk of the prefill was.
+    fn run_by_blocks(
+        &self,
+        qkv: [&[f32]; 3],
+        caches: &mut [MutexGuard<'_, BlockCache>],
+        out: &mut [f32],
+    ) -> Result<()> {
+        let width = self.spec.query_heads() * self.spec.layout().value_dim;
+        for (cache, span) in caches.iter_mut().zip(&self.spans) {
+            for part in parts_by_block(span) {
+                cache.seal_before(&self.pool, part.position)?;
+                self.append(qkv, cache, &part)?;
+                let out = &mut out[part.start * width..(part.start + part.len) * width];
+                self.attend(qkv[0], std::slice::from_ref(cache), &[part], out)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn append(&self, [_, k, v]: [&[f32]; 3], cache: &mut BlockCache, span: &Span) -> Result<()> {
+        let layout = self.spec.layout();
+        let rows = |dim: usize| {
+            span.start * layout.kv_heads * dim..(span.start + span.len) * layout.kv_heads * dim
+        };
+        let (k, v) = (&k[rows(layout.key_dim)], &v[rows(layout.value_dim)]);
+        cache.append(&self.pool, span.position, k, v)
+    }
+
+    /// Attends the rows of `spans`, which lie one after the other in `out`.
+    fn attend(
+        &self,
+        q: &[f32],
+        caches: &[MutexGuard<'_, BlockCache>],
+        spans: &[Span],
+        out: &mut [f32],
+    ) -> Result<()> {
+        let layout = self.spec.layout();
+        let row = self.spec.query_heads() * layout.key_dim;
+        let views: Vec<_> = caches.iter().map(|cache| cache.view()).collect();
+        let runs = spans.iter().zip(&views).map(|(span, (blocks, first))| AttentionRun {
+            q: &q[span.start * row..(span.start + span.len) * row],
+            first_position: span.position,
+            blocks,
+            first_block_position: *first,
+            kv_tokens: span.position + span.len - first,
+        });
+        let params = AttentionParams {
+            query_heads: self.spec.query_heads(),
+            kv_heads: layout.kv_heads,
+            key_dim: layout.key_dim,
+            value_dim: layout.value_dim,
+            scale: self.spec.scale(),
+            softcap: self.spec.softcap(),
+            sinks: self.spec.sinks().map(|sinks| &**sinks),
+            window: layout.window.map(std::num::NonZeroUsize::get),
+            mask: Mask::Causal,
+        };
+        Ok(kernel::attention(&self.pool, &params, &runs.collect::<Vec<_>>(), out)?)
+    }
+}
+
+/// `span` cut where its positions cross a block boundary.
+fn parts_by_block(span: &Span) -> impl Iterator<Item = Span> + use<> {
+    let Span { start, len, position } = *span;
+    let end = position + len;
+    let mut at = position;
+    std::iter::from_fn(move || {
+        let next = end.min((at / KV_BLOCK_TOKENS + 1) * KV_BLOCK_TOKENS);
+        let part = Span { start: start + (at - position), len: next - at, position: at };
+        at = next;
+        (part.len > 0).then_some(part)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_end_at_block_boundaries() {
+        let parts: Vec<_> = parts_by_block(&Span { start: 10, len: 300, position: 250 }).collect();
+        let expected = [
+            Span { start: 10, len: 6, position: 250 },
+            Span { start: 16, len: 256, position: 256 },
+            Span { start: 272, len: 38, position: 512 },
+        ];
+        assert_eq!(parts, expected);
+    }
+}

@@ -1,0 +1,193 @@
+//! Matrix products, embeddings and the gated activation.
+
+use std::sync::Arc;
+
+use mlx_ffi::host::{HostInputs, HostOutputs, call, call_one};
+use mlx_ffi::{Array, Dtype};
+use mlxcel_kernels::elementwise::{Glu, glu};
+use mlxcel_kernels::matmul::{matmul, matmul_glu};
+use mlxcel_kernels::weights::{Affine, FloatType, WeightMatrix};
+
+use super::elementwise;
+use crate::layers::{Embedding, Linear, Weight};
+use crate::ops::Ops;
+use crate::shape::{ints, rows_cols};
+use crate::{Error, Result};
+
+/// What a kernel needs to know of a matrix besides its bytes.
+#[derive(Clone, Copy)]
+struct MatrixShape {
+    rows: usize,
+    cols: usize,
+    /// Bits and group size; `None` for a dense matrix.
+    affine: Option<(u32, usize)>,
+    float: FloatType,
+    bias: bool,
+}
+
+impl MatrixShape {
+    fn of(layer: &Linear) -> Result<Self> {
+        let (rows, cols) = layer.weight.shape();
+        let (affine, floats) = match &layer.weight {
+            Weight::Dense(array) => (None, array),
+            Weight::Affine(w) => {
+                let bits = u32::try_from(w.bits)
+                    .map_err(|_| Error::Config { what: format!("{} bits", w.bits) })?;
+                (Some((bits, w.group_size)), &w.scales)
+            }
+        };
+        Ok(Self {
+            rows,
+            cols,
+            affine,
+            float: float_type(floats.dtype())?,
+            bias: layer.bias.is_some(),
+        })
+    }
+
+    /// How many inputs of a node hold this layer.
+    fn inputs(&self) -> usize {
+        usize::from(self.bias) + if self.affine.is_some() { 3 } else { 1 }
+    }
+
+    /// The matrix over the inputs from `at` on.
+    fn view<'a>(&self, inputs: &HostInputs<'a>, at: usize) -> Result<WeightMatrix<'a>> {
+        Ok(match self.affine {
+            None => WeightMatrix::dense(self.rows, self.cols, self.float, inputs.bytes(at)?)?,
+            Some((bits, group)) => {
+                let affine = Affine {
+                    bits,
+                    group,
+                    codes: inputs.bytes(at)?,
+                    scales: inputs.bytes(at + 1)?,
+                    biases: inputs.bytes(at + 2)?,
+                    scale_type: self.float,
+                };
+                WeightMatrix::affine(self.rows, self.cols, affine)?
+            }
+        })
+    }
+}
+
+/// A layer's matrix, and its bias where it has one.
+type LayerView<'a> = (WeightMatrix<'a>, Option<&'a [f32]>);
+
+/// Several layers as the inputs of one node, after the activations (input 0).
+struct Layers {
+    shapes: Vec<MatrixShape>,
+}
+
+impl Layers {
+    /// The shapes, and `x` followed by the arrays of each layer: matrix, then bias.
+    fn of<'a>(x: &'a Array, layers: &[&'a Linear]) -> Result<(Self, Vec<&'a Array>)> {
+        let mut inputs = vec![x];
+        for layer in layers {
+            inputs.extend(layer.weight.arrays());
+            inputs.extend(&layer.bias);
+        }
+        let shapes = layers.iter().map(|layer| MatrixShape::of(layer)).collect::<Result<_>>()?;
+        Ok((Self { shapes }, inputs))
+    }
+
+    /// The matrices, and the biases where there are any.
+    fn views<'a>(&self, inputs: &HostInputs<'a>) -> Result<Vec<LayerView<'a>>> {
+        let mut at = 1;
+        let mut views = Vec::with_capacity(self.shapes.len());
+        for shape in &self.shapes {
+            let next = at + shape.inputs();
+            let bias = if shape.bias { Some(inputs.f32(next - 1)?) } else { None };
+            views.push((shape.view(inputs, at)?, bias));
+            at = next;
+        }
+        Ok(views)
+    }
+}
+
+pub(crate) fn linears<const N: usize>(
+    ops: &Ops,
+    x: &Array,
+    layers: [&Linear; N],
+) -> Result<[Array; N]> {
+    let (shapes, inputs) = Layers::of(x, &layers)?;
+    let (tokens, _) = rows_cols(x);
+    let outputs =
+        shapes.shapes.iter().map(|shape| ints([tokens, shape.rows])).collect::<Result<Vec<_>>>()?;
+    let specs: Vec<_> = outputs.iter().map(|shape| (&shape[..], Dtype::Float32)).collect();
+    let (pool, precision) = (Arc::clone(ops.pool()), ops.precision());
+    let results = call("linear", &inputs, &specs, move |inputs, mut outputs: HostOutputs<'_>| {
+        let views = shapes.views(&inputs)?;
+        let matrices: Vec<_> = views.iter().map(|(matrix, _)| *matrix).collect();
+        let mut outs = (0..N).map(|i| outputs.f32(i)).collect::<mlx_ffi::Result<Vec<_>>>()?;
+        matmul(&pool, inputs.f32(0)?, &matrices, &mut outs, precision)?;
+        for ((_, bias), out) in views.iter().zip(outs) {
+            add_bias(*bias, out);
+        }
+        Ok::<_, Error>(())
+    });
+    results?.try_into().map_err(|_| Error::Config { what: "a projection is missing".into() })
+}
+
+fn add_bias(bias: Option<&[f32]>, out: &mut [f32]) {
+    let Some(bias) = bias else { return };
+    for row in out.chunks_exact_mut(bias.len()) {
+        for (y, b) in row.iter_mut().zip(bias) {
+            *y += b;
+        }
+    }
+}
+
+pub(crate) fn swiglu(ops: &Ops, x: &Array, gate: &Linear, up: &Linear) -> Result<Array> {
+    if gate.bias.is_some() || up.bias.is_some() {
+        let [gate, up] = linears(ops, x, [gate, up])?;
+        return elementwise(ops, "swiglu", &[&gate, &up], |pool, inputs, out| {
+            out.copy_from_slice(inputs.f32(0)?);
+            Ok(glu(pool, Glu::Silu, out, inputs.f32(1)?)?)
+        });
+    }
+    let (shapes, inputs) = Layers::of(x, &[gate, up])?;
+    let (pool, precision) = (Arc::clone(ops.pool()), ops.precision());
+    let shape = ints([rows_cols(x).0, gate.weight.shape().0])?;
+    let node = call_one("swiglu", &inputs, (&shape, Dtype::Float32), move |inputs, mut outputs| {
+        let views = shapes.views(&inputs)?;
+        let [(gate, _), (up, _)] = views[..] else {
+            return Err(Error::Config { what: "a gated layer has two matrices".into() });
+        };
+        Ok(matmul_glu(&pool, inputs.f32(0)?, (gate, up), Glu::Silu, outputs.f32(0)?, precision)?)
+    });
+    Ok(node?)
+}
+
+pub(crate) fn embed(tokens: &Array, table: &Embedding) -> Result<Array> {
+    let table = Linear { weight: table.weight.clone(), bias: None };
+    let (shapes, inputs) = Layers::of(tokens, &[&table])?;
+    let (rows, cols) = table.weight.shape();
+    let shape = ints([tokens.size(), cols])?;
+    let node = call_one("embed", &inputs, (&shape, Dtype::Float32), move |inputs, mut outputs| {
+        let views = shapes.views(&inputs)?;
+        let [(matrix, _)] = views[..] else {
+            return Err(Error::Config { what: "an embedding has one matrix".into() });
+        };
+        for (token, out) in
+            inputs.slice::<i32>(0)?.iter().zip(outputs.f32(0)?.chunks_exact_mut(cols))
+        {
+            let row = usize::try_from(*token).ok().filter(|row| *row < rows);
+            let row = row.ok_or_else(|| Error::Config {
+                what: format!("token {token} is outside the embedding table of {rows} rows"),
+            })?;
+            matrix.dequantize_row(row, out)?;
+        }
+        Ok::<_, Error>(())
+    });
+    Ok(node?)
+}
+
+fn float_type(dtype: Dtype) -> Result<FloatType> {
+    match dtype {
+        Dtype::Float32 => Ok(FloatType::F32),
+        Dtype::Float16 => Ok(FloatType::F16),
+        Dtype::Bfloat16 => Ok(FloatType::Bf16),
+        other => Err(Error::Config {
+            what: format!("weights of type {other:?} are not supported by the host kernels"),
+        }),
+    }
+}

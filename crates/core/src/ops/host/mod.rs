@@ -1,0 +1,68 @@
+//! The host kernel set: `mlxcel-kernels` as MLX graph nodes. Activations are fp32, row-contiguous.
+
+mod attention;
+mod linear;
+
+use std::sync::Arc;
+
+use mlx_ffi::host::{HostInputs, HostOutputs, call_one};
+use mlx_ffi::{Array, Dtype};
+use mlxcel_kernels::elementwise::add_assign;
+use mlxcel_kernels::rope::{Pairing, Rotation, rope as rotate};
+use mlxcel_kernels::{Pool, norm};
+
+pub(super) use self::attention::attention;
+pub(super) use self::linear::{embed, linears, swiglu};
+use super::Ops;
+use crate::batch::Batch;
+use crate::layers::RmsNorm;
+use crate::shape::rows_cols;
+use crate::{Result, Rope};
+
+/// A node with fp32 inputs, one fp32 output shaped like the first, and the pool.
+fn elementwise<F>(ops: &Ops, name: &'static str, inputs: &[&Array], f: F) -> Result<Array>
+where
+    F: FnOnce(&Pool, HostInputs<'_>, &mut [f32]) -> Result<()> + Send + 'static,
+{
+    let pool = Arc::clone(ops.pool());
+    let shape = inputs.first().map(|x| x.shape().to_vec()).unwrap_or_default();
+    let node = call_one(
+        name,
+        inputs,
+        (&shape, Dtype::Float32),
+        move |inputs, mut outputs: HostOutputs<'_>| f(&pool, inputs, outputs.f32(0)?),
+    );
+    Ok(node?)
+}
+
+pub(super) fn rms_norm(ops: &Ops, x: &Array, norm: &RmsNorm) -> Result<Array> {
+    let eps = norm.eps;
+    elementwise(ops, "rms_norm", &[x, &norm.weight], move |pool, inputs, out| {
+        Ok(norm::rms_norm(pool, inputs.f32(0)?, inputs.f32(1)?, eps, out)?)
+    })
+}
+
+pub(super) fn add(ops: &Ops, a: &Array, b: &Array) -> Result<Array> {
+    elementwise(ops, "add", &[a, b], move |pool, inputs, out| {
+        out.copy_from_slice(inputs.f32(0)?);
+        Ok(add_assign(pool, out, inputs.f32(1)?)?)
+    })
+}
+
+pub(super) fn rope(
+    ops: &Ops,
+    batch: &Batch,
+    x: &Array,
+    heads: usize,
+    rope: &Rope,
+) -> Result<Array> {
+    let head_dim = rows_cols(x).1 / heads;
+    let (positions, rope) = (Arc::clone(batch.positions()), rope.clone());
+    elementwise(ops, "rope", &[x], move |pool, inputs, out| {
+        out.copy_from_slice(inputs.f32(0)?);
+        let pairing = if rope.traditional() { Pairing::Neighbours } else { Pairing::Halves };
+        let inverse = rope.inverse_freqs();
+        let rotation = Rotation { inverse: &inverse, pairing, scale: rope.input_scale() };
+        Ok(rotate(pool, out, head_dim, &positions, &rotation)?)
+    })
+}

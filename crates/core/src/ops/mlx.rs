@@ -1,0 +1,189 @@
+//! The MLX kernel set: the operations that mlx-lm emits, run by run where MLX wants one sequence.
+
+use mlx_ffi::ops::{Mode, Orientation, Quantization, Quantized};
+use mlx_ffi::{Array, Dtype, fast, ops};
+
+use crate::attention::AttentionSpec;
+use crate::batch::{Batch, Span};
+use crate::cache::LayerCache;
+use crate::layers::{AffineWeight, Embedding, Linear, RmsNorm, Weight};
+use crate::shape::{dims, int, ints, rows_cols};
+use crate::{Error, Result, Rope};
+
+pub(super) fn embed(tokens: &Array, table: &Embedding) -> Result<Array> {
+    Ok(match &table.weight {
+        Weight::Dense(array) => ops::take(array, tokens, 0)?,
+        Weight::Affine(w) => {
+            let rows = Quantized {
+                weight: ops::take(&w.codes, tokens, 0)?,
+                scales: ops::take(&w.scales, tokens, 0)?,
+                biases: Some(ops::take(&w.biases, tokens, 0)?),
+                quantization: scheme(w)?,
+            };
+            ops::dequantize(&rows, None)?
+        }
+    })
+}
+
+pub(super) fn linears<const N: usize>(x: &Array, layers: [&Linear; N]) -> Result<[Array; N]> {
+    let outputs: Vec<Array> = layers.iter().map(|layer| linear(x, layer)).collect::<Result<_>>()?;
+    outputs.try_into().map_err(|_| Error::Config { what: "a projection is missing".into() })
+}
+
+fn linear(x: &Array, layer: &Linear) -> Result<Array> {
+    let y = match &layer.weight {
+        Weight::Dense(array) => ops::matmul(x, &ops::swapaxes(array, 0, 1)?)?,
+        Weight::Affine(w) => {
+            let quantized = Quantized {
+                weight: w.codes.clone(),
+                scales: w.scales.clone(),
+                biases: Some(w.biases.clone()),
+                quantization: scheme(w)?,
+            };
+            ops::quantized_matmul(x, &quantized, Orientation::Transposed)?
+        }
+    };
+    Ok(match &layer.bias {
+        Some(bias) => ops::add(&y, bias)?,
+        None => y,
+    })
+}
+
+fn scheme(w: &AffineWeight) -> Result<Quantization> {
+    Ok(Quantization { mode: Mode::Affine, group_size: int(w.group_size)?, bits: int(w.bits)? })
+}
+
+pub(super) fn swiglu(x: &Array, gate: &Linear, up: &Linear) -> Result<Array> {
+    Ok(ops::multiply(&ops::silu(&linear(x, gate)?)?, &linear(x, up)?)?)
+}
+
+pub(super) fn rms_norm(x: &Array, norm: &RmsNorm) -> Result<Array> {
+    let (rows, cols) = rows_cols(x);
+    let (_, group) = rows_cols(&norm.weight);
+    if cols == group {
+        return Ok(fast::rms_norm(x, Some(&norm.weight), norm.eps)?);
+    }
+    let grouped = ops::reshape(x, &ints([rows, cols / group, group])?)?;
+    let normed = fast::rms_norm(&grouped, Some(&norm.weight), norm.eps)?;
+    Ok(ops::reshape(&normed, x.shape())?)
+}
+
+pub(super) fn rope(batch: &Batch, x: &Array, heads: usize, rope: &Rope) -> Result<Array> {
+    let x = scale_input(x, heads, rope)?;
+    let freqs = Array::from_slice(rope.freqs(), &[int(rope.freqs().len())?])?;
+    let layout =
+        if rope.traditional() { fast::RopeLayout::Pairs } else { fast::RopeLayout::Halves };
+    let angles = fast::RopeAngles::Freqs(&freqs);
+    let rotation = fast::Rope { dims: int(rope.dims())?, layout, angles, scale: 1.0 };
+    let rotated = batch.spans().iter().map(|span| {
+        let run = to_heads(&x, span, heads)?;
+        from_heads(&fast::rope(&run, &rotation, int(span.position)?)?)
+    });
+    join(&rotated.collect::<Result<Vec<_>>>()?)
+}
+
+/// `x` with the rotated dimensions of each head multiplied by the rope's input scale.
+fn scale_input(x: &Array, heads: usize, rope: &Rope) -> Result<Array> {
+    if (rope.input_scale() - 1.0).abs() < f32::EPSILON {
+        return Ok(x.clone());
+    }
+    let (rows, width) = rows_cols(x);
+    let head_dim = width / heads;
+    let mut factors = vec![1.0f32; head_dim];
+    factors[..rope.dims()].fill(rope.input_scale());
+    let factors = ops::astype(&Array::from_slice(&factors, &[int(head_dim)?])?, x.dtype())?;
+    let by_head = ops::reshape(x, &ints([rows, heads, head_dim])?)?;
+    Ok(ops::reshape(&ops::multiply(&by_head, &factors)?, x.shape())?)
+}
+
+pub(super) fn attention(
+    batch: &Batch,
+    layer: usize,
+    [q, k, v]: [&Array; 3],
+    spec: &AttentionSpec,
+) -> Result<Array> {
+    let mut outputs = Vec::with_capacity(batch.spans().len());
+    for (span, cache) in batch.spans().iter().zip(batch.caches()) {
+        let LayerCache::Contiguous(cache) = cache.layer(layer)? else {
+            return Err(Error::Cache {
+                what: "a host cache was given to the mlx kernel set".into(),
+            });
+        };
+        let queries = to_heads(q, span, spec.query_heads())?;
+        let (k, v) = (to_heads(k, span, spec.kv_heads())?, to_heads(v, span, spec.kv_heads())?);
+        let held = cache.borrow_mut().append(&k, &v)?;
+        outputs.push(from_heads(&attend(&queries, &held, span, spec)?)?);
+    }
+    join(&outputs)
+}
+
+/// Keys and values `[1, kv_heads, tokens, dim]` of a sequence from position `first` on.
+pub(crate) struct Held {
+    pub(crate) keys: Array,
+    pub(crate) values: Array,
+    pub(crate) first: usize,
+}
+
+fn attend(queries: &Array, held: &Held, span: &Span, spec: &AttentionSpec) -> Result<Array> {
+    let keys = dims(&held.keys)[2];
+    let sinks = match spec.sinks() {
+        Some(sinks) => {
+            Some(ops::astype(&Array::from_slice(sinks, &[int(sinks.len())?])?, queries.dtype())?)
+        }
+        None => None,
+    };
+    if spec.softcap().is_some() {
+        return Err(Error::Config {
+            what: "a soft cap on the scores is not available with MLXCEL_KERNELS=mlx".into(),
+        });
+    }
+    let window = spec.layout().window.map(std::num::NonZeroUsize::get).filter(|w| *w < keys);
+    let array = match window {
+        Some(window) => Some(window_mask(span, held.first, keys, window)?),
+        None => None,
+    };
+    let mask = match &array {
+        Some(mask) => fast::Mask::Array(mask),
+        None if span.len == 1 => fast::Mask::None,
+        None => fast::Mask::Causal,
+    };
+    Ok(fast::scaled_dot_product_attention(
+        queries,
+        &held.keys,
+        &held.values,
+        spec.scale(),
+        mask,
+        sinks.as_ref(),
+    )?)
+}
+
+/// Boolean `[queries, keys]`: whether a query sees a key through a causal sliding window.
+fn window_mask(span: &Span, first: usize, keys: usize, window: usize) -> Result<Array> {
+    let visible = |query: usize, key: usize| key <= query && query < key + window;
+    let rows = (span.position..span.position + span.len)
+        .flat_map(|query| (first..first + keys).map(move |key| u8::from(visible(query, key))));
+    let mask = Array::from_slice(&rows.collect::<Vec<u8>>(), &ints([span.len, keys])?)?;
+    Ok(ops::astype(&mask, Dtype::Bool)?)
+}
+
+/// Rows of one run as `[1, heads, tokens, head_dim]`.
+fn to_heads(x: &Array, span: &Span, heads: usize) -> Result<Array> {
+    let (_, width) = rows_cols(x);
+    let run = ops::slice(x, &ints([span.start, 0])?, &ints([span.start + span.len, width])?)?;
+    let by_head = ops::reshape(&run, &ints([1, span.len, heads, width / heads])?)?;
+    Ok(ops::transpose(&by_head, &[0, 2, 1, 3])?)
+}
+
+/// `[1, heads, tokens, head_dim]` back to rows.
+fn from_heads(x: &Array) -> Result<Array> {
+    let dims = dims(x);
+    let rows = ints([dims[2], dims[1] * dims[3]])?;
+    Ok(ops::reshape(&ops::transpose(x, &[0, 2, 1, 3])?, &rows)?)
+}
+
+fn join(runs: &[Array]) -> Result<Array> {
+    match runs {
+        [one] => Ok(one.clone()),
+        many => Ok(ops::concatenate(&many.iter().collect::<Vec<_>>(), 0)?),
+    }
+}

@@ -1,0 +1,337 @@
+//! Every operation of a model, with one dispatch point each.
+//!
+//! [`Ops`] chooses between two kernel sets, not between devices: `host` runs `mlxcel-kernels` as MLX
+//! graph nodes, activations in fp32; `mlx` emits the MLX operations that mlx-lm emits, activations
+//! in the checkpoint's type. `MLXCEL_KERNELS=mlx` runs the latter on the CPU, so that what a GPU
+//! would run is tested everywhere. Everything here is lazy: an operation adds nodes to MLX's graph.
+
+mod host;
+mod mlx;
+
+pub(crate) use self::mlx::Held;
+
+use std::sync::Arc;
+
+use mlx_ffi::{Array, Dtype};
+use mlxcel_kernels::Pool;
+pub use mlxcel_kernels::matmul::Precision;
+
+use crate::attention::AttentionSpec;
+use crate::batch::Batch;
+use crate::layers::{Embedding, Linear, RmsNorm, Weight};
+use crate::shape::{dims, int, rows_cols};
+use crate::{Error, Result, Rope};
+
+/// Which kernels run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelSet {
+    /// Rust kernels on the CPU.
+    Host,
+    /// MLX's own operations on MLX's default device.
+    Mlx,
+}
+
+impl KernelSet {
+    /// `MLXCEL_KERNELS` (`host` or `mlx`); without it, `mlx` when MLX has a GPU, else `host`.
+    ///
+    /// # Errors
+    /// Any other word.
+    pub fn from_env() -> Result<Self> {
+        match std::env::var("MLXCEL_KERNELS").as_deref() {
+            Ok("host") => Ok(Self::Host),
+            Ok("mlx") => Ok(Self::Mlx),
+            Ok("") | Err(_) if mlx_ffi::device::Device::Gpu.is_available()? => Ok(Self::Mlx),
+            Ok("") | Err(_) => Ok(Self::Host),
+            Ok(other) => Err(Error::UnknownWord {
+                what: "MLXCEL_KERNELS",
+                found: other.to_owned(),
+                known: "host, mlx",
+            }),
+        }
+    }
+}
+
+/// What activations (MLX set) and half-precision caches are computed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ComputeDtype {
+    /// The checkpoint's own type; caches in half precision.
+    Checkpoint,
+    /// fp32 throughout.
+    Fp32,
+}
+
+/// How [`Ops`] computes.
+#[derive(Clone, Debug)]
+pub struct OpsConfig {
+    /// Which kernels run.
+    pub kernels: KernelSet,
+    /// CPU threads of the host kernels; `None` is all cores.
+    pub threads: Option<usize>,
+    /// Activations of host matrix products.
+    pub precision: Precision,
+    /// Activations and caches.
+    pub dtype: ComputeDtype,
+}
+
+/// The operations of a model on one kernel set.
+pub struct Ops {
+    config: OpsConfig,
+    pool: Arc<Pool>,
+}
+
+impl Ops {
+    /// Starts the thread pool of the host kernels.
+    ///
+    /// # Errors
+    /// When the machine lacks what `MLXCEL_ISA` asks for, or threads cannot be started.
+    pub fn new(config: &OpsConfig) -> Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        let pool = Pool::new(config.threads.unwrap_or(cores))?;
+        Ok(Self { config: config.clone(), pool: Arc::new(pool) })
+    }
+
+    /// Which kernels run.
+    #[must_use]
+    pub fn kernels(&self) -> KernelSet {
+        self.config.kernels
+    }
+
+    /// What activations and caches are computed in.
+    #[must_use]
+    pub fn dtype(&self) -> ComputeDtype {
+        self.config.dtype
+    }
+
+    /// How host matrix products treat activations.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        self.config.precision
+    }
+
+    /// The thread pool of the host kernels.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// A vector parameter (norm weight, bias) as this kernel set wants it.
+    ///
+    /// # Errors
+    /// When the conversion cannot be built.
+    pub fn vector(&self, array: Array) -> Result<Array> {
+        match self.config.kernels {
+            KernelSet::Host => as_dtype(array, Dtype::Float32),
+            KernelSet::Mlx => self.float(array),
+        }
+    }
+
+    /// A matrix parameter as this kernel set wants it: host kernels read any storage type.
+    ///
+    /// # Errors
+    /// When the conversion cannot be built.
+    pub fn matrix(&self, weight: Weight) -> Result<Weight> {
+        if self.config.kernels == KernelSet::Host {
+            return Ok(weight);
+        }
+        Ok(match weight {
+            Weight::Dense(array) => Weight::Dense(self.float(array)?),
+            Weight::Affine(mut w) => {
+                w.scales = self.float(w.scales)?;
+                w.biases = self.float(w.biases)?;
+                Weight::Affine(w)
+            }
+        })
+    }
+
+    fn float(&self, array: Array) -> Result<Array> {
+        match self.config.dtype {
+            ComputeDtype::Checkpoint => Ok(array),
+            ComputeDtype::Fp32 => as_dtype(array, Dtype::Float32),
+        }
+    }
+
+    /// Rows of the embedding table: `[tokens]` ids to `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// When the graph node cannot be built, as in every operation below.
+    pub fn embed(&self, tokens: &Array, table: &Embedding) -> Result<Array> {
+        match self.config.kernels {
+            KernelSet::Host => host::embed(tokens, table),
+            KernelSet::Mlx => mlx::embed(tokens, table),
+        }
+    }
+
+    /// `x · Wᵀ + b` for `x` `[rows, in]`.
+    ///
+    /// # Errors
+    /// When `x` does not have the matrix's number of columns.
+    pub fn linear(&self, x: &Array, layer: &Linear) -> Result<Array> {
+        let [y] = self.linears(x, [layer])?;
+        Ok(y)
+    }
+
+    /// Several projections of the same `x`: one parallel region on the host.
+    ///
+    /// # Errors
+    /// As [`Self::linear`].
+    pub fn linears<const N: usize>(&self, x: &Array, layers: [&Linear; N]) -> Result<[Array; N]> {
+        for layer in layers {
+            check_columns(x, &layer.weight)?;
+        }
+        match self.config.kernels {
+            KernelSet::Host => host::linears(self, x, layers),
+            KernelSet::Mlx => mlx::linears(x, layers),
+        }
+    }
+
+    /// Logits from a tied head: `x · Eᵀ`.
+    ///
+    /// # Errors
+    /// As [`Self::linear`].
+    pub fn embedding_logits(&self, x: &Array, table: &Embedding) -> Result<Array> {
+        self.linear(x, &Linear { weight: table.weight.clone(), bias: None })
+    }
+
+    /// `silu(x · gateᵀ) · (x · upᵀ)`.
+    ///
+    /// # Errors
+    /// As [`Self::linear`].
+    pub fn swiglu(&self, x: &Array, gate: &Linear, up: &Linear) -> Result<Array> {
+        check_columns(x, &gate.weight)?;
+        check_columns(x, &up.weight)?;
+        match self.config.kernels {
+            KernelSet::Host => host::swiglu(self, x, gate, up),
+            KernelSet::Mlx => mlx::swiglu(x, gate, up),
+        }
+    }
+
+    /// RMS norm over groups of the last dimension as long as the norm's weight.
+    ///
+    /// # Errors
+    /// When the last dimension is no multiple of the weight's length.
+    pub fn rms_norm(&self, x: &Array, norm: &RmsNorm) -> Result<Array> {
+        let (last, group) = (last_dim(x), last_dim(&norm.weight));
+        if group == 0 || !last.is_multiple_of(group) {
+            return Err(shape_error("rms_norm", "x", x, format!("rows of a multiple of {group}")));
+        }
+        match self.config.kernels {
+            KernelSet::Host => host::rms_norm(self, x, norm),
+            KernelSet::Mlx => mlx::rms_norm(x, norm),
+        }
+    }
+
+    /// `a + b`, shapes equal.
+    ///
+    /// # Errors
+    /// When shapes differ.
+    pub fn add(&self, a: &Array, b: &Array) -> Result<Array> {
+        if a.shape() != b.shape() {
+            return Err(shape_error("add", "b", b, format!("{:?}", a.shape())));
+        }
+        match self.config.kernels {
+            KernelSet::Host => host::add(self, a, b),
+            KernelSet::Mlx => Ok(mlx_ffi::ops::add(a, b)?),
+        }
+    }
+
+    /// See [`Batch::rope`].
+    pub(crate) fn rope(
+        &self,
+        batch: &Batch,
+        x: &Array,
+        heads: usize,
+        rope: &Rope,
+    ) -> Result<Array> {
+        let last = last_dim(x);
+        if heads == 0 || !last.is_multiple_of(heads) || last / heads < rope.dims() {
+            return Err(shape_error(
+                "rope",
+                "x",
+                x,
+                format!("{heads} heads of at least {} dimensions", rope.dims()),
+            ));
+        }
+        match self.config.kernels {
+            KernelSet::Host => host::rope(self, batch, x, heads, rope),
+            KernelSet::Mlx => mlx::rope(batch, x, heads, rope),
+        }
+    }
+
+    /// See [`Batch::attention`]; `qkv` are the queries, keys and values.
+    pub(crate) fn attention(
+        &self,
+        batch: &Batch,
+        layer: usize,
+        qkv: [&Array; 3],
+        spec: &AttentionSpec,
+    ) -> Result<Array> {
+        let layout = spec.layout();
+        let widths = [
+            spec.query_heads() * layout.key_dim,
+            layout.kv_heads * layout.key_dim,
+            layout.kv_heads * layout.value_dim,
+        ];
+        for ((array, width), name) in qkv.iter().zip(widths).zip(["q", "k", "v"]) {
+            if last_dim(array) != width {
+                return Err(shape_error("attention", name, array, format!("rows of {width}")));
+            }
+        }
+        match self.config.kernels {
+            KernelSet::Host => host::attention(self, batch, layer, qkv, spec),
+            KernelSet::Mlx => mlx::attention(batch, layer, qkv, spec),
+        }
+    }
+
+    /// The rows `rows` of `x` `[n, dim]`, in that order.
+    ///
+    /// # Errors
+    /// A row that `x` does not have.
+    pub fn rows(&self, x: &Array, rows: &[usize]) -> Result<Array> {
+        let (n, _) = rows_cols(x);
+        if rows.len() == n && rows.iter().enumerate().all(|(i, r)| i == *r) {
+            return Ok(x.clone());
+        }
+        let index: Option<Vec<i32>> =
+            rows.iter().map(|&r| i32::try_from(r).ok().filter(|_| r < n)).collect();
+        let index = index.ok_or_else(|| shape_error("rows", "x", x, format!("rows {rows:?}")))?;
+        let index = Array::from_slice(&index, &[int(index.len())?])?;
+        Ok(mlx_ffi::ops::take(x, &index, 0)?)
+    }
+
+    /// Evaluates `x` and discards it: its caches are then filled.
+    ///
+    /// # Errors
+    /// Whatever failed inside the graph.
+    pub fn evaluate(&self, x: &Array) -> Result<()> {
+        Ok(x.eval()?)
+    }
+
+    /// Evaluates `x` and copies its elements as fp32.
+    ///
+    /// # Errors
+    /// Whatever failed inside the graph.
+    pub fn to_f32(&self, x: &Array) -> Result<Vec<f32>> {
+        Ok(as_dtype(x.clone(), Dtype::Float32)?.to_vec()?)
+    }
+}
+
+fn as_dtype(array: Array, dtype: Dtype) -> Result<Array> {
+    if array.dtype() == dtype { Ok(array) } else { Ok(mlx_ffi::ops::astype(&array, dtype)?) }
+}
+
+fn last_dim(array: &Array) -> usize {
+    rows_cols(array).1
+}
+
+fn check_columns(x: &Array, weight: &Weight) -> Result<()> {
+    let (_, cols) = weight.shape();
+    if x.ndim() == 2 && last_dim(x) == cols {
+        Ok(())
+    } else {
+        Err(shape_error("linear", "x", x, format!("[rows, {cols}]")))
+    }
+}
+
+fn shape_error(op: &'static str, operand: &'static str, array: &Array, expected: String) -> Error {
+    Error::Shape { op, operand, found: dims(array), expected }
+}

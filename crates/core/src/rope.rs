@@ -1,0 +1,249 @@
+//! Rotary position embeddings: the frequencies of a layer, with every scaling rule in one place.
+//!
+//! Owns the table of wavelengths (`freqs`, as MLX's `fast::rope` wants them: the angle of pair `i`
+//! at position `p` is `p / freqs[i]`). Applying the rotation is [`crate::Ops::rope`]'s work.
+//! The rules follow mlx-lm 0.32 (`rope_utils.py`), which the golden tests compare with.
+
+use std::f64::consts::PI;
+use std::sync::Arc;
+
+use crate::{Error, Result};
+
+/// How a model stretches its rotary frequencies beyond its training length.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub enum RopeScaling {
+    /// No scaling.
+    #[default]
+    None,
+    /// Positions divided by `factor`.
+    Linear {
+        /// Stretch of the positions, > 0.
+        factor: f64,
+    },
+    /// Llama 3.1: low frequencies divided by `factor`, high ones kept, a ramp in between.
+    Llama3 {
+        /// Stretch of the lowest frequencies.
+        factor: f64,
+        /// Wavelengths above `original_context / low_freq_factor` are stretched fully.
+        low_freq_factor: f64,
+        /// Wavelengths below `original_context / high_freq_factor` are kept.
+        high_freq_factor: f64,
+        /// Context length of the pre-training, in tokens.
+        original_context: f64,
+    },
+    /// YaRN (arXiv 2309.00071), with the attention temperature folded into the rotation.
+    Yarn {
+        /// Stretch of the interpolated frequencies.
+        factor: f64,
+        /// Context length of the pre-training, in tokens.
+        original_context: f64,
+        /// Rotations above which a frequency is kept.
+        beta_fast: f64,
+        /// Rotations below which a frequency is interpolated.
+        beta_slow: f64,
+        /// Temperature coefficient.
+        mscale: f64,
+        /// Temperature coefficient that is applied elsewhere (DeepSeek), divided out here.
+        mscale_all_dim: f64,
+    },
+    /// LongRoPE (Phi-3): one factor per frequency, and a scaled input.
+    LongRope {
+        /// Factor of each frequency, `dims / 2` of them.
+        long_factor: Vec<f64>,
+        /// Context length of the model, in tokens.
+        max_context: f64,
+        /// Context length of the pre-training, in tokens.
+        original_context: f64,
+    },
+}
+
+/// The rotary embedding of one layer.
+#[derive(Clone, Debug)]
+pub struct Rope {
+    dims: usize,
+    traditional: bool,
+    input_scale: f32,
+    freqs: Arc<[f32]>,
+    inverse: Arc<[f32]>,
+}
+
+impl Rope {
+    /// Rotates the first `dims` dimensions of each head with base `base`.
+    ///
+    /// `traditional` pairs neighbours (0,1), (2,3)…; otherwise the halves are paired.
+    ///
+    /// # Errors
+    /// When `dims` is odd, zero, or does not match the length of the scaling's factors.
+    pub fn new(dims: usize, base: f64, traditional: bool, scaling: &RopeScaling) -> Result<Self> {
+        if dims == 0 || !dims.is_multiple_of(2) {
+            return Err(Error::Config {
+                what: format!("rope over {dims} dimensions: it needs an even, positive number"),
+            });
+        }
+        if !(base.is_finite() && base > 0.0) {
+            return Err(Error::Config {
+                what: format!("rope_theta {base} is not a positive number"),
+            });
+        }
+        let plain: Vec<f64> =
+            (0..dims / 2).map(|i| base.powf(2.0 * i as f64 / dims as f64)).collect();
+        let (freqs, input_scale) = scale(plain, dims, base, scaling)?;
+        if let Some(bad) = freqs.iter().find(|f| !(f.is_finite() && **f > 0.0)) {
+            return Err(Error::Config { what: format!("rope scaling gives the frequency {bad}") });
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "rotation angles are computed in f32, as MLX does"
+        )]
+        let freqs: Arc<[f32]> = freqs.into_iter().map(|f| f as f32).collect();
+        let inverse = freqs.iter().map(|f| 1.0 / f).collect();
+        #[expect(clippy::cast_possible_truncation, reason = "an activation scale")]
+        Ok(Self { dims, traditional, input_scale: input_scale as f32, freqs, inverse })
+    }
+
+    /// Number of rotated dimensions per head.
+    #[must_use]
+    pub fn dims(&self) -> usize {
+        self.dims
+    }
+
+    /// Whether neighbours are paired, rather than halves.
+    #[must_use]
+    pub fn traditional(&self) -> bool {
+        self.traditional
+    }
+
+    /// Factor on the rotated dimensions before the rotation (1 unless YaRN or LongRoPE).
+    #[must_use]
+    pub fn input_scale(&self) -> f32 {
+        self.input_scale
+    }
+
+    /// Wavelengths over 2π, `dims / 2` of them: the angle is `position / freqs[i]`.
+    #[must_use]
+    pub fn freqs(&self) -> &[f32] {
+        &self.freqs
+    }
+
+    /// `1 / freqs`: the angle is `position · inverse[i]`.
+    #[must_use]
+    pub fn inverse_freqs(&self) -> Arc<[f32]> {
+        Arc::clone(&self.inverse)
+    }
+}
+
+fn scale(
+    plain: Vec<f64>,
+    dims: usize,
+    base: f64,
+    scaling: &RopeScaling,
+) -> Result<(Vec<f64>, f64)> {
+    Ok(match scaling {
+        RopeScaling::None => (plain, 1.0),
+        RopeScaling::Linear { factor } => (plain.iter().map(|f| f * factor).collect(), 1.0),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+            (llama3(&plain, *factor, *low_freq_factor, *high_freq_factor, *original_context), 1.0)
+        }
+        RopeScaling::Yarn { factor, mscale, mscale_all_dim, .. } => {
+            let temperature = yarn_mscale(*factor, *mscale) / yarn_mscale(*factor, *mscale_all_dim);
+            (yarn(&plain, dims, base, scaling), temperature)
+        }
+        RopeScaling::LongRope { long_factor, max_context, original_context } => {
+            if long_factor.len() != plain.len() {
+                return Err(Error::Config {
+                    what: format!(
+                        "rope_scaling.long_factor has {} entries, {} expected",
+                        long_factor.len(),
+                        plain.len()
+                    ),
+                });
+            }
+            let freqs = plain.iter().zip(long_factor).map(|(f, l)| f * l).collect();
+            (freqs, longrope_scale(max_context / original_context, *original_context))
+        }
+    })
+}
+
+fn llama3(plain: &[f64], factor: f64, low: f64, high: f64, original: f64) -> Vec<f64> {
+    let (low_wavelength, high_wavelength) = (original / low, original / high);
+    plain
+        .iter()
+        .map(|&f| {
+            let wavelength = 2.0 * PI * f;
+            if wavelength > low_wavelength {
+                f * factor
+            } else if wavelength > high_wavelength && wavelength < low_wavelength {
+                let smooth = (original / wavelength - low) / (high - low);
+                f / ((1.0 - smooth) / factor + smooth)
+            } else {
+                f
+            }
+        })
+        .collect()
+}
+
+fn yarn_mscale(scale: f64, mscale: f64) -> f64 {
+    if scale <= 1.0 { 1.0 } else { 0.1 * mscale * scale.ln() + 1.0 }
+}
+
+fn yarn(plain: &[f64], dims: usize, base: f64, scaling: &RopeScaling) -> Vec<f64> {
+    let RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, .. } = scaling else {
+        return plain.to_vec();
+    };
+    let d = dims as f64;
+    let correction =
+        |rotations: f64| d * (original_context / (rotations * 2.0 * PI)).ln() / (2.0 * base.ln());
+    let low = correction(*beta_fast).floor().max(0.0);
+    let mut high = correction(*beta_slow).ceil().min(d - 1.0);
+    if (high - low).abs() < f64::EPSILON {
+        high += 0.001;
+    }
+    let ramp = |i: usize| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+    plain
+        .iter()
+        .enumerate()
+        .map(|(i, &extrapolated)| {
+            let interpolated = factor * extrapolated;
+            let keep = 1.0 - ramp(i);
+            interpolated * extrapolated / (interpolated * keep + extrapolated * (1.0 - keep))
+        })
+        .collect()
+}
+
+fn longrope_scale(stretch: f64, original: f64) -> f64 {
+    if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / original.ln()).sqrt() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_frequencies_are_powers_of_the_base() {
+        let rope = Rope::new(64, 10_000.0, false, &RopeScaling::None).unwrap();
+        assert_eq!(rope.freqs().len(), 32);
+        assert!((rope.freqs()[16] - 100.0).abs() < 1e-3);
+        assert!((rope.inverse_freqs()[16] - 0.01).abs() < 1e-7);
+    }
+
+    #[test]
+    fn llama3_keeps_the_fast_and_stretches_the_slow() {
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_context: 8192.0,
+        };
+        let plain = Rope::new(128, 500_000.0, false, &RopeScaling::None).unwrap();
+        let scaled = Rope::new(128, 500_000.0, false, &scaling).unwrap();
+        assert!((scaled.freqs()[0] - plain.freqs()[0]).abs() < 1e-6);
+        assert!((scaled.freqs()[63] / plain.freqs()[63] - 8.0).abs() < 1e-5);
+    }
+
+    #[test]
+    fn odd_dimensions_are_refused() {
+        assert!(Rope::new(63, 10_000.0, false, &RopeScaling::None).is_err());
+        assert!(Rope::new(0, 10_000.0, false, &RopeScaling::None).is_err());
+    }
+}

@@ -1,0 +1,154 @@
+//! What a whole model keeps for a whole workload: the sum over layers and sequences.
+
+use crate::error::EstimatorError;
+use crate::kv::{KV_BLOCK_TOKENS, KvBytes, KvMode};
+use crate::scratch::Phase;
+use crate::spec::{Kept, LayerSpec, SequenceTokens};
+use crate::workload::{Sequence, Workload};
+
+/// Bytes that sequences keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CacheBytes {
+    /// Keys, values, latents, indexer keys, images' keys and values.
+    pub kv: KvBytes,
+    /// Recurrent state.
+    pub state_bytes: u64,
+}
+
+/// What `layers` keep for `workload`. While prefilling, a windowed layer holds a chunk more.
+///
+/// # Errors
+/// A cache mode that cannot hold one of the layers' vectors.
+pub fn cache_bytes(
+    layers: &[LayerSpec],
+    workload: &Workload,
+    phase: Phase,
+) -> Result<CacheBytes, EstimatorError> {
+    let has_cross = layers.iter().flat_map(|l| &l.kept).any(|k| matches!(k, Kept::Cross { .. }));
+    let mut sum = CacheBytes::default();
+    for sequence in &workload.sequences {
+        let view = View::new(sequence, workload, phase, has_cross);
+        let mut one = CacheBytes::default();
+        for kept in layers.iter().flat_map(|layer| &layer.kept) {
+            one.kv = one.kv.plus(view.allocated(kept, workload.kv_mode)?);
+            one.state_bytes = one.state_bytes.saturating_add(kept.state_bytes());
+        }
+        sum.kv = sum.kv.plus(one.kv.times(sequence.count));
+        let state = one.state_bytes.saturating_mul(sequence.count);
+        sum.state_bytes = sum.state_bytes.saturating_add(state);
+    }
+    Ok(sum)
+}
+
+/// One sequence as the layers see it.
+struct View {
+    tokens: SequenceTokens,
+    /// Whole blocks of the cached prefix, which somebody else has allocated.
+    shared_tokens: u64,
+}
+
+impl View {
+    fn new(sequence: &Sequence, workload: &Workload, phase: Phase, has_cross: bool) -> Self {
+        let (inline, images) =
+            if has_cross { (0, sequence.image_tokens) } else { (sequence.image_tokens, 0) };
+        let new = sequence.new_tokens.saturating_add(inline);
+        let chunk = workload.prefill_chunk_tokens.min(new);
+        let beyond_window = if phase == Phase::Prefill { chunk.saturating_sub(1) } else { 0 };
+        let rest = sequence.cached_tokens.checked_rem(KV_BLOCK_TOKENS).unwrap_or(0);
+        Self {
+            tokens: SequenceTokens {
+                context: sequence.cached_tokens.saturating_add(new),
+                beyond_window,
+                images,
+            },
+            shared_tokens: sequence.cached_tokens.saturating_sub(rest),
+        }
+    }
+
+    /// What this layer allocates beyond the shared prefix. A window is the sequence's own.
+    fn allocated(&self, kept: &Kept, mode: KvMode) -> Result<KvBytes, EstimatorError> {
+        let all = kept.cache_bytes(mode, self.tokens)?;
+        let cross = kept.cross_bytes(self.tokens.images);
+        let all = KvBytes { code_bytes: all.code_bytes.saturating_add(cross), ..all };
+        let windowed = matches!(kept, Kept::Attention { window: Some(_), .. });
+        if self.shared_tokens == 0 || windowed {
+            return Ok(all);
+        }
+        let prefix = SequenceTokens { context: self.shared_tokens, beyond_window: 0, images: 0 };
+        let shared = kept.cache_bytes(mode, prefix)?;
+        Ok(KvBytes {
+            code_bytes: all.code_bytes.saturating_sub(shared.code_bytes),
+            scale_bytes: all.scale_bytes.saturating_sub(shared.scale_bytes),
+        })
+    }
+}
+
+/// Bytes by which one sequence's keys and values grow with a token in the long run, scales
+/// excluded.
+///
+/// # Errors
+/// As [`cache_bytes`].
+pub fn kv_bytes_per_token(layers: &[LayerSpec], mode: KvMode) -> Result<u64, EstimatorError> {
+    layers
+        .iter()
+        .flat_map(|layer| &layer.kept)
+        .try_fold(0_u64, |sum, kept| Ok(sum.saturating_add(kept.bytes_per_token(mode)?)))
+}
+
+/// The fp16 size of the largest layer's cache of the longest sequence: what is copied while a
+/// contiguous buffer grows, and what a dequantised copy takes.
+///
+/// # Errors
+/// As [`cache_bytes`].
+pub(crate) fn largest_layer_bytes(
+    layers: &[LayerSpec],
+    context: u64,
+) -> Result<u64, EstimatorError> {
+    let tokens = SequenceTokens { context, beyond_window: 0, images: 0 };
+    layers.iter().try_fold(0_u64, |largest, layer| {
+        let bytes = layer.kept.iter().try_fold(0_u64, |sum, kept| {
+            Ok::<_, EstimatorError>(
+                sum.saturating_add(kept.cache_bytes(KvMode::Fp16, tokens)?.total()),
+            )
+        })?;
+        Ok(largest.max(bytes))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layers() -> Vec<LayerSpec> {
+        let attention = Kept::Attention { kv_heads: 2, k_dim: 64, v_dim: 64, window: None };
+        vec![LayerSpec { kept: vec![attention] }; 3]
+    }
+
+    fn kv(cached: u64, new: u64) -> u64 {
+        let sequence =
+            Sequence { cached_tokens: cached, new_tokens: new, image_tokens: 0, count: 2 };
+        let workload = Workload { sequences: vec![sequence], ..Workload::uniform(0, 0) };
+        cache_bytes(&layers(), &workload, Phase::Decode).unwrap().kv.total() / (2 * 3 * 512)
+    }
+
+    #[test]
+    fn a_cached_prefix_is_not_allocated_again() {
+        assert_eq!(kv(0, 1000), 1024);
+        assert_eq!(kv(99_072, 1000), 1024);
+        assert_eq!(kv(100, 1), 256);
+        assert_eq!(kv(300, 1), 256);
+    }
+
+    #[test]
+    fn images_are_tokens_unless_layers_cross() {
+        let image = Sequence { cached_tokens: 0, new_tokens: 10, image_tokens: 1000, count: 1 };
+        let workload = Workload { sequences: vec![image], ..Workload::uniform(0, 0) };
+        let inline = cache_bytes(&layers(), &workload, Phase::Decode).unwrap().kv.total();
+        assert_eq!(inline, 3 * 512 * 1024);
+        let mut crossed = layers();
+        let cross = Kept::Cross { kv_heads: 2, k_dim: 64, v_dim: 64, image_tokens: 1000 };
+        crossed.push(LayerSpec { kept: vec![cross] });
+        let crossed = cache_bytes(&crossed, &workload, Phase::Decode).unwrap().kv.total();
+        assert_eq!(crossed, 3 * 512 * 256 + 512 * 1024);
+    }
+}

@@ -1,0 +1,327 @@
+//! The estimate itself: one number for every caller, with where each part of it comes from.
+//!
+//! `expected_peak = weights + kv + scales + state + scratch of the worst phase`;
+//! `total = max(weights + kv + scales + state + headroom, expected_peak × (1 + band))`.
+//! The first form is the ordinary case, the second keeps a margin where scratch dominates. The
+//! process as it was before the load is in neither. Sums saturate at `u64::MAX`, which fits
+//! nowhere.
+
+use std::path::Path;
+
+use crate::cache::{self, CacheBytes};
+use crate::error::EstimatorError;
+use crate::headers::Checkpoint;
+use crate::machine::Machine;
+use crate::scratch::{Phase, Scratch, Step, scratch};
+use crate::spec::{Kept, ModelSpec};
+use crate::weights::{WeightFootprint, WeightSource};
+use crate::workload::Workload;
+
+/// What an unknown cache layout is taken to need.
+pub const UNKNOWN_CACHE_BYTES: u64 = 2 << 30;
+
+/// How the cache's size is known. The names are those of the JSON report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum KvSource {
+    /// From the layers that `config.json` describes.
+    Config,
+    /// Not known: a flat 2 GiB is assumed.
+    Unknown,
+}
+
+/// A part of the total. The names are those of the JSON report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Term {
+    /// The weights.
+    Weights,
+    /// Keys and values with their scales.
+    KvCache,
+    /// Recurrent state.
+    RecurrentState,
+    /// What a prefill step needs for a moment.
+    PrefillScratch,
+    /// What is kept free for the runtime.
+    RuntimeHeadroom,
+    /// Nothing grows, or nothing is known.
+    None,
+}
+
+/// What a model needs for a workload on a machine. Bytes unless named otherwise; `None` where a
+/// part cannot be known, with the reason in `assumptions`.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct MemoryEstimate {
+    /// The weights, after `--quant`.
+    pub weights: WeightFootprint,
+    /// Keys and values at rest, scales excluded.
+    pub kv_cache_bytes: Option<u64>,
+    /// Their scales.
+    pub kv_scale_bytes: Option<u64>,
+    /// One sequence's growth with a token in the long run, scales excluded.
+    pub kv_bytes_per_token: Option<u64>,
+    /// How the cache's size is known.
+    pub kv_source: KvSource,
+    /// Recurrent state.
+    pub recurrent_state_bytes: Option<u64>,
+    /// What the worst prefill step needs for a moment.
+    pub prefill_scratch: Scratch,
+    /// What a decode step needs for a moment.
+    pub decode_scratch: Scratch,
+    /// What the image encoder needs for a moment, where the workload has images.
+    pub vision_bytes: u64,
+    /// What is kept free for the runtime.
+    pub runtime_headroom_bytes: u64,
+    /// Peak of the worse phase.
+    pub expected_peak_bytes: u64,
+    /// Which phase that is.
+    pub peak_phase: Phase,
+    /// What must be available.
+    pub total_bytes: u64,
+    /// The same without what is only assumed.
+    pub known_bytes: u64,
+    /// What is available.
+    pub available_bytes: Option<u64>,
+    /// Whether it fits; `None` where nobody knows what is available.
+    pub fits: Option<bool>,
+    /// The largest part of the total.
+    pub binding_term: Term,
+    /// What had to be assumed, a sentence each.
+    pub assumptions: Vec<String>,
+}
+
+impl MemoryEstimate {
+    /// Bytes over what is available; `None` where it fits or nobody knows.
+    #[must_use]
+    pub fn over_budget_bytes(&self) -> Option<u64> {
+        self.total_bytes.checked_sub(self.available_bytes?).filter(|over| *over > 0)
+    }
+
+    /// Whether a preflight must refuse: what is *known* does not fit. Assumptions never refuse.
+    #[must_use]
+    pub fn must_refuse(&self) -> bool {
+        self.available_bytes.is_some_and(|available| self.known_bytes > available)
+    }
+}
+
+/// What `spec` with `weights` needs for `workload` on `machine`.
+///
+/// # Errors
+/// A cache mode that the model's layers cannot take.
+pub fn estimate_total_memory(
+    spec: &ModelSpec,
+    weights: &WeightFootprint,
+    workload: &Workload,
+    machine: &Machine,
+) -> Result<MemoryEstimate, EstimatorError> {
+    let parts = Parts::new(spec, weights, workload, machine)?;
+    let total_bytes = parts.total(machine, Assumed::Counted);
+    let (peak_phase, expected_peak_bytes) = parts.peak(Assumed::Counted);
+    let known = parts.known;
+    Ok(MemoryEstimate {
+        kv_cache_bytes: known.then_some(parts.rest.kv.code_bytes),
+        kv_scale_bytes: known.then_some(parts.rest.kv.scale_bytes),
+        kv_bytes_per_token: parts.per_token,
+        kv_source: if known { KvSource::Config } else { KvSource::Unknown },
+        recurrent_state_bytes: known.then_some(parts.rest.state_bytes),
+        prefill_scratch: parts.prefill_scratch,
+        decode_scratch: parts.decode_scratch,
+        vision_bytes: parts.vision_bytes,
+        runtime_headroom_bytes: parts.headroom(machine, Assumed::Counted),
+        expected_peak_bytes,
+        peak_phase,
+        total_bytes,
+        known_bytes: parts.total(machine, Assumed::Left),
+        available_bytes: machine.available_bytes,
+        fits: machine.available_bytes.map(|available| total_bytes <= available),
+        binding_term: parts.largest(machine),
+        assumptions: assumptions(spec, &parts, workload, machine),
+        weights: parts.weights,
+    })
+}
+
+/// Sizes the model in `dir` for `workload` on `machine`: the one call for embedders. A path to a
+/// `config.json` works too.
+///
+/// # Errors
+/// A folder without a readable `config.json`, or files that contradict it.
+pub fn estimate_dir(
+    dir: &Path,
+    workload: &Workload,
+    machine: &Machine,
+) -> Result<MemoryEstimate, EstimatorError> {
+    let (spec, weights) = read_dir(dir)?;
+    estimate_total_memory(&spec, &weights, workload, machine)
+}
+
+/// Reads the model in `dir`, a folder or the path of its `config.json`: what [`estimate_dir`]
+/// and everything else starts from. No tensor is read.
+///
+/// # Errors
+/// As [`estimate_dir`].
+pub fn read_dir(dir: &Path) -> Result<(ModelSpec, WeightFootprint), EstimatorError> {
+    let config = if dir.is_dir() { dir.join("config.json") } else { dir.to_owned() };
+    let text = std::fs::read_to_string(&config)
+        .map_err(|source| EstimatorError::Io { path: config.clone(), source })?;
+    let spec = ModelSpec::from_config(&text)?;
+    let folder = config.parent().unwrap_or(Path::new("."));
+    let weights = match Checkpoint::find(folder)? {
+        Some(checkpoint) => WeightFootprint::from_headers(&checkpoint, &spec),
+        None => WeightFootprint::analytical(&spec)?,
+    };
+    Ok((spec, weights))
+}
+
+/// Whether what is only assumed is counted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Assumed {
+    Counted,
+    Left,
+}
+
+/// The parts before they are added up.
+struct Parts {
+    weights: WeightFootprint,
+    /// Whether the cache layout is known.
+    known: bool,
+    rest: CacheBytes,
+    prefilling: CacheBytes,
+    per_token: Option<u64>,
+    prefill_scratch: Scratch,
+    decode_scratch: Scratch,
+    vision_bytes: u64,
+}
+
+impl Parts {
+    fn new(
+        spec: &ModelSpec,
+        weights: &WeightFootprint,
+        workload: &Workload,
+        machine: &Machine,
+    ) -> Result<Self, EstimatorError> {
+        let layers = spec.layers.as_deref().unwrap_or_default();
+        let unknown = |kept: &Kept| matches!(kept, Kept::Unknown);
+        let known = spec.layers.is_some() && !layers.iter().flat_map(|l| &l.kept).any(unknown);
+        let mode = workload.kv_mode;
+        let context = workload.context_tokens();
+        let layer_bytes = cache::largest_layer_bytes(layers, context)?;
+        let step = |phase| match phase {
+            Phase::Prefill => Step {
+                phase,
+                queries: workload.prefill_chunk_tokens.min(longest_prompt(workload)),
+                keys: context,
+                sequences: 1,
+            },
+            Phase::Decode => Step { phase, queries: 1, keys: context, sequences: workload.batch() },
+        };
+        let scratch = |phase| {
+            scratch(&spec.widths, &step(phase), machine, mode, spec.elem_bytes, layer_bytes)
+        };
+        let per_token = cache::kv_bytes_per_token(layers, mode)?;
+        let images = workload.sequences.iter().any(|s| s.image_tokens > 0 && s.count > 0);
+        let encoder = spec.vision.filter(|_| images).map_or(0, |vision| vision.image_bytes());
+        Ok(Self {
+            weights: weights.requantised(workload.quant),
+            known,
+            rest: cache::cache_bytes(layers, workload, Phase::Decode)?,
+            prefilling: cache::cache_bytes(layers, workload, Phase::Prefill)?,
+            per_token: known.then_some(per_token),
+            prefill_scratch: scratch(Phase::Prefill),
+            decode_scratch: scratch(Phase::Decode),
+            vision_bytes: encoder,
+        })
+    }
+
+    fn weight_bytes(&self, assumed: Assumed) -> u64 {
+        let guessed = self.weights.source == WeightSource::Fallback;
+        if guessed && assumed == Assumed::Left { 0 } else { self.weights.bytes }
+    }
+
+    fn allowance(&self, assumed: Assumed) -> u64 {
+        if self.known || assumed == Assumed::Left { 0 } else { UNKNOWN_CACHE_BYTES }
+    }
+
+    /// Weights, cache and state at rest.
+    fn resident(&self, cache: &CacheBytes, assumed: Assumed) -> u64 {
+        let parts = [cache.kv.total(), cache.state_bytes, self.allowance(assumed)];
+        parts.into_iter().fold(self.weight_bytes(assumed), u64::saturating_add)
+    }
+
+    fn headroom(&self, machine: &Machine, assumed: Assumed) -> u64 {
+        let kv = self.rest.kv.code_bytes.saturating_add(self.allowance(assumed));
+        machine.headroom.bytes(self.weight_bytes(assumed).saturating_add(kv))
+    }
+
+    fn peak(&self, assumed: Assumed) -> (Phase, u64) {
+        let prefill = self.prefill_scratch.total().max(self.vision_bytes);
+        let prefill = self.resident(&self.prefilling, assumed).saturating_add(prefill);
+        let decode = self.decode_scratch.total();
+        let decode = self.resident(&self.rest, assumed).saturating_add(decode);
+        if decode > prefill { (Phase::Decode, decode) } else { (Phase::Prefill, prefill) }
+    }
+
+    fn total(&self, machine: &Machine, assumed: Assumed) -> u64 {
+        let plain = self.resident(&self.rest, assumed);
+        let plain = plain.saturating_add(self.headroom(machine, assumed));
+        plain.max(machine.headroom.banded(self.peak(assumed).1))
+    }
+
+    /// The largest part of the total, of those that the larger form of it counts.
+    fn largest(&self, machine: &Machine) -> Term {
+        let headroom = self.headroom(machine, Assumed::Counted);
+        let plain = self.resident(&self.rest, Assumed::Counted).saturating_add(headroom);
+        let by_peak = self.total(machine, Assumed::Counted) > plain;
+        let kv = self.rest.kv.total().saturating_add(self.allowance(Assumed::Counted));
+        let last = if by_peak {
+            (Term::PrefillScratch, self.prefill_scratch.total())
+        } else {
+            (Term::RuntimeHeadroom, headroom)
+        };
+        let terms = [
+            last,
+            (Term::RecurrentState, self.rest.state_bytes),
+            (Term::KvCache, kv),
+            (Term::Weights, self.weights.bytes),
+        ];
+        terms.into_iter().max_by_key(|(_, bytes)| *bytes).map_or(Term::None, |(term, _)| term)
+    }
+}
+
+/// New tokens of the longest prompt.
+fn longest_prompt(workload: &Workload) -> u64 {
+    let counted = workload.sequences.iter().filter(|s| s.count > 0);
+    counted.map(|s| s.new_tokens.saturating_add(s.image_tokens)).max().unwrap_or(0)
+}
+
+fn assumptions(
+    spec: &ModelSpec,
+    parts: &Parts,
+    workload: &Workload,
+    machine: &Machine,
+) -> Vec<String> {
+    let mut list = spec.assumptions.clone();
+    list.extend(parts.weights.assumptions.iter().cloned());
+    if !parts.known {
+        list.push("the cache's size is unknown: a flat 2 GiB is counted".to_owned());
+    }
+    let kept = || spec.layers.iter().flatten().flat_map(|layer| &layer.kept);
+    let beside = |kept: &Kept| matches!(kept, Kept::Index { .. } | Kept::Pooled { .. });
+    if kept().any(beside) {
+        list.push(
+            "indexer keys and compressed memories are in the cache's bytes, not in its bytes per token"
+                .to_owned(),
+        );
+    }
+    let cross = kept().any(|kept| matches!(kept, Kept::Cross { .. }));
+    if cross && workload.sequences.iter().all(|s| s.image_tokens == 0) {
+        list.push("no image is counted: its keys and values would come on top".to_owned());
+    }
+    if machine.available_bytes.is_none() {
+        list.push("the available memory is unknown".to_owned());
+    }
+    list.extend(machine.headroom.warning());
+    list
+}

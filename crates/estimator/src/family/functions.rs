@@ -1,0 +1,132 @@
+//! The functions that expressions may call.
+//!
+//! | call | worth |
+//! |---|---|
+//! | `has(f)`, `given(f)` | whether the field has a value; whether it is there at all, `null` included |
+//! | `is(x, "a", …)` | whether a word is one of these |
+//! | `at(f, "a", …)` | whether a per-layer list, or letter of a string, is one of these here; absent where `f` is |
+//! | `cycle(f, "a", …)` | the same of a list that repeats |
+//! | `in(f)`, `in_from_1(f)` | whether a list of layer numbers has this one, counted from 0 or 1 |
+//! | `len(f)` | entries of a list, letters of a string |
+//! | `when(c, a, b)` | `a` where `c` holds, else `b` |
+//! | `ceil_div(a, b)`, `max(a, b)`, `min(a, b)` | as they say |
+//! | `scaled(f, a)` | `floor(f × a)` where the field may be fractional |
+
+use serde_json::Value;
+
+use super::eval::{Scope, Worth, bad, floor_u64, item, no_item, truth};
+use super::expr::{Expr, Operator};
+use crate::EstimatorError;
+use crate::config::Field;
+
+impl Scope<'_> {
+    /// Calls `function`.
+    pub(super) fn call(&self, function: &str, arguments: &[Expr]) -> Result<Worth, EstimatorError> {
+        match (function, arguments) {
+            ("has", [Expr::Name(field)]) => {
+                Ok(truth(matches!(self.fields.get(field), Field::Present(_))))
+            }
+            ("given", [Expr::Name(field)]) => {
+                Ok(truth(!matches!(self.fields.get(field), Field::Absent)))
+            }
+            ("is", [field, words @ ..]) => {
+                let worth = self.worth(field)?;
+                Ok(truth(
+                    words
+                        .iter()
+                        .any(|w| matches!((w, &worth), (Expr::Word(a), Worth::Word(b)) if a == b)),
+                ))
+            }
+            ("at", [Expr::Name(field), words @ ..]) => self.word_at(field, words, Wrap::No),
+            ("cycle", [Expr::Name(field), words @ ..]) => self.word_at(field, words, Wrap::Yes),
+            ("in", [Expr::Name(field)]) => Ok(self.listed(field, self.layer)),
+            ("in_from_1", [Expr::Name(field)]) => {
+                Ok(self.listed(field, self.layer.map(|layer| layer.saturating_add(1))))
+            }
+            ("len", [Expr::Name(field)]) => Ok(self.length(field)),
+            ("ceil_div", [a, b]) => {
+                let (a, b) = (self.size(a)?, self.size(b)?);
+                let up = self.checked(Operator::Add, a, b.saturating_sub(1))?;
+                self.checked(Operator::Divide, up, b).map(Worth::Size)
+            }
+            ("when", [condition, yes, no]) => {
+                self.worth(if self.holds(condition)? { yes } else { no })
+            }
+            ("max", [a, b]) => Ok(Worth::Size(self.size(a)?.max(self.size(b)?))),
+            ("min", [a, b]) => Ok(Worth::Size(self.size(a)?.min(self.size(b)?))),
+            ("scaled", [Expr::Name(field), by]) => self.scaled(field, by),
+            _ => {
+                Err(self
+                    .internal(format!("no function `{function}` of {} arguments", arguments.len())))
+            }
+        }
+    }
+
+    /// Whether a per-layer list, or a string with a letter per layer, has one of `words` here.
+    fn word_at(&self, field: &str, words: &[Expr], wrap: Wrap) -> Result<Worth, EstimatorError> {
+        let (Field::Present(value), Some(layer)) = (self.fields.get(field), self.layer) else {
+            return Ok(Worth::Absent);
+        };
+        let found = match value {
+            Value::Array(items) => match item(items, wrap.position(layer, items.len())) {
+                Some(Value::String(word)) => Some(word.clone()),
+                Some(Value::Number(n)) => Some(n.to_string()),
+                _ => None,
+            },
+            Value::String(letters) => {
+                let position = usize::try_from(wrap.position(layer, letters.chars().count())).ok();
+                position.and_then(|n| letters.chars().nth(n)).map(String::from)
+            }
+            _ => None,
+        };
+        let Some(found) = found else { return Err(bad(field, value, &no_item(layer))) };
+        Ok(truth(words.iter().any(|w| matches!(w, Expr::Word(word) if *word == found))))
+    }
+
+    fn listed(&self, field: &str, layer: Option<u64>) -> Worth {
+        match (self.fields.get(field), layer) {
+            (Field::Present(Value::Array(items)), Some(layer)) => {
+                truth(items.iter().any(|item| item.as_u64() == Some(layer)))
+            }
+            _ => Worth::Absent,
+        }
+    }
+
+    fn length(&self, field: &str) -> Worth {
+        let length = match self.fields.get(field) {
+            Field::Present(Value::Array(items)) => u64::try_from(items.len()).ok(),
+            Field::Present(Value::String(letters)) => u64::try_from(letters.chars().count()).ok(),
+            _ => None,
+        };
+        length.map_or(Worth::Absent, Worth::Size)
+    }
+
+    /// `floor(field × by)` where the field may be fractional, as `mlp_ratio` is.
+    fn scaled(&self, field: &str, by: &Expr) -> Result<Worth, EstimatorError> {
+        let factor = match self.fields.get(field) {
+            Field::Present(value) => {
+                value.as_f64().ok_or_else(|| bad(field, value, "a number is needed"))?
+            }
+            _ => return Ok(Worth::Absent),
+        };
+        let by = self.size(by)?;
+        let product = factor * by as f64;
+        floor_u64(product).map(Worth::Size).ok_or_else(|| bad(field, &factor, "no size results"))
+    }
+}
+
+/// Whether a list shorter than the layers repeats.
+#[derive(Clone, Copy)]
+enum Wrap {
+    No,
+    Yes,
+}
+
+impl Wrap {
+    fn position(self, layer: u64, length: usize) -> u64 {
+        match (self, u64::try_from(length)) {
+            (Self::Yes, Ok(length)) => layer.checked_rem(length).unwrap_or(layer),
+            _ => layer,
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! All safetensors files of a model folder as one set of tensors.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::Value;
+
+use super::{Header, TensorInfo, read_header};
+use crate::error::{EstimatorError, shortened};
+
+/// The name of a sharded checkpoint's index.
+const INDEX: &str = "model.safetensors.index.json";
+
+/// The headers of a model folder: every tensor once, and the file that holds it.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    /// The files, each with its header, in the order of their names.
+    pub files: Vec<(PathBuf, Header)>,
+    /// Which file (position in `files`) holds a tensor.
+    pub tensors: HashMap<String, usize>,
+    /// The index's `metadata.total_size`, where there is an index that states one.
+    pub index_total_bytes: Option<u64>,
+}
+
+impl Checkpoint {
+    /// Reads the headers of `dir`: the shards that its index names, or every `*.safetensors`
+    /// file where there is no index. `Ok(None)` where the folder holds neither.
+    ///
+    /// # Errors
+    /// A header that is malformed, a shard that the index names and the folder lacks, a tensor
+    /// that two files hold or that the index promises and no file holds.
+    pub fn open(dir: &Path) -> Result<Option<Self>, EstimatorError> {
+        match Index::of(dir)? {
+            Some(index) => Self::indexed(dir, &index).map(Some),
+            None => Self::unindexed(dir),
+        }
+    }
+
+    /// As [`Self::open`], but for sizing: an index none of whose shards is there counts as no
+    /// checkpoint, so that a folder with only the small files of a model can be sized.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; one missing shard among others stays an error.
+    pub fn find(dir: &Path) -> Result<Option<Self>, EstimatorError> {
+        match Index::of(dir)? {
+            Some(index) if index.shards().iter().any(|name| dir.join(name).is_file()) => {
+                Self::indexed(dir, &index).map(Some)
+            }
+            Some(_) => Ok(None),
+            None => Self::unindexed(dir),
+        }
+    }
+
+    fn indexed(dir: &Path, index: &Index) -> Result<Self, EstimatorError> {
+        let names = index.shards();
+        if let Some(lost) = names.iter().find(|name| !dir.join(name).is_file()) {
+            let lost = shortened(lost);
+            return Err(problem(dir, format!("{INDEX} names `{lost}`, which is missing")));
+        }
+        let read = Self::read(dir, names)?;
+        index.check(dir, &read.tensors)?;
+        Ok(Self { index_total_bytes: index.total_bytes, ..read })
+    }
+
+    fn unindexed(dir: &Path) -> Result<Option<Self>, EstimatorError> {
+        let names = safetensors_files(dir)?;
+        if names.is_empty() { Ok(None) } else { Self::read(dir, names).map(Some) }
+    }
+
+    fn read(dir: &Path, names: Vec<String>) -> Result<Self, EstimatorError> {
+        let read = |name: String| {
+            let path = dir.join(name);
+            read_header(&path).map(|header| (path, header))
+        };
+        let files = names.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        let tensors = merge(dir, &files)?;
+        Ok(Self { files, tensors, index_total_bytes: None })
+    }
+
+    /// Reads the header of one file as a checkpoint of its own.
+    ///
+    /// # Errors
+    /// What [`read_header`] finds.
+    pub fn open_file(path: &Path) -> Result<Self, EstimatorError> {
+        let files = vec![(path.to_owned(), read_header(path)?)];
+        let tensors = merge(path, &files)?;
+        Ok(Self { files, tensors, index_total_bytes: None })
+    }
+
+    /// A tensor and the file that holds it.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<(&Path, &TensorInfo)> {
+        let (path, header) = self.files.get(*self.tensors.get(name)?)?;
+        header.tensors.get(name).map(|info| (path.as_path(), info))
+    }
+
+    /// Every tensor with its name, in the order of the files and of the names in each.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        let tensors = self.files.iter().flat_map(|(_, header)| &header.tensors);
+        tensors.map(|(name, info)| (name.as_str(), info))
+    }
+
+    /// Bytes of all tensors.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        self.files.iter().fold(0, |sum, (_, header)| sum.saturating_add(header.total_bytes()))
+    }
+}
+
+fn merge(
+    dir: &Path,
+    files: &[(PathBuf, Header)],
+) -> Result<HashMap<String, usize>, EstimatorError> {
+    let all = files.iter().fold(0_usize, |n, (_, h)| n.saturating_add(h.tensors.len()));
+    let mut tensors = HashMap::with_capacity(all);
+    for (position, (path, header)) in files.iter().enumerate() {
+        for name in header.tensors.keys() {
+            if let Some(first) = tensors.insert(name.clone(), position) {
+                let first = files.get(first).map(|(path, _)| file_name(path)).unwrap_or_default();
+                let (name, second) = (shortened(name), file_name(path));
+                return Err(problem(dir, format!("tensor `{name}` is in {first} and in {second}")));
+            }
+        }
+    }
+    Ok(tensors)
+}
+
+/// The names of all safetensors files in `dir`, sorted.
+fn safetensors_files(dir: &Path) -> Result<Vec<String>, EstimatorError> {
+    let io = |source| EstimatorError::Io { path: dir.to_owned(), source };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        if let Some(name) = name.to_str().filter(|name| name.ends_with(".safetensors")) {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// What an index says.
+struct Index {
+    weight_map: HashMap<String, String>,
+    total_bytes: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct RawIndex {
+    weight_map: Unique,
+    #[serde(default)]
+    metadata: Value,
+}
+
+/// A map that gives no key twice. Hashing, because comparing names with long common prefixes is
+/// what a tree would spend its time on.
+struct Unique(HashMap<String, String>);
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(UniqueVisitor).map(Unique)
+    }
+}
+
+struct UniqueVisitor;
+
+impl<'de> Visitor<'de> for UniqueVisitor {
+    type Value = HashMap<String, String>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a file name for each tensor")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+        let mut map = HashMap::new();
+        while let Some((tensor, file)) = entries.next_entry::<String, String>()? {
+            if map.insert(tensor, file).is_some() {
+                return Err(A::Error::custom("a tensor is given twice"));
+            }
+        }
+        Ok(map)
+    }
+}
+
+impl Index {
+    /// The index of `dir`, where it has one.
+    fn of(dir: &Path) -> Result<Option<Self>, EstimatorError> {
+        let path = dir.join(INDEX);
+        if path.is_file() { Self::read(&path).map(Some) } else { Ok(None) }
+    }
+
+    fn read(path: &Path) -> Result<Self, EstimatorError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| EstimatorError::Io { path: path.to_owned(), source })?;
+        let what = path.display().to_string();
+        let bad = |reason: String| EstimatorError::Json { what: what.clone(), reason };
+        let raw: RawIndex = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+        let Unique(weight_map) = raw.weight_map;
+        let total = raw.metadata.get("total_size");
+        let total_bytes = total.and_then(|t| t.as_u64().or_else(|| t.as_f64().and_then(whole)));
+        let index = Self { weight_map, total_bytes };
+        let inside =
+            |name: &String| Path::new(name).file_name().is_some_and(|n| n == name.as_str());
+        if index.shards().iter().all(inside) {
+            return Ok(index);
+        }
+        Err(bad("a `weight_map` entry leaves the folder".to_owned()))
+    }
+
+    fn shards(&self) -> Vec<String> {
+        let names: HashSet<_> = self.weight_map.values().collect();
+        let mut names: Vec<_> = names.into_iter().cloned().collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Every tensor that the index promises must be in a file.
+    fn check(&self, dir: &Path, tensors: &HashMap<String, usize>) -> Result<(), EstimatorError> {
+        let lost = self.weight_map.iter().filter(|(name, _)| !tensors.contains_key(*name)).min();
+        match lost {
+            None => Ok(()),
+            Some((name, file)) => {
+                let name = shortened(name);
+                Err(problem(
+                    dir,
+                    format!("{INDEX} promises tensor `{name}` in {file}, which lacks it"),
+                ))
+            }
+        }
+    }
+}
+
+/// Some writers state the total as `988097824.0`.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the range and the wholeness are checked"
+)]
+fn whole(x: f64) -> Option<u64> {
+    ((0.0..9e15).contains(&x) && x.fract() == 0.0).then_some(x as u64)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn problem(dir: &Path, reason: String) -> EstimatorError {
+    EstimatorError::Checkpoint { dir: dir.to_owned(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(dir: &Path, name: &str, tensors: &[(&str, u64)]) {
+        let mut at = 0_u64;
+        let entries: Vec<_> = tensors
+            .iter()
+            .map(|(name, bytes)| {
+                let begin = at;
+                at += bytes;
+                format!(
+                    r#""{name}":{{"dtype":"U8","shape":[{bytes}],"data_offsets":[{begin},{at}]}}"#
+                )
+            })
+            .collect();
+        let json = format!("{{{}}}", entries.join(","));
+        let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(json.as_bytes());
+        bytes.resize(bytes.len() + usize::try_from(at).unwrap(), 0);
+        std::fs::write(dir.join(name), bytes).unwrap();
+    }
+
+    fn index(dir: &Path, map: &str) {
+        let text = format!(r#"{{"metadata":{{"total_size":7}},"weight_map":{map}}}"#);
+        std::fs::write(dir.join(INDEX), text).unwrap();
+    }
+
+    fn check_error(dir: &Path, expected: &str) {
+        let error = Checkpoint::open(dir).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+
+    #[test]
+    fn a_sharded_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "a.safetensors", &[("x", 3)]);
+        write(dir.path(), "b.safetensors", &[("y", 4)]);
+        write(dir.path(), "stray.safetensors", &[("z", 100)]);
+        index(dir.path(), r#"{"x":"a.safetensors","y":"b.safetensors"}"#);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap().unwrap();
+        assert_eq!(checkpoint.total_bytes(), 7);
+        assert_eq!(checkpoint.index_total_bytes, Some(7));
+        let (path, info) = checkpoint.get("y").unwrap();
+        assert_eq!(
+            (path.file_name().unwrap().to_str(), info.size_bytes()),
+            (Some("b.safetensors"), 4)
+        );
+        assert_eq!(checkpoint.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["x", "y"]);
+    }
+
+    #[test]
+    fn an_index_that_lies() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "a.safetensors", &[("x", 3)]);
+        index(dir.path(), r#"{"x":"a.safetensors","y":"b.safetensors"}"#);
+        check_error(dir.path(), "names `b.safetensors`, which is missing");
+        index(dir.path(), r#"{"x":"a.safetensors","y":"a.safetensors"}"#);
+        check_error(dir.path(), "promises tensor `y` in a.safetensors, which lacks it");
+        index(dir.path(), r#"{"x":"../a.safetensors"}"#);
+        check_error(dir.path(), "leaves the folder");
+        write(dir.path(), "b.safetensors", &[("x", 3)]);
+        index(dir.path(), r#"{"x":"a.safetensors","y":"b.safetensors"}"#);
+        check_error(dir.path(), "tensor `x` is in a.safetensors and in b.safetensors");
+        index(dir.path(), r#"[]"#);
+        check_error(dir.path(), "expected a file name for each tensor");
+        index(dir.path(), r#"{"x":"a.safetensors","x":"a.safetensors"}"#);
+        check_error(dir.path(), "a tensor is given twice");
+    }
+
+    #[test]
+    fn an_empty_folder_is_no_error() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Checkpoint::open(dir.path()).unwrap().is_none());
+    }
+}

@@ -1,0 +1,208 @@
+//! A `config.json` as the estimate needs it: what each layer keeps, and how large the parts are.
+
+mod kept;
+mod vision;
+
+pub use kept::{Kept, LayerSpec, SequenceTokens};
+pub use vision::VisionSpec;
+
+use crate::config::{Field, Fields};
+use crate::error::EstimatorError;
+use crate::family::eval::Scope;
+use crate::family::registry::{self, Chosen};
+use crate::quantization::Quantization;
+use crate::tensors::{self, TensorSpec};
+
+/// What kind of cache a model has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Architecture {
+    /// Every layer keeps all keys and values.
+    Standard,
+    /// Some layers keep only the last ones.
+    SlidingWindow,
+    /// A compressed latent is kept.
+    Mla,
+    /// Attention and recurrent layers.
+    Hybrid,
+    /// Recurrent layers only.
+    Ssm,
+    /// The configuration is not understood.
+    Unknown,
+}
+
+impl Architecture {
+    /// What the JSON report calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Standard => "standard",
+            Self::SlidingWindow => "sliding_window",
+            Self::Mla => "mla",
+            Self::Hybrid => "hybrid",
+            Self::Ssm => "ssm",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Sizes of a layer's computation, for the scratch model. Zero where the model has no such part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Widths {
+    /// Elements of the residual stream.
+    pub hidden: u64,
+    /// Rows of the output head.
+    pub vocabulary: u64,
+    /// Query heads.
+    pub query_heads: u64,
+    /// Query heads per key-value head.
+    pub group: u64,
+    /// The widest head whose scores are computed.
+    pub head_dim: u64,
+    /// Elements per token of the widest feed-forward or recurrent step.
+    pub inner: u64,
+}
+
+/// A model as its `config.json` describes it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ModelSpec {
+    /// The checkpoint's `model_type`; empty where the config gives none.
+    pub model_type: String,
+    /// The language part's own `model_type`, where it is nested.
+    pub text_model_type: String,
+    /// What kind of cache it has.
+    pub architecture: Architecture,
+    /// The image encoder, where one is described.
+    pub vision: Option<VisionSpec>,
+    /// One entry per layer; `None` where the layout is not known.
+    pub layers: Option<Vec<LayerSpec>>,
+    /// The longest context that the model was made for.
+    pub max_context_tokens: Option<u64>,
+    /// Sizes of a layer's computation.
+    pub widths: Widths,
+    /// How the checkpoint's weights are quantised, where the config says so.
+    pub quantization: Option<Quantization>,
+    /// Bytes of an unquantised element, by `dtype` or `torch_dtype`; 2 where neither is given.
+    pub elem_bytes: u64,
+    /// The tensors of the architecture; `None` where they are not known.
+    pub tensors: Option<Vec<TensorSpec>>,
+    /// What had to be assumed, a sentence each.
+    pub assumptions: Vec<String>,
+}
+
+impl ModelSpec {
+    /// Reads the text of a `config.json`.
+    ///
+    /// A model type that this crate has no description of is sized by the usual field names
+    /// where they are all there (and says so in `assumptions`), and is otherwise unknown:
+    /// `layers` and `tensors` are `None`.
+    ///
+    /// # Errors
+    /// Text that is no JSON object, and a known family's field that is missing or impossible.
+    pub fn from_config(json: &str) -> Result<Self, EstimatorError> {
+        let fields = Fields::parse(json)?;
+        match registry::choose(&fields)? {
+            Some(chosen) => Self::described(&fields, &chosen),
+            None => Ok(Self::unknown(&fields)),
+        }
+    }
+
+    /// Parameters of the architecture: each once, a tied head not, prediction layers not.
+    ///
+    /// # Errors
+    /// [`EstimatorError::Overflow`] beyond 64 bits.
+    pub fn parameters(&self) -> Result<Option<u64>, EstimatorError> {
+        let Some(tensors) = &self.tensors else { return Ok(None) };
+        let sum = tensors.iter().try_fold(0_u64, |sum, tensor| {
+            let overflow = || EstimatorError::Overflow { what: "the parameter count".to_owned() };
+            sum.checked_add(tensor.parameters()?).ok_or_else(overflow)
+        });
+        sum.map(Some)
+    }
+
+    fn described(fields: &Fields, chosen: &Chosen) -> Result<Self, EstimatorError> {
+        let scope = Scope::new(fields, &chosen.text);
+        let max_context_tokens = scope.named("max_position_embeddings")?;
+        let layers = kept::layers(&scope, max_context_tokens)?;
+        let architecture = match chosen.text.architecture.as_deref() {
+            Some("mla") => Architecture::Mla,
+            _ => kept::architecture(&layers),
+        };
+        let mut spec = Self::unknown(fields);
+        spec.assumptions = notes(fields, chosen)?;
+        spec.widths = widths(&scope, &layers)?;
+        spec.tensors = Some(tensors::inventory(fields, chosen)?);
+        spec.vision = VisionSpec::read(fields, chosen)?;
+        Ok(Self { architecture, layers: Some(layers), max_context_tokens, ..spec })
+    }
+
+    /// What can be said without a description.
+    fn unknown(fields: &Fields) -> Self {
+        let root = fields.root_type().unwrap_or_default();
+        let reason = if root.is_empty() {
+            "config.json has no usable `model_type`: the cache layout and the size are unknown"
+                .to_owned()
+        } else {
+            let name = crate::error::shortened(root);
+            format!(
+                "model type `{name}` is not known, and the usual fields are not all there: the cache layout and the size are unknown"
+            )
+        };
+        Self {
+            model_type: root.to_owned(),
+            text_model_type: fields.text_type().unwrap_or(root).to_owned(),
+            architecture: Architecture::Unknown,
+            vision: fields.has_vision().then(VisionSpec::default),
+            layers: None,
+            max_context_tokens: None,
+            widths: Widths::default(),
+            quantization: Quantization::read(fields),
+            elem_bytes: elem_bytes(fields),
+            tensors: None,
+            assumptions: vec![reason],
+        }
+    }
+}
+
+fn notes(fields: &Fields, chosen: &Chosen) -> Result<Vec<String>, EstimatorError> {
+    let mut notes = Vec::new();
+    for family in std::iter::once(&chosen.text).chain(&chosen.wrapper) {
+        let scope = Scope::new(fields, family).over(&chosen.text);
+        for (sentence, guard) in &family.notes {
+            if tensors::admitted(&scope, guard.as_ref())? {
+                notes.push(sentence.clone());
+            }
+        }
+    }
+    notes.extend(chosen.assumption.clone());
+    Ok(notes)
+}
+
+fn elem_bytes(fields: &Fields) -> u64 {
+    let stated = ["dtype", "torch_dtype"].into_iter().find_map(|name| match fields.get(name) {
+        Field::Present(value) => value.as_str(),
+        _ => None,
+    });
+    if matches!(stated, Some("float32" | "float")) { 4 } else { 2 }
+}
+
+fn widths(scope: &Scope<'_>, layers: &[LayerSpec]) -> Result<Widths, EstimatorError> {
+    let named = |name: &str| scope.at_layer(0).named(name).ok().flatten().unwrap_or(0);
+    let kept = || layers.iter().flat_map(|layer| &layer.kept);
+    let scored = || kept().filter_map(Kept::score_dim);
+    let experts = named("num_experts_per_tok").saturating_mul(named("moe_intermediate_size"));
+    let shared = named("shared_expert_intermediate_size");
+    let feed_forward = [named("intermediate_size"), experts.saturating_add(shared)];
+    let kv_heads = kept().filter_map(Kept::kv_heads).min().unwrap_or(1);
+    let recurrent = named("INNER").max(named("CONV"));
+    Ok(Widths {
+        hidden: scope.named("hidden_size")?.unwrap_or(0),
+        vocabulary: scope.named("vocab_size")?.unwrap_or(0),
+        query_heads: if scored().next().is_some() { named("num_attention_heads") } else { 0 },
+        group: named("num_attention_heads").checked_div(kv_heads).unwrap_or(0),
+        head_dim: scored().max().unwrap_or(0),
+        inner: feed_forward.into_iter().fold(recurrent, u64::max),
+    })
+}

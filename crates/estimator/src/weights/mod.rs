@@ -1,0 +1,268 @@
+//! How many bytes the weights take, and how that is known.
+//!
+//! In this order: the total of `model.safetensors.index.json` where its shards are there and
+//! agree; the sum over the safetensors headers; a count from `config.json`; 7 B parameters of
+//! 2 bytes, labelled as a fallback. [`WeightFootprint::requantised`] re-sizes what MLX's affine
+//! quantisation applies to, and only that.
+
+mod stored;
+
+use crate::error::EstimatorError;
+use crate::headers::Checkpoint;
+use crate::quantization::{QuantFormat, QuantScope, Quantization};
+use crate::spec::ModelSpec;
+use crate::tensors::{QUANT_GROUP_ELEMS, TensorPart, TensorRole, TensorSpec};
+
+/// Parameters that are assumed where nothing is known.
+pub const FALLBACK_PARAMETERS: u64 = 7_000_000_000;
+
+/// Bytes of an fp16 or bf16 element.
+const HALF: u64 = 2;
+
+/// How the weight bytes are known. The names are those of the JSON report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum WeightSource {
+    /// The index's total, and every header agrees.
+    Index,
+    /// The sum over the safetensors headers.
+    Headers,
+    /// Counted from `config.json`.
+    Config,
+    /// The caller stated them.
+    Stated,
+    /// 7 B parameters of 2 bytes: nothing is known.
+    Fallback,
+}
+
+/// What `--quant` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum WeightQuant {
+    /// As the checkpoint is.
+    #[default]
+    Default,
+    /// 16 bits everywhere.
+    Fp16,
+    /// 8 bits, group 64.
+    Int8,
+    /// 4 bits, group 64.
+    Int4,
+}
+
+impl WeightQuant {
+    /// Every choice.
+    pub const ALL: [Self; 4] = [Self::Default, Self::Fp16, Self::Int8, Self::Int4];
+
+    /// What `--quant` calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Fp16 => "fp16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        }
+    }
+
+    /// Reads what `--quant` gives.
+    ///
+    /// # Errors
+    /// [`EstimatorError::BadValue`], listing the choices.
+    pub fn parse(text: &str) -> Result<Self, EstimatorError> {
+        let known = Self::ALL.into_iter().find(|quant| quant.name() == text);
+        known.ok_or_else(|| EstimatorError::BadValue {
+            name: "--quant".to_owned(),
+            value: crate::error::shortened(text),
+            reason: "one of default, fp16, int8, int4 is needed".to_owned(),
+        })
+    }
+
+    /// The bytes of `elements` quantisable elements; `None` for [`WeightQuant::Default`].
+    fn bytes(self, elements: u64) -> Option<u64> {
+        match self {
+            Self::Default => None,
+            Self::Fp16 => Some(elements.saturating_mul(HALF)),
+            Self::Int8 => Some(QuantFormat::affine(8, QUANT_GROUP_ELEMS).bytes(elements)),
+            Self::Int4 => Some(QuantFormat::affine(4, QUANT_GROUP_ELEMS).bytes(elements)),
+        }
+    }
+}
+
+/// The weights of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WeightFootprint {
+    /// Bytes of all tensors.
+    pub bytes: u64,
+    /// Bytes of those that belong to an image encoder.
+    pub vision_bytes: u64,
+    /// How `bytes` is known.
+    pub source: WeightSource,
+    /// Elements that the files hold, packed ones counted as what they unpack to, scales not.
+    pub stored_parameters: Option<u64>,
+    /// Elements that quantisation applies to.
+    pub quantisable_elements: u64,
+    /// Bytes that those elements take now.
+    pub quantisable_bytes: u64,
+    /// What had to be assumed.
+    pub assumptions: Vec<String>,
+}
+
+impl WeightFootprint {
+    /// From a checkpoint's headers.
+    #[must_use]
+    pub fn from_headers(checkpoint: &Checkpoint, spec: &ModelSpec) -> Self {
+        stored::footprint(checkpoint, spec)
+    }
+
+    /// From `config.json` alone: every tensor of the architecture in the stated element type and
+    /// quantisation. Where the tensors are not known, the labelled fallback.
+    ///
+    /// # Errors
+    /// [`EstimatorError::Overflow`] beyond 64 bits.
+    pub fn analytical(spec: &ModelSpec) -> Result<Self, EstimatorError> {
+        let Some(tensors) = &spec.tensors else { return Ok(Self::fallback()) };
+        let mut sum = Self { source: WeightSource::Config, ..Self::empty() };
+        for tensor in tensors {
+            let elements = tensor.elements()?;
+            let bytes = analytical_bytes(tensor, elements, spec);
+            sum.add(elements, bytes, tensor.is_quantisable(), tensor.part)?;
+        }
+        sum.stored_parameters = spec.parameters()?;
+        Ok(sum)
+    }
+
+    /// A size that the caller knows from elsewhere. Nothing in it can be re-sized.
+    #[must_use]
+    pub fn stated(bytes: u64) -> Self {
+        Self { bytes, source: WeightSource::Stated, ..Self::empty() }
+    }
+
+    /// 7 B parameters of 2 bytes.
+    #[must_use]
+    pub fn fallback() -> Self {
+        let bytes = FALLBACK_PARAMETERS.saturating_mul(HALF);
+        let sentence = "the weights' size is unknown: 7 B parameters of 2 bytes are assumed";
+        Self {
+            bytes,
+            quantisable_elements: FALLBACK_PARAMETERS,
+            quantisable_bytes: bytes,
+            assumptions: vec![sentence.to_owned()],
+            ..Self::empty()
+        }
+    }
+
+    /// The same weights after `--quant`: quantisable tensors re-sized, the rest as it is.
+    #[must_use]
+    pub fn requantised(&self, quant: WeightQuant) -> Self {
+        let Some(resized) = quant.bytes(self.quantisable_elements) else { return self.clone() };
+        let rest = self.bytes.saturating_sub(self.quantisable_bytes);
+        let mut footprint = self.clone();
+        footprint.bytes = rest.saturating_add(resized);
+        footprint.quantisable_bytes = resized;
+        footprint
+    }
+
+    fn empty() -> Self {
+        Self {
+            bytes: 0,
+            vision_bytes: 0,
+            source: WeightSource::Fallback,
+            stored_parameters: None,
+            quantisable_elements: 0,
+            quantisable_bytes: 0,
+            assumptions: Vec::new(),
+        }
+    }
+
+    fn add(
+        &mut self,
+        elements: u64,
+        bytes: u64,
+        quantisable: bool,
+        part: TensorPart,
+    ) -> Result<(), EstimatorError> {
+        let add = |slot: &mut u64, n: u64| {
+            let overflow =
+                || EstimatorError::Overflow { what: "the size of the weights".to_owned() };
+            slot.checked_add(n).map(|sum| *slot = sum).ok_or_else(overflow)
+        };
+        add(&mut self.bytes, bytes)?;
+        if part == TensorPart::Vision {
+            add(&mut self.vision_bytes, bytes)?;
+        }
+        if quantisable {
+            add(&mut self.quantisable_elements, elements)?;
+            add(&mut self.quantisable_bytes, bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of a tensor that no file states: its quantised format, fp32 for a decay rate, or the
+/// configuration's element type.
+fn analytical_bytes(tensor: &TensorSpec, elements: u64, spec: &ModelSpec) -> u64 {
+    let format = spec.quantization.as_ref().and_then(|quant| format_of(tensor, quant));
+    match format {
+        Some(format) => format.bytes(elements),
+        None if tensor.name.ends_with("A_log") => elements.saturating_mul(4),
+        None => elements.saturating_mul(spec.elem_bytes),
+    }
+}
+
+fn format_of(tensor: &TensorSpec, quant: &Quantization) -> Option<QuantFormat> {
+    let module = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
+    let applies = match quant.scope {
+        QuantScope::All => true,
+        QuantScope::Layers => tensor.role == TensorRole::Linear,
+        QuantScope::Experts => tensor.name.contains(".experts."),
+    };
+    if applies && tensor.is_quantisable() { quant.format_of(module) } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Qwen2.5-0.5B, by its published figures.
+    const QWEN: &str = r#"{"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864,
+        "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+        "vocab_size": 151936, "tie_word_embeddings": true, "torch_dtype": "bfloat16"}"#;
+
+    #[test]
+    fn qwen_2_5_half_b() {
+        let spec = ModelSpec::from_config(QWEN).unwrap();
+        let weights = WeightFootprint::analytical(&spec).unwrap();
+        assert_eq!(spec.parameters().unwrap(), Some(494_032_768));
+        assert_eq!((weights.bytes, weights.source), (988_065_536, WeightSource::Config));
+        assert_eq!(weights.bytes >> 20, 942);
+        let int4 = weights.requantised(WeightQuant::Int4);
+        let norms_and_biases = 49 * 896 + 24 * (896 + 2 * 128);
+        let matrices = 494_032_768 - norms_and_biases;
+        assert_eq!(int4.bytes, matrices / 2 + matrices / 16 + 2 * norms_and_biases);
+        assert_eq!(int4.requantised(WeightQuant::Fp16).bytes, weights.bytes);
+        assert_eq!(weights.requantised(WeightQuant::Default), weights);
+    }
+
+    /// Published totals of MLX 4-bit checkpoints (vision towers stay bf16, decay rates fp32).
+    #[test]
+    fn published_mlx_totals() {
+        let qwen3_14b = r#"{"model_type": "qwen3", "hidden_size": 5120, "intermediate_size": 17408,
+            "num_hidden_layers": 40, "num_attention_heads": 40, "num_key_value_heads": 8,
+            "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": false,
+            "quantization": {"group_size": 64, "bits": 4}}"#;
+        let spec = ModelSpec::from_config(qwen3_14b).unwrap();
+        assert_eq!(WeightFootprint::analytical(&spec).unwrap().bytes, 8_307_783_680);
+    }
+
+    #[test]
+    fn nothing_known_is_labelled() {
+        let spec = ModelSpec::from_config(r#"{"model_type": "what"}"#).unwrap();
+        let weights = WeightFootprint::analytical(&spec).unwrap();
+        assert_eq!((weights.bytes, weights.source), (14_000_000_000, WeightSource::Fallback));
+        assert!(weights.assumptions.iter().any(|a| a.contains("7 B parameters")));
+    }
+}

@@ -1,0 +1,375 @@
+/* The C ABI of mlxcel over the MLX C++ API: the only thing that Rust sees of C++.
+ *
+ * Contract of every function:
+ *  - it never throws; it returns 0, or 1 after `mlxcel_last_error` was set for this thread;
+ *  - it writes its out-parameters (the leading ones) only when it returns 0;
+ *  - a returned `mlxcel_array*` is owned by the caller, who gives it back to `mlxcel_array_free`;
+ *  - other handles are borrowed for the call; those documented as optional may be NULL;
+ *  - ops run on the default stream of the default device.
+ *
+ * `src/bindings.rs` is generated from this file (see the crate's README for the exact command) and
+ * committed; `cargo xtask bindgen` regenerates it.
+ */
+#ifndef MLXCEL_SHIM_H
+#define MLXCEL_SHIM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+#define MLXCEL_FN noexcept
+extern "C" {
+#else
+#define MLXCEL_FN
+#endif
+
+/* 0: done. 1: failed, and `mlxcel_last_error` says why. */
+typedef int32_t mlxcel_status;
+
+/* A reference to an MLX array: a node of a graph, evaluated or not. */
+typedef struct mlxcel_array mlxcel_array;
+
+/* Element types, numbered as in MLX. */
+enum {
+  MLXCEL_BOOL = 0,
+  MLXCEL_UINT8 = 1,
+  MLXCEL_UINT16 = 2,
+  MLXCEL_UINT32 = 3,
+  MLXCEL_UINT64 = 4,
+  MLXCEL_INT8 = 5,
+  MLXCEL_INT16 = 6,
+  MLXCEL_INT32 = 7,
+  MLXCEL_INT64 = 8,
+  MLXCEL_FLOAT16 = 9,
+  MLXCEL_FLOAT32 = 10,
+  MLXCEL_FLOAT64 = 11,
+  MLXCEL_BFLOAT16 = 12,
+  MLXCEL_COMPLEX64 = 13,
+};
+
+/* Devices. */
+enum { MLXCEL_CPU = 0, MLXCEL_GPU = 1 };
+
+/* The memory of one array during a host call: row-major, `nbytes` long. */
+typedef struct mlxcel_buffer {
+  void* data;
+  size_t nbytes;
+  const int32_t* shape;
+  size_t ndim;
+  int32_t dtype;
+} mlxcel_buffer;
+
+/* The type of an output of a host call. */
+typedef struct mlxcel_spec {
+  const int32_t* shape;
+  size_t ndim;
+  int32_t dtype;
+} mlxcel_spec;
+
+/* A host function: 0, or 1 after `mlxcel_set_last_error`. Must not unwind. */
+typedef mlxcel_status (*mlxcel_host_fn)(
+    void* context,
+    const mlxcel_buffer* inputs,
+    size_t inputs_len,
+    const mlxcel_buffer* outputs,
+    size_t outputs_len);
+
+/* Frees a context. Called exactly once, on any thread. Must not unwind. */
+typedef void (*mlxcel_drop_fn)(void* context);
+
+/* -- errors ------------------------------------------------------------------------------- */
+
+/* Why the last failing call of this thread failed; valid until the next call. */
+const char* mlxcel_last_error(void) MLXCEL_FN;
+/* Sets that message, `len` bytes of UTF-8: how a host function reports its failure. */
+void mlxcel_set_last_error(const char* message, size_t len) MLXCEL_FN;
+
+/* -- arrays ------------------------------------------------------------------------------- */
+
+mlxcel_status mlxcel_array_clone(mlxcel_array** out, const mlxcel_array* a) MLXCEL_FN;
+void mlxcel_array_free(mlxcel_array* a) MLXCEL_FN;
+
+/* A copy of `nbytes` bytes, which must be the size of `shape` times that of `dtype`. */
+mlxcel_status mlxcel_array_from_bytes(
+    mlxcel_array** out,
+    const void* data,
+    size_t nbytes,
+    const int32_t* shape,
+    size_t ndim,
+    int32_t dtype) MLXCEL_FN;
+/* Memory that MLX does not own. It is used in place when MLX can do so (`*in_place`), and then
+ * freed through `drop(context)` after its last use; otherwise it is copied, and dropped at once.
+ * `data` must be aligned for `dtype`, and the 8 bytes before it must be readable. On failure
+ * `drop` has been called too. */
+mlxcel_status mlxcel_array_from_foreign(
+    mlxcel_array** out,
+    bool* in_place,
+    void* data,
+    const int32_t* shape,
+    size_t ndim,
+    int32_t dtype,
+    void* context,
+    mlxcel_drop_fn drop) MLXCEL_FN;
+/* `value`, converted to `dtype`, in every element. */
+mlxcel_status mlxcel_full(
+    mlxcel_array** out,
+    const int32_t* shape,
+    size_t ndim,
+    double value,
+    int32_t dtype) MLXCEL_FN;
+mlxcel_status mlxcel_arange(
+    mlxcel_array** out,
+    double start,
+    double stop,
+    double step,
+    int32_t dtype) MLXCEL_FN;
+
+/* The shape stays where it is for as long as the array lives. */
+mlxcel_status mlxcel_array_shape(
+    const int32_t** shape,
+    size_t* ndim,
+    const mlxcel_array* a) MLXCEL_FN;
+mlxcel_status mlxcel_array_dtype(int32_t* dtype, const mlxcel_array* a) MLXCEL_FN;
+/* Whether the array is evaluated and its elements lie in row-major order without gaps. */
+mlxcel_status mlxcel_array_is_row_contiguous(bool* out, const mlxcel_array* a) MLXCEL_FN;
+/* Evaluates, and copies the elements in row-major order to `data`, `nbytes` long. */
+mlxcel_status mlxcel_array_read(void* data, size_t nbytes, const mlxcel_array* a) MLXCEL_FN;
+/* Evaluates arrays and waits for them. */
+mlxcel_status mlxcel_eval(const mlxcel_array* const* arrays, size_t len) MLXCEL_FN;
+/* Starts evaluating arrays. */
+mlxcel_status mlxcel_async_eval(const mlxcel_array* const* arrays, size_t len) MLXCEL_FN;
+
+/* -- ops of a regular shape: see ops.def ---------------------------------------------------- */
+
+#define MLXCEL_UNARY(name) mlxcel_status mlxcel_##name(mlxcel_array** out, const mlxcel_array* a) MLXCEL_FN;
+#define MLXCEL_BINARY(name) \
+  mlxcel_status mlxcel_##name(mlxcel_array** out, const mlxcel_array* a, const mlxcel_array* b) MLXCEL_FN;
+#define MLXCEL_REDUCE(name) \
+  mlxcel_status mlxcel_##name(mlxcel_array** out, const mlxcel_array* a, int32_t axis, bool keep_dims) MLXCEL_FN;
+#define MLXCEL_WITH_INT(name) \
+  mlxcel_status mlxcel_##name(mlxcel_array** out, const mlxcel_array* a, int32_t n) MLXCEL_FN;
+#define MLXCEL_WITH_INTS2(name) \
+  mlxcel_status mlxcel_##name(mlxcel_array** out, const mlxcel_array* a, int32_t m, int32_t n) MLXCEL_FN;
+#define MLXCEL_BINARY_AXIS(name) \
+  mlxcel_status mlxcel_##name(mlxcel_array** out, const mlxcel_array* a, const mlxcel_array* b, int32_t axis) MLXCEL_FN;
+#define MLXCEL_SCAN(name) \
+  mlxcel_status mlxcel_##name(mlxcel_array** out, const mlxcel_array* a, int32_t axis, bool reverse, bool inclusive) MLXCEL_FN;
+#define MLXCEL_WITH_SHAPE(name) \
+  mlxcel_status mlxcel_##name(mlxcel_array** out, const mlxcel_array* a, const int32_t* ints, size_t len) MLXCEL_FN;
+#include "ops.def"
+
+/* -- other ops ------------------------------------------------------------------------------ */
+
+mlxcel_status mlxcel_astype(mlxcel_array** out, const mlxcel_array* a, int32_t dtype) MLXCEL_FN;
+mlxcel_status mlxcel_view(mlxcel_array** out, const mlxcel_array* a, int32_t dtype) MLXCEL_FN;
+mlxcel_status mlxcel_contiguous(mlxcel_array** out, const mlxcel_array* a) MLXCEL_FN;
+mlxcel_status mlxcel_transpose(
+    mlxcel_array** out,
+    const mlxcel_array* a,
+    const int32_t* axes,
+    size_t len) MLXCEL_FN;
+mlxcel_status mlxcel_concatenate(
+    mlxcel_array** out,
+    const mlxcel_array* const* arrays,
+    size_t len,
+    int32_t axis) MLXCEL_FN;
+mlxcel_status mlxcel_stack(
+    mlxcel_array** out,
+    const mlxcel_array* const* arrays,
+    size_t len,
+    int32_t axis) MLXCEL_FN;
+/* Cuts at `indices`: `outs` has room for `indices_len + 1` arrays. */
+mlxcel_status mlxcel_split(
+    mlxcel_array** outs,
+    const mlxcel_array* a,
+    const int32_t* indices,
+    size_t indices_len,
+    int32_t axis) MLXCEL_FN;
+/* `start`, `stop` and `strides` have `len` entries, one per dimension. */
+mlxcel_status mlxcel_slice(
+    mlxcel_array** out,
+    const mlxcel_array* a,
+    const int32_t* start,
+    const int32_t* stop,
+    const int32_t* strides,
+    size_t len) MLXCEL_FN;
+mlxcel_status mlxcel_slice_update(
+    mlxcel_array** out,
+    const mlxcel_array* a,
+    const mlxcel_array* update,
+    const int32_t* start,
+    const int32_t* stop,
+    const int32_t* strides,
+    size_t len) MLXCEL_FN;
+mlxcel_status mlxcel_put_along_axis(
+    mlxcel_array** out,
+    const mlxcel_array* a,
+    const mlxcel_array* indices,
+    const mlxcel_array* values,
+    int32_t axis) MLXCEL_FN;
+/* Constant padding: `low` and `high` have `len` entries, one per dimension. */
+mlxcel_status mlxcel_pad(
+    mlxcel_array** out,
+    const mlxcel_array* a,
+    const int32_t* low,
+    const int32_t* high,
+    size_t len,
+    double value) MLXCEL_FN;
+mlxcel_status mlxcel_where(
+    mlxcel_array** out,
+    const mlxcel_array* condition,
+    const mlxcel_array* a,
+    const mlxcel_array* b) MLXCEL_FN;
+mlxcel_status mlxcel_softmax(
+    mlxcel_array** out,
+    const mlxcel_array* a,
+    int32_t axis,
+    bool precise) MLXCEL_FN;
+mlxcel_status mlxcel_addmm(
+    mlxcel_array** out,
+    const mlxcel_array* c,
+    const mlxcel_array* a,
+    const mlxcel_array* b) MLXCEL_FN;
+mlxcel_status mlxcel_conv1d(
+    mlxcel_array** out,
+    const mlxcel_array* input,
+    const mlxcel_array* weight,
+    int32_t stride,
+    int32_t padding,
+    int32_t dilation,
+    int32_t groups) MLXCEL_FN;
+/* `lhs_indices` and `rhs_indices` are optional. */
+mlxcel_status mlxcel_gather_mm(
+    mlxcel_array** out,
+    const mlxcel_array* a,
+    const mlxcel_array* b,
+    const mlxcel_array* lhs_indices,
+    const mlxcel_array* rhs_indices,
+    bool sorted) MLXCEL_FN;
+
+/* -- quantisation --------------------------------------------------------------------------- */
+
+/* How weights are quantised: `mode` is MLX's name ("affine", "mxfp4", ...). */
+typedef struct mlxcel_quantization {
+  const char* mode;
+  int32_t group_size;
+  int32_t bits;
+} mlxcel_quantization;
+
+/* `outs` has room for 3 arrays; `*outs_len` of them are written (2 when the mode has no biases). */
+mlxcel_status mlxcel_quantize(
+    mlxcel_array** outs,
+    size_t* outs_len,
+    const mlxcel_array* w,
+    mlxcel_quantization quantization) MLXCEL_FN;
+/* `biases` is optional; a `dtype` of -1 means that of the scales. */
+mlxcel_status mlxcel_dequantize(
+    mlxcel_array** out,
+    const mlxcel_array* w,
+    const mlxcel_array* scales,
+    const mlxcel_array* biases,
+    mlxcel_quantization quantization,
+    int32_t dtype) MLXCEL_FN;
+/* `biases` is optional. */
+mlxcel_status mlxcel_quantized_matmul(
+    mlxcel_array** out,
+    const mlxcel_array* x,
+    const mlxcel_array* w,
+    const mlxcel_array* scales,
+    const mlxcel_array* biases,
+    bool transpose,
+    mlxcel_quantization quantization) MLXCEL_FN;
+/* `biases`, `lhs_indices` and `rhs_indices` are optional. */
+mlxcel_status mlxcel_gather_qmm(
+    mlxcel_array** out,
+    const mlxcel_array* x,
+    const mlxcel_array* w,
+    const mlxcel_array* scales,
+    const mlxcel_array* biases,
+    const mlxcel_array* lhs_indices,
+    const mlxcel_array* rhs_indices,
+    bool transpose,
+    mlxcel_quantization quantization,
+    bool sorted) MLXCEL_FN;
+
+/* -- fused ops ------------------------------------------------------------------------------ */
+
+/* `weight` is optional. */
+mlxcel_status mlxcel_fast_rms_norm(
+    mlxcel_array** out,
+    const mlxcel_array* x,
+    const mlxcel_array* weight,
+    float eps) MLXCEL_FN;
+/* `weight` and `bias` are optional. */
+mlxcel_status mlxcel_fast_layer_norm(
+    mlxcel_array** out,
+    const mlxcel_array* x,
+    const mlxcel_array* weight,
+    const mlxcel_array* bias,
+    float eps) MLXCEL_FN;
+/* Exactly one of `base` (a number, not NaN) and `freqs` gives the angles. */
+mlxcel_status mlxcel_fast_rope(
+    mlxcel_array** out,
+    const mlxcel_array* x,
+    int32_t dims,
+    bool traditional,
+    float base,
+    float scale,
+    int32_t offset,
+    const mlxcel_array* freqs) MLXCEL_FN;
+/* `mask_mode` is "", "causal" or "array"; `mask` and `sinks` are optional. */
+mlxcel_status mlxcel_fast_scaled_dot_product_attention(
+    mlxcel_array** out,
+    const mlxcel_array* queries,
+    const mlxcel_array* keys,
+    const mlxcel_array* values,
+    float scale,
+    const char* mask_mode,
+    const mlxcel_array* mask,
+    const mlxcel_array* sinks) MLXCEL_FN;
+
+/* -- host primitives ------------------------------------------------------------------------ */
+
+/* A graph node on the CPU's default stream whose evaluation is `call(context, ...)`.
+ *
+ * `name` is UTF-8 for messages. Takes `context`: `drop(context)` is called exactly once, also when this fails. `outs` has room
+ * for `outputs_len` arrays. Inputs must be row-contiguous when the node is evaluated. A failing
+ * `call` makes the evaluation fail with its message, and its outputs are then zeros. */
+mlxcel_status mlxcel_host_call(
+    mlxcel_array** outs,
+    const char* name,
+    size_t name_len,
+    const mlxcel_array* const* inputs,
+    size_t inputs_len,
+    const mlxcel_spec* outputs,
+    size_t outputs_len,
+    void* context,
+    mlxcel_host_fn call,
+    mlxcel_drop_fn drop) MLXCEL_FN;
+
+/* -- memory and devices --------------------------------------------------------------------- */
+
+mlxcel_status mlxcel_memory_active(size_t* bytes) MLXCEL_FN;
+mlxcel_status mlxcel_memory_peak(size_t* bytes) MLXCEL_FN;
+mlxcel_status mlxcel_memory_cache(size_t* bytes) MLXCEL_FN;
+mlxcel_status mlxcel_memory_limit(size_t* bytes) MLXCEL_FN;
+mlxcel_status mlxcel_memory_set_limit(size_t* previous, size_t bytes) MLXCEL_FN;
+mlxcel_status mlxcel_memory_set_cache_limit(size_t* previous, size_t bytes) MLXCEL_FN;
+mlxcel_status mlxcel_memory_set_wired_limit(size_t* previous, size_t bytes) MLXCEL_FN;
+mlxcel_status mlxcel_memory_reset_peak(void) MLXCEL_FN;
+mlxcel_status mlxcel_memory_clear_cache(void) MLXCEL_FN;
+
+mlxcel_status mlxcel_device_default(int32_t* device) MLXCEL_FN;
+mlxcel_status mlxcel_device_set_default(int32_t device) MLXCEL_FN;
+mlxcel_status mlxcel_device_is_available(bool* available, int32_t device) MLXCEL_FN;
+/* Waits until the default stream of the default device is idle. */
+mlxcel_status mlxcel_synchronize(void) MLXCEL_FN;
+/* A static string such as "0.32.4". */
+const char* mlxcel_version(void) MLXCEL_FN;
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,269 @@
+//! Operations against values computed by hand or in f64.
+
+use crate::common::{assert_close, on_engine};
+use half::bf16;
+use mlx_ffi::ops::{self, Conv, Gather, Mode, Orientation, Precision, Quantization};
+use mlx_ffi::{Array, Dtype, Result};
+
+fn vector(values: &[f32]) -> Array {
+    Array::from_slice(values, &[i32::try_from(values.len()).unwrap()]).unwrap()
+}
+
+fn matrix(rows: i32, cols: i32, value: impl Fn(i32, i32) -> f32) -> Array {
+    let values: Vec<f32> =
+        (0..rows).flat_map(|r| (0..cols).map(move |c| (r, c))).map(|(r, c)| value(r, c)).collect();
+    Array::from_slice(&values, &[rows, cols]).unwrap()
+}
+
+fn floats(array: Result<Array>) -> Vec<f32> {
+    array.unwrap().to_vec().unwrap()
+}
+
+#[test]
+fn unary() {
+    on_engine(|| {
+        type Row = (fn(&Array) -> Result<Array>, fn(f64) -> f64);
+        let table: [Row; 19] = [
+            (ops::abs, f64::abs),
+            (ops::ceil, f64::ceil),
+            (ops::cos, f64::cos),
+            (ops::exp, f64::exp),
+            (ops::expm1, f64::exp_m1),
+            (ops::floor, f64::floor),
+            (ops::log, f64::ln),
+            (ops::log1p, f64::ln_1p),
+            (ops::negative, |x| -x),
+            (ops::reciprocal, f64::recip),
+            (ops::rsqrt, |x| 1.0 / x.sqrt()),
+            (ops::sigmoid, |x| 1.0 / (1.0 + (-x).exp())),
+            (ops::sign, f64::signum),
+            (ops::sin, f64::sin),
+            (ops::sqrt, f64::sqrt),
+            (ops::square, |x| x * x),
+            (ops::tanh, f64::tanh),
+            (ops::silu, |x| x / (1.0 + (-x).exp())),
+            (ops::softplus, |x| x.exp().ln_1p()),
+        ];
+        let inputs = [0.25_f32, 1.0, 1.75, 3.5];
+        for (i, (op, oracle)) in table.iter().enumerate() {
+            let expected: Vec<f32> = inputs.map(|x| oracle(f64::from(x)) as f32).to_vec();
+            println!("row {i}");
+            // fp32 rounding of values up to 33, with MLX's fast approximations of exp.
+            assert_close(&floats(op(&vector(&inputs))), &expected, 2e-5);
+        }
+        assert_close(&floats(ops::erf(&vector(&[0.5]))), &[0.520_499_9], 1e-6);
+        assert_eq!(floats(ops::stop_gradient(&vector(&[0.5]))), [0.5]);
+    });
+}
+
+#[test]
+fn binary() {
+    on_engine(|| {
+        let (a, b) = (vector(&[7.0, -2.0, 0.5]), vector(&[2.0, 4.0, 0.5]));
+        assert_eq!(floats(ops::add(&a, &b)), [9.0, 2.0, 1.0]);
+        assert_eq!(floats(ops::subtract(&a, &b)), [5.0, -6.0, 0.0]);
+        assert_eq!(floats(ops::multiply(&a, &b)), [14.0, -8.0, 0.25]);
+        assert_eq!(floats(ops::divide(&a, &b)), [3.5, -0.5, 1.0]);
+        assert_eq!(floats(ops::maximum(&a, &b)), [7.0, 4.0, 0.5]);
+        assert_eq!(floats(ops::minimum(&a, &b)), [2.0, -2.0, 0.5]);
+        assert_eq!(floats(ops::floor_divide(&a, &b)), [3.0, -1.0, 1.0]);
+        assert_eq!(floats(ops::remainder(&a, &b)), [1.0, 2.0, 0.0]);
+        assert_close(&floats(ops::power(&b, &a)), &[128.0, 0.0625, 0.707_106_77], 1e-5);
+        assert_close(&floats(ops::logaddexp(&a, &b)), &[7.006_715, 4.002_475_7, 1.193_147_2], 1e-5);
+        let bools = |array: Result<Array>| array.unwrap().to_bools().unwrap();
+        assert_eq!(bools(ops::equal(&a, &b)), [false, false, true]);
+        assert_eq!(bools(ops::not_equal(&a, &b)), [true, true, false]);
+        assert_eq!(bools(ops::less(&a, &b)), [false, true, false]);
+        assert_eq!(bools(ops::less_equal(&a, &b)), [false, true, true]);
+        assert_eq!(bools(ops::greater(&a, &b)), [true, false, false]);
+        assert_eq!(bools(ops::greater_equal(&a, &b)), [true, false, true]);
+        let less = ops::less(&a, &b).unwrap();
+        assert_eq!(floats(ops::select(&less, &a, &b)), [2.0, -2.0, 0.5]);
+        let odd = vector(&[f32::NAN, f32::INFINITY, 1.0]);
+        let (nan, finite) = (ops::isnan(&odd).unwrap(), ops::isfinite(&odd).unwrap());
+        assert_eq!(bools(ops::logical_or(&nan, &finite)), [true, false, true]);
+        assert_eq!(bools(ops::logical_and(&nan, &finite)), [false; 3]);
+        assert_eq!(bools(ops::logical_not(&finite)), [true, true, false]);
+    });
+}
+
+#[test]
+fn integers_and_bits() {
+    on_engine(|| {
+        let a = Array::from_slice(&[0b1100_u32, 5], &[2]).unwrap();
+        let b = Array::from_slice(&[0b1010_u32, 1], &[2]).unwrap();
+        let words = |array: Result<Array>| array.unwrap().to_vec::<u32>().unwrap();
+        assert_eq!(words(ops::bitwise_and(&a, &b)), [0b1000, 1]);
+        assert_eq!(words(ops::bitwise_or(&a, &b)), [0b1110, 5]);
+        assert_eq!(words(ops::bitwise_xor(&a, &b)), [0b0110, 4]);
+        assert_eq!(words(ops::left_shift(&b, &b)), [0b1010 << 10, 2]);
+        assert_eq!(words(ops::right_shift(&a, &b)), [0, 2]);
+        assert_eq!(words(ops::add_scalar(&a, 2.0)), [14, 7]);
+    });
+}
+
+#[test]
+fn types() {
+    on_engine(|| {
+        let a = vector(&[1.5, -2.5]);
+        let b = ops::astype(&a, Dtype::Bfloat16).unwrap();
+        assert_eq!(b.to_vec::<bf16>().unwrap(), [bf16::from_f32(1.5), bf16::from_f32(-2.5)]);
+        // A scalar in the array's own type does not promote it.
+        assert_eq!(ops::multiply_scalar(&b, 0.1).unwrap().dtype(), Dtype::Bfloat16);
+        assert_eq!(floats(ops::divide_scalar(&a, 2.0)), [0.75, -1.25]);
+        let bits = ops::view(&a, Dtype::Uint32).unwrap();
+        assert_eq!(bits.to_vec::<u32>().unwrap(), [1.5_f32.to_bits(), (-2.5_f32).to_bits()]);
+        let bytes = ops::view(&a, Dtype::Uint8).unwrap();
+        assert_eq!(bytes.shape(), [8]);
+        let range = ops::arange(1.0, 6.0, 2.0, Dtype::Int32).unwrap();
+        assert_eq!(range.to_vec::<i32>().unwrap(), [1, 3, 5]);
+    });
+}
+
+#[test]
+fn shapes() {
+    on_engine(|| {
+        let a = matrix(2, 3, |r, c| (10 * r + c) as f32);
+        assert_eq!(ops::reshape(&a, &[3, -1]).unwrap().shape(), [3, 2]);
+        assert_eq!(floats(ops::swapaxes(&a, 0, 1)), [0.0, 10.0, 1.0, 11.0, 2.0, 12.0]);
+        assert_eq!(floats(ops::transpose(&a, &[1, 0])), [0.0, 10.0, 1.0, 11.0, 2.0, 12.0]);
+        assert_eq!(ops::expand_dims(&a, 1).unwrap().shape(), [2, 1, 3]);
+        assert_eq!(ops::squeeze(&ops::expand_dims(&a, 0).unwrap(), 0).unwrap().shape(), [2, 3]);
+        assert_eq!(ops::flatten(&a, 0, -1).unwrap().shape(), [6]);
+        let cube = ops::reshape(&a, &[1, 2, 3]).unwrap();
+        assert_eq!(ops::moveaxis(&cube, 0, 2).unwrap().shape(), [2, 3, 1]);
+        assert_eq!(floats(ops::repeat(&vector(&[1.0, 2.0]), 2, 0)), [1.0, 1.0, 2.0, 2.0]);
+        assert_eq!(floats(ops::tril(&a, 0)), [0.0, 0.0, 0.0, 10.0, 11.0, 0.0]);
+        assert_eq!(floats(ops::triu(&a, 1)), [0.0, 1.0, 2.0, 0.0, 0.0, 12.0]);
+        assert_eq!(floats(ops::concatenate(&[&a, &a], 0))[6..], floats(Ok(a.clone())));
+        assert_eq!(ops::concatenate(&[&a, &a], -1).unwrap().shape(), [2, 6]);
+        assert_eq!(ops::stack(&[&a, &a, &a], 0).unwrap().shape(), [3, 2, 3]);
+        let parts = ops::split(&a, &[1], 1).unwrap();
+        assert_eq!(floats(Ok(parts[0].clone())), [0.0, 10.0]);
+        assert_eq!(floats(Ok(parts[1].clone())), [1.0, 2.0, 11.0, 12.0]);
+        let padded = ops::pad(&vector(&[1.0]), &[1], &[2], -1.0);
+        assert_eq!(floats(padded), [-1.0, 1.0, -1.0, -1.0]);
+    });
+}
+
+#[test]
+fn slices_and_indices() {
+    on_engine(|| {
+        let a = matrix(3, 4, |r, c| (10 * r + c) as f32);
+        assert_eq!(floats(ops::slice(&a, &[1, 1], &[3, 3])), [11.0, 12.0, 21.0, 22.0]);
+        assert_eq!(
+            floats(ops::slice_strided(&a, &[0, 0], &[3, 4], &[2, 3])),
+            [0.0, 3.0, 20.0, 23.0]
+        );
+        assert_eq!(floats(ops::slice_axis(&a, -1, 3, 4)), [3.0, 13.0, 23.0]);
+        assert!(ops::slice_axis(&a, 2, 0, 1).is_err());
+        assert!(ops::slice(&a, &[0], &[1]).is_err());
+        let updated = ops::slice_update(&a, &matrix(1, 2, |_, _| 9.0), &[2, 0], &[3, 2]).unwrap();
+        assert_eq!(floats(ops::slice_axis(&updated, 0, 2, 3)), [9.0, 9.0, 22.0, 23.0]);
+        let rows = Array::from_slice(&[2_u32, 0], &[1, 2]).unwrap();
+        let taken = ops::take(&a, &rows, 0).unwrap();
+        assert_eq!(taken.shape(), [1, 2, 4]);
+        assert_eq!(taken.to_vec::<f32>().unwrap(), [20.0, 21.0, 22.0, 23.0, 0.0, 1.0, 2.0, 3.0]);
+        let columns = Array::from_slice(&[1_u32, 0, 3], &[3, 1]).unwrap();
+        assert_eq!(floats(ops::take_along_axis(&a, &columns, 1)), [1.0, 10.0, 23.0]);
+        let put = ops::put_along_axis(&a, &columns, &matrix(3, 1, |_, _| -1.0), 1).unwrap();
+        assert_eq!(floats(ops::min(&put, 1, false)), [-1.0; 3]);
+    });
+}
+
+#[test]
+fn reductions_and_order() {
+    on_engine(|| {
+        let a = matrix(2, 3, |r, c| [[3.0, 1.0, 2.0], [-1.0, 5.0, 4.0]][r as usize][c as usize]);
+        assert_eq!(floats(ops::sum(&a, -1, false)), [6.0, 8.0]);
+        assert_eq!(ops::sum(&a, 0, true).unwrap().shape(), [1, 3]);
+        assert_eq!(floats(ops::mean(&a, 0, false)), [1.0, 3.0, 3.0]);
+        assert_eq!(floats(ops::max(&a, 1, false)), [3.0, 5.0]);
+        assert_eq!(floats(ops::min(&a, 1, false)), [1.0, -1.0]);
+        assert_eq!(floats(ops::prod(&a, 1, false)), [6.0, -20.0]);
+        assert_close(&floats(ops::var(&a, 1, false)), &[0.666_666_7, 6.888_889], 1e-5);
+        assert_close(&floats(ops::logsumexp(&a, 1, false)), &[3.407_606, 5.315_079], 1e-5);
+        let indices = |array: Result<Array>| array.unwrap().to_vec::<u32>().unwrap();
+        assert_eq!(indices(ops::argmax(&a, 1, false)), [0, 1]);
+        assert_eq!(indices(ops::argmin(&a, 1, false)), [1, 0]);
+        assert_eq!(indices(ops::argsort(&a, 1)), [1, 2, 0, 0, 2, 1]);
+        assert_eq!(floats(ops::sort(&a, 1)), [1.0, 2.0, 3.0, -1.0, 4.0, 5.0]);
+        assert_eq!(indices(ops::argpartition(&a, 1, 1))[1], 2);
+        assert_eq!(floats(ops::partition(&a, 1, 1))[1], 2.0);
+        let mut top = floats(ops::topk(&a, 2, 1));
+        top[..2].sort_by(f32::total_cmp);
+        assert_eq!(top[..2], [2.0, 3.0]);
+        assert_eq!(floats(ops::cumsum(&a, 1, false, true)), [3.0, 4.0, 6.0, -1.0, 4.0, 8.0]);
+        assert_eq!(floats(ops::cumsum(&a, 1, false, false)), [0.0, 3.0, 4.0, 0.0, -1.0, 4.0]);
+        assert_eq!(floats(ops::cumsum(&a, 1, true, true)), [6.0, 3.0, 2.0, 8.0, 9.0, 4.0]);
+        assert_eq!(floats(ops::cumprod(&a, 1, false, true))[2], 6.0);
+        assert_eq!(floats(ops::cummax(&a, 1, false, true))[3..], [-1.0, 5.0, 5.0]);
+        let high = ops::greater(&a, &Array::scalar(0.0, Dtype::Float32).unwrap()).unwrap();
+        assert_eq!(ops::all(&high, 1, false).unwrap().to_bools().unwrap(), [true, false]);
+        assert_eq!(ops::any(&high, 1, false).unwrap().to_bools().unwrap(), [true, true]);
+        for precision in [Precision::Operand, Precision::Float32] {
+            let soft = floats(ops::softmax(&a, -1, precision));
+            assert_close(&soft[..3], &[0.665_241, 0.090_031, 0.244_728], 1e-5);
+        }
+    });
+}
+
+#[test]
+fn products() {
+    on_engine(|| {
+        let (a, b) = (matrix(2, 3, |r, c| (r + c) as f32), matrix(3, 2, |r, c| (2 * r - c) as f32));
+        // [0 1 2; 1 2 3] · [0 -1; 2 1; 4 3]
+        assert_eq!(floats(ops::matmul(&a, &b)), [10.0, 7.0, 16.0, 10.0]);
+        let c = matrix(1, 2, |_, c| (c + 1) as f32);
+        assert_eq!(floats(ops::addmm(&c, &a, &b)), [11.0, 9.0, 17.0, 12.0]);
+        let experts = ops::stack(&[&b, &ops::negative(&b).unwrap()], 0).unwrap();
+        let rhs = Array::from_slice(&[1_u32, 0], &[2]).unwrap();
+        let x = ops::reshape(&a, &[2, 1, 3]).unwrap();
+        let gather = Gather { rhs: Some(&rhs), ..Gather::default() };
+        let out = ops::gather_mm(&x, &experts, gather).unwrap();
+        assert_eq!(out.shape(), [2, 1, 2]);
+        assert_eq!(out.to_vec::<f32>().unwrap(), [-10.0, -7.0, 16.0, 10.0]);
+        let signal = Array::from_slice(&[1_f32, 2.0, 3.0, 4.0], &[1, 4, 1]).unwrap();
+        let kernel = Array::from_slice(&[1_f32, 10.0], &[1, 2, 1]).unwrap();
+        let conv = Conv { padding: 1, ..Conv::default() };
+        assert_eq!(floats(ops::conv1d(&signal, &kernel, conv)), [10.0, 21.0, 32.0, 43.0, 4.0]);
+    });
+}
+
+#[test]
+fn quantised_products_agree_with_the_dequantised_matrix() {
+    on_engine(|| {
+        let w = matrix(8, 128, |r, c| ((r * 37 + c * 11) % 101) as f32 / 50.0 - 1.0);
+        let x = matrix(3, 128, |r, c| ((r * 13 + c * 7) % 29) as f32 / 14.0 - 1.0);
+        let modes = [
+            (Mode::Affine, 64, 4),
+            (Mode::Affine, 32, 3),
+            (Mode::Affine, 128, 8),
+            (Mode::Mxfp4, 32, 4),
+        ];
+        for (mode, group_size, bits) in modes {
+            let q = ops::quantize(&w, Quantization { mode, group_size, bits }).unwrap();
+            assert_eq!(q.weight.shape(), [8, 128 * bits / 32]);
+            assert_eq!(q.biases.is_some(), mode == Mode::Affine);
+            let plain = ops::dequantize(&q, Some(Dtype::Float32)).unwrap();
+            let step = 2.0 / (2_f32.powi(bits) - 1.0);
+            // One step of the grid, which MLX shifts to contain 0; mxfp4's floats are sparser.
+            let tolerance = if mode == Mode::Mxfp4 { 0.26 } else { 1.01 * step };
+            assert_close(&plain.to_vec::<f32>().unwrap(), &w.to_vec::<f32>().unwrap(), tolerance);
+            let t = ops::transpose(&plain, &[1, 0]).unwrap();
+            let expected = floats(ops::matmul(&x, &t));
+            let found = floats(ops::quantized_matmul(&x, &q, Orientation::Transposed));
+            assert_close(&found, &expected, 1e-3);
+            let experts = ops::quantize(
+                &ops::stack(&[&w, &ops::negative(&w).unwrap()], 0).unwrap(),
+                q.quantization,
+            )
+            .unwrap();
+            let rhs = Array::from_slice(&[0_u32], &[1]).unwrap();
+            let gather = Gather { rhs: Some(&rhs), ..Gather::default() };
+            let xs = ops::reshape(&x, &[1, 3, 128]).unwrap();
+            let found = ops::gather_qmm(&xs, &experts, Orientation::Transposed, gather);
+            assert_close(&floats(found), &expected, 1e-3);
+        }
+    });
+}

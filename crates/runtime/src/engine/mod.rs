@@ -1,0 +1,199 @@
+//! One model on the thread that made it: loading with progress, forward passes, prefill in chunks.
+//!
+//! MLX's streams belong to the thread that created them, so an [`Engine`] is `!Send`; what else a
+//! program does talks to its thread through channels.
+
+mod generate;
+mod progress;
+
+use std::path::PathBuf;
+
+use mlxcel_core::{Batch, LayerLayout, Ops, OpsConfig, SequenceCache, SequenceRun};
+use mlxcel_estimator::KvMode;
+
+pub use self::generate::{Finish, Generation, Outcome, Statistics, generate};
+pub use self::progress::{NoProgress, Progress};
+use crate::families::{self, LanguageModel};
+use crate::loading::{Checkpoint, Source};
+use crate::{Error, Result};
+
+/// Which model to load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ModelSource {
+    /// The small model that ships inside the program.
+    BuiltIn,
+    /// A folder in the Hugging Face layout.
+    Folder(PathBuf),
+}
+
+/// How an engine computes and caches.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Kernel set, threads, precision.
+    pub ops: OpsConfig,
+    /// How keys and values are stored.
+    pub kv_mode: KvMode,
+    /// Tokens per pass while prefilling, at least 1.
+    pub prefill_chunk: usize,
+}
+
+/// Which rows of a pass are turned into logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LogitRows {
+    /// None: the pass only fills caches.
+    None,
+    /// The last row of each run.
+    Last,
+    /// Every row.
+    All,
+}
+
+/// A loaded model and what it computes with.
+pub struct Engine {
+    model: Box<dyn LanguageModel>,
+    ops: Ops,
+    layout: Vec<LayerLayout>,
+    config: EngineConfig,
+    vocab: usize,
+    context: Option<usize>,
+}
+
+impl Engine {
+    /// Maps and checks the model's files and builds its layers.
+    ///
+    /// # Errors
+    /// Unreadable or inconsistent files, unsupported families, and modes that the model cannot run.
+    pub fn load(
+        source: &ModelSource,
+        config: EngineConfig,
+        progress: &mut dyn Progress,
+    ) -> Result<Self> {
+        let checkpoint = Checkpoint::open(source)?;
+        let ops = Ops::new(&config.ops)?;
+        let weights = Source::new(&checkpoint, &ops, progress)?;
+        let model = families::load(&weights.root(), checkpoint.config())?;
+        let layout = model.cache_layout();
+        SequenceCache::check(&ops, &layout, config.kv_mode)?;
+        let engine = Self {
+            model,
+            layout,
+            config,
+            vocab: checkpoint
+                .size("vocab_size")
+                .ok_or_else(|| Error::config("vocab_size is missing"))?,
+            context: checkpoint.size("max_position_embeddings"),
+            ops,
+        };
+        progress.loaded();
+        Ok(engine)
+    }
+
+    /// The operations that the engine runs on.
+    #[must_use]
+    pub fn ops(&self) -> &Ops {
+        &self.ops
+    }
+
+    /// What each layer keeps per sequence.
+    #[must_use]
+    pub fn layout(&self) -> &[LayerLayout] {
+        &self.layout
+    }
+
+    /// How keys and values are stored.
+    #[must_use]
+    pub fn kv_mode(&self) -> KvMode {
+        self.config.kv_mode
+    }
+
+    /// Tokens per pass while prefilling.
+    #[must_use]
+    pub fn prefill_chunk(&self) -> usize {
+        self.config.prefill_chunk.max(1)
+    }
+
+    /// Number of logits per row.
+    #[must_use]
+    pub fn vocab(&self) -> usize {
+        self.vocab
+    }
+
+    /// The model's own limit on tokens per sequence, where its configuration states one.
+    #[must_use]
+    pub fn context(&self) -> Option<usize> {
+        self.context
+    }
+
+    /// An empty cache for one sequence.
+    ///
+    /// # Errors
+    /// When the mode does not fit the model's layers.
+    pub fn new_cache(&self) -> Result<SequenceCache> {
+        Ok(SequenceCache::new(&self.ops, &self.layout, self.config.kv_mode)?)
+    }
+
+    /// One pass over a ragged batch; the caches then hold the runs' tokens.
+    ///
+    /// Returns fp32 logits, `rows × vocab`, rows in batch order.
+    ///
+    /// # Errors
+    /// Tokens outside the vocabulary (nothing is computed then), and failed operations.
+    pub fn forward(&self, runs: &[SequenceRun<'_>], rows: LogitRows) -> Result<Vec<f32>> {
+        let tokens = runs.iter().flat_map(|run| run.tokens);
+        if let Some(&token) = tokens.into_iter().find(|&&t| t as usize >= self.vocab) {
+            return Err(Error::TokenOutOfRange { token, vocab: self.vocab });
+        }
+        let batch = Batch::new(&self.ops, runs)?;
+        let hidden = self.model.forward(&batch)?;
+        let logits = match rows {
+            LogitRows::None => {
+                self.ops.evaluate(&hidden)?;
+                Vec::new()
+            }
+            LogitRows::Last => {
+                let last: Vec<usize> = batch.spans().iter().map(|s| s.start + s.len - 1).collect();
+                let hidden = self.ops.rows(&hidden, &last)?;
+                self.ops.to_f32(&self.model.logits(&self.ops, &hidden)?)?
+            }
+            LogitRows::All => self.ops.to_f32(&self.model.logits(&self.ops, &hidden)?)?,
+        };
+        batch.commit();
+        Ok(logits)
+    }
+
+    /// Fills `cache` with `tokens` in chunks and returns the logits of the last one, `[vocab]`.
+    ///
+    /// # Errors
+    /// No token at all, or what [`Self::forward`] fails with.
+    pub fn prefill(
+        &self,
+        tokens: &[u32],
+        cache: &SequenceCache,
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<f32>> {
+        let chunk = self.prefill_chunk();
+        let mut done = 0;
+        loop {
+            let end = (done + chunk).min(tokens.len());
+            let last = end == tokens.len();
+            let run = SequenceRun {
+                tokens: tokens
+                    .get(done..end)
+                    .filter(|t| !t.is_empty())
+                    .ok_or(Error::EmptyPrompt)?,
+                cache,
+            };
+            let logits =
+                self.forward(&[run], if last { LogitRows::Last } else { LogitRows::None })?;
+            if progress.prefilled(end, tokens.len()).is_break() {
+                return Err(Error::Interrupted);
+            }
+            if last {
+                return Ok(logits);
+            }
+            done = end;
+        }
+    }
+}

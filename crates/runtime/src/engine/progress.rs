@@ -1,0 +1,25 @@
+//! What a front end can show while a model loads and a prompt is read.
+
+use std::ops::ControlFlow;
+
+/// Receives progress; every method has a default that ignores it.
+pub trait Progress {
+    /// `done` of `total` layers are built.
+    fn loading(&mut self, done: usize, total: usize) {
+        let _ = (done, total);
+    }
+
+    /// The model is loaded.
+    fn loaded(&mut self) {}
+
+    /// `done` of `total` prompt tokens are in the cache. `Break` stops before the next chunk.
+    fn prefilled(&mut self, done: usize, total: usize) -> ControlFlow<()> {
+        let _ = (done, total);
+        ControlFlow::Continue(())
+    }
+}
+
+/// Shows nothing.
+pub struct NoProgress;
+
+impl Progress for NoProgress {}

@@ -1,0 +1,116 @@
+//! How well a model predicts a text: perplexity, what a KV cache mode changes, logits for other
+//! programs.
+//!
+//! [`compare`] scores modes against fp16, [`measurement`] keeps the result beside the model's
+//! fingerprint for the advisor.
+
+pub mod compare;
+pub mod measurement;
+
+use std::path::Path;
+
+use mlxcel_core::SequenceRun;
+
+use crate::engine::{Engine, LogitRows};
+use crate::{Error, Result};
+
+/// Logits of every position of `tokens`, fp32 `[tokens, vocab]`, from an empty cache.
+///
+/// Runs in chunks of the engine's prefill size.
+///
+/// # Errors
+/// Tokens outside the vocabulary, failed operations.
+pub fn window_logits(engine: &Engine, tokens: &[u32]) -> Result<Vec<f32>> {
+    let cache = engine.new_cache()?;
+    let mut logits = Vec::with_capacity(tokens.len() * engine.vocab());
+    for chunk in tokens.chunks(engine.prefill_chunk()) {
+        let run = SequenceRun { tokens: chunk, cache: &cache };
+        logits.extend(engine.forward(&[run], LogitRows::All)?);
+    }
+    Ok(logits)
+}
+
+/// Mean negative log-likelihood over windows; the first token of each has no prediction.
+#[derive(Clone, Debug, Default)]
+pub struct Perplexity {
+    nats: f64,
+    tokens: usize,
+}
+
+impl Perplexity {
+    /// Adds one window and its logits, `[tokens, vocab]`.
+    pub fn add(&mut self, tokens: &[u32], logits: &[f32], vocab: usize) {
+        self.add_rows(tokens.get(1..).unwrap_or_default(), logits, vocab);
+    }
+
+    /// Adds rows of logits, `[rows, vocab]`, and the token that follows each; rows without one
+    /// are left out.
+    pub fn add_rows(&mut self, next: &[u32], logits: &[f32], vocab: usize) {
+        for (row, &next) in logits.chunks_exact(vocab).zip(next) {
+            self.nats -= f64::from(row[next as usize]) - log_sum_exp(row);
+            self.tokens += 1;
+        }
+    }
+
+    /// Tokens scored.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Nats per token.
+    #[must_use]
+    pub fn loss(&self) -> Option<f64> {
+        (self.tokens > 0).then(|| self.nats / self.tokens as f64)
+    }
+
+    /// `exp(loss)`.
+    #[must_use]
+    pub fn perplexity(&self) -> Option<f64> {
+        self.loss().map(f64::exp)
+    }
+}
+
+/// `ln Σ exp(row)` in f64: what turns a logit into a log-probability.
+fn log_sum_exp(row: &[f32]) -> f64 {
+    let max = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = row.iter().map(|x| (f64::from(*x) - max).exp()).sum();
+    max + sum.ln()
+}
+
+/// Writes logits as the tensor `logits`, fp32 `[tokens, vocab]`, of a safetensors file.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn save_logits(path: &Path, logits: &[f32], vocab: usize) -> Result<()> {
+    let bytes: Vec<u8> = logits.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let io = |source: std::io::Error| Error::Io { path: path.to_owned(), source };
+    let view = safetensors::tensor::TensorView::new(
+        safetensors::Dtype::F32,
+        vec![logits.len() / vocab.max(1), vocab],
+        &bytes,
+    )
+    .map_err(|e| io(std::io::Error::other(e)))?;
+    safetensors::serialize_to_file([("logits", view)], None, path)
+        .map_err(|e| io(std::io::Error::other(e)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uniform_logits_have_the_vocabulary_as_perplexity() {
+        let mut score = Perplexity::default();
+        score.add(&[0, 1, 2], &[0.5; 3 * 8], 8);
+        assert_eq!(score.tokens(), 2);
+        assert!((score.perplexity().unwrap() - 8.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn one_token_has_no_perplexity() {
+        let mut score = Perplexity::default();
+        score.add(&[3], &[0.0; 8], 8);
+        assert_eq!(score.perplexity(), None);
+    }
+}

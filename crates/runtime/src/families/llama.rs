@@ -1,0 +1,39 @@
+//! `llama`: Llama 2 and 3, SmolLM, TinyLlama, and the many checkpoints that share their layout.
+
+use serde::Deserialize;
+
+use super::config::{Heads, LayerWindows, RopeConfig};
+use super::dense::{Attention, Mlp, Model, ProjectionBias, Sizes};
+use crate::Result;
+use crate::loading::{Bias, Weights};
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Config {
+    #[serde(flatten)]
+    sizes: Sizes,
+    #[serde(flatten)]
+    heads: Heads,
+    #[serde(flatten)]
+    rope: RopeConfig,
+    #[serde(flatten)]
+    windows: LayerWindows,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+}
+
+pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
+    let heads = c.heads.shape(c.sizes.hidden_size)?;
+    let bias = ProjectionBias::all(Bias::when(c.attention_bias));
+    let rope = c.rope.build(heads.head_dim)?;
+    Model::load(
+        w,
+        &c.sizes,
+        |w, layer| {
+            Attention::load(w, c.sizes.hidden_size, heads, bias, Some(rope.clone()))?
+                .windowed(c.windows.of(layer, false)?)
+        },
+        |w| Mlp::load(w, &c.sizes, Bias::when(c.mlp_bias)),
+    )
+}

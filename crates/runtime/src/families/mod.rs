@@ -1,0 +1,100 @@
+//! Model families: one file each, and the registry that picks one by `model_type`.
+//! A file holds the family's `Config` and whatever of the blocks `Attention`, `Mlp`, `Block`,
+//! `Model` is its own; `dense` holds those blocks for the families that share them.
+//!
+//! Field names are the checkpoint's. Masks, rotary embeddings, norms, attention and caches live in
+//! `mlxcel-core`, once; what several families read from `config.json` lives in `config`, once.
+
+mod config;
+mod dense;
+mod llama;
+mod mistral;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod smollm3;
+
+use mlxcel_core::{Array, Batch, LayerLayout, Ops};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::loading::Weights;
+use crate::{Error, Result};
+
+/// A decoder that maps a ragged batch of tokens to hidden states and logits.
+pub trait LanguageModel {
+    /// What each layer keeps per sequence, in layer order.
+    fn cache_layout(&self) -> Vec<LayerLayout>;
+
+    /// Runs every layer over the batch: `[total tokens, hidden]`, the final norm applied.
+    ///
+    /// # Errors
+    /// When an operation cannot be built; evaluation errors come later.
+    fn forward(&self, cx: &Batch) -> Result<Array>;
+
+    /// Logits `[rows, vocab]` of hidden states `[rows, hidden]`.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    fn logits(&self, ops: &Ops, hidden: &Array) -> Result<Array>;
+}
+
+type Loader = fn(&Weights, &Value) -> Result<Box<dyn LanguageModel>>;
+
+/// Every family, by the `model_type` of its `config.json`.
+const FAMILIES: &[(&str, Loader)] = &[
+    ("llama", |w, c| boxed(llama::load(w, &parse(c)?)?)),
+    ("mistral", |w, c| boxed(mistral::load(w, &parse(c)?)?)),
+    ("phi3", |w, c| boxed(phi3::load(w, &parse(c)?)?)),
+    ("qwen2", |w, c| boxed(qwen2::load(w, &parse(c)?)?)),
+    ("qwen3", |w, c| boxed(qwen3::load(w, &parse(c)?)?)),
+    ("smollm3", |w, c| boxed(smollm3::load(w, &parse(c)?)?)),
+];
+
+/// The `model_type`s that this crate runs, sorted.
+pub fn supported() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().map(|(name, _)| *name)
+}
+
+/// Builds the model that `config` (a parsed `config.json`) describes.
+///
+/// # Errors
+/// [`Error::UnsupportedModel`] names an unknown `model_type` and lists the known ones; missing
+/// keys, contradictions and missing or misshapen tensors are errors that name them.
+pub fn load(weights: &Weights, config: &Value) -> Result<Box<dyn LanguageModel>> {
+    let model_type = model_type(config)?;
+    let family = FAMILIES.iter().find(|(name, _)| *name == model_type);
+    let (_, loader) = family.ok_or_else(|| unsupported(model_type))?;
+    loader(weights, config)
+}
+
+/// Fails early, before any tensor is looked at, when the `model_type` is not among [`supported`].
+///
+/// # Errors
+/// As [`load`].
+pub fn check_supported(config: &Value) -> Result<()> {
+    let model_type = model_type(config)?;
+    if supported().any(|name| name == model_type) { Ok(()) } else { Err(unsupported(model_type)) }
+}
+
+fn model_type(config: &Value) -> Result<&str> {
+    config
+        .get("model_type")
+        .and_then(Value::as_str)
+        .ok_or_else(|| Error::config("it has no \"model_type\", so its architecture is unknown"))
+}
+
+fn unsupported(model_type: &str) -> Error {
+    Error::UnsupportedModel {
+        model_type: model_type.to_owned(),
+        supported: supported().collect::<Vec<_>>().join(", "),
+    }
+}
+
+fn parse<C: DeserializeOwned>(config: &Value) -> Result<C> {
+    C::deserialize(config).map_err(|error| Error::config(error.to_string()))
+}
+
+fn boxed<M: LanguageModel + 'static>(model: M) -> Result<Box<dyn LanguageModel>> {
+    Ok(Box::new(model))
+}

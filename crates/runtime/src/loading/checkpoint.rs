@@ -1,0 +1,157 @@
+//! The files of one model: its configuration and its tensors, mapped.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use mlxcel_core::{Array, MappedFile};
+use mlxcel_estimator::Dtype as FileDtype;
+use mlxcel_estimator::headers::{self, Header, TensorInfo};
+use serde_json::Value;
+
+use crate::engine::ModelSource;
+use crate::{Error, Result, builtin};
+
+/// A range of a matrix's rows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rows {
+    pub(super) first: usize,
+    pub(super) count: usize,
+    pub(super) total: usize,
+}
+
+impl Rows {
+    /// All of `total` rows.
+    pub(super) fn all(total: usize) -> Self {
+        Self { first: 0, count: total, total }
+    }
+}
+
+/// A model's configuration and tensors.
+pub struct Checkpoint {
+    origin: PathBuf,
+    config: Value,
+    files: Vec<MappedFile>,
+    tensors: HashMap<String, (usize, TensorInfo)>,
+}
+
+impl Checkpoint {
+    /// Opens a model: reads `config.json`, maps the safetensors files, checks their headers.
+    ///
+    /// # Errors
+    /// A folder without `config.json` or weights, and whatever is wrong with them. An unsupported
+    /// `model_type` is named before any weight file is opened.
+    pub fn open(source: &ModelSource) -> Result<Self> {
+        match source {
+            ModelSource::BuiltIn => Self::embedded(),
+            ModelSource::Folder(dir) => Self::folder(dir),
+        }
+    }
+
+    fn embedded() -> Result<Self> {
+        let origin = PathBuf::from("built-in model");
+        let config = parse_config(&origin, builtin::CONFIG)?;
+        let length = builtin::WEIGHTS.len() as u64;
+        let header = headers::parse_header(&origin, builtin::WEIGHTS, length)?;
+        let mut checkpoint = Self { origin, config, files: Vec::new(), tensors: HashMap::new() };
+        checkpoint.add(MappedFile::from_static(builtin::WEIGHTS), header);
+        Ok(checkpoint)
+    }
+
+    fn folder(dir: &Path) -> Result<Self> {
+        let path = dir.join("config.json");
+        let bytes =
+            std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let config = parse_config(&path, &bytes)?;
+        crate::families::check_supported(&config)?;
+        let found = headers::Checkpoint::open(dir)?;
+        let found = found.ok_or_else(|| Error::NoWeights { dir: dir.to_owned() })?;
+        let mut checkpoint =
+            Self { origin: dir.to_owned(), config, files: Vec::new(), tensors: HashMap::new() };
+        for (path, header) in found.files {
+            checkpoint.add(MappedFile::open(&path).map_err(mlxcel_core::Error::from)?, header);
+        }
+        Ok(checkpoint)
+    }
+
+    fn add(&mut self, bytes: MappedFile, header: Header) {
+        let file = self.files.len();
+        self.files.push(bytes);
+        self.tensors.extend(header.tensors.into_iter().map(|(name, info)| (name, (file, info))));
+    }
+
+    /// The parsed `config.json`.
+    #[must_use]
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// A whole number of the configuration, where it has one.
+    #[must_use]
+    pub fn size(&self, key: &str) -> Option<usize> {
+        self.config.get(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok())
+    }
+
+    /// Whether a tensor of this name exists.
+    #[must_use]
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The rows `rows` of the tensor `name`, which must have the shape `expected` as a whole.
+    pub(super) fn tensor(&self, name: &str, expected: &[usize], rows: Rows) -> Result<Array> {
+        let missing = || Error::MissingTensor { name: name.to_owned(), dir: self.origin.clone() };
+        let (file, info) = self.tensors.get(name).ok_or_else(missing)?;
+        let found: Vec<usize> =
+            info.shape.iter().map(|&d| usize::try_from(d).unwrap_or(usize::MAX)).collect();
+        if found != expected {
+            return Err(Error::TensorShape {
+                name: name.to_owned(),
+                found,
+                expected: expected.to_vec(),
+            });
+        }
+        let dtype = array_dtype(name, info.dtype)?;
+        let range = row_range(info, rows);
+        let too_large = |_| Error::config(format!("{name}: a dimension exceeds 2^31"));
+        let mut shape: Vec<i32> = expected
+            .iter()
+            .map(|d| i32::try_from(*d))
+            .collect::<std::result::Result<_, _>>()
+            .map_err(too_large)?;
+        shape[0] = i32::try_from(rows.count).map_err(too_large)?;
+        let mapped =
+            self.files[*file].array(range, &shape, dtype).map_err(mlxcel_core::Error::from)?;
+        Ok(mapped.array)
+    }
+}
+
+/// The bytes of a row range; the header was checked, so the tensor lies within the file.
+fn row_range(info: &TensorInfo, rows: Rows) -> Range<usize> {
+    let as_usize = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let (start, end) = (as_usize(info.file_range.start), as_usize(info.file_range.end));
+    let row_bytes = (end - start) / rows.total.max(1);
+    start + rows.first * row_bytes..start + (rows.first + rows.count) * row_bytes
+}
+
+fn parse_config(path: &Path, bytes: &[u8]) -> Result<Value> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| Error::config(format!("{} is not valid JSON: {error}", path.display())))
+}
+
+fn array_dtype(name: &str, dtype: FileDtype) -> Result<mlxcel_core::Dtype> {
+    Ok(match dtype {
+        FileDtype::F32 => mlxcel_core::Dtype::Float32,
+        FileDtype::F16 => mlxcel_core::Dtype::Float16,
+        FileDtype::BF16 => mlxcel_core::Dtype::Bfloat16,
+        FileDtype::U32 => mlxcel_core::Dtype::Uint32,
+        FileDtype::U8 => mlxcel_core::Dtype::Uint8,
+        other => {
+            return Err(Error::TensorDtype {
+                name: name.to_owned(),
+                found: other.name().to_owned(),
+                expected: "F32, F16, BF16 or MLX-quantised U32",
+            });
+        }
+    })
+}

@@ -1,0 +1,13 @@
+//! From a folder to parameters: `config.json`, mapped safetensors files, quantised layers.
+//!
+//! Files are mapped, not read; headers are parsed once, by the estimator's reader. A tensor becomes
+//! an array over the mapped bytes when a family asks for it by name and shape.
+
+mod checkpoint;
+mod fingerprint;
+mod quantization;
+mod weights;
+
+pub use self::checkpoint::Checkpoint;
+pub use self::fingerprint::Fingerprint;
+pub use self::weights::{Bias, Source, Weights};

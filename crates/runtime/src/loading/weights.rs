@@ -1,0 +1,210 @@
+//! Parameters by name and shape, as the kernel set wants them.
+
+use std::cell::RefCell;
+
+use mlxcel_core::layers::{AffineWeight, Embedding, Linear, RmsNorm, Weight};
+use mlxcel_core::{Array, Ops};
+
+use super::Checkpoint;
+use super::checkpoint::Rows;
+use super::quantization::{Quantization, Scheme};
+use crate::engine::Progress;
+use crate::{Error, Result};
+
+/// Whether a projection has a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bias {
+    /// It has none.
+    None,
+    /// It must have one.
+    Required,
+}
+
+impl Bias {
+    /// Required when the configuration says so.
+    #[must_use]
+    pub fn when(configured: bool) -> Self {
+        if configured { Self::Required } else { Self::None }
+    }
+}
+
+/// A checkpoint's tensors below a path such as `model.layers.3.mlp`.
+pub struct Weights<'a> {
+    source: &'a Source<'a>,
+    prefix: String,
+}
+
+/// What all views of one checkpoint share.
+pub struct Source<'a> {
+    checkpoint: &'a Checkpoint,
+    quantization: Quantization,
+    ops: &'a Ops,
+    progress: RefCell<&'a mut dyn Progress>,
+}
+
+impl<'a> Source<'a> {
+    /// Reads the quantisation of the checkpoint.
+    ///
+    /// # Errors
+    /// A quantisation that is not MLX's affine format.
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        ops: &'a Ops,
+        progress: &'a mut dyn Progress,
+    ) -> Result<Self> {
+        let quantization = Quantization::from_config(checkpoint.config())?;
+        Ok(Self { checkpoint, quantization, ops, progress: RefCell::new(progress) })
+    }
+
+    /// The view of all tensors.
+    #[must_use]
+    pub fn root(&'a self) -> Weights<'a> {
+        Weights { source: self, prefix: String::new() }
+    }
+}
+
+impl<'a> Weights<'a> {
+    /// The tensors below `name`.
+    #[must_use]
+    pub fn at(&self, name: &str) -> Self {
+        Self { source: self.source, prefix: self.path(name) }
+    }
+
+    fn path(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    /// Whether `name` is among the tensors.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.source.checkpoint.has(&self.path(name))
+    }
+
+    /// Builds layers `layers.0` to `layers.{count − 1}`, reporting progress.
+    ///
+    /// # Errors
+    /// What `build` fails with, and more layers than any model has.
+    pub fn layers<T>(
+        &self,
+        count: usize,
+        build: impl Fn(&Weights<'a>, usize) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        if count == 0 || count > 10_000 {
+            return Err(Error::config(format!("num_hidden_layers is {count}")));
+        }
+        let mut layers = Vec::with_capacity(count);
+        for i in 0..count {
+            layers.push(build(&self.at(&format!("layers.{i}")), i)?);
+            self.source.progress.borrow_mut().loading(i + 1, count);
+        }
+        Ok(layers)
+    }
+
+    /// A projection from `cols` to `rows` dimensions, dense or quantised as the files have it.
+    ///
+    /// # Errors
+    /// Missing or misshapen tensors, by name.
+    pub fn linear(&self, name: &str, cols: usize, rows: usize, bias: Bias) -> Result<Linear> {
+        let layer = self.at(name);
+        let bias = match bias {
+            Bias::None => None,
+            Bias::Required => Some(layer.vector("bias", rows)?),
+        };
+        Ok(Linear { weight: layer.matrix(Rows::all(rows), cols)?, bias })
+    }
+
+    /// Projections that the files hold stacked in one matrix: row ranges of it, without a copy.
+    ///
+    /// # Errors
+    /// As [`Self::linear`].
+    pub fn fused_linear<const N: usize>(
+        &self,
+        name: &str,
+        cols: usize,
+        sizes: [usize; N],
+    ) -> Result<[Linear; N]> {
+        let layer = self.at(name);
+        let total = sizes.iter().sum();
+        let mut first = 0;
+        let mut parts = Vec::with_capacity(N);
+        for size in sizes {
+            let rows = Rows { first, count: size, total };
+            parts.push(Linear { weight: layer.matrix(rows, cols)?, bias: None });
+            first += size;
+        }
+        parts.try_into().map_err(|_| Error::config("a fused projection has no parts"))
+    }
+
+    /// A token embedding table.
+    ///
+    /// # Errors
+    /// As [`Self::linear`].
+    pub fn embedding(&self, name: &str, vocab: usize, hidden: usize) -> Result<Embedding> {
+        Ok(Embedding { weight: self.at(name).matrix(Rows::all(vocab), hidden)? })
+    }
+
+    /// The output head, or `None` where the embedding serves as one.
+    ///
+    /// A configuration that does not say (`tied` is `None`) means what the files hold.
+    ///
+    /// # Errors
+    /// As [`Self::linear`].
+    pub fn lm_head(
+        &self,
+        tied: Option<bool>,
+        hidden: usize,
+        vocab: usize,
+    ) -> Result<Option<Linear>> {
+        let tied = tied.unwrap_or_else(|| !self.has("lm_head.weight"));
+        if tied { Ok(None) } else { self.linear("lm_head", hidden, vocab, Bias::None).map(Some) }
+    }
+
+    /// An RMS norm's weight.
+    ///
+    /// # Errors
+    /// As [`Self::linear`].
+    pub fn rms_norm(&self, name: &str, dim: usize, eps: f32) -> Result<RmsNorm> {
+        Ok(RmsNorm { weight: self.at(name).vector("weight", dim)?, eps })
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<Array> {
+        let array = self.source.checkpoint.tensor(&self.path(name), &[len], Rows::all(len))?;
+        Ok(self.source.ops.vector(array)?)
+    }
+
+    fn matrix(&self, rows: Rows, cols: usize) -> Result<Weight> {
+        let weight = if self.has("scales") {
+            self.affine(rows, cols, self.source.quantization.scheme(&self.prefix)?)?
+        } else {
+            Weight::Dense(self.source.checkpoint.tensor(
+                &self.path("weight"),
+                &[rows.total, cols],
+                rows,
+            )?)
+        };
+        Ok(self.source.ops.matrix(weight)?)
+    }
+
+    fn affine(&self, rows: Rows, cols: usize, scheme: Scheme) -> Result<Weight> {
+        let Scheme { group_size, bits } = scheme;
+        if group_size == 0 || !cols.is_multiple_of(group_size) || !(cols * bits).is_multiple_of(32)
+        {
+            return Err(Error::config(format!(
+                "{}: {cols} columns cannot be quantised to {bits} bits in groups of {group_size}",
+                self.prefix
+            )));
+        }
+        let part = |name: &str, width: usize| {
+            self.source.checkpoint.tensor(&self.path(name), &[rows.total, width], rows)
+        };
+        let codes = part("weight", cols * bits / 32)?;
+        let groups = cols / group_size;
+        Ok(Weight::Affine(AffineWeight::new(
+            codes,
+            part("scales", groups)?,
+            part("biases", groups)?,
+            group_size,
+            bits,
+        )?))
+    }
+}

@@ -1,0 +1,97 @@
+//! What changes logits before a token is chosen: `logit_bias` and the three penalties.
+
+use super::{SamplingError, SamplingOptions};
+
+/// Applies bias and penalties to `logits` (`[vocab]`), in mlx-lm's order.
+///
+/// `history` are the tokens so far, prompt included. The ids of `logit_bias` are below the width.
+///
+/// # Errors
+/// [`SamplingError::TokenOutOfVocabulary`] for a token of the history without a logit.
+pub(super) fn apply(
+    options: &SamplingOptions,
+    history: &[u32],
+    logits: &mut [f32],
+) -> Result<(), SamplingError> {
+    for (token, bias) in &options.logit_bias {
+        *logit(logits, *token, "logit_bias")? += bias;
+    }
+    if let Some(penalty) = options.repetition_penalty {
+        for (token, _) in counted(history, options.repetition_context_tokens) {
+            let logit = logit(logits, token, "the text so far")?;
+            *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+        }
+    }
+    if options.presence_penalty.is_none() && options.frequency_penalty.is_none() {
+        return Ok(());
+    }
+    let presence = options.presence_penalty.unwrap_or(0.0);
+    let frequency = options.frequency_penalty.unwrap_or(0.0);
+    for (token, count) in counted(history, options.occurrence_context_tokens) {
+        *logit(logits, token, "the text so far")? -= presence + frequency * count;
+    }
+    Ok(())
+}
+
+fn logit<'a>(
+    logits: &'a mut [f32],
+    token: u32,
+    what: &'static str,
+) -> Result<&'a mut f32, SamplingError> {
+    let vocab_size = logits.len();
+    usize::try_from(token)
+        .ok()
+        .and_then(|index| logits.get_mut(index))
+        .ok_or(SamplingError::TokenOutOfVocabulary { what, token, vocab_size })
+}
+
+/// The different tokens among the last `context_tokens`, each with how often it occurs there.
+fn counted(history: &[u32], context_tokens: usize) -> Vec<(u32, f32)> {
+    let mut recent = history[history.len().saturating_sub(context_tokens)..].to_vec();
+    recent.sort_unstable();
+    #[expect(clippy::cast_precision_loss, reason = "a count of tokens, far below 2²⁴")]
+    let count = |run: &[u32]| (run[0], run.len() as f32);
+    recent.chunk_by(|a, b| a == b).map(count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn penalised(options: SamplingOptions, history: &[u32]) -> Vec<f32> {
+        let mut logits = vec![2.0, -2.0, 0.0, 1.0];
+        apply(&options, history, &mut logits).unwrap();
+        logits
+    }
+
+    #[test]
+    fn repetition_looks_back_so_far_and_counts_once() {
+        let options = |context| SamplingOptions {
+            repetition_penalty: Some(2.0),
+            repetition_context_tokens: context,
+            ..SamplingOptions::default()
+        };
+        assert_eq!(penalised(options(3), &[3, 0, 1, 0]), [1.0, -4.0, 0.0, 1.0]);
+        assert_eq!(penalised(options(9), &[3, 0, 1, 0]), [1.0, -4.0, 0.0, 0.5]);
+        assert_eq!(penalised(options(0), &[3, 0, 1, 0]), [2.0, -2.0, 0.0, 1.0]);
+        assert_eq!(penalised(options(3), &[]), [2.0, -2.0, 0.0, 1.0]);
+    }
+
+    #[test]
+    fn presence_counts_once_and_frequency_every_time() {
+        let options = SamplingOptions {
+            presence_penalty: Some(0.5),
+            frequency_penalty: Some(0.25),
+            logit_bias: vec![(2, 10.0), (2, -1.0)],
+            ..SamplingOptions::default()
+        };
+        assert_eq!(penalised(options, &[0, 0, 0, 3]), [0.75, -2.0, 9.0, 0.25]);
+    }
+
+    #[test]
+    fn a_token_without_a_logit_is_an_error() {
+        let options = SamplingOptions { presence_penalty: Some(1.0), ..SamplingOptions::default() };
+        let error = apply(&options, &[4], &mut [0.0; 4]).unwrap_err();
+        assert_eq!(error.to_string(), "the text so far names token 4, but the model has 4 tokens");
+    }
+}

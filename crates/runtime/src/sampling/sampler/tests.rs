@@ -1,0 +1,146 @@
+//! Draws, penalties and filters against mlx-lm and against each other.
+
+#![expect(clippy::cast_possible_truncation, reason = "expected values are computed in f64")]
+
+use super::*;
+use crate::sampling::SamplingOptions;
+
+fn sampler(options: SamplingOptions, vocab_size: usize) -> Sampler {
+    Sampler::new(&SamplingParams::new(options).unwrap(), vocab_size).unwrap()
+}
+
+fn warm() -> SamplingOptions {
+    SamplingOptions { temperature: 1.0, seed: Some(42), ..SamplingOptions::default() }
+}
+
+fn draws(options: SamplingOptions, logits: &[f32], count: usize) -> Vec<u32> {
+    let mut sampler = sampler(options, logits.len());
+    (0..count).map(|_| sampler.sample(logits, &[]).unwrap().token).collect()
+}
+
+/// Asserts that `draws` come from `probabilities` by Pearson's test, at the 99.9 % point of the
+/// chi-squared distribution (Wilson–Hilferty). The seed is fixed, so it passes always or never.
+fn assert_distributed(draws: &[u32], probabilities: &[f64]) {
+    let possible = probabilities.iter().filter(|p| **p > 0.0).count();
+    let mut statistic = 0.0;
+    for (token, probability) in (0_u32..).zip(probabilities) {
+        let found = draws.iter().filter(|drawn| **drawn == token).count() as f64;
+        let expected = probability * draws.len() as f64;
+        if *probability > 0.0 {
+            statistic += (found - expected).powi(2) / expected;
+        } else {
+            assert!(found < 0.5, "token {token} is impossible, and was drawn {found} times");
+        }
+    }
+    let freedom = possible as f64 - 1.0;
+    let spread = 2.0 / (9.0 * freedom);
+    let limit = freedom * (1.0 - spread + 3.09 * spread.sqrt()).powi(3);
+    assert!(statistic < limit, "chi² is {statistic:.1}, limit {limit:.1}");
+}
+
+const PROBABILITIES: [f64; 6] = [0.05, 0.4, 0.0, 0.2, 0.3, 0.05];
+
+fn logits() -> Vec<f32> {
+    PROBABILITIES.iter().map(|p| p.ln() as f32 - 3.0).collect()
+}
+
+/// `PROBABILITIES` raised to 1/temperature, of `kept` only, adding up to 1.
+fn reshaped(temperature: f64, kept: &[usize]) -> Vec<f64> {
+    let weight = |(index, p): (usize, &f64)| match kept.contains(&index) {
+        true => p.powf(1.0 / temperature),
+        false => 0.0,
+    };
+    let weights: Vec<f64> = PROBABILITIES.iter().enumerate().map(weight).collect();
+    let total: f64 = weights.iter().sum();
+    weights.iter().map(|weight| weight / total).collect()
+}
+
+#[test]
+fn draws_follow_the_softmax() {
+    assert_distributed(&draws(warm(), &logits(), 20_000), &PROBABILITIES);
+}
+
+#[test]
+fn temperature_applies_to_the_candidates_of_temperature_1() {
+    for temperature in [0.5, 2.0] {
+        let options = SamplingOptions {
+            temperature: temperature as f32,
+            // At temperature 2 the three likeliest would hold less than 0.85 of the mass.
+            top_p: Some(0.85),
+            ..warm()
+        };
+        let expected = reshaped(temperature, &[1, 3, 4]);
+        assert_distributed(&draws(options, &logits(), 20_000), &expected);
+    }
+}
+
+#[test]
+fn top_k_and_min_p_limit_the_draw() {
+    let top_k = SamplingOptions { top_k: Some(2), ..warm() };
+    assert_distributed(&draws(top_k, &logits(), 20_000), &reshaped(1.0, &[1, 4]));
+    let min_p = SamplingOptions { min_p: Some(0.45), ..warm() };
+    assert_distributed(&draws(min_p, &logits(), 20_000), &reshaped(1.0, &[1, 3, 4]));
+}
+
+#[test]
+fn the_likeliest_token_is_taken_at_temperature_0_the_first_of_equals() {
+    assert_eq!(draws(SamplingOptions::default(), &[0.0, 3.0, 3.0, 1.0], 3), [1, 1, 1]);
+    let cold = SamplingOptions { temperature: 1e-30, ..warm() };
+    assert_eq!(draws(cold, &[0.0, 3.0, 2.999, 1.0], 3), [1, 1, 1]);
+}
+
+/// Pinned: another generator, or another way from its bits to a token, breaks every stored seed.
+#[test]
+fn a_seed_means_these_tokens_for_ever() {
+    let logits: Vec<f32> = (0..1000_u16).map(|i| f32::from(i * 37 % 1000) / 250.0).collect();
+    let options = SamplingOptions { seed: Some(7), top_p: Some(0.9), ..warm() };
+    assert_eq!(draws(options, &logits, 8), [158, 161, 697, 722, 590, 348, 81, 837]);
+}
+
+#[test]
+fn seeds_differ_and_a_missing_one_is_made_up_and_told() {
+    let logits = vec![0.0; 1000];
+    let with = |seed| draws(SamplingOptions { seed, ..warm() }, &logits, 8);
+    assert_ne!(with(Some(1)), with(Some(2)));
+    let options = SamplingOptions { seed: None, ..warm() };
+    let mut first = sampler(options.clone(), 1000);
+    assert_ne!(first.seed(), sampler(options, 1000).seed());
+    let tokens: Vec<u32> = (0..8).map(|_| first.sample(&logits, &[]).unwrap().token).collect();
+    assert_eq!(tokens, with(Some(first.seed())));
+}
+
+#[test]
+fn bias_and_penalties_decide() {
+    let bias = SamplingOptions { logit_bias: vec![(2, 100.0)], ..warm() };
+    assert_eq!(draws(bias, &[0.0, 1.0, -5.0], 5), [2; 5]);
+    let ban = SamplingOptions { logit_bias: vec![(1, -100.0)], ..SamplingOptions::default() };
+    assert_eq!(draws(ban, &[0.0, 1.0, -5.0], 1), [0]);
+    let options = SamplingOptions { presence_penalty: Some(2.0), ..SamplingOptions::default() };
+    assert_eq!(sampler(options, 3).sample(&[0.0, 1.0, -5.0], &[1]).unwrap().token, 0);
+}
+
+#[test]
+fn logprobs_are_of_the_penalised_logits() {
+    let options = SamplingOptions {
+        logit_bias: vec![(0, f32::ln(3.0))],
+        logprobs: Some(1),
+        ..SamplingOptions::default()
+    };
+    let sample = sampler(options, 2).sample(&[0.0, 0.0], &[]).unwrap();
+    let logprobs = sample.logprobs.unwrap();
+    assert_eq!((sample.token, logprobs.top[0].token), (0, 0));
+    assert!((logprobs.chosen.logprob - 0.75_f32.ln()).abs() < 1e-6);
+}
+
+#[test]
+fn nonsense_is_an_error() {
+    let mut sampler = sampler(warm(), 3);
+    let mut error = |logits: &[f32]| sampler.sample(logits, &[]).unwrap_err().to_string();
+    assert!(error(&[0.0, f32::NAN, 1.0]).starts_with("the logit of token 1 is NaN"));
+    assert!(error(&[0.0, 1.0, f32::INFINITY]).starts_with("the logit of token 2 is inf"));
+    assert_eq!(error(&[f32::NEG_INFINITY; 3]), "no token is possible: every logit is -inf");
+    assert_eq!(error(&[0.0; 2]), "expected 3 logits, found 2");
+    let bias = SamplingOptions { logit_bias: vec![(3, 1.0)], ..warm() };
+    let error = Sampler::new(&SamplingParams::new(bias).unwrap(), 3).unwrap_err();
+    assert_eq!(error.to_string(), "logit_bias names token 3, but the model has 3 tokens");
+}

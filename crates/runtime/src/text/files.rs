@@ -1,0 +1,73 @@
+//! Where a checkpoint's small text files come from: a folder, or bytes inside the binary.
+
+use std::borrow::Cow;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+
+use super::TextError;
+
+/// A checkpoint's text files (`tokenizer.json`, `tokenizer_config.json`, …) by name.
+#[derive(Debug, Clone, Copy)]
+pub enum TextFiles<'a> {
+    /// Files in a folder.
+    Folder(&'a Path),
+    /// `(name, contents)` pairs, for a model that ships inside the binary.
+    Embedded(&'a [(&'a str, &'a [u8])]),
+}
+
+impl<'a> TextFiles<'a> {
+    /// The contents of `name`, or `None` when the checkpoint has no such file.
+    ///
+    /// # Errors
+    /// [`TextError::Unreadable`] when the file exists but cannot be read.
+    pub fn read(&self, name: &str) -> Result<Option<Cow<'a, [u8]>>, TextError> {
+        match self {
+            Self::Embedded(files) => {
+                let found = files.iter().find(|(file, _)| *file == name);
+                Ok(found.map(|(_, bytes)| Cow::Borrowed(*bytes)))
+            }
+            Self::Folder(folder) => match std::fs::read(folder.join(name)) {
+                Ok(bytes) => Ok(Some(Cow::Owned(bytes))),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                Err(source) => Err(TextError::Unreadable { file: self.label(name), source }),
+            },
+        }
+    }
+
+    /// The contents of a file that must be there.
+    ///
+    /// # Errors
+    /// [`TextError::MissingFile`], and as [`TextFiles::read`].
+    pub fn require(&self, name: &str) -> Result<Cow<'a, [u8]>, TextError> {
+        self.read(name)?.ok_or_else(|| TextError::MissingFile { file: self.label(name) })
+    }
+
+    /// `name` parsed as JSON into `T`, or `None` when there is no such file.
+    ///
+    /// # Errors
+    /// [`TextError::InvalidJson`], and as [`TextFiles::read`].
+    pub fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, TextError> {
+        let Some(bytes) = self.read(name)? else { return Ok(None) };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|source| TextError::InvalidJson { file: self.label(name), source })
+    }
+
+    /// What to call `name` in an error.
+    pub fn label(&self, name: &str) -> String {
+        match self {
+            Self::Folder(folder) => folder.join(name).display().to_string(),
+            Self::Embedded(_) => format!("built-in/{name}"),
+        }
+    }
+
+    /// What to call the whole checkpoint in an error.
+    pub fn origin(&self) -> String {
+        match self {
+            Self::Folder(folder) => folder.display().to_string(),
+            Self::Embedded(_) => "the built-in model".to_owned(),
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Finding a checkpoint by what a person types after `-m`: a folder, or `org/name` in the local
+//! Hugging Face cache. Never touches the network.
+
+use std::path::{Component, Path, PathBuf};
+
+/// Why there is no checkpoint of that name.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HubError {
+    /// The argument names a folder that does not exist.
+    #[error("no such model folder: {}", path.display())]
+    NoSuchFolder {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// The argument names a file.
+    #[error("{} is a file; a model is a folder (with config.json, tokenizer.json and *.safetensors)", path.display())]
+    NotAFolder {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// Neither a folder, nor a checkpoint in the cache.
+    #[error(
+        "{name} is neither a folder nor in the local Hugging Face cache (looked in {}); \
+         download it first, for example with `hf download {name}`", cache.display()
+    )]
+    NotInCache {
+        /// The name as given, `org/name`.
+        name: String,
+        /// The cache folder.
+        cache: PathBuf,
+    },
+    /// There is no home folder to look for a cache in.
+    #[error(
+        "{name} is not a folder, and without HF_HUB_CACHE, HF_HOME or HOME there is no Hugging Face cache to look in"
+    )]
+    NoCache {
+        /// The name as given.
+        name: String,
+    },
+    /// The cache has an entry for the checkpoint that is incomplete.
+    #[error("the cache entry {} is broken: {reason}; download it again", entry.display())]
+    BrokenEntry {
+        /// The entry's folder.
+        entry: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}
+
+/// Where a Hugging Face cache is, as `huggingface_hub` finds it: `HF_HUB_CACHE`, else
+/// `HF_HOME/hub`, else `XDG_CACHE_HOME/huggingface/hub`, else `~/.cache/huggingface/hub`.
+///
+/// `variable` looks a variable up; an empty one counts as unset.
+pub fn cache_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+    let set = |name: &str| variable(name).filter(|value| !value.as_os_str().is_empty());
+    set("HF_HUB_CACHE")
+        .or_else(|| set("HF_HOME").map(|home| home.join("hub")))
+        .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("huggingface/hub")))
+        .or_else(|| set("HOME").map(|home| home.join(".cache/huggingface/hub")))
+}
+
+/// The folder of the checkpoint `model`: the folder of that name, or else the snapshot of
+/// `refs/main` in this machine's Hugging Face cache.
+///
+/// # Errors
+/// A [`HubError`] that says where was looked.
+pub fn resolve(model: &Path) -> Result<PathBuf, HubError> {
+    resolve_in(model, cache_folder(|name| std::env::var_os(name).map(PathBuf::from)).as_deref())
+}
+
+/// [`resolve`] with a given cache folder.
+///
+/// # Errors
+/// A [`HubError`] that says where was looked.
+pub fn resolve_in(model: &Path, cache: Option<&Path>) -> Result<PathBuf, HubError> {
+    if model.is_dir() {
+        return Ok(model.to_owned());
+    }
+    if model.exists() {
+        return Err(HubError::NotAFolder { path: model.to_owned() });
+    }
+    let Some((org, name)) = repository(model) else {
+        return Err(HubError::NoSuchFolder { path: model.to_owned() });
+    };
+    let full_name = format!("{org}/{name}");
+    let Some(cache) = cache else { return Err(HubError::NoCache { name: full_name }) };
+    let entry = cache.join(format!("models--{org}--{name}"));
+    if !entry.is_dir() {
+        return Err(HubError::NotInCache { name: full_name, cache: cache.to_owned() });
+    }
+    snapshot(entry)
+}
+
+/// The snapshot that `refs/main` of a cache entry points to.
+fn snapshot(entry: PathBuf) -> Result<PathBuf, HubError> {
+    let Ok(revision) = std::fs::read_to_string(entry.join("refs/main")) else {
+        return Err(HubError::BrokenEntry { entry, reason: "refs/main is missing" });
+    };
+    let revision = revision.trim();
+    if !is_plain_name(revision) {
+        return Err(HubError::BrokenEntry { entry, reason: "refs/main holds no revision" });
+    }
+    let snapshot = entry.join("snapshots").join(revision);
+    if !snapshot.is_dir() {
+        return Err(HubError::BrokenEntry {
+            entry,
+            reason: "the snapshot of refs/main is missing",
+        });
+    }
+    Ok(snapshot)
+}
+
+/// `org` and `name` of `org/name`; `None` for anything else that a path can be, `..` included.
+fn repository(model: &Path) -> Option<(&str, &str)> {
+    let mut parts = model.components().map(|part| match part {
+        Component::Normal(part) => part.to_str().filter(|part| is_plain_name(part)),
+        _ => None,
+    });
+    let (org, name) = (parts.next()??, parts.next()??);
+    parts.next().is_none().then_some((org, name))
+}
+
+/// Whether `name` is made of the characters that the hub allows, and no way out of a folder.
+fn is_plain_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    !name.is_empty() && !name.starts_with('.') && name.bytes().all(allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn message(model: &str, cache: &Path) -> String {
+        resolve_in(Path::new(model), Some(cache)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn finds_a_folder_and_a_snapshot() {
+        let cache = tempfile::tempdir().unwrap();
+        let entry = cache.path().join("models--org--some.Model-1");
+        fs::create_dir_all(entry.join("snapshots/abc123")).unwrap();
+        fs::create_dir_all(entry.join("refs")).unwrap();
+        fs::write(entry.join("refs/main"), "abc123\n").unwrap();
+        let found = resolve_in(Path::new("org/some.Model-1"), Some(cache.path())).unwrap();
+        assert_eq!(found, entry.join("snapshots/abc123"));
+        assert_eq!(resolve_in(&entry, None).unwrap(), entry);
+    }
+
+    #[test]
+    fn says_what_is_wrong() {
+        let cache = tempfile::tempdir().unwrap();
+        let folder = cache.path().display().to_string();
+        assert!(message("org/absent", cache.path()).contains(&folder));
+        assert_eq!(message("absent", cache.path()), "no such model folder: absent");
+        let file = cache.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(message(file.to_str().unwrap(), cache.path()).contains("is a file"));
+        let entry = cache.path().join("models--org--name");
+        fs::create_dir_all(entry.join("refs")).unwrap();
+        assert!(message("org/name", cache.path()).contains("refs/main is missing"));
+        fs::write(entry.join("refs/main"), "../../x").unwrap();
+        assert!(message("org/name", cache.path()).contains("holds no revision"));
+        fs::write(entry.join("refs/main"), "abc").unwrap();
+        assert!(message("org/name", cache.path()).contains("snapshot of refs/main is missing"));
+        let homeless = resolve_in(Path::new("org/absent"), None).unwrap_err().to_string();
+        assert!(homeless.contains("HF_HOME"));
+    }
+
+    #[test]
+    fn a_name_cannot_leave_the_cache() {
+        for model in ["../name", "org/..", "/org/name", "org/a/b", "org/na me", ".org/name", ""] {
+            assert_eq!(repository(Path::new(model)), None, "{model}");
+        }
+    }
+
+    #[test]
+    fn the_cache_is_where_huggingface_hub_puts_it() {
+        let with = |known: &'static [(&str, &str)]| {
+            cache_folder(|name| {
+                known.iter().find(|(key, _)| *key == name).map(|(_, value)| PathBuf::from(value))
+            })
+        };
+        assert_eq!(with(&[("HF_HUB_CACHE", "/a"), ("HF_HOME", "/b")]), Some("/a".into()));
+        assert_eq!(with(&[("HF_HUB_CACHE", ""), ("HF_HOME", "/b")]), Some("/b/hub".into()));
+        let xdg = with(&[("XDG_CACHE_HOME", "/c"), ("HOME", "/d")]);
+        assert_eq!(xdg, Some("/c/huggingface/hub".into()));
+        assert_eq!(with(&[("HOME", "/d")]), Some("/d/.cache/huggingface/hub".into()));
+        assert_eq!(with(&[]), None);
+    }
+}

@@ -1,0 +1,106 @@
+//! Parity with a pinned mlx-lm: logits of every family on random-weights checkpoints, with both
+//! kernel sets, and the invariants that need no oracle.
+//!
+//! The goldens and what they hold: `xtask/src/golden.rs`. Tolerances: cosine ≥ 0.9999 and the same
+//! top-1 on ≥ 99 % of positions in fp32 (fp32 rounding alone leaves 1 − 1e-6 here), ≥ 0.999 in bf16,
+//! where mlx-lm's own rounding of activations is what differs.
+
+#![cfg(test)]
+
+mod support;
+
+use mlxcel_runtime::engine::{Engine, LogitRows, NoProgress};
+use mlxcel_runtime::{ComputeDtype, KernelSet, SequenceRun};
+use support::{Golden, Setup, argmax, cosine, on_engine};
+use xtask::golden::{VARIANTS, Variant};
+
+const KERNELS: [KernelSet; 2] = [KernelSet::Host, KernelSet::Mlx];
+
+/// Checks one configuration in every variant and with both kernel sets.
+fn check(name: &'static str) {
+    on_engine(move || {
+        for variant in &VARIANTS {
+            let golden = Golden::load(name, variant);
+            for kernels in KERNELS {
+                let what = format!("{name} {} {kernels:?}", variant.name);
+                check_variant(&what, &golden, variant, kernels);
+            }
+        }
+    });
+}
+
+fn check_variant(what: &str, golden: &Golden, variant: &Variant, kernels: KernelSet) {
+    let exact = variant.name != "bf16";
+    let dtype = if exact { ComputeDtype::Fp32 } else { ComputeDtype::Checkpoint };
+    let engine = golden.engine(&Setup { kernels, dtype, ..Setup::default() });
+    let least = if exact { 0.9999 } else { 0.999 };
+    let vocab = engine.vocab();
+
+    let one = logits(&engine, &golden.tokens[..1], 1);
+    assert_rows(what, "one", &one, &golden.one, vocab, least);
+    let full = logits(&engine, &golden.tokens, golden.tokens.len());
+    let stored: Vec<f32> =
+        golden.positions.iter().flat_map(|&p| full[p * vocab..(p + 1) * vocab].to_vec()).collect();
+    assert_rows(what, "full", &stored, &golden.full, vocab, least);
+    if exact {
+        let same =
+            full.chunks_exact(vocab).zip(&golden.top1).filter(|(row, top)| argmax(row) == **top);
+        let share = same.count() as f64 / golden.top1.len() as f64;
+        assert!(share >= 0.99, "{what}: top-1 agrees on {share:.4} of the positions");
+    }
+    let decoded = golden.decode.len() / vocab;
+    let split = golden.tokens.len() - decoded;
+    let cache = engine.new_cache().unwrap();
+    engine.prefill(&golden.tokens[..split], &cache, &mut NoProgress).unwrap();
+    let mut rows = Vec::new();
+    for token in &golden.tokens[split..] {
+        let run = SequenceRun { tokens: std::slice::from_ref(token), cache: &cache };
+        rows.extend(engine.forward(&[run], LogitRows::Last).unwrap());
+    }
+    assert_rows(what, "decode", &rows, &golden.decode, vocab, least);
+}
+
+fn logits(engine: &Engine, tokens: &[u32], expected: usize) -> Vec<f32> {
+    let cache = engine.new_cache().unwrap();
+    let run = SequenceRun { tokens, cache: &cache };
+    let logits = engine.forward(&[run], LogitRows::All).unwrap();
+    assert_eq!(logits.len(), expected * engine.vocab());
+    logits
+}
+
+fn assert_rows(what: &str, part: &str, ours: &[f32], theirs: &[f32], vocab: usize, least: f64) {
+    assert_eq!(ours.len(), theirs.len(), "{what} {part}: number of logits");
+    for (row, (a, b)) in ours.chunks_exact(vocab).zip(theirs.chunks_exact(vocab)).enumerate() {
+        let cosine = cosine(a, b);
+        assert!(cosine >= least, "{what} {part}: cosine {cosine} at stored row {row}");
+    }
+}
+
+macro_rules! goldens {
+    ($($test:ident = $name:literal;)*) => {
+        $(#[test] fn $test() { check($name); })*
+
+        #[test]
+        fn every_configuration_is_checked() {
+            let mut named = vec![$($name.to_owned()),*];
+            named.sort();
+            assert_eq!(named, xtask::golden::configurations().unwrap());
+        }
+    };
+}
+
+goldens! {
+    llama = "llama";
+    llama_linear = "llama-linear";
+    llama_llama3 = "llama-llama3";
+    llama_longrope = "llama-longrope";
+    mistral = "mistral";
+    mistral_sliding = "mistral-sliding";
+    phi3 = "phi3";
+    phi3_longrope = "phi3-longrope";
+    qwen2 = "qwen2";
+    qwen2_yarn = "qwen2-yarn";
+    qwen3 = "qwen3";
+    qwen3_yarn = "qwen3-yarn";
+    smollm3 = "smollm3";
+}

@@ -1,0 +1,114 @@
+//! What must hold without an oracle: chunks, batches and forks change nothing but rounding.
+
+#![cfg(test)]
+
+mod support;
+
+use mlxcel_estimator::KvMode;
+use mlxcel_runtime::engine::{Engine, LogitRows, ModelSource, NoProgress};
+use mlxcel_runtime::{KernelSet, SequenceRun};
+use support::{Setup, on_engine, relative_difference};
+
+/// Differences between orders of summation: fp32 rounding over six layers.
+const ROUNDING: f32 = 2e-4;
+
+fn tokens(count: usize, seed: usize) -> Vec<u32> {
+    (0..count).map(|i| u32::try_from((i * 7919 + seed * 131) % 4096).unwrap()).collect()
+}
+
+fn engines() -> impl Iterator<Item = (String, Engine)> {
+    [KernelSet::Host, KernelSet::Mlx].into_iter().map(|kernels| {
+        (
+            format!("{kernels:?}"),
+            Setup { kernels, ..Setup::default() }.engine(&ModelSource::BuiltIn),
+        )
+    })
+}
+
+fn all_logits(engine: &Engine, tokens: &[u32], chunk: usize) -> Vec<f32> {
+    let cache = engine.new_cache().unwrap();
+    let chunks = tokens.chunks(chunk).flat_map(|tokens| {
+        engine.forward(&[SequenceRun { tokens, cache: &cache }], LogitRows::All).unwrap()
+    });
+    chunks.collect()
+}
+
+#[test]
+fn chunks_of_7_equal_one_of_512() {
+    on_engine(|| {
+        for (kernels, engine) in engines() {
+            let tokens = tokens(300, 1);
+            let whole = all_logits(&engine, &tokens, 512);
+            for chunk in [7, 1, 256] {
+                let difference = relative_difference(&all_logits(&engine, &tokens, chunk), &whole);
+                assert!(difference < ROUNDING, "{kernels}: chunk {chunk}: {difference}");
+            }
+        }
+    });
+}
+
+#[test]
+fn batched_equals_single() {
+    on_engine(|| {
+        for (kernels, engine) in engines() {
+            let prompts = [tokens(5, 1), tokens(270, 2), tokens(1, 3)];
+            let singles: Vec<Vec<f32>> = prompts
+                .iter()
+                .map(|p| engine.prefill(p, &engine.new_cache().unwrap(), &mut NoProgress).unwrap())
+                .collect();
+            let caches: Vec<_> = prompts.iter().map(|_| engine.new_cache().unwrap()).collect();
+            let runs: Vec<_> = prompts
+                .iter()
+                .zip(&caches)
+                .map(|(tokens, cache)| SequenceRun { tokens, cache })
+                .collect();
+            let batch = engine.forward(&runs, LogitRows::Last).unwrap();
+            for (i, (row, single)) in batch.chunks_exact(engine.vocab()).zip(&singles).enumerate() {
+                let difference = relative_difference(row, single);
+                assert!(difference < ROUNDING, "{kernels}: sequence {i}: {difference}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_fork_is_independent() {
+    on_engine(|| {
+        for (kernels, engine) in engines() {
+            let cache = engine.new_cache().unwrap();
+            engine.prefill(&tokens(260, 4), &cache, &mut NoProgress).unwrap();
+            let fork = cache.fork();
+            let decode = |cache, token| {
+                let run = SequenceRun { tokens: &[token], cache };
+                engine.forward(&[run], LogitRows::Last).unwrap()
+            };
+            let first = decode(&cache, 17);
+            decode(&fork, 99);
+            decode(&fork, 100);
+            cache.trim(260).unwrap();
+            let again = decode(&cache, 17);
+            let difference = relative_difference(&again, &first);
+            assert!(
+                difference < ROUNDING,
+                "{kernels}: the fork changed the original: {difference}"
+            );
+        }
+    });
+}
+
+#[test]
+fn every_mode_is_chunk_invariant() {
+    on_engine(|| {
+        for kv_mode in KvMode::ALL {
+            let engine = Setup { kv_mode, ..Setup::default() }.engine(&ModelSource::BuiltIn);
+            let tokens = tokens(300, 5);
+            let whole = all_logits(&engine, &tokens, 512);
+            let parts = all_logits(&engine, &tokens, 7);
+            let difference = relative_difference(&parts, &whole);
+            // Quantised caches round the same values; only sums before the rounding differ, and a
+            // code may flip where a value lies on an edge.
+            let limit = if kv_mode == KvMode::Fp16 { ROUNDING } else { 0.05 };
+            assert!(difference < limit, "{kv_mode}: {difference}");
+        }
+    });
+}

@@ -1,0 +1,259 @@
+//! Random-weights checkpoints in the Hugging Face layout, with the tensors of any
+//! `config.json` that the estimator knows.
+//!
+//! A checkpoint is a function of its configuration and the seed, bit for bit on every machine.
+//! Tests therefore commit a small configuration and goldens, and make the weights afresh.
+
+mod affine;
+mod fill;
+mod layout;
+mod random;
+mod tokenizer;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use tokenizer::Specials;
+
+/// A floating-point type of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Dtype {
+    /// 8 bits of exponent, 7 of mantissa.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+    /// IEEE single precision.
+    F32,
+}
+
+/// How matrices and embeddings are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// Everything in this type.
+    Plain(Dtype),
+    /// MLX's affine format, where rows divide into groups.
+    Affine {
+        /// 2, 3, 4, 5, 6 or 8.
+        bits: u8,
+        /// 32, 64 or 128 weights share a scale and a bias.
+        group_size: u16,
+        /// The type of scales, biases and whatever is not quantised.
+        scales: Dtype,
+    },
+}
+
+/// What to make.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The storage of the weights.
+    pub weights: Weights,
+    /// Another seed, other weights.
+    pub seed: u64,
+    /// A file of the checkpoint holds no more, unless a single tensor does.
+    pub shard_bytes: u64,
+}
+
+impl Options {
+    /// Seed 0, files of up to 5 GiB.
+    pub fn new(weights: Weights) -> Self {
+        Self { weights, seed: 0, shard_bytes: 5 << 30 }
+    }
+
+    fn check(&self) -> Result<()> {
+        if let Weights::Affine { bits, group_size, .. } = self.weights {
+            if !affine::BITS.contains(&bits) {
+                bail!("{bits} bits: MLX's affine format has {:?}", affine::BITS);
+            }
+            if !affine::GROUP_SIZES.contains(&group_size) {
+                bail!("groups of {group_size}: MLX's affine format has {:?}", affine::GROUP_SIZES);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Weights {
+    /// The type of every float in the checkpoint.
+    fn dtype(self) -> Dtype {
+        match self {
+            Self::Plain(dtype) | Self::Affine { scales: dtype, .. } => dtype,
+        }
+    }
+}
+
+/// What was made.
+#[derive(Clone, Copy, Debug)]
+pub struct Summary {
+    /// Number of safetensors files.
+    pub shards: usize,
+    /// Their bytes, headers included.
+    pub bytes: u64,
+}
+
+/// Writes a checkpoint of the model that `config` describes into `folder`, which is created;
+/// files of a checkpoint that are there already are overwritten.
+///
+/// # Errors
+/// An architecture whose tensors the estimator does not know, a bit width or group size that
+/// MLX does not have, a vocabulary below 258 tokens, a file that cannot be written.
+pub fn checkpoint(config: &Value, options: &Options, folder: &Path) -> Result<Summary> {
+    options.check()?;
+    let inventory = mlxcel_estimator::tensors(&config.to_string())?;
+    let shards = layout::shards(&inventory, options)?;
+    let vocab_size =
+        config["vocab_size"].as_u64().context("the configuration has no vocab_size")?;
+    let specials = Specials::of_config(config, vocab_size);
+    let tokenizer = tokenizer::tokenizer(vocab_size, &specials)?;
+
+    std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    write_json(folder, "config.json", &stored_config(config, options))?;
+    write_json(folder, "tokenizer.json", &tokenizer)?;
+    let tokenizer_config = tokenizer::tokenizer_config(config, &specials);
+    write_json(folder, "tokenizer_config.json", &tokenizer_config)?;
+    let generation = json!({ "bos_token_id": specials.bos, "eos_token_id": specials.eos });
+    write_json(folder, "generation_config.json", &generation)?;
+    for shard in &shards {
+        fill::write_shard(shard, folder, options.weights.dtype(), options.seed)?;
+    }
+    if shards.len() > 1 {
+        write_json(folder, "model.safetensors.index.json", &layout::index(&shards))?;
+    }
+    let bytes = shards.iter().map(|shard| shard.file_bytes).sum();
+    Ok(Summary { shards: shards.len(), bytes })
+}
+
+/// Reads `config.json`, given itself or its folder.
+///
+/// # Errors
+/// A file that cannot be read or is not JSON.
+pub fn read_config(path: &Path) -> Result<Value> {
+    let path: PathBuf = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
+    let text =
+        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))
+}
+
+/// The configuration with this checkpoint's storage in place of the published one's.
+fn stored_config(config: &Value, options: &Options) -> Value {
+    let mut config = config.clone();
+    let Some(fields) = config.as_object_mut() else {
+        return config;
+    };
+    fields.remove("quantization");
+    fields.remove("quantization_config");
+    let dtype = match options.weights.dtype() {
+        Dtype::Bf16 => "bfloat16",
+        Dtype::F16 => "float16",
+        Dtype::F32 => "float32",
+    };
+    fields.insert("torch_dtype".into(), json!(dtype));
+    if let Weights::Affine { bits, group_size, .. } = options.weights {
+        let quantization = json!({ "group_size": group_size, "bits": bits, "mode": "affine" });
+        fields.insert("quantization".into(), quantization.clone());
+        fields.insert("quantization_config".into(), quantization);
+    }
+    config
+}
+
+fn write_json(folder: &Path, name: &str, value: &Value) -> Result<()> {
+    let path = folder.join(name);
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mlxcel_estimator::headers::Checkpoint;
+    use std::collections::BTreeMap;
+
+    const Q4: Weights = Weights::Affine { bits: 4, group_size: 64, scales: Dtype::Bf16 };
+
+    fn config() -> Value {
+        json!({
+            "model_type": "llama", "hidden_size": 128, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 200,
+            "vocab_size": 300, "tie_word_embeddings": false, "quantization_config": {"bits": 2},
+        })
+    }
+
+    /// Every stored tensor: dtype, shape and bytes.
+    fn contents(folder: &Path) -> BTreeMap<String, (String, Vec<u64>, Vec<u8>)> {
+        let checkpoint = Checkpoint::open(folder).unwrap().unwrap();
+        let read = |name: &str| {
+            let (path, info) = checkpoint.get(name).unwrap();
+            let file = std::fs::read(path).unwrap();
+            let range = usize::try_from(info.file_range.start).unwrap()
+                ..usize::try_from(info.file_range.end).unwrap();
+            (format!("{:?}", info.dtype), info.shape.clone(), file[range].to_vec())
+        };
+        checkpoint.iter().map(|(name, _)| (name.to_string(), read(name))).collect()
+    }
+
+    #[test]
+    fn plain_checkpoints_hold_the_estimators_inventory() {
+        let folder = tempfile::tempdir().unwrap();
+        checkpoint(&config(), &Options::new(Weights::Plain(Dtype::F16)), folder.path()).unwrap();
+        let stored = contents(folder.path());
+        let inventory = mlxcel_estimator::tensors(&config().to_string()).unwrap();
+        assert_eq!(stored.len(), inventory.len());
+        for spec in inventory {
+            let (dtype, shape, _) = &stored[&spec.name];
+            assert_eq!((dtype.as_str(), shape), ("F16", &spec.shape), "{}", spec.name);
+        }
+    }
+
+    #[test]
+    fn rows_that_do_not_divide_into_groups_stay_as_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        checkpoint(&config(), &Options::new(Q4), folder.path()).unwrap();
+        let stored = contents(folder.path());
+        let of = |name: &str| {
+            let (dtype, shape, _) = &stored[&format!("model.layers.1.mlp.{name}")];
+            (dtype.clone(), shape.clone())
+        };
+        assert_eq!(of("gate_proj.weight"), ("U32".into(), vec![200, 16]));
+        assert_eq!(of("gate_proj.scales"), ("BF16".into(), vec![200, 2]));
+        assert_eq!(of("down_proj.weight"), ("BF16".into(), vec![128, 200]));
+        let config = read_config(folder.path()).unwrap();
+        assert_eq!(config["quantization"]["bits"], 4);
+        assert_eq!(config["quantization_config"], config["quantization"]);
+    }
+
+    #[test]
+    fn shards_hold_what_one_file_holds() {
+        let (one, many) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let options = Options::new(Q4);
+        assert_eq!(checkpoint(&config(), &options, one.path()).unwrap().shards, 1);
+        let options = Options { shard_bytes: 40_000, ..options };
+        let summary = checkpoint(&config(), &options, many.path()).unwrap();
+        assert!(summary.shards > 3, "{summary:?}");
+        assert!(many.path().join("model.safetensors.index.json").is_file());
+        assert_eq!(contents(one.path()), contents(many.path()));
+    }
+
+    #[test]
+    fn another_seed_makes_other_weights() {
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let options = Options::new(Weights::Plain(Dtype::Bf16));
+        checkpoint(&config(), &options, a.path()).unwrap();
+        checkpoint(&config(), &Options { seed: 1, ..options }, b.path()).unwrap();
+        assert_ne!(contents(a.path()), contents(b.path()));
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let affine = |bits, group_size| {
+            let weights = Weights::Affine { bits, group_size, scales: Dtype::F16 };
+            checkpoint(&config(), &Options::new(weights), folder.path()).unwrap_err().to_string()
+        };
+        assert!(affine(7, 64).starts_with("7 bits"));
+        assert!(affine(4, 48).starts_with("groups of 48"));
+        let unknown = json!({ "model_type": "abacus", "vocab_size": 300 });
+        let plain = Options::new(Weights::Plain(Dtype::F32));
+        assert!(checkpoint(&unknown, &plain, folder.path()).is_err());
+        assert!(std::fs::read_dir(folder.path()).unwrap().next().is_none());
+    }
+}

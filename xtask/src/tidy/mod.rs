@@ -1,0 +1,148 @@
+//! The invariants of the code base that no compiler checks, as one table of rules.
+//!
+//! A rule is a function from the workspace to violations; each has a test that shows it
+//! fire on an offending workspace made in memory and stay silent on a good one. The test
+//! `workspace_is_tidy` runs them all on the checkout.
+
+mod documents;
+mod graph;
+mod graph_rules;
+mod source;
+mod source_rules;
+#[cfg(test)]
+mod testing;
+
+use crate::paths::workspace_root;
+use anyhow::{Context, Result, bail};
+use graph::Graph;
+use source::SourceFile;
+use std::path::Path;
+
+/// What the rules look at.
+#[derive(Default)]
+struct Workspace {
+    graph: Graph,
+    sources: Vec<SourceFile>,
+    documents: Vec<Document>,
+}
+
+/// A text file that is not Rust: manifests, documentation, scripts, configurations.
+struct Document {
+    /// Relative to the root of the workspace, with `/`.
+    path: String,
+    text: String,
+}
+
+/// Where a rule was broken, and how.
+#[derive(Debug, PartialEq, Eq)]
+struct Violation {
+    /// A path, `path:line`, or the name of a package.
+    place: String,
+    what: String,
+}
+
+struct Rule {
+    name: &'static str,
+    check: fn(&Workspace, &mut Vec<Violation>),
+}
+
+/// Every rule. The function's documentation says what it asks for and why.
+const RULES: &[Rule] = &[
+    Rule { name: "crate-arrows", check: graph_rules::crate_arrows },
+    Rule { name: "package-names", check: graph_rules::package_names },
+    Rule { name: "no-native-code", check: graph_rules::no_native_code },
+    Rule { name: "front-end-crates", check: graph_rules::front_end_crates },
+    Rule { name: "unsafe-folders", check: source_rules::unsafe_folders },
+    Rule { name: "file-length", check: source_rules::file_length },
+    Rule { name: "module-docs", check: source_rules::module_docs },
+    Rule { name: "no-placeholders", check: source_rules::no_placeholders },
+    Rule { name: "ignore-reasons", check: source_rules::ignore_reasons },
+    Rule { name: "http-in-server", check: source_rules::http_in_server },
+    Rule { name: "one-block-size", check: source_rules::one_block_size },
+    Rule { name: "workspace-lints", check: documents::workspace_lints },
+    Rule { name: "environment-variables", check: documents::environment_variables },
+    Rule { name: "short-architecture", check: documents::short_architecture },
+    Rule { name: "no-machine-paths", check: documents::no_machine_paths },
+];
+
+/// Checks the checkout; the error lists every violation.
+pub fn run() -> Result<()> {
+    let workspace = Workspace::load(&workspace_root())?;
+    let mut report = String::new();
+    for rule in RULES {
+        let mut violations = Vec::new();
+        (rule.check)(&workspace, &mut violations);
+        for Violation { place, what } in violations {
+            report.push_str(&format!("\n  {place}: {what} [{}]", rule.name));
+        }
+    }
+    if !report.is_empty() {
+        bail!("the workspace is not tidy:{report}");
+    }
+    eprintln!("tidy: {} rules over {} Rust files", RULES.len(), workspace.sources.len());
+    Ok(())
+}
+
+impl Workspace {
+    fn load(root: &Path) -> Result<Self> {
+        let mut workspace = Self { graph: Graph::load(root)?, ..Self::default() };
+        workspace.read_folder(root, root)?;
+        Ok(workspace)
+    }
+
+    /// Reads what the rules look at below `folder`, leaving out build output and hidden
+    /// folders other than `.ci` and `.cargo`.
+    fn read_folder(&mut self, root: &Path, folder: &Path) -> Result<()> {
+        let mut entries: Vec<_> = std::fs::read_dir(folder)
+            .with_context(|| format!("reading {}", folder.display()))?
+            .collect::<std::io::Result<_>>()?;
+        entries.sort_by_key(std::fs::DirEntry::file_name);
+        for entry in entries {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let hidden = name.starts_with('.') && name != ".ci" && name != ".cargo";
+            let kind = entry.file_type()?;
+            if kind.is_dir() && !hidden && name != "target" {
+                self.read_folder(root, &entry.path())?;
+            } else if kind.is_file() {
+                self.read_file(root, &entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_file(&mut self, root: &Path, path: &Path) -> Result<()> {
+        const DOCUMENTS: &[&str] =
+            &["toml", "md", "py", "sh", "yml", "yaml", "h", "hpp", "cc", "cpp"];
+        let name = path.strip_prefix(root)?.to_string_lossy().replace('\\', "/");
+        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or("");
+        let is_script = name.starts_with(".ci/");
+        if extension == "rs" {
+            self.sources.push(SourceFile::parse(&name, &read_text(path)?)?);
+        } else if DOCUMENTS.contains(&extension) || is_script {
+            self.documents.push(Document { path: name, text: read_text(path)? });
+        }
+        Ok(())
+    }
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workspace_is_tidy() {
+        run().unwrap();
+    }
+
+    #[test]
+    fn rule_names_are_unique() {
+        let mut names: Vec<_> = RULES.iter().map(|rule| rule.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), RULES.len());
+    }
+}
