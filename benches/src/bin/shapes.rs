@@ -30,6 +30,9 @@ struct Args {
     prompts: Vec<usize>,
     #[arg(long, value_enum, value_delimiter = ',', default_value = "int8,exact")]
     precision: Vec<Activations>,
+    /// Leave out decoding.
+    #[arg(long)]
+    no_decode: bool,
     /// Measurements per figure.
     #[arg(long, default_value_t = 7)]
     times: usize,
@@ -135,21 +138,23 @@ fn main() -> Result<()> {
             Activations::Int16 => ("int16", Precision::Int16),
             Activations::Int8 => ("int8", Precision::Int8),
         };
-        report(&pool, &model, name, precision, bandwidth, &args.prompts, args.times)?;
+        if !args.no_decode {
+            report_decode(&pool, &model, name, precision, bandwidth, args.times)?;
+        }
+        report_prefill(&pool, &model, name, precision, &args.prompts, args.times)?;
     }
     Ok(())
 }
 
-fn report(
+fn report_decode(
     pool: &Pool,
     model: &Model,
     name: &str,
     precision: Precision,
     bandwidth: f64,
-    prompts: &[usize],
     times: usize,
 ) -> Result<()> {
-    let [(layer_weights, layer_bytes), (head_weights, head_bytes)] = model.size()?;
+    let [(_, layer_bytes), (_, head_bytes)] = model.size()?;
     model.forward(pool, 1, precision)?;
     let seconds = median_seconds(times, || drop(model.forward(pool, 1, precision)));
     let rate = (layer_bytes + head_bytes) as f64 / seconds / 1e9;
@@ -158,14 +163,29 @@ fn report(
         1.0 / seconds,
         100.0 * rate / bandwidth
     );
+    Ok(())
+}
+
+fn report_prefill(
+    pool: &Pool,
+    model: &Model,
+    name: &str,
+    precision: Precision,
+    prompts: &[usize],
+    times: usize,
+) -> Result<()> {
+    let [(layer_weights, _), (head_weights, _)] = model.size()?;
     for &tokens in prompts {
+        model.forward(pool, tokens, precision)?;
+        let peak = if precision == Precision::Int8 { Peak::Int8 } else { Peak::F32 };
         let seconds =
             median_seconds(times.div_ceil(3), || drop(model.forward(pool, tokens, precision)));
-        let macs = (layer_weights * tokens + head_weights) as f64;
+        let rate = (layer_weights * tokens + head_weights) as f64 / seconds;
         println!(
-            "{name:>6} prefill {tokens:4} {:8.1} tok/s  {:5.0} GMAC/s",
+            "{name:>6} prefill {tokens:4} {:8.1} tok/s  {:5.0} GMAC/s = {:3.0} % of {peak:?}",
             tokens as f64 / seconds,
-            macs / seconds / 1e9
+            rate / 1e9,
+            100.0 * rate / multiply_adds_per_second(pool, peak),
         );
     }
     Ok(())

@@ -264,7 +264,7 @@ impl TileProduct {
                 let x_sum = simd.splat(*self.plane.sums.add(at));
                 for r in 0..R {
                     let (scale, bias) = groups[r];
-                    let dot = simd.fma(simd.bits_float(dots[n][r]), x_scale, x_offset);
+                    let dot = simd.unbias(dots[n][r], INT_BIAS, x_scale, x_offset);
                     let sum = simd.fma(dot, scale, sums[n][r]);
                     sums[n][r] = simd.fma(bias, x_sum, sum);
                 }

@@ -79,6 +79,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn float_bits(self, a: Self::F) -> Self::I;
     /// The floats with these bits.
     fn bits_float(self, a: Self::I) -> Self::F;
+    /// `(sum − bias) · scale` for an integer sum that started from the bits of the float `bias`,
+    /// a multiple of 2²²; `offset` is −`bias · scale`, exactly.
+    #[inline(always)]
+    fn unbias(self, sum: Self::I, _bias: f32, scale: Self::F, offset: Self::F) -> Self::F {
+        self.fma(self.bits_float(sum), scale, offset)
+    }
     /// All lanes zero.
     fn zero_int(self) -> Self::I;
     /// `acc + Σ₄ u·s` per dword lane: `u` unsigned and `s` signed bytes.

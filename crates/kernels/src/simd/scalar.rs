@@ -90,6 +90,10 @@ impl Simd for Scalar {
     fn bits_float(self, a: I) -> F {
         map(a, |a| f32::from_bits(a as u32))
     }
+    fn unbias(self, sum: I, bias: f32, scale: F, _offset: F) -> F {
+        // Without a fused product the difference must come first.
+        zip(self.sub(self.bits_float(sum), self.splat(bias)), scale, |sum, scale| sum * scale)
+    }
     fn zero_int(self) -> I {
         [0; LANES]
     }
