@@ -5,6 +5,8 @@ mod args;
 mod bench;
 mod eval;
 mod generate;
+mod prompt;
+mod statistics;
 mod terminal;
 
 use std::process::ExitCode;
@@ -28,6 +30,11 @@ enum Command {
     Eval(eval::Args),
 }
 
+/// Whether an error only says that Ctrl-C was pressed, which nobody needs to be told.
+fn interrupted(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(mlxcel_runtime::Error::Interrupted))
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Generate(args) => generate::run(args),
@@ -36,6 +43,7 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(code) => code,
+        Err(error) if interrupted(&error) => ExitCode::from(terminal::INTERRUPTED),
         Err(error) => {
             terminal::print_error(&error);
             ExitCode::FAILURE

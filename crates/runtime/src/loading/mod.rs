@@ -7,5 +7,6 @@ mod checkpoint;
 mod quantization;
 mod weights;
 
-pub use self::checkpoint::Checkpoint;
+pub(crate) use self::checkpoint::size_of;
+pub use self::checkpoint::{Checkpoint, read_config};
 pub use self::weights::{Bias, Source, Weights};
