@@ -184,7 +184,7 @@ impl<'a> Weights<'a> {
 
     fn affine(&self, rows: Rows, cols: usize, scheme: Scheme) -> Result<Weight> {
         let Scheme { group_size, bits } = scheme;
-        let known = (2..=8).contains(&bits) && [32, 64, 128].contains(&group_size);
+        let known = [2, 3, 4, 5, 6, 8].contains(&bits) && [32, 64, 128].contains(&group_size);
         if !known || !cols.is_multiple_of(group_size) || !(cols * bits).is_multiple_of(32) {
             return Err(Error::config(format!(
                 "{}: {cols} columns cannot be quantised to {bits} bits in groups of {group_size}",
