@@ -1,8 +1,9 @@
 //! Flags that several commands share: one definition of name, values and help each.
 
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 use mlxcel_estimator::KvMode;
 use mlxcel_runtime::engine::{EngineConfig, ModelSource};
@@ -127,17 +128,26 @@ impl ComputeArgs {
     }
 }
 
-/// Reads a file, naming it when that fails.
-pub(crate) fn read_file(path: &PathBuf) -> Result<String> {
+/// Reads a text file, naming it when that fails; `-` is standard input.
+pub(crate) fn read_file(path: &Path) -> Result<String> {
+    if path == Path::new("-") {
+        return read_stdin();
+    }
     match std::fs::read(path) {
-        Ok(bytes) => match String::from_utf8(bytes) {
-            Ok(text) => Ok(text),
-            Err(error) => bail!(
-                "{} is not UTF-8 text (byte {})",
-                path.display(),
-                error.utf8_error().valid_up_to()
-            ),
-        },
+        Ok(bytes) => utf8(bytes, &path.display().to_string()),
         Err(error) => bail!("{}: {error}", path.display()),
     }
+}
+
+/// Reads standard input to its end.
+pub(crate) fn read_stdin() -> Result<String> {
+    let mut bytes = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
+    utf8(bytes, "standard input")
+}
+
+fn utf8(bytes: Vec<u8>, origin: &str) -> Result<String> {
+    String::from_utf8(bytes).map_err(|error| {
+        anyhow!("{origin} is not UTF-8 text (byte {})", error.utf8_error().valid_up_to())
+    })
 }

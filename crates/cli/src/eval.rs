@@ -210,9 +210,8 @@ fn table(measurement: &Measurement) -> String {
     text + &format!("{scored_tokens} tokens in windows of {window}; KL in nats, from fp16\n")
 }
 
-#[expect(clippy::print_stdout, reason = "the command's output")]
 fn print(args: &Args, engine: &Engine, score: &Perplexity, window: usize) -> Result<()> {
-    if args.json {
+    let text = if args.json {
         let row = json!({
             "schema": "mlxcel.eval/1",
             "kv_mode": engine.kv_mode().to_string(),
@@ -221,18 +220,18 @@ fn print(args: &Args, engine: &Engine, score: &Perplexity, window: usize) -> Res
             "loss": score.loss(),
             "perplexity": score.perplexity(),
         });
-        println!("{}", serde_json::to_string_pretty(&row)?);
+        serde_json::to_string_pretty(&row)?
     } else {
         match score.perplexity() {
-            Some(p) => println!(
+            Some(p) => format!(
                 "perplexity {p:.4} over {} tokens ({} cache, windows of {window})",
                 score.tokens(),
                 engine.kv_mode()
             ),
-            None => println!("one token has no perplexity (nothing comes before it)"),
+            None => "one token has no perplexity (nothing comes before it)".to_owned(),
         }
-    }
-    Ok(())
+    };
+    crate::terminal::print(&(text + "\n"))
 }
 
 #[cfg(test)]
