@@ -183,3 +183,6 @@ fn region(x: &Array, tokens: usize) -> Result<[i32; 4]> {
     let dims = dims(x);
     ints([1, dims[1], tokens, dims[3]])
 }
+
+#[cfg(test)]
+mod tests;

@@ -202,3 +202,6 @@ impl LayerCache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
