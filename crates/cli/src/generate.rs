@@ -14,6 +14,7 @@ use mlxcel_runtime::text::{ChatMessage, ChatPrompt};
 use serde::Serialize;
 
 use crate::args::{Activations, ComputeArgs, KvArgs, ModelArgs};
+use crate::preflight::{self, PreflightArgs};
 use crate::terminal::{Bars, Interrupt, Stdout};
 
 /// What the built-in model continues when it is given nothing.
@@ -51,6 +52,8 @@ pub(crate) struct Args {
     kv: KvArgs,
     #[command(flatten)]
     compute: ComputeArgs,
+    #[command(flatten)]
+    preflight: PreflightArgs,
     /// Write statistics as JSON to a file
     #[arg(long, value_name = "FILE")]
     stats_json: Option<PathBuf>,
@@ -110,6 +113,15 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     if !args.quiet {
         announce(&source, &config);
     }
+    let planned = preflight::Planned {
+        model: &args.model,
+        prompt_tokens: tokens.len(),
+        max_tokens: args.max_tokens,
+        config: &config,
+    };
+    let Some(checked) = preflight::check(&args.preflight, &source, &planned)? else {
+        return Ok(ExitCode::FAILURE);
+    };
     let baseline = memory::resident_bytes();
     let mut bars = Bars::new(interrupt.clone());
     let engine = Engine::load(&source, config, &mut bars)?;
@@ -135,6 +147,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     if !args.quiet {
         eprintln!("{}", report.line());
     }
+    checked.compare(baseline);
     if let Some(path) = &args.stats_json {
         report.save(path)?;
     }

@@ -137,6 +137,22 @@ fn prefill(pool: &Pool, layout: BlockLayout) -> Result<f64> {
     Ok(4.0 * (pairs * QUERY_HEADS * HEAD_DIM) as f64 / seconds / 1e9)
 }
 
+/// Microseconds to append one token, and a prefill chunk, to one layer's cache.
+fn appends(pool: &Pool, layout: BlockLayout) -> Result<(f64, f64)> {
+    let mut blocks = (0..2).map(|_| KvBlock::new(layout)).collect::<Result<Vec<_>>>()?;
+    let mut blocks: Vec<&mut KvBlock> = blocks.iter_mut().collect();
+    let row = KV_HEADS * HEAD_DIM;
+    let rows = noise(PREFILL_TOKENS * row, 5);
+    let one = fastest(200, 1, |_| {
+        let part = &rows[..row];
+        append(pool, &mut blocks[..1], 77, part, part).expect("shapes agree");
+    });
+    let chunk = fastest(20, 1, |_| {
+        append(pool, &mut blocks, 0, &rows, &rows).expect("shapes agree");
+    });
+    Ok((one * 1e6, chunk * 1e6))
+}
+
 fn main() -> Result<()> {
     let numbers: Vec<usize> = std::env::args().skip(1).filter_map(|arg| arg.parse().ok()).collect();
     let threads = numbers.first().copied().unwrap_or(2);
@@ -171,7 +187,11 @@ fn main() -> Result<()> {
         let own = ValueStore::Own(value);
         let layout = BlockLayout::new(KV_HEADS, HEAD_DIM, HEAD_DIM, key, own)?;
         let speed = prefill(&pool, layout)?;
-        println!("{name:12} prefill {PREFILL_TOKENS} over {PREFILL_DEPTH}: {speed:.0} GFLOP/s");
+        let (one, chunk) = appends(&pool, layout)?;
+        println!(
+            "{name:12} prefill {PREFILL_TOKENS} over {PREFILL_DEPTH}: {speed:.0} GFLOP/s; \
+             append per layer: 1 token {one:.1} us, {PREFILL_TOKENS} tokens {chunk:.0} us"
+        );
     }
     Ok(())
 }

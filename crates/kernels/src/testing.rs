@@ -18,8 +18,8 @@ impl Rng {
         Self(seed)
     }
 
-    /// A generator that gives the same numbers each time.
-    pub(crate) fn new(seed: u64) -> Self {
+    /// The generator with this seed, for data that a test makes twice.
+    pub(crate) fn seeded(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -40,22 +40,13 @@ impl Rng {
         (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
-    /// N(0, 1), by Box and Muller.
+    /// Nearly normal, with standard deviation 1: the sum of twelve uniforms.
     pub(crate) fn normal(&mut self) -> f32 {
-        let uniform = |bits: u64| ((bits >> 11) as f64 + 1.0) / (1u64 << 53) as f64;
-        let (r, angle) = (uniform(self.next()), uniform(self.next()));
-        ((-2.0 * r.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()) as f32
+        (0..12).map(|_| self.uniform()).sum::<f32>() / 2.0
     }
 
     pub(crate) fn normals(&mut self, len: usize) -> Vec<f32> {
         (0..len).map(|_| self.normal()).collect()
-    }
-
-    pub(crate) fn unit_vector(&mut self, dim: usize) -> Vec<f32> {
-        let mut x = self.normals(dim);
-        let norm = x.iter().map(|x| x * x).sum::<f32>().sqrt();
-        x.iter_mut().for_each(|x| *x /= norm);
-        x
     }
 
     pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {

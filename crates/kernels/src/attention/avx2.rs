@@ -147,6 +147,23 @@ impl Lanes for Avx2 {
         unsafe { Self(exp2(self.0), exp2(self.1)) }
     }
     #[inline(always)]
+    unsafe fn hadamard(self) -> Self {
+        // SAFETY: the trait's contract. Each stage adds every lane's partner to the lane, negated
+        // where the lane is the second of the pair.
+        unsafe {
+            let half = |x| {
+                let y = _mm256_permute_ps::<0b10_11_00_01>(x);
+                let x = _mm256_blend_ps::<0xAA>(_mm256_add_ps(x, y), _mm256_sub_ps(y, x));
+                let y = _mm256_permute_ps::<0b01_00_11_10>(x);
+                let x = _mm256_blend_ps::<0xCC>(_mm256_add_ps(x, y), _mm256_sub_ps(y, x));
+                let y = _mm256_permute2f128_ps::<1>(x, x);
+                _mm256_blend_ps::<0xF0>(_mm256_add_ps(x, y), _mm256_sub_ps(y, x))
+            };
+            let (a, b) = (half(self.0), half(self.1));
+            Self(_mm256_add_ps(a, b), _mm256_sub_ps(a, b))
+        }
+    }
+    #[inline(always)]
     unsafe fn reduce_add(self) -> f32 {
         let mut lanes = [0.0f32; 8];
         // SAFETY: the trait's contract; `lanes` has room for 8.

@@ -29,6 +29,16 @@ impl Avx512 {
         // SAFETY: the caller's.
         Self(unsafe { _mm512_cvtepi32_ps(x) })
     }
+
+    /// The nearest integers.
+    ///
+    /// # Safety
+    /// The processor must have AVX-512 F.
+    #[inline(always)]
+    pub(crate) unsafe fn to_ints(self) -> __m512i {
+        // SAFETY: the caller's.
+        unsafe { _mm512_cvtps_epi32(self.0) }
+    }
 }
 
 // SAFETY comments below refer to the trait's contract: the processor has these instructions, and
@@ -104,13 +114,29 @@ impl Lanes for Avx512 {
     unsafe fn exp2(self) -> Self {
         // SAFETY: the trait's contract. `fraction` is self minus its nearest integer.
         unsafe {
-            let whole = _mm512_roundscale_ps::<8>(self.0);
+            // Adding 1.5·2²³ rounds to an integer; that is cheaper than `vrndscaleps`.
+            let magic = _mm512_set1_ps(12_582_912.0);
+            let whole = _mm512_sub_ps(_mm512_add_ps(self.0, magic), magic);
             let fraction = _mm512_sub_ps(self.0, whole);
             let mut sum = _mm512_set1_ps(EXP2[5]);
             for coefficient in EXP2[..5].iter().rev() {
                 sum = _mm512_fmadd_ps(sum, fraction, _mm512_set1_ps(*coefficient));
             }
             Self(_mm512_scalef_ps(sum, whole))
+        }
+    }
+    #[inline(always)]
+    unsafe fn hadamard(self) -> Self {
+        // SAFETY: the trait's contract. Each stage adds every lane's partner to the lane, negated
+        // where the lane is the second of the pair.
+        unsafe {
+            let stage = |x, partner, second: __mmask16| {
+                _mm512_mask_sub_ps(_mm512_add_ps(x, partner), second, partner, x)
+            };
+            let x = stage(self.0, _mm512_permute_ps::<0b10_11_00_01>(self.0), 0xAAAA);
+            let x = stage(x, _mm512_permute_ps::<0b01_00_11_10>(x), 0xCCCC);
+            let x = stage(x, _mm512_shuffle_f32x4::<0b10_11_00_01>(x, x), 0xF0F0);
+            Self(stage(x, _mm512_shuffle_f32x4::<0b01_00_11_10>(x, x), 0xFF00))
         }
     }
     #[inline(always)]

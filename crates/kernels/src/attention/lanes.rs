@@ -37,6 +37,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn prefetch(p: *const u8);
     /// 2^self within 2 ulp for self ≤ 127; values below −126 may give 0. NaN stays NaN.
     unsafe fn exp2(self) -> Self;
+    /// The Walsh–Hadamard transform of the 16 lanes, not normalised.
+    unsafe fn hadamard(self) -> Self;
     unsafe fn reduce_add(self) -> f32;
     unsafe fn reduce_max(self) -> f32;
     /// Lanes `from..to` of self, the rest of `other`.
@@ -194,6 +196,16 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn exp2(self) -> Self {
         Self(self.0.map(f32::exp2))
+    }
+    #[inline(always)]
+    unsafe fn hadamard(mut self) -> Self {
+        for half in [1, 2, 4, 8] {
+            self = Self(std::array::from_fn(|i| {
+                let (a, b) = (self.0[i & !half], self.0[i | half]);
+                if i & half == 0 { a + b } else { a - b }
+            }));
+        }
+        self
     }
     #[inline(always)]
     unsafe fn reduce_add(self) -> f32 {

@@ -19,6 +19,8 @@ mod lanes;
 mod matmul;
 mod ops;
 mod plan;
+#[cfg(target_arch = "x86_64")]
+mod round512;
 mod rounding;
 mod scratch;
 mod softmax;

@@ -6,7 +6,7 @@
 
 use super::lanes::Portable;
 use super::matmul::{Shape, matmul};
-use super::rounding::ByteScratch;
+use super::rounding::{ByteScratch, Tile};
 use super::softmax::{Cap, State, softmax};
 use super::tiles::{self, Turn};
 use crate::isa::{Cpu, Isa};
@@ -15,14 +15,16 @@ use crate::turbo::Side;
 use half::{bf16, f16};
 use std::ops::Range;
 
+/// The signature of [`matmul`].
+type Product<T> = fn(&Shape, &[f32], &[T], &[u8], &mut [f32]);
 /// The signature of [`softmax`].
 type Softmax = fn(Cap, usize, &mut [f32], &[Range<usize>], &mut State<'_>);
 
 /// The kernels of one instruction set.
 pub(crate) struct Ops {
-    pub(crate) matmul_f32: fn(&Shape, &[f32], &[f32], &[u8], &mut [f32]),
-    pub(crate) matmul_f16: fn(&Shape, &[f32], &[f16], &[u8], &mut [f32]),
-    pub(crate) matmul_bf16: fn(&Shape, &[f32], &[bf16], &[u8], &mut [f32]),
+    pub(crate) matmul_f32: Product<f32>,
+    pub(crate) matmul_f16: Product<f16>,
+    pub(crate) matmul_bf16: Product<bf16>,
     pub(crate) softmax: Softmax,
     pub(crate) keys: fn(&HeadView<'_>, Range<usize>, &mut [f32]),
     pub(crate) values: fn(&HeadView<'_>, Range<usize>, &mut [f32]),
@@ -31,13 +33,16 @@ pub(crate) struct Ops {
 
 /// The kernels on 8-bit dot products.
 pub(crate) struct ByteOps {
-    pub(crate) scores: fn(&HeadView<'_>, Range<usize>, &[u8], usize, &ByteScratch<'_>, &mut [f32]),
+    pub(crate) round_queries: fn(usize, &[f32], &mut ByteScratch<'_>),
+    pub(crate) weigh: Weigh,
+    pub(crate) scores: Scores,
     pub(crate) gather: Gather,
 }
 
-/// The signature of [`ByteOps::gather`].
-type Gather =
-    fn(&HeadView<'_>, Range<usize>, &[u8], usize, &mut [f32], &mut ByteScratch<'_>, &mut State<'_>);
+/// The signatures of the longer ones.
+type Scores = fn(&HeadView<'_>, Range<usize>, &[u8], usize, &ByteScratch<'_>, &mut [f32]);
+type Weigh = fn(Cap, &Tile<'_>, &mut [f32], &mut ByteScratch<'_>, &mut State<'_>);
+type Gather = fn(&HeadView<'_>, Range<usize>, &[u8], usize, &ByteScratch<'_>, &mut State<'_>);
 
 /// A static table whose entries call the bodies compiled for `$features`.
 macro_rules! ops {
@@ -58,7 +63,7 @@ macro_rules! ops {
                 (view: &HeadView<'_>, tokens: Range<usize>, out: &mut [f32]));
             ops!(@pair $($feature)?, values, tiles::values::<$lanes>,
                 (view: &HeadView<'_>, tokens: Range<usize>, out: &mut [f32]));
-            ops!(@pair $($feature)?, rotate, tiles::rotate_rows,
+            ops!(@pair $($feature)?, rotate, tiles::rotate_rows::<$lanes>,
                 (turn: Turn, side: Side, dim: usize, stride: usize, x: &mut [f32]));
             Ops {
                 matmul_f32: product_f32,
@@ -101,14 +106,19 @@ ops!(
 
 #[cfg(target_arch = "x86_64")]
 static AVX512_VNNI: ByteOps = {
-    use super::vnni;
+    use super::{round512, vnni};
+    ops!(@pair "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c", round_queries,
+        round512::round_queries, (dim: usize, q: &[f32], to: &mut ByteScratch<'_>));
+    ops!(@pair "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c", weigh, round512::weigh,
+        (cap: Cap, tile: &Tile<'_>, scores: &mut [f32], to: &mut ByteScratch<'_>,
+         state: &mut State<'_>));
     ops!(@pair "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c", scores, vnni::scores,
-        (view: &HeadView<'_>, tokens: Range<usize>, next: &[u8], rows: usize, from: &ByteScratch<'_>,
-         out: &mut [f32]));
+        (view: &HeadView<'_>, tokens: Range<usize>, next: &[u8], rows: usize,
+         from: &ByteScratch<'_>, out: &mut [f32]));
     ops!(@pair "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c", gather, vnni::gather,
-        (view: &HeadView<'_>, tokens: Range<usize>, next: &[u8], rows: usize, weights: &mut [f32],
-         scratch: &mut ByteScratch<'_>, state: &mut State<'_>));
-    ByteOps { scores, gather }
+        (view: &HeadView<'_>, tokens: Range<usize>, next: &[u8], rows: usize,
+         from: &ByteScratch<'_>, state: &mut State<'_>));
+    ByteOps { round_queries, weigh, scores, gather }
 };
 
 impl ByteOps {

@@ -2,7 +2,7 @@
 
 use super::AttentionParams;
 use super::plan::{most_parts, unit_rows};
-use super::rounding::{ByteScratch, MAX_ROWS};
+use super::rounding::{ByteScratch, MAX_ROWS, PLANES};
 use super::softmax::State;
 use super::unit::{Scratch, TILE_TOKENS};
 use crate::kv::KV_BLOCK_TOKENS;
@@ -38,8 +38,8 @@ impl Sizes {
             values: TILE_TOKENS * stride,
             scores: rows * KV_BLOCK_TOKENS,
             acc: rows * stride,
-            queries: (2 * MAX_ROWS * params.key_dim).div_ceil(4).next_multiple_of(16),
-            weights: 2 * MAX_ROWS * KV_BLOCK_TOKENS / 4,
+            queries: (PLANES * MAX_ROWS * params.key_dim).div_ceil(4).next_multiple_of(16),
+            weights: PLANES * MAX_ROWS * KV_BLOCK_TOKENS / 4,
             rows: rows.next_multiple_of(16),
             stride,
         }
@@ -53,7 +53,7 @@ impl Sizes {
             + self.acc
             + self.queries
             + self.weights
-            + 3 * MAX_ROWS
+            + (2 + PLANES) * MAX_ROWS
             + 2 * self.rows
     }
 
@@ -91,12 +91,14 @@ pub(crate) fn with<R>(sizes: &Sizes, body: impl FnOnce(&mut Scratch<'_>) -> R) -
         let (acc, rest) = rest.split_at_mut(sizes.acc);
         let (queries, rest) = rest.split_at_mut(sizes.queries);
         let (weights, rest) = rest.split_at_mut(sizes.weights);
-        let (steps, rest) = rest.split_at_mut(MAX_ROWS);
-        let (offsets, rest) = rest.split_at_mut(2 * MAX_ROWS);
+        let (query_steps, rest) = rest.split_at_mut(MAX_ROWS);
+        let (weight_steps, rest) = rest.split_at_mut(MAX_ROWS);
+        let (offsets, rest) = rest.split_at_mut(PLANES * MAX_ROWS);
         let (max, sum) = rest.split_at_mut(sizes.rows);
         let bytes = ByteScratch {
             queries: bytemuck::cast_slice_mut(queries),
-            steps,
+            query_steps,
+            weight_steps,
             offsets: bytemuck::cast_slice_mut(offsets),
             weights: bytemuck::cast_slice_mut(weights),
         };

@@ -57,17 +57,27 @@ pub(crate) unsafe fn softmax<L: Lanes>(
         scores[visible.end.next_multiple_of(16)..].fill(0.0);
         // SAFETY: the caller's; the range was checked.
         let largest = unsafe { limit::<L>(cap, scores, visible) };
-        let acc = &mut state.acc[row * state.stride..(row + 1) * state.stride];
-        let before = state.max[row];
-        if largest > before || before == f32::NEG_INFINITY {
-            state.max[row] = largest;
-            let shrink = if before == f32::NEG_INFINITY { 0.0 } else { (before - largest).exp2() };
-            state.sum[row] *= shrink;
-            // SAFETY: the caller's.
-            unsafe { scale::<L>(acc, shrink) };
-        }
+        // SAFETY: the caller's.
+        unsafe { grow::<L>(state, row, largest) };
         // SAFETY: the caller's; the range was checked.
         state.sum[row] += unsafe { exponentials::<L>(scores, visible, state.max[row]) };
+    }
+}
+
+/// Raises the maximum of `row` to `largest`, if that is larger, and rescales its sums.
+///
+/// # Safety
+/// The processor must have the instructions of `L`.
+#[inline(always)]
+pub(crate) unsafe fn grow<L: Lanes>(state: &mut State<'_>, row: usize, largest: f32) {
+    let before = state.max[row];
+    if largest > before || before == f32::NEG_INFINITY {
+        state.max[row] = largest;
+        let shrink = if before == f32::NEG_INFINITY { 0.0 } else { (before - largest).exp2() };
+        state.sum[row] *= shrink;
+        let acc = &mut state.acc[row * state.stride..(row + 1) * state.stride];
+        // SAFETY: the caller's.
+        unsafe { scale::<L>(acc, shrink) };
     }
 }
 
@@ -77,7 +87,7 @@ pub(crate) unsafe fn softmax<L: Lanes>(
 /// The processor must have the instructions of `L`; `visible` ends inside `scores`, whose length
 /// is a multiple of 16.
 #[inline(always)]
-unsafe fn limit<L: Lanes>(cap: Cap, scores: &mut [f32], visible: &Range<usize>) -> f32 {
+pub(crate) unsafe fn limit<L: Lanes>(cap: Cap, scores: &mut [f32], visible: &Range<usize>) -> f32 {
     // SAFETY: `at` steps over whole vectors of `scores`.
     unsafe {
         let lowest = L::splat(f32::NEG_INFINITY);
@@ -127,20 +137,26 @@ unsafe fn exponentials<L: Lanes>(scores: &mut [f32], visible: &Range<usize>, max
     // SAFETY: `at` steps over whole vectors of `scores`.
     unsafe {
         let (zero, max) = (L::splat(0.0), L::splat(max));
-        let mut sum = zero;
+        let mut sums = [zero; 4];
         let mut at = visible.start / 16 * 16;
         while at < visible.end {
             let p = scores.as_mut_ptr().add(at);
-            let mut weight = L::load(p).sub(max).exp2();
-            if at < visible.start || at + 16 > visible.end {
-                let from = visible.start.saturating_sub(at);
-                weight = weight.keep(from, visible.end - at, zero);
+            if at >= visible.start && at + 64 <= visible.end {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let weight = L::load(p.add(16 * i)).sub(max).exp2();
+                    weight.store(p.add(16 * i));
+                    *sum = sum.add(weight);
+                }
+                at += 64;
+                continue;
             }
+            let from = visible.start.saturating_sub(at);
+            let weight = L::load(p).sub(max).exp2().keep(from, visible.end - at, zero);
             weight.store(p);
-            sum = sum.add(weight);
+            sums[0] = sums[0].add(weight);
             at += 16;
         }
-        sum.reduce_add()
+        sums[0].add(sums[1]).add(sums[2].add(sums[3])).reduce_add()
     }
 }
 

@@ -1,5 +1,7 @@
-//! Attention against an f64 oracle over the same quantised values, for every format, shape and
-//! instruction set.
+//! Attention against an f64 oracle over the same quantised values: the oracle and its cases.
+
+mod edges;
+mod formats;
 
 use super::*;
 use crate::isa::Cpu;
@@ -36,7 +38,7 @@ impl Case {
             mask: Mask::Causal,
             runs: runs.to_vec(),
             sharpness: 1.0,
-            seed: 1,
+            seed: Rng::fresh().next(),
         }
     }
 
@@ -45,14 +47,14 @@ impl Case {
         BlockLayout::new(self.heads.1, key_dim, value_dim, self.key, self.value).unwrap()
     }
 
-    /// Exact for floats; int8 and Turbo kernels round queries and weights.
+    /// Floats differ by f32 sums only; int8 and Turbo kernels round queries and weights to 16 bits.
     fn tolerance(&self) -> f64 {
         let float = |format| matches!(format, KvFormat::F32 | KvFormat::F16 | KvFormat::Bf16);
         let value = match self.value {
             ValueStore::Own(format) => float(format),
             ValueStore::KeyPrefix => true,
         };
-        if float(self.key) && value { 1e-4 } else { 1e-2 }
+        if float(self.key) && value { 1e-4 } else { 1e-3 }
     }
 }
 
@@ -65,7 +67,7 @@ struct Setup {
 
 impl Setup {
     fn new(case: &Case) -> Self {
-        let (mut rng, layout) = (Rng::new(case.seed), case.layout());
+        let (mut rng, layout) = (Rng::seeded(case.seed), case.layout());
         let pool = Pool::new(1).unwrap();
         let (mut queries, mut blocks) = (Vec::new(), Vec::new());
         for &(cached, new) in &case.runs {
@@ -184,16 +186,18 @@ impl Setup {
     }
 }
 
-/// Largest relative error of a head vector.
+/// Largest relative error of a head vector, as a share of its length, or of a twentieth of the
+/// typical length if that is more.
 fn worst(case: &Case, out: &[f32], oracle: &[f64]) -> f64 {
     assert_eq!(out.len(), oracle.len());
     let dim = case.dims.1;
+    let typical = oracle.iter().map(|x| x * x).sum::<f64>() / (oracle.len() / dim) as f64;
     let rows = out.chunks(dim).zip(oracle.chunks(dim));
     rows.map(|(out, oracle)| {
         let square = |x: f64| x * x;
         let error: f64 = out.iter().zip(oracle).map(|(a, b)| square(f64::from(*a) - b)).sum();
         let norm: f64 = oracle.iter().map(|b| square(*b)).sum();
-        let relative = (error / norm.max(1e-30)).sqrt();
+        let relative = (error / norm.max(typical / 400.0)).sqrt();
         if relative.is_nan() { f64::INFINITY } else { relative }
     })
     .fold(0.0, f64::max)
@@ -214,151 +218,6 @@ fn check(case: &Case) {
             let pool = Pool::with_cpu(threads, cpu).unwrap();
             let error = worst(case, &setup.attention(case, &pool), &oracle);
             assert!(error <= case.tolerance(), "{error} {cpu:?} {threads} threads {case:?}");
-        }
-    }
-}
-
-#[test]
-fn decode_at_odd_lengths_in_every_format() {
-    for format in KvFormat::ALL {
-        for tokens in [1, 255, 256, 257, 4099] {
-            check(&Case::new((8, 2), 64, format, &[(tokens - 1, 1)]));
-        }
-    }
-}
-
-#[test]
-fn every_head_dimension() {
-    for format in KvFormat::ALL {
-        for dim in [32, 64, 80, 96, 112, 128, 256] {
-            if format.check_dim(dim).is_ok() {
-                check(&Case::new((4, 2), dim, format, &[(300, 1), (70, 41)]));
-            }
-        }
-    }
-}
-
-#[test]
-fn odd_head_dimensions_of_formats_that_allow_them() {
-    for format in [KvFormat::F32, KvFormat::F16, KvFormat::Bf16, KvFormat::Int8] {
-        for dims in [(8, 24), (7, 33), (72, 40), (20, 1)] {
-            let case = Case { dims, ..Case::new((2, 1), 8, format, &[(33, 1), (5, 30)]) };
-            check(&case);
-        }
-    }
-}
-
-#[test]
-fn every_group_size() {
-    for format in KvFormat::ALL {
-        for group in 1..=16 {
-            check(&Case::new((group, 1), 64, format, &[(500, 1), (13, 2)]));
-        }
-    }
-}
-
-#[test]
-fn prefill_equals_oracle_and_decodes() {
-    for format in KvFormat::ALL {
-        let case = Case::new((8, 2), 64, format, &[(0, 300)]);
-        check(&case);
-        let setup = Setup::new(&case);
-        let pool = Pool::new(2).unwrap();
-        let prefill = setup.attention(&case, &pool);
-        for token in [0, 1, 255, 256, 299] {
-            let mut one = Setup::new(&case);
-            one.queries[0] = setup.queries[0][token * 512..(token + 1) * 512].to_vec();
-            let decode_case = Case { runs: vec![(token, 1)], ..case.clone() };
-            let decode = one.attention(&decode_case, &pool);
-            let prefill: Vec<f64> =
-                prefill[token * 512..(token + 1) * 512].iter().map(|&x| f64::from(x)).collect();
-            let error = worst(&case, &decode, &prefill);
-            assert!(error <= case.tolerance(), "{format} {token}: {error}");
-        }
-    }
-}
-
-#[test]
-fn ragged_batches() {
-    for format in KvFormat::ALL {
-        let runs = [(700, 1), (0, 5), (255, 1), (250, 40), (0, 1), (511, 2)];
-        check(&Case::new((6, 3), 64, format, &runs));
-    }
-}
-
-#[test]
-fn windows_sinks_softcap_and_full_masks() {
-    for format in KvFormat::ALL {
-        let base = Case::new((4, 2), 64, format, &[(600, 1), (290, 30), (0, 70)]);
-        for window in [1, 7, 128, 300, 10_000] {
-            check(&Case { window: Some(window), ..base.clone() });
-        }
-        check(&Case { sinks: true, ..base.clone() });
-        check(&Case { softcap: Some(2.0), ..base.clone() });
-        check(&Case { mask: Mask::Full, ..base.clone() });
-        let all = Case { sinks: true, softcap: Some(30.0), window: Some(100), ..base };
-        check(&all);
-    }
-}
-
-#[test]
-fn values_may_be_a_prefix_of_keys() {
-    for format in [KvFormat::F32, KvFormat::F16, KvFormat::Bf16, KvFormat::Int8] {
-        let base = Case::new((16, 1), 576, format, &[(300, 1), (20, 12)]);
-        check(&Case { dims: (576, 512), value: ValueStore::KeyPrefix, ..base.clone() });
-        check(&Case { dims: (40, 19), value: ValueStore::KeyPrefix, ..base });
-    }
-}
-
-#[test]
-fn mixed_formats_and_dims() {
-    let pairs = [
-        (KvFormat::F16, KvFormat::Turbo4),
-        (KvFormat::F16, KvFormat::Turbo3),
-        (KvFormat::Int8, KvFormat::Turbo4),
-        (KvFormat::Turbo4, KvFormat::Int8),
-    ];
-    for (key, value) in pairs {
-        let base = Case::new((8, 2), 64, key, &[(300, 1), (20, 50)]);
-        let value = ValueStore::Own(value);
-        check(&Case { dims: (128, 64), value, ..base.clone() });
-        check(&Case { dims: (64, 256), value, ..base });
-    }
-}
-
-/// Mean squared difference of outputs.
-fn distance(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>() / a.len() as f64
-}
-
-/// KL divergence grows with the square of an error, so what the kernels' rounding adds to a
-/// mode's own error is compared in squares.
-#[test]
-fn rounding_costs_less_than_a_tenth_of_the_modes_own_error() {
-    for format in [KvFormat::Int8, KvFormat::Turbo4, KvFormat::Turbo3] {
-        for sharpness in [0.3, 1.0, 3.0] {
-            for tokens in [200, 3000] {
-                let mut case = Case::new((8, 2), 64, format, &[(tokens, 1)]);
-                case.sharpness = sharpness;
-                let exact = Case { key: KvFormat::F32, ..case.clone() };
-                let exact = Case { value: ValueStore::Own(KvFormat::F32), ..exact };
-                let truth = Setup::new(&exact).oracle(&exact);
-                let setup = Setup::new(&case);
-                let oracle = setup.oracle(&case);
-                let own = distance(&oracle, &truth);
-                for cpu in cpus() {
-                    let pool = Pool::with_cpu(1, cpu).unwrap();
-                    let out = setup.attention(&case, &pool);
-                    let out: Vec<f64> = out.iter().map(|&x| f64::from(x)).collect();
-                    let rounding = distance(&out, &oracle);
-                    println!(
-                        "{format} sharpness {sharpness} tokens {tokens} {:?}: {:.1e} of {own:.1e}",
-                        cpu.isa(),
-                        rounding
-                    );
-                    assert!(rounding < 0.1 * own, "{rounding} of {own} {cpu:?} {case:?}");
-                }
-            }
         }
     }
 }

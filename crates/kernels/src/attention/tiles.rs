@@ -7,7 +7,7 @@ use super::codec::{Bytes, Codec, Crumbs, Nibbles};
 use super::lanes::{Element, Lanes};
 use crate::kv::block::HeadView;
 use crate::kv::{KV_BLOCK_TOKENS, KvFormat};
-use crate::turbo::{Side, level_step};
+use crate::turbo::{Side, level_step, negate};
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -198,16 +198,57 @@ pub(crate) fn values_from_keys(keys: &[f32], key_dim: usize, value_dim: usize, o
     }
 }
 
+/// x ← H·x for a power of two of at least 16 coordinates: narrow stages in registers, wide ones
+/// between them.
+///
+/// # Safety
+/// The processor must have the instructions of `L`.
+#[inline(always)]
+unsafe fn hadamard<L: Lanes>(x: &mut [f32]) {
+    assert!(x.len().is_power_of_two() && x.len() >= 16, "{} coordinates", x.len());
+    let (vectors, p) = (x.len() / 16, x.as_mut_ptr());
+    // SAFETY: vectors below `vectors` lie inside `x`.
+    unsafe {
+        let norm = L::splat(1.0 / (x.len() as f32).sqrt());
+        for i in 0..vectors {
+            L::load(p.add(16 * i)).mul(norm).hadamard().store(p.add(16 * i));
+        }
+        let mut half = 1;
+        while half < vectors {
+            for i in (0..vectors).filter(|i| i & half == 0) {
+                let (p, q) = (p.add(16 * i), p.add(16 * (i + half)));
+                let (a, b) = (L::load(p), L::load(q));
+                a.add(b).store(p);
+                a.sub(b).store(q);
+            }
+            half *= 2;
+        }
+    }
+}
+
 /// Rotates rows (`[rows, dim]`, `stride` apart) into or out of the basis of `side`.
 ///
 /// # Safety
-/// The processor must have the instructions that this is compiled for.
+/// The processor must have the instructions of `L`.
 #[inline(always)]
-pub(crate) unsafe fn rotate_rows(turn: Turn, side: Side, dim: usize, stride: usize, x: &mut [f32]) {
+pub(crate) unsafe fn rotate_rows<L: Lanes>(
+    turn: Turn,
+    side: Side,
+    dim: usize,
+    stride: usize,
+    x: &mut [f32],
+) {
     for row in x.chunks_mut(stride) {
+        let row = &mut row[..dim];
         match turn {
-            Turn::Into => crate::turbo::rotate(side, &mut row[..dim]),
-            Turn::Back => crate::turbo::rotate_back(side, &mut row[..dim]),
+            Turn::Into => negate(side, row),
+            Turn::Back => {}
+        }
+        // SAFETY: the caller's.
+        unsafe { hadamard::<L>(row) };
+        match turn {
+            Turn::Into => {}
+            Turn::Back => negate(side, row),
         }
     }
 }

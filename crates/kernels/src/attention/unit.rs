@@ -3,7 +3,7 @@
 use super::matmul::Shape;
 use super::ops::{ByteOps, Ops};
 use super::plan::{Unit, visible};
-use super::rounding::{ByteScratch, MAX_ROWS, Planes, round_queries};
+use super::rounding::{ByteScratch, MAX_ROWS, Tile};
 use super::softmax::{Cap, State};
 use super::tiles::{Turn, elements, values_from_keys};
 use super::{AttentionParams, AttentionRun};
@@ -51,8 +51,8 @@ struct Pass<'c, 's, 'u> {
     rows: usize,
     /// Whether `q` is in the rotated basis of Turbo keys.
     q_rotated: bool,
-    /// How the queries in `scratch.bytes` are rounded, once they are.
-    q_rounded: Option<Planes>,
+    /// Whether `scratch.bytes` has the queries in this basis.
+    q_rounded: bool,
     /// Whether `acc` is in the rotated basis of Turbo values.
     acc_rotated: bool,
     visible: Vec<Range<usize>>,
@@ -79,7 +79,7 @@ pub(crate) fn attend(
         unit,
         rows,
         q_rotated: false,
-        q_rounded: None,
+        q_rounded: false,
         acc_rotated: false,
         visible,
     };
@@ -148,7 +148,7 @@ impl Pass<'_, '_, '_> {
             let tokens = start..start + width;
             if let Some(seen) = self.look(base, &tokens) {
                 self.score(&key, &tokens, value.codes, how.0);
-                self.weigh(width);
+                self.weigh(&value, &tokens, &seen, how.1);
                 self.gather(&value, &tokens, &seen, next, how.1);
             }
             start += width;
@@ -163,7 +163,7 @@ impl Pass<'_, '_, '_> {
         match view.coding.format {
             KvFormat::F32 | KvFormat::F16 | KvFormat::Bf16 => Reading::InPlace,
             KvFormat::Int8 | KvFormat::Turbo4 | KvFormat::Turbo3
-                if self.context.bytes.is_some() && dim.is_multiple_of(4) =>
+                if self.context.bytes.is_some() && dim.is_multiple_of(16) =>
             {
                 Reading::Bytes
             }
@@ -178,7 +178,7 @@ impl Pass<'_, '_, '_> {
             let turn = if rotated { Turn::Into } else { Turn::Back };
             let q = &mut self.scratch.q[..self.rows * dim];
             (self.context.ops.rotate)(turn, Side::Key, dim, dim, q);
-            (self.q_rotated, self.q_rounded) = (rotated, None);
+            (self.q_rotated, self.q_rounded) = (rotated, false);
         }
     }
 
@@ -216,10 +216,9 @@ impl Pass<'_, '_, '_> {
     fn score(&mut self, key: &HeadView<'_>, tokens: &Range<usize>, next: &[u8], how: Reading) {
         let (dim, ops, s) = (key.coding.dim, self.context.ops, &mut *self.scratch);
         if let (Reading::Bytes, Some(bytes)) = (how, self.context.bytes) {
-            let planes = Planes::of(key.coding.format);
-            if self.q_rounded != Some(planes) {
-                round_queries(planes, dim, &s.q[..self.rows * dim], &mut s.bytes);
-                self.q_rounded = Some(planes);
+            if !self.q_rounded {
+                (bytes.round_queries)(dim, &s.q[..self.rows * dim], &mut s.bytes);
+                self.q_rounded = true;
             }
             return (bytes.scores)(key, tokens.clone(), next, self.rows, &s.bytes, s.scores);
         }
@@ -242,13 +241,23 @@ impl Pass<'_, '_, '_> {
     }
 
     /// Scores to weights, and the softmax state with them.
-    fn weigh(&mut self, width: usize) {
+    fn weigh(
+        &mut self,
+        value: &HeadView<'_>,
+        tokens: &Range<usize>,
+        seen: &Range<usize>,
+        how: Reading,
+    ) {
         let cap = match self.context.params.softcap {
             Some(cap) => Cap::Tanh { limit: cap * LOG2_E },
             None => Cap::None,
         };
-        let s = &mut *self.scratch;
-        (self.context.ops.softmax)(cap, width, s.scores, &self.visible, &mut s.state);
+        let (visible, s) = (&self.visible[..], &mut *self.scratch);
+        if let (Reading::Bytes, Some(bytes)) = (how, self.context.bytes) {
+            let tile = Tile { view: value, tokens: tokens.clone(), seen: seen.clone(), visible };
+            return (bytes.weigh)(cap, &tile, s.scores, &mut s.bytes, &mut s.state);
+        }
+        (self.context.ops.softmax)(cap, tokens.len(), s.scores, visible, &mut s.state);
     }
 
     /// Adds the values of the columns `seen` of the tile, weighted, to the outputs.
@@ -262,16 +271,8 @@ impl Pass<'_, '_, '_> {
     ) {
         let (params, ops, s) = (self.context.params, self.context.ops, &mut *self.scratch);
         if let (Reading::Bytes, Some(bytes)) = (how, self.context.bytes) {
-            let (scores, state) = (&mut *s.scores, &mut s.state);
-            return (bytes.gather)(
-                value,
-                tokens.clone(),
-                next,
-                self.rows,
-                scores,
-                &mut s.bytes,
-                state,
-            );
+            let rows = self.rows;
+            return (bytes.gather)(value, tokens.clone(), next, rows, &s.bytes, &mut s.state);
         }
         let stride = s.state.stride;
         let shape = Shape {

@@ -6,13 +6,15 @@
 //! levels plus 128, corrected by −128·Σq, which is what the sums start from. Values are the
 //! signed side, and the softmax weights (times the values' scales) the unsigned one.
 //!
-//! Queries and weights are rounded to one or two bytes ([`super::rounding`]); high byte and low
-//! byte take one dot product each.
+//! Queries and weights are rounded to two bytes ([`super::rounding`]); each byte takes one dot
+//! product.
+
+#![expect(clippy::needless_range_loop, reason = "register tiles read best by index")]
 
 use super::avx512::Avx512;
 use super::codec::{Bytes, Codec, Crumbs, Nibbles};
 use super::lanes::{Ahead, Lanes};
-use super::rounding::{ByteScratch, MAX_ROWS, Planes};
+use super::rounding::{ByteScratch, MAX_ROWS, PLANES};
 use super::softmax::State;
 use super::tiles::{elements, meaning};
 use crate::kv::block::HeadView;
@@ -42,20 +44,10 @@ pub(crate) unsafe fn scores(
 ) {
     // SAFETY: the processor is the caller's.
     unsafe {
-        match (view.coding.format, Planes::of(view.coding.format)) {
-            (KvFormat::Turbo4, Planes::One) => {
-                keys::<Nibbles, 1>(view, tokens, next, rows, from, out)
-            }
-            (KvFormat::Turbo4, Planes::Two) => {
-                keys::<Nibbles, 2>(view, tokens, next, rows, from, out)
-            }
-            (KvFormat::Turbo3, Planes::One) => {
-                keys::<Crumbs, 1>(view, tokens, next, rows, from, out)
-            }
-            (KvFormat::Turbo3, Planes::Two) => {
-                keys::<Crumbs, 2>(view, tokens, next, rows, from, out)
-            }
-            _ => keys::<Bytes, 2>(view, tokens, next, rows, from, out),
+        match view.coding.format {
+            KvFormat::Turbo4 => keys::<Nibbles>(view, tokens, next, rows, from, out),
+            KvFormat::Turbo3 => keys::<Crumbs>(view, tokens, next, rows, from, out),
+            _ => keys::<Bytes>(view, tokens, next, rows, from, out),
         }
     }
 }
@@ -74,7 +66,7 @@ struct Keys<'a> {
 /// # Safety
 /// As [`scores`].
 #[inline(always)]
-unsafe fn keys<C: Codec, const P: usize>(
+unsafe fn keys<C: Codec>(
     view: &HeadView<'_>,
     tokens: Range<usize>,
     next: &[u8],
@@ -85,7 +77,7 @@ unsafe fn keys<C: Codec, const P: usize>(
     let (dim, (step, table)) = (view.coding.dim, meaning(view));
     assert!(rows <= MAX_ROWS && dim.is_multiple_of(4 * C::GROUPS), "{rows} rows of {dim}");
     assert!(tokens.start.is_multiple_of(16) && tokens.len().is_multiple_of(16), "{tokens:?}");
-    assert!(from.queries.len() >= 2 * MAX_ROWS * dim && out.len() >= rows * tokens.len());
+    assert!(from.queries.len() >= PLANES * MAX_ROWS * dim && out.len() >= rows * tokens.len());
     let tile_bytes = dim / 4 / C::GROUPS * C::UNIT_BYTES;
     let codes = &view.codes[tokens.start / 16 * tile_bytes..tokens.end / 16 * tile_bytes];
     // SAFETY: the processor is the caller's; the table has 16 bytes.
@@ -101,14 +93,14 @@ unsafe fn keys<C: Codec, const P: usize>(
             // SAFETY: rows and tiles are in range, and the lengths were checked.
             tile += unsafe {
                 match (rows - row, left >= 2) {
-                    (1, true) => key_tiles::<C, P, 1, 2>(&keys, tile, row, from, out),
-                    (2, true) => key_tiles::<C, P, 2, 2>(&keys, tile, row, from, out),
-                    (3, true) => key_tiles::<C, P, 3, 2>(&keys, tile, row, from, out),
-                    (_, true) => key_tiles::<C, P, 4, 2>(&keys, tile, row, from, out),
-                    (1, false) => key_tiles::<C, P, 1, 1>(&keys, tile, row, from, out),
-                    (2, false) => key_tiles::<C, P, 2, 1>(&keys, tile, row, from, out),
-                    (3, false) => key_tiles::<C, P, 3, 1>(&keys, tile, row, from, out),
-                    (_, false) => key_tiles::<C, P, 4, 1>(&keys, tile, row, from, out),
+                    (1, true) => key_tiles::<C, 1, 2>(&keys, tile, row, from, out),
+                    (2, true) => key_tiles::<C, 2, 2>(&keys, tile, row, from, out),
+                    (3, true) => key_tiles::<C, 3, 2>(&keys, tile, row, from, out),
+                    (_, true) => key_tiles::<C, 4, 2>(&keys, tile, row, from, out),
+                    (1, false) => key_tiles::<C, 1, 1>(&keys, tile, row, from, out),
+                    (2, false) => key_tiles::<C, 2, 1>(&keys, tile, row, from, out),
+                    (3, false) => key_tiles::<C, 3, 1>(&keys, tile, row, from, out),
+                    (_, false) => key_tiles::<C, 4, 1>(&keys, tile, row, from, out),
                 }
             };
         }
@@ -120,18 +112,17 @@ unsafe fn keys<C: Codec, const P: usize>(
 /// # Safety
 /// As [`scores`]; rows and tiles must be in range.
 #[inline(always)]
-unsafe fn key_tiles<C: Codec, const P: usize, const R: usize, const N: usize>(
+unsafe fn key_tiles<C: Codec, const R: usize, const N: usize>(
     keys: &Keys<'_>,
     tile: usize,
     row: usize,
     from: &ByteScratch<'_>,
     out: &mut [f32],
 ) -> usize {
-    let width = keys.scales.len();
-    // SAFETY: the caller's. A unit of tile `tile + n` lies inside `codes`; a query group of 4
-    // bytes inside `queries`; 16 scores of row `row + r` inside `out`.
+    // SAFETY: the caller's. A unit of tile `tile + n` lies inside `codes`, a query group of 4
+    // bytes inside `queries`.
     unsafe {
-        let mut sums = [[[_mm512_setzero_si512(); N]; R]; P];
+        let mut sums = [[[_mm512_setzero_si512(); N]; R]; PLANES];
         for (p, sums) in sums.iter_mut().enumerate() {
             for (r, sums) in sums.iter_mut().enumerate() {
                 *sums = [_mm512_set1_epi32(from.offsets[p * MAX_ROWS + row + r]); N];
@@ -159,17 +150,38 @@ unsafe fn key_tiles<C: Codec, const P: usize, const R: usize, const N: usize>(
                 }
             }
         }
+        finish_scores(keys, tile, row, &sums, from, out);
+    }
+    N
+}
+
+/// Multiplies sums by the units of queries and keys and stores them as scores.
+///
+/// # Safety
+/// As [`key_tiles`].
+#[inline(always)]
+unsafe fn finish_scores<const R: usize, const N: usize>(
+    keys: &Keys<'_>,
+    tile: usize,
+    row: usize,
+    sums: &[[[__m512i; N]; R]; PLANES],
+    from: &ByteScratch<'_>,
+    out: &mut [f32],
+) {
+    let width = keys.scales.len();
+    // SAFETY: the caller's. 16 scales of tile `tile + n` lie inside `scales`, 16 scores of row
+    // `row + r` inside `out`.
+    unsafe {
         for n in 0..N {
             let scale = Avx512::load_f16(keys.scales.as_ptr().add((tile + n) * 16));
             for r in 0..R {
-                let score = join::<P>(std::array::from_fn(|p| sums[p][r][n]));
-                let step = Avx512::splat(from.steps[row + r] * keys.step);
+                let score = join(sums[0][r][n], sums[1][r][n]);
+                let step = Avx512::splat(from.query_steps[row + r] * keys.step);
                 let at = out.as_mut_ptr().add((row + r) * width + (tile + n) * 16);
                 score.mul(scale.mul(step)).store(at);
             }
         }
     }
-    N
 }
 
 /// High and low sums as one number.
@@ -177,19 +189,13 @@ unsafe fn key_tiles<C: Codec, const P: usize, const R: usize, const N: usize>(
 /// # Safety
 /// The processor must have AVX-512 F.
 #[inline(always)]
-unsafe fn join<const P: usize>(sums: [__m512i; P]) -> Avx512 {
+unsafe fn join(high: __m512i, low: __m512i) -> Avx512 {
     // SAFETY: the caller's.
-    unsafe {
-        let high = Avx512::from_ints(sums[0]);
-        if P == 1 {
-            return high;
-        }
-        high.mul_add(Avx512::splat(256.0), Avx512::from_ints(sums[P - 1]))
-    }
+    unsafe { Avx512::from_ints(high).mul_add(Avx512::splat(256.0), Avx512::from_ints(low)) }
 }
 
-/// Adds the values `tokens` (whole sixteens) of `view`, weighted by `weights` (`[rows, tokens]`,
-/// not negative), to the outputs in `state`.
+/// Adds the values `tokens` (whole sixteens) of `view`, weighted by the rounded weights in `from`,
+/// to the outputs in `state`; the caller will read `next`.
 ///
 /// # Safety
 /// The processor must have AVX-512 F, BW, VL, DQ and VNNI.
@@ -199,105 +205,17 @@ pub(crate) unsafe fn gather(
     tokens: Range<usize>,
     next: &[u8],
     rows: usize,
-    weights: &mut [f32],
-    scratch: &mut ByteScratch<'_>,
+    from: &ByteScratch<'_>,
     state: &mut State<'_>,
 ) {
-    let format = view.coding.format;
-    let planes = Planes::of(format);
     // SAFETY: the processor is the caller's.
     unsafe {
-        let steps = round_weights(planes, view, &tokens, rows, weights, scratch);
-        match (format, planes) {
-            (KvFormat::Turbo4, Planes::One) => {
-                values::<Nibbles, 1>(view, tokens, next, rows, scratch, &steps, state);
-            }
-            (KvFormat::Turbo4, Planes::Two) => {
-                values::<Nibbles, 2>(view, tokens, next, rows, scratch, &steps, state);
-            }
-            (KvFormat::Turbo3, Planes::One) => {
-                values::<Crumbs, 1>(view, tokens, next, rows, scratch, &steps, state);
-            }
-            (KvFormat::Turbo3, Planes::Two) => {
-                values::<Crumbs, 2>(view, tokens, next, rows, scratch, &steps, state);
-            }
-            _ => values::<Bytes, 2>(view, tokens, next, rows, scratch, &steps, state),
+        match view.coding.format {
+            KvFormat::Turbo4 => values::<Nibbles>(view, tokens, next, rows, from, state),
+            KvFormat::Turbo3 => values::<Crumbs>(view, tokens, next, rows, from, state),
+            _ => values::<Bytes>(view, tokens, next, rows, from, state),
         }
     }
-}
-
-/// Added to weights before they are cut to 8 bits: evenly spread over a unit, so that many weights
-/// below one unit keep their sum instead of all becoming 0.
-static DITHER: [f32; 16] = {
-    let mut dither = [0.0; 16];
-    let mut i = 0;
-    while i < 16 {
-        // Bit reversal spreads neighbours.
-        let reversed = (i & 1) << 3 | (i & 2) << 1 | (i & 4) >> 1 | (i & 8) >> 3;
-        dither[i] = (reversed as f32 + 0.5) / 16.0;
-        i += 1;
-    }
-    dither
-};
-
-/// Multiplies the weights by the values' scales and rounds them; returns each row's unit.
-///
-/// # Safety
-/// As [`gather`].
-#[inline(always)]
-unsafe fn round_weights(
-    planes: Planes,
-    view: &HeadView<'_>,
-    tokens: &Range<usize>,
-    rows: usize,
-    weights: &mut [f32],
-    scratch: &mut ByteScratch<'_>,
-) -> [f32; MAX_ROWS] {
-    let width = tokens.len();
-    assert!(rows <= MAX_ROWS && width <= KV_BLOCK_TOKENS && width.is_multiple_of(16));
-    assert!(scratch.weights.len() >= 2 * MAX_ROWS * KV_BLOCK_TOKENS);
-    let most = if planes == Planes::One { 255.0 } else { 65535.0 };
-    let scales = &elements::<f16>(view.scales)[tokens.clone()];
-    let mut steps = [0.0; MAX_ROWS];
-    for (row, weights) in weights.chunks_exact_mut(width).take(rows).enumerate() {
-        // SAFETY: the processor is the caller's; chunks have 16 elements, and 16 bytes from
-        // `row·256 + column` lie inside each plane of `scratch.weights`.
-        unsafe {
-            let mut largest = _mm512_setzero_ps();
-            for (weights, scales) in weights.chunks_exact_mut(16).zip(scales.chunks_exact(16)) {
-                let weight = _mm512_loadu_ps(weights.as_ptr());
-                let scale = _mm512_cvtph_ps(_mm256_loadu_si256(scales.as_ptr().cast()));
-                // A weight of 0 hides its scale, which may be stale.
-                let seen = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(weight, _mm512_setzero_ps());
-                let product = _mm512_maskz_mul_ps(seen, weight, scale);
-                _mm512_storeu_ps(weights.as_mut_ptr(), product);
-                largest = _mm512_max_ps(largest, product);
-            }
-            let largest = _mm512_reduce_max_ps(largest);
-            steps[row] = largest / most;
-            let inverse = _mm512_set1_ps(if largest > 0.0 { most / largest } else { 0.0 });
-            let dither = _mm512_loadu_ps(DITHER.as_ptr());
-            let high = scratch.weights.as_mut_ptr().add(row * KV_BLOCK_TOKENS);
-            let low = high.add(MAX_ROWS * KV_BLOCK_TOKENS);
-            for (i, weights) in weights.chunks_exact(16).enumerate() {
-                let weight = _mm512_loadu_ps(weights.as_ptr());
-                let whole = match planes {
-                    Planes::One => _mm512_cvttps_epi32(_mm512_fmadd_ps(weight, inverse, dither)),
-                    Planes::Two => _mm512_cvtps_epi32(_mm512_mul_ps(weight, inverse)),
-                };
-                let store = |to: *mut u8, x| {
-                    _mm_storeu_si128(to.add(16 * i).cast(), _mm512_cvtepi32_epi8(x));
-                };
-                if planes == Planes::One {
-                    store(high, whole);
-                } else {
-                    store(high, _mm512_srli_epi32::<8>(whole));
-                    store(low, whole);
-                }
-            }
-        }
-    }
-    steps
 }
 
 /// One chunk of 32 coordinates in [`values`].
@@ -316,21 +234,21 @@ struct Chunk {
 /// # Safety
 /// As [`gather`].
 #[inline(always)]
-unsafe fn values<C: Codec, const P: usize>(
+unsafe fn values<C: Codec>(
     view: &HeadView<'_>,
     tokens: Range<usize>,
     next: &[u8],
     rows: usize,
-    scratch: &ByteScratch<'_>,
-    steps: &[f32; MAX_ROWS],
+    from: &ByteScratch<'_>,
     state: &mut State<'_>,
 ) {
     let (dim, (step, table)) = (view.coding.dim, meaning(view));
     assert!(rows <= MAX_ROWS && dim.is_multiple_of(16) && state.stride == dim, "{rows} × {dim}");
     assert!(C::GROUPS == 1 || dim.is_multiple_of(32), "Turbo chunks are whole");
     assert!(tokens.start.is_multiple_of(16) && tokens.len().is_multiple_of(16), "{tokens:?}");
-    assert!(state.acc.len() >= rows * dim);
-    let steps = steps.map(|weight| weight * step);
+    assert!(state.acc.len() >= rows * dim && tokens.len() <= KV_BLOCK_TOKENS);
+    assert!(from.weights.len() >= PLANES * MAX_ROWS * KV_BLOCK_TOKENS);
+    let steps: [f32; MAX_ROWS] = std::array::from_fn(|row| from.weight_steps[row] * step);
     let group_bytes = |groups: usize| groups * C::UNIT_BYTES / C::GROUPS;
     for coord in (0..dim).step_by(32) {
         let wide = (dim - coord).min(32) / 16;
@@ -342,25 +260,36 @@ unsafe fn values<C: Codec, const P: usize>(
             unsafe {
                 let chunk = Chunk {
                     codes: codes.as_ptr(),
-                    weights: scratch.weights.as_ptr().add(row * KV_BLOCK_TOKENS),
+                    weights: from.weights.as_ptr().add(row * KV_BLOCK_TOKENS),
                     quads: tokens.len() / 4,
                     out: state.acc.as_mut_ptr().add(row * dim + coord),
                     stride: dim,
                     table: Avx512::table(&table),
                     ahead: Ahead::new(view.codes, next, LEAD_BYTES),
                 };
-                let steps = &steps[row..];
-                match (rows - row, wide) {
-                    (1, 2) => value_chunk::<C, P, 1, 2>(&chunk, steps),
-                    (2, 2) => value_chunk::<C, P, 2, 2>(&chunk, steps),
-                    (3, 2) => value_chunk::<C, P, 3, 2>(&chunk, steps),
-                    (_, 2) => value_chunk::<C, P, 4, 2>(&chunk, steps),
-                    (1, _) => value_chunk::<C, P, 1, 1>(&chunk, steps),
-                    (2, _) => value_chunk::<C, P, 2, 1>(&chunk, steps),
-                    (3, _) => value_chunk::<C, P, 3, 1>(&chunk, steps),
-                    _ => value_chunk::<C, P, 4, 1>(&chunk, steps),
-                }
+                value_rows::<C>(&chunk, rows - row, wide, &steps[row..]);
             }
+        }
+    }
+}
+
+/// Up to [`PASS_ROWS`] of `rows` rows of `wide` × 16 coordinates.
+///
+/// # Safety
+/// As [`value_chunk`].
+#[inline(always)]
+unsafe fn value_rows<C: Codec>(chunk: &Chunk, rows: usize, wide: usize, steps: &[f32]) {
+    // SAFETY: the caller's.
+    unsafe {
+        match (rows, wide) {
+            (1, 2) => value_chunk::<C, 1, 2>(chunk, steps),
+            (2, 2) => value_chunk::<C, 2, 2>(chunk, steps),
+            (3, 2) => value_chunk::<C, 3, 2>(chunk, steps),
+            (_, 2) => value_chunk::<C, 4, 2>(chunk, steps),
+            (1, _) => value_chunk::<C, 1, 1>(chunk, steps),
+            (2, _) => value_chunk::<C, 2, 1>(chunk, steps),
+            (3, _) => value_chunk::<C, 3, 1>(chunk, steps),
+            _ => value_chunk::<C, 4, 1>(chunk, steps),
         }
     }
 }
@@ -370,15 +299,12 @@ unsafe fn values<C: Codec, const P: usize>(
 /// # Safety
 /// As [`gather`]; the pointers of `chunk` must be valid for the rows, quads and coordinates.
 #[inline(always)]
-unsafe fn value_chunk<C: Codec, const P: usize, const R: usize, const G: usize>(
-    chunk: &Chunk,
-    steps: &[f32],
-) {
+unsafe fn value_chunk<C: Codec, const R: usize, const G: usize>(chunk: &Chunk, steps: &[f32]) {
     // Groups per step: whole units, and whole quads.
     let per_step = C::GROUPS.max(G);
     // SAFETY: the caller's.
     unsafe {
-        let mut sums = [[[_mm512_setzero_si512(); G]; R]; P];
+        let mut sums = [[[_mm512_setzero_si512(); G]; R]; PLANES];
         for step in 0..chunk.quads * G / per_step {
             let codes = chunk.codes.add(step * per_step / C::GROUPS * C::UNIT_BYTES);
             chunk.ahead.fetch::<Avx512>(codes);
@@ -403,7 +329,7 @@ unsafe fn value_chunk<C: Codec, const P: usize, const R: usize, const G: usize>(
         for r in 0..R {
             for g in 0..G {
                 let at = chunk.out.add(r * chunk.stride + g * 16);
-                let sum = join::<P>(std::array::from_fn(|p| sums[p][r][g]));
+                let sum = join(sums[0][r][g], sums[1][r][g]);
                 sum.mul_add(Avx512::splat(steps[r]), Avx512::load(at)).store(at);
             }
         }

@@ -42,7 +42,7 @@ fn read_all(blocks: &[KvBlock], side: BlockSide, tokens: usize) -> Vec<f32> {
 
 #[test]
 fn appended_tokens_read_back_in_every_format_and_isa() {
-    let mut rng = Rng::new(1);
+    let mut rng = Rng::fresh();
     for cpu in Cpu::all() {
         let pool = Pool::with_cpu(2, cpu).unwrap();
         for format in KvFormat::ALL {
@@ -81,7 +81,7 @@ fn appended_tokens_read_back_in_every_format_and_isa() {
 #[test]
 fn floats_are_exactly_rounded_and_int8_is_within_half_a_step() {
     let pool = Pool::new(1).unwrap();
-    let x = Rng::new(2).normals(5 * 2 * 72);
+    let x = Rng::fresh().normals(5 * 2 * 72);
     for format in [KvFormat::F16, KvFormat::Bf16, KvFormat::Int8] {
         let layout = BlockLayout::new(2, 72, 72, format, ValueStore::Own(format)).unwrap();
         let mut block = KvBlock::new(layout).unwrap();
@@ -128,7 +128,7 @@ fn copies_are_independent_and_keep_every_byte() {
     let own = ValueStore::Own(KvFormat::Turbo3);
     let layout = BlockLayout::new(2, 64, 64, KvFormat::Turbo4, own).unwrap();
     let mut block = KvBlock::new(layout).unwrap();
-    let x = Rng::new(3).normals(256 * 2 * 64);
+    let x = Rng::fresh().normals(256 * 2 * 64);
     append(&pool, &mut [&mut block], 0, &x, &x).unwrap();
     let before = block.bytes().to_vec();
     assert_eq!(before.len(), layout.bytes());
@@ -157,7 +157,7 @@ fn sealing_recodes_values_and_leaves_keys() {
         .unwrap()
         .with_value_scale(ScaleRule::Renormalised);
     let mut open = KvBlock::new(layout).unwrap();
-    let mut rng = Rng::new(4);
+    let mut rng = Rng::fresh();
     let (k, v) = (rng.normals(256 * 128), rng.normals(256 * 128));
     append(&pool, &mut [&mut open], 0, &k, &v).unwrap();
     let sealed = open.with_values_as(&pool, KvFormat::Turbo4, 256).unwrap();

@@ -93,8 +93,9 @@ pub fn rotate_back(side: Side, x: &mut [f32]) {
     negate(side, x);
 }
 
+/// x ← S·x, in place.
 #[inline(always)]
-fn negate(side: Side, x: &mut [f32]) {
+pub fn negate(side: Side, x: &mut [f32]) {
     for (x, mask) in x.iter_mut().zip(side.sign_masks()) {
         *x = f32::from_bits(x.to_bits() ^ mask);
     }

@@ -13,7 +13,7 @@ pub mod codebook;
 pub mod hadamard;
 
 pub use codebook::{Codebook, TurboBits};
-pub use hadamard::{MAX_DIM, Side, check_dim, rotate, rotate_back};
+pub use hadamard::{MAX_DIM, Side, check_dim, negate, rotate, rotate_back};
 
 /// Which scale is stored beside the codes of a vector of length n.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
