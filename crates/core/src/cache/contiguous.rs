@@ -155,9 +155,10 @@ impl ContiguousCache {
             return Ok(None);
         }
         let (keys, values) = saved.bytes.split_at(keys);
+        let capacity = len.next_multiple_of(KV_BLOCK_TOKENS);
         let buffers = [
-            self.grown(Array::from_bytes(keys, &shape(key_dim)?, dtype)?, *len)?,
-            self.grown(Array::from_bytes(values, &shape(value_dim)?, dtype)?, *len)?,
+            self.grown(Array::from_bytes(keys, &shape(key_dim)?, dtype)?, capacity)?,
+            self.grown(Array::from_bytes(values, &shape(value_dim)?, dtype)?, capacity)?,
         ];
         (self.buffers, self.first, self.len) = ((*len > 0).then_some(buffers), *first, *len);
         Ok(Some(()))

@@ -61,9 +61,12 @@ impl SequenceCache {
         saved: &SavedCache,
     ) -> Result<Self> {
         let cache = Self::new(ops, layout, mode)?;
-        for (key, expected) in cache.header(ops, model) {
-            let found = saved.header.get(&key).map_or("", String::as_str);
-            if key != "tokens" && found != expected {
+        let needed = cache.header(ops, model);
+        // In the order in which a difference explains the others.
+        for key in ["format", "model", "mode", "compute", "layout"] {
+            let [found, expected] =
+                [&saved.header, &needed].map(|header| header.get(key).map_or("", String::as_str));
+            if found != expected {
                 return broken(format!("its {key} is \"{found}\", here \"{expected}\" is needed"));
             }
         }
