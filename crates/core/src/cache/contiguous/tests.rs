@@ -32,9 +32,9 @@ fn check(held: &Held, written: &[u16], seen_from: usize) {
         let len = written.len() - held.first;
         assert_eq!(got.len(), HEADS * len * DIM);
         for head in 0..HEADS {
-            for at in seen_from..written.len() {
+            for (at, &time) in written.iter().enumerate().skip(seen_from) {
                 let start = (head * len + at - held.first) * DIM;
-                let want = row(head, at, side, written[at]);
+                let want = row(head, at, side, time);
                 assert_eq!(got[start..start + DIM], [want; DIM], "head {head}, position {at}");
             }
         }
