@@ -4,6 +4,7 @@
 //! may use this library as a dev-dependency to make random-weights checkpoints ([`synth`]).
 
 pub mod bindings;
+pub mod calibrate;
 pub mod ci;
 pub mod golden;
 pub mod paths;
