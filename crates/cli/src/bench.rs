@@ -65,7 +65,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let baseline = memory::resident_bytes();
     for name in &args.kv_cache_mode {
         let mode = KvMode::parse(name)?;
-        let config = args.compute.engine(mode, Activations::Int8)?;
+        let config = args.compute.engine(mode, Activations::GENERATING)?;
         let engine = Engine::load(&source, config, &mut Bars::new(interrupt.clone()))?;
         for plan in plans(args) {
             if interrupt.raised() {

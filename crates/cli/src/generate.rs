@@ -115,7 +115,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let source = args.model.source()?;
     let text = ModelText::load(&source)?;
     let sampling = args.sampling.params(text.sampling())?;
-    let config = args.compute.engine(args.kv.mode()?, Activations::Int8)?;
+    let config = args.compute.engine(args.kv.mode()?, Activations::GENERATING)?;
     let prompt = args.prompt.read(&source, &text)?;
     let tokens = prompt.tokens(&text)?;
     let context = args.context(&text)?;
