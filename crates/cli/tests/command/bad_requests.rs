@@ -55,7 +55,7 @@ fn a_smaller_context_ends_the_text_there() {
 fn flags_that_mean_nothing() {
     let hello = ["generate", "-p", "Once upon a time"];
     let with = |more: &[&'static str]| [&hello[..], more].concat();
-    assert_refused(&with(&["--temp", "-1"]), &["temperature"]);
+    assert_refused(&with(&["--temp=-1"]), &["temperature"]);
     assert_refused(&with(&["--temp", "NaN"]), &["temperature"]);
     assert_refused(&with(&["--top-p", "2"]), &["top_p"]);
     assert_refused(&with(&["--prefill-chunk", "0"]), &["--prefill-chunk"]);
