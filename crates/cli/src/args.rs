@@ -53,15 +53,32 @@ impl KvArgs {
     }
 }
 
+/// How a prompt is read.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ChunkArgs {
+    /// Prompt tokens per pass
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub(crate) prefill_chunk: usize,
+}
+
+impl ChunkArgs {
+    /// Tokens per pass, at least 1.
+    pub(crate) fn tokens(&self) -> Result<usize> {
+        match self.prefill_chunk {
+            0 => bail!("--prefill-chunk must be at least 1"),
+            tokens => Ok(tokens),
+        }
+    }
+}
+
 /// How to compute.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ComputeArgs {
     /// CPU threads [default: all cores]
     #[arg(short, long, env = "MLXCEL_THREADS", value_name = "N")]
     pub(crate) threads: Option<usize>,
-    /// Prompt tokens per pass
-    #[arg(long, default_value_t = 512, value_name = "N")]
-    pub(crate) prefill_chunk: usize,
+    #[command(flatten)]
+    pub(crate) chunk: ChunkArgs,
     /// Compute and cache in this type: auto follows the checkpoint
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub(crate) dtype: Dtype,
@@ -93,9 +110,6 @@ pub(crate) enum Activations {
 impl ComputeArgs {
     /// The configuration of an engine; `activations` is the command's default.
     pub(crate) fn engine(&self, kv_mode: KvMode, activations: Activations) -> Result<EngineConfig> {
-        if self.prefill_chunk == 0 {
-            bail!("--prefill-chunk must be at least 1");
-        }
         if self.threads == Some(0) {
             bail!("--threads must be at least 1");
         }
@@ -110,7 +124,7 @@ impl ComputeArgs {
         };
         let ops =
             OpsConfig { kernels: KernelSet::from_env()?, threads: self.threads, precision, dtype };
-        Ok(EngineConfig { ops, kv_mode, prefill_chunk: self.prefill_chunk })
+        Ok(EngineConfig { ops, kv_mode, prefill_chunk: self.chunk.tokens()? })
     }
 }
 

@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use mlxcel_estimator::KvMode;
 use mlxcel_runtime::bench::{Measurement, Plan, Test};
 use mlxcel_runtime::engine::Engine;
+use mlxcel_runtime::memory;
 use serde::Serialize;
 
 use crate::args::{Activations, ComputeArgs, ModelArgs};
@@ -47,6 +48,10 @@ struct Row {
     kv_mode: String,
     tokens_per_second: f64,
     stddev: f64,
+    /// Resident bytes before the first model was loaded.
+    memory_baseline_bytes: Option<u64>,
+    /// Largest resident size of the process so far.
+    peak_resident_bytes: Option<u64>,
 }
 
 /// Runs the command.
@@ -57,6 +62,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let interrupt = Interrupt::install()?;
     let source = args.model.source()?;
     let mut rows = Vec::new();
+    let baseline = memory::resident_bytes();
     for name in &args.kv_cache_mode {
         let mode = KvMode::parse(name)?;
         let config = args.compute.engine(mode, Activations::Int8)?;
@@ -65,7 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             if interrupt.raised() {
                 return Ok(ExitCode::from(INTERRUPTED));
             }
-            let row = Row::new(mode, &engine.measure(plan, args.repetitions)?);
+            let row = Row::new(mode, &engine.measure(plan, args.repetitions)?, baseline);
             if !args.json {
                 print_row(&row, rows.is_empty())?;
             }
@@ -88,7 +94,7 @@ fn plans(args: &Args) -> impl Iterator<Item = Plan> {
 }
 
 impl Row {
-    fn new(mode: KvMode, m: &Measurement) -> Self {
+    fn new(mode: KvMode, m: &Measurement, memory_baseline_bytes: Option<u64>) -> Self {
         Self {
             test: m.plan.test.name(),
             tokens: m.plan.tokens,
@@ -96,6 +102,8 @@ impl Row {
             kv_mode: mode.to_string(),
             tokens_per_second: m.tokens_per_second,
             stddev: m.stddev,
+            memory_baseline_bytes,
+            peak_resident_bytes: memory::Usage::now().peak_resident_bytes,
         }
     }
 }

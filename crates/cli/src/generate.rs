@@ -8,11 +8,12 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use clap::builder::NonEmptyStringValueParser;
 use mlxcel_runtime::ModelText;
-use mlxcel_runtime::engine::{self, Engine, Finish, Generation, ModelSource};
+use mlxcel_runtime::engine::{self, Engine, Finish, Generation, ModelSource, Outcome};
 use mlxcel_runtime::memory;
 use mlxcel_runtime::sampling::{SamplingOptions, SamplingParams};
 
 use crate::args::{Activations, ComputeArgs, KvArgs, ModelArgs};
+use crate::preflight::{self, PreflightArgs};
 use crate::prompt::PromptArgs;
 use crate::statistics::Report;
 use crate::terminal::{Bars, INTERRUPTED, Interrupt, Stdout};
@@ -45,6 +46,8 @@ pub(crate) struct Args {
     kv: KvArgs,
     #[command(flatten)]
     compute: ComputeArgs,
+    #[command(flatten)]
+    preflight: PreflightArgs,
     /// Write statistics as JSON to a file
     #[arg(long, value_name = "FILE")]
     stats_json: Option<PathBuf>,
@@ -103,6 +106,17 @@ impl Args {
             (wanted, most) => Ok(wanted.or(most)),
         }
     }
+
+    /// Shows and stores statistics, as the flags say.
+    fn report(&self, report: &Report) -> Result<()> {
+        if !self.quiet {
+            eprintln!("{}", report.line());
+        }
+        match &self.stats_json {
+            Some(path) => report.save(path),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Runs the command.
@@ -120,34 +134,42 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     if !args.quiet {
         announce(&source, &config);
     }
+    let prompt_tokens = tokens.len();
+    let planned =
+        preflight::Planned { model: &args.model, prompt_tokens, max_tokens, config: &config };
+    let Some(checked) = preflight::check(&args.preflight, &source, &planned)? else {
+        return Ok(ExitCode::FAILURE);
+    };
     let baseline = memory::resident_bytes();
     let mut bars = Bars::new(interrupt).quiet(args.quiet);
     let engine = Engine::load(&source, config, &mut bars)?;
     let load_time = started.elapsed();
-    let request = Generation {
-        prompt: &tokens,
-        max_tokens,
-        sampling,
-        stop: &args.stop,
-        ignore_eos: args.ignore_eos,
-    };
+    let (stop, ignore_eos) = (&args.stop[..], args.ignore_eos);
+    let request = Generation { prompt: &tokens, max_tokens, sampling, stop, ignore_eos };
+    let outcome = stream(&engine, &text, &request, &mut bars, prompt.echo())?;
+    args.report(&Report::new(&engine, &outcome, load_time, baseline))?;
+    checked.compare(baseline);
+    let interrupted = outcome.finish == Finish::Interrupted;
+    Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+/// Generates to stdout, after the prompt itself where a person reads along.
+fn stream(
+    engine: &Engine,
+    text: &ModelText,
+    request: &Generation<'_>,
+    bars: &mut Bars,
+    echo: Option<&str>,
+) -> Result<Outcome> {
     let mut out = Stdout::new();
-    if let (true, Some(echo)) = (io::stdout().is_terminal(), prompt.echo()) {
+    if let (true, Some(echo)) = (io::stdout().is_terminal(), echo) {
         let _ = out.write(echo);
     }
     let mut emit = |piece: &str| out.write(piece);
-    let outcome = engine::generate(&engine, text.tokenizer(), &request, &mut bars, &mut emit)?;
+    let outcome = engine::generate(engine, text.tokenizer(), request, bars, &mut emit)?;
     let _ = out.write("\n");
     out.check()?;
-    let report = Report::new(&engine, &outcome, load_time, baseline);
-    if !args.quiet {
-        eprintln!("{}", report.line());
-    }
-    if let Some(path) = &args.stats_json {
-        report.save(path)?;
-    }
-    let interrupted = outcome.finish == Finish::Interrupted;
-    Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+    Ok(outcome)
 }
 
 /// Says on stderr which model runs and how its cache is stored.

@@ -5,6 +5,8 @@ mod args;
 mod bench;
 mod eval;
 mod generate;
+mod inspect;
+mod preflight;
 mod prompt;
 mod statistics;
 mod terminal;
@@ -24,6 +26,8 @@ struct Cli {
 enum Command {
     /// Generate text from a prompt
     Generate(generate::Args),
+    /// Say whether a model, a context and a batch fit, and what would; loads nothing
+    Inspect(inspect::Args),
     /// Measure prefill and decode speed
     Bench(bench::Args),
     /// Perplexity of a text, and logits
@@ -38,6 +42,7 @@ fn interrupted(error: &anyhow::Error) -> bool {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Generate(args) => generate::run(args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Eval(args) => eval::run(&args),
     };

@@ -18,6 +18,6 @@ pub use attention::{AttentionSpec, LayerLayout};
 pub use batch::{Batch, SequenceRun, Span};
 pub use cache::SequenceCache;
 pub use error::{Error, Result};
-pub use mlx_ffi::{Array, Dtype, MappedFile, memory};
+pub use mlx_ffi::{Array, Dtype, MappedFile, device, memory};
 pub use ops::{ComputeDtype, KernelSet, Ops, OpsConfig, Precision};
 pub use rope::{Rope, RopeScaling};

@@ -6,6 +6,9 @@
 //! number at all, gives no headroom. This crate reads neither the environment nor the file by
 //! itself: callers hand it the text.
 
+use std::ffi::OsString;
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{EstimatorError, shortened};
@@ -22,6 +25,19 @@ pub const DEFAULT_ERROR_BAND: f64 = 0.05;
 
 /// What calibration files call their format.
 pub const CALIBRATION_SCHEMA: &str = "mlxcel.calibration/1";
+
+/// Where the calibration file of a person lies: `mlxcel/calibration.json` in the user's data
+/// folder. `variable` looks environment variables up; nothing is read here.
+#[must_use]
+pub fn calibration_path(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let set = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let data = set("XDG_DATA_HOME").or_else(|| {
+        let below =
+            if cfg!(target_os = "macos") { "Library/Application Support" } else { ".local/share" };
+        set("HOME").map(|home| home.join(below))
+    });
+    data.map(|folder| folder.join("mlxcel/calibration.json"))
+}
 
 /// Where the factor comes from. The names are those of the JSON report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -229,6 +245,22 @@ mod tests {
         assert_eq!(metal, Headroom::default());
         let both = Headroom::choose(Some("1.1"), Some(&calibration), Backend::Cpu).unwrap();
         assert_eq!((both.bytes(1000), both.banded(1000)), (100, 1020));
+    }
+
+    #[test]
+    fn the_calibration_lies_in_the_data_folder() {
+        let path = |data: &str, home: &str| {
+            let (data, home) = (data.to_owned(), home.to_owned());
+            calibration_path(move |name| match name {
+                "XDG_DATA_HOME" => Some(OsString::from(&data)),
+                "HOME" => Some(OsString::from(&home)),
+                _ => None,
+            })
+        };
+        assert_eq!(path("/data", "/me"), Some("/data/mlxcel/calibration.json".into()));
+        assert!(path("", "/me").unwrap().ends_with("mlxcel/calibration.json"));
+        assert!(path("", "/me").unwrap().starts_with("/me"));
+        assert_eq!(path("", ""), None);
     }
 
     #[test]

@@ -86,7 +86,7 @@ pub use estimate::{
 };
 pub use headroom::{
     CALIBRATION_SCHEMA, Calibration, CalibrationEntry, DEFAULT_ERROR_BAND, DEFAULT_HEADROOM_FACTOR,
-    HEADROOM_VARIABLE, Headroom, HeadroomSource,
+    HEADROOM_VARIABLE, Headroom, HeadroomSource, calibration_path,
 };
 pub use json::parse_object;
 pub use kv::{

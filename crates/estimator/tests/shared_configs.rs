@@ -61,7 +61,7 @@ fn unique(row: &Row) -> Option<i128> {
 
 #[test]
 #[ignore = "needs ../shared"]
-fn architecture_and_vision_of_every_row() {
+fn shared_architecture_and_vision_of_every_row() {
     let rows = rows();
     assert_eq!(rows.len(), 102);
     let wrong: Vec<_> = rows
@@ -79,7 +79,7 @@ fn architecture_and_vision_of_every_row() {
 /// share of a compressed memory, not a whole vector.
 #[test]
 #[ignore = "needs ../shared"]
-fn kv_bytes_per_token_of_every_row() {
+fn shared_kv_bytes_per_token_of_every_row() {
     let mut compared = 0;
     let mut wrong = Vec::new();
     for (row, spec) in rows() {
@@ -112,7 +112,7 @@ const INEXACT: [(&str, &str); 3] = [
 
 #[test]
 #[ignore = "needs ../shared"]
-fn parameters_of_every_row_with_a_published_count() {
+fn shared_parameters_of_every_row_with_a_published_count() {
     let mut wrong = Vec::new();
     let mut compared = 0;
     for (row, spec) in rows() {
@@ -130,7 +130,7 @@ fn parameters_of_every_row_with_a_published_count() {
 
 #[test]
 #[ignore = "needs ../shared"]
-fn nothing_is_unknown() {
+fn shared_nothing_is_unknown() {
     for (row, spec) in rows() {
         assert_ne!(spec.architecture, Architecture::Unknown, "{}", row["model"]);
         assert!(spec.layers.is_some() && spec.tensors.is_some(), "{}", row["model"]);

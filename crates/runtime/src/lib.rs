@@ -12,6 +12,7 @@ pub mod families;
 pub mod loading;
 pub mod memory;
 mod model_text;
+pub mod preflight;
 pub mod sampling;
 pub mod text;
 

@@ -62,6 +62,7 @@ fn flags_that_mean_nothing() {
     assert_refused(&with(&["--threads", "0"]), &["--threads"]);
     assert_refused(&with(&["--kv-cache-mode", "fp7"]), &["fp7"]);
     assert_refused(&["eval", "--tokens", "1,2,99999"], &["99999", "outside the vocabulary"]);
+    assert_refused(&["eval", "--tokens", "1,2", "--window", "9999"], &["--window 9999 exceeds"]);
     assert_refused(&["bench", "-r", "0"], &["--repetitions"]);
     for unknown in [&["generate", "--no-such-flag"][..], &["generate", "--stop", ""]] {
         let output = mlxcel(unknown);

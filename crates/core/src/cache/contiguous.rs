@@ -91,14 +91,27 @@ impl ContiguousCache {
         self.buffers.iter().flatten().map(Array::nbytes).sum()
     }
 
+    /// Whether [`Self::trim`] to `tokens` keeps what the next query sees.
+    pub(super) fn check_trim(&self, tokens: usize) -> Result<()> {
+        let window = self.layout.window.map_or(usize::MAX, std::num::NonZeroUsize::get);
+        let seen_from = (tokens + 1).saturating_sub(window);
+        if tokens > 0 && seen_from < self.first {
+            let first = self.first;
+            let what = format!(
+                "cannot trim to {tokens} tokens: the sliding window has dropped the first {first}"
+            );
+            return Err(Error::Cache { what });
+        }
+        Ok(())
+    }
+
+    /// Forgets the tokens from `tokens` on.
     pub(super) fn trim(&mut self, tokens: usize) -> Result<()> {
-        let left = tokens.checked_sub(self.first);
-        self.len = left.filter(|l| *l <= self.len).ok_or_else(|| Error::Cache {
-            what: format!(
-                "cannot trim to {tokens} tokens: the cache holds {} from position {} on",
-                self.len, self.first
-            ),
-        })?;
+        self.check_trim(tokens)?;
+        if tokens == 0 {
+            self.first = 0;
+        }
+        self.len = tokens - self.first;
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mlxcel_estimator::KvMode;
+use mlxcel_estimator::{KV_BLOCK_TOKENS, KvMode};
 
 pub(crate) use self::blocks::BlockCache;
 pub(crate) use self::contiguous::ContiguousCache;
@@ -72,6 +72,17 @@ impl SequenceCache {
         Ok(Self { layers, tokens: Rc::new(Cell::new(0)) })
     }
 
+    /// Bytes that one token takes in all layers of `layout`, scales included, in the long run (a
+    /// window that is full takes no more).
+    ///
+    /// # Errors
+    /// A mode that cannot hold a layer's vectors.
+    pub fn bytes_per_token(layout: &[LayerLayout], mode: KvMode) -> Result<u64> {
+        layout
+            .iter()
+            .try_fold(0, |sum, layer| Ok(sum + modes::block_bytes(layer, mode)? / KV_BLOCK_TOKENS))
+    }
+
     /// Tokens of the sequence so far.
     #[must_use]
     pub fn tokens(&self) -> usize {
@@ -111,12 +122,19 @@ impl SequenceCache {
     /// Forgets all tokens from `tokens` on.
     ///
     /// # Errors
-    /// More tokens than there are, or a place that a sliding window has already dropped.
+    /// More tokens than there are, a place that a sliding window has already dropped, or one inside
+    /// a sealed block (`turbo4-delegated`; its start is fine). Nothing is forgotten then.
     pub fn trim(&self, tokens: usize) -> Result<()> {
         if tokens > self.tokens() {
             return Err(Error::Cache {
                 what: format!("cannot trim {} tokens to {tokens}", self.tokens()),
             });
+        }
+        for layer in self.layers.iter() {
+            match layer {
+                LayerCache::Blocks(blocks) => LayerCache::lock(blocks).check_trim(tokens)?,
+                LayerCache::Contiguous(cache) => cache.borrow().check_trim(tokens)?,
+            }
         }
         for layer in self.layers.iter() {
             match layer {
@@ -149,6 +167,9 @@ impl SequenceCache {
             return Err(Error::Cache {
                 what: "only an empty cache can be filled synthetically".into(),
             });
+        }
+        if i32::try_from(tokens).is_err() {
+            return Err(Error::Cache { what: format!("{tokens} tokens are too many") });
         }
         for layer in self.layers.iter() {
             match layer {

@@ -2,7 +2,7 @@
 //!
 //! MLX counts what its allocator gave out; weights that are mapped from files and the blocks of host
 //! caches are not in it. The resident size counts everything that has been touched, mapped pages
-//! included. Available memory and budgets are a later layer on top of this.
+//! included.
 
 use serde::Serialize;
 

@@ -1,0 +1,85 @@
+//! `mlxcel inspect`: whether a model, a context and a batch fit, and what would.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use mlxcel_estimator::{AvailableSource, Backend, Machine, WeightQuant, Workload, parse_bytes};
+use mlxcel_runtime::preflight::{Sized, this_machine};
+
+use crate::args::{ChunkArgs, KvArgs, ModelArgs};
+use crate::terminal::Stdout;
+
+/// Arguments of `mlxcel inspect`. With -m, a path to a config.json works too.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Tokens of each sequence, prompt and answer together
+    #[arg(short = 'n', long, default_value_t = 8192, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    max_tokens: u64,
+    /// Sequences at once
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    batch: u64,
+    /// Weights re-sized to: default (as they are), fp16, int8, int4
+    #[arg(long, default_value = "default", value_name = "TYPE", value_parser = WeightQuant::parse)]
+    quant: WeightQuant,
+    #[command(flatten)]
+    kv: KvArgs,
+    #[command(flatten)]
+    chunk: ChunkArgs,
+    /// Compute with: cpu, cuda, metal [default: this machine's]
+    #[arg(long, value_name = "NAME", value_parser = Backend::parse)]
+    backend: Option<Backend>,
+    /// Suppose this much memory, such as 24GiB [default: what this machine has available]
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_bytes("--memory", text))]
+    memory: Option<u64>,
+    /// Print JSON (schema mlxcel.inspect/1)
+    #[arg(long)]
+    json: bool,
+    /// Exit with 2 when it does not fit
+    #[arg(long)]
+    exit_code: bool,
+}
+
+/// Exit code of `--exit-code` where it does not fit.
+const DOES_NOT_FIT: u8 = 2;
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let workload = Workload::uniform(args.max_tokens, args.batch)
+        .with_kv_mode(args.kv.mode()?)
+        .with_prefill_chunk(args.chunk.tokens()? as u64)
+        .with_quant(args.quant);
+    let report = model(&args.model)?.report(&workload, &machine(args)?)?;
+    let text = if args.json { report.to_json()? + "\n" } else { report.to_text() };
+    let mut out = Stdout::new();
+    let _ = out.write(&text);
+    out.check()?;
+    let over = args.exit_code && report.fits == Some(false);
+    Ok(if over { ExitCode::from(DOES_NOT_FIT) } else { ExitCode::SUCCESS })
+}
+
+/// The model, under the name that was typed. A path to a configuration needs no folder around it.
+fn model(args: &ModelArgs) -> Result<Sized> {
+    let file = args.model.as_deref().map(Path::new).filter(|path| path.is_file());
+    let mut model = match file {
+        Some(path) => Sized::read_path(path)?,
+        None => Sized::read(&args.source()?)?,
+    };
+    if let Some(name) = &args.model {
+        model.name.clone_from(name);
+    }
+    Ok(model)
+}
+
+/// This machine, or it with the supposed memory.
+fn machine(args: &Args) -> Result<Machine> {
+    let machine = this_machine(args.backend)?;
+    Ok(match args.memory {
+        Some(bytes) => machine.with_available(bytes, AvailableSource::WhatIf),
+        None => machine,
+    })
+}

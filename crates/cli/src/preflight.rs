@@ -1,0 +1,163 @@
+//! The check before a load, on the command line: flags, breakdown, refusal, comparison.
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use mlxcel_estimator::report::Report;
+use mlxcel_estimator::{DEFAULT_VISION_THRESHOLD, Workload, format_bytes};
+use mlxcel_runtime::ComputeDtype;
+use mlxcel_runtime::engine::{EngineConfig, ModelSource};
+use mlxcel_runtime::memory::Usage;
+use mlxcel_runtime::preflight::{self, Load, Outcome, Policy, Proposal, Refusal, Sized};
+
+use crate::args::ModelArgs;
+use crate::terminal::{Stdout, note};
+
+/// What to do about memory before a model is loaded.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct PreflightArgs {
+    /// Print what the load needs, and refuse it when that does not fit
+    #[arg(long)]
+    pub(crate) estimate_memory: bool,
+    /// Load even when it does not fit
+    #[arg(long, alias = "no-memory-check")]
+    pub(crate) force: bool,
+    /// Refuse a vision model whose weights exceed this share of all memory
+    #[arg(long, env = "MLXCEL_VISION_THRESHOLD", default_value_t = DEFAULT_VISION_THRESHOLD)]
+    #[arg(value_name = "SHARE")]
+    pub(crate) vision_threshold: f64,
+    /// Print a refusal as JSON (schema mlxcel.refusal/1)
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl PreflightArgs {
+    fn policy(&self) -> Policy {
+        match self {
+            Self { force: true, .. } => Policy::Force,
+            Self { estimate_memory: true, .. } => Policy::Refuse,
+            _ => Policy::Warn,
+        }
+    }
+}
+
+/// A generation that is about to happen.
+pub(crate) struct Planned<'a> {
+    pub(crate) model: &'a ModelArgs,
+    pub(crate) prompt_tokens: usize,
+    pub(crate) max_tokens: usize,
+    pub(crate) config: &'a EngineConfig,
+}
+
+impl Planned<'_> {
+    /// What the generation asks of `model`; like the generation, it ends at the model's context.
+    fn load(&self, args: &PreflightArgs, model: &Sized) -> Load {
+        let prompt = self.prompt_tokens as u64;
+        let wanted = prompt.saturating_add(self.max_tokens as u64);
+        let context = wanted.min(model.spec.max_context_tokens.unwrap_or(u64::MAX)).max(prompt);
+        let workload = Workload::uniform(context, 1)
+            .with_kv_mode(self.config.kv_mode)
+            .with_prefill_chunk(self.config.prefill_chunk as u64);
+        Load {
+            workload,
+            least_context_tokens: prompt.saturating_add(1),
+            vision_threshold: args.vision_threshold,
+            policy: args.policy(),
+        }
+    }
+
+    /// The command line of a proposal.
+    fn command(&self, proposal: &Proposal) -> String {
+        let model = self.model.model.as_deref().unwrap_or("DIR");
+        let mut command = String::new();
+        let mut folder = model.to_owned();
+        if let Some(quant) = proposal.quant {
+            let bits = quant.name().trim_start_matches("int");
+            folder = format!("{}-{bits}bit", model.trim_end_matches('/'));
+            command = format!(
+                "python3 -m mlx_lm convert --hf-path {model} --mlx-path {folder} -q --q-bits {bits} && "
+            );
+        }
+        command += "mlxcel generate";
+        if self.model.model.is_some() {
+            command += &format!(" -m {folder}");
+        }
+        if let Some(mode) = proposal.kv_mode {
+            command += &format!(" --kv-cache-mode {mode}");
+        }
+        if let Some(tokens) = proposal.prefill_chunk {
+            command += &format!(" --prefill-chunk {tokens}");
+        }
+        let new = proposal.context_tokens.map(|n| n.saturating_sub(self.prompt_tokens as u64));
+        command + &format!(" -n {}", new.unwrap_or(self.max_tokens as u64))
+    }
+}
+
+/// A load that may happen, with its report where one was asked for.
+pub(crate) struct Checked {
+    report: Option<Report>,
+}
+
+impl Checked {
+    /// After the load: estimate against measured, where the estimate was asked for.
+    pub(crate) fn compare(&self, baseline_bytes: Option<u64>) {
+        if let Some(report) = &self.report {
+            let usage = Usage::now();
+            note(&preflight::compare(report.expected_peak_bytes, baseline_bytes, &usage));
+        }
+    }
+}
+
+/// Checks a load before any tensor is read; `None` when it is refused, which has been printed.
+pub(crate) fn check(
+    args: &PreflightArgs,
+    source: &ModelSource,
+    planned: &Planned<'_>,
+) -> Result<Option<Checked>> {
+    let threshold = args.vision_threshold;
+    ensure!(
+        threshold.is_finite() && threshold > 0.0,
+        "--vision-threshold {threshold}: a share of all memory such as 0.7 is needed"
+    );
+    let model = Sized::read(source)?;
+    let machine = preflight::this_machine(None)?;
+    let load = planned.load(args, &model);
+    let report =
+        args.estimate_memory.then(|| model.report(&load.workload, &machine)).transpose()?;
+    if let Some(report) = &report {
+        eprint!("{}", report.to_text());
+        if planned.config.ops.dtype == ComputeDtype::Fp32 {
+            note("--dtype fp32 keeps an fp16 cache in 32 bits: twice what is counted here");
+        }
+    }
+    match preflight::check(&model, &load, &machine)? {
+        Outcome::Clear => {}
+        Outcome::Warned(text) => eprintln!("warning: {text}; loading it nevertheless"),
+        Outcome::Refused(refusal) => {
+            refuse(args, planned, &refusal)?;
+            return Ok(None);
+        }
+    }
+    Ok(Some(Checked { report }))
+}
+
+/// Prints a refusal and what would fit.
+fn refuse(args: &PreflightArgs, planned: &Planned<'_>, refusal: &Refusal) -> Result<()> {
+    let commands: Vec<String> = refusal.would_fit.iter().map(|p| planned.command(p)).collect();
+    if args.json {
+        let mut json = serde_json::to_value(refusal)?;
+        json["commands"] = commands.clone().into();
+        let mut out = Stdout::new();
+        let _ = out.write(&(serde_json::to_string_pretty(&json)? + "\n"));
+        out.check()?;
+    }
+    eprintln!("error: {} (--force loads it nevertheless)", refusal.message);
+    for (proposal, command) in refusal.would_fit.iter().zip(commands) {
+        eprintln!("would fit, with {}: {command}", format_bytes(proposal.total_bytes));
+    }
+    if refusal.would_fit.is_empty() {
+        eprintln!(
+            "nothing would fit: neither 4-bit weights nor a shorter context nor another cache"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! Refusals and what they propose, on a small model of known size.
+
+use super::*;
+use mlxcel_estimator::{AvailableSource, DEFAULT_VISION_THRESHOLD, KvMode, WeightQuant};
+
+const QWEN: &str = r#"{"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864,
+    "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+    "vocab_size": 151936, "tie_word_embeddings": true, "max_position_embeddings": 32768}"#;
+
+fn model(config: &str) -> Sized {
+    let spec = ModelSpec::from_config(config).unwrap();
+    let weights = WeightFootprint::analytical(&spec).unwrap();
+    Sized { name: "model".to_owned(), spec, weights }
+}
+
+fn machine(bytes: u64) -> Machine {
+    Machine::new(Backend::Cpu).with_available(bytes, AvailableSource::WhatIf).with_total(bytes)
+}
+
+fn load(context: u64, policy: Policy) -> Load {
+    Load {
+        workload: Workload::uniform(context, 1),
+        least_context_tokens: 9,
+        vision_threshold: DEFAULT_VISION_THRESHOLD,
+        policy,
+    }
+}
+
+fn refusal(context: u64, available: u64) -> Refusal {
+    match check(&model(QWEN), &load(context, Policy::Refuse), &machine(available)).unwrap() {
+        Outcome::Refused(refusal) => *refusal,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_reference_refusal() {
+    let refusal = refusal(14, 512 << 20);
+    assert_eq!(refusal.message, "DOES NOT FIT: 622.4 MiB over budget");
+    let [proposal] = &refusal.would_fit[..] else { panic!("{refusal:?}") };
+    assert_eq!((proposal.quant, proposal.kv_mode), (Some(WeightQuant::Int4), None));
+}
+
+/// Every proposal fits, and one more token than a proposed context does not.
+#[test]
+fn proposals_fit() {
+    let (available, model) = (1300 << 20, model(QWEN));
+    let refusal = refusal(32_768, available);
+    assert_eq!(refusal.would_fit[0].kv_mode, Some(KvMode::Turbo4));
+    assert!(refusal.would_fit.iter().any(|proposal| proposal.context_tokens.is_some()));
+    let fits = |workload: &Workload| {
+        let load = Load { workload: workload.clone(), ..load(1, Policy::Refuse) };
+        matches!(check(&model, &load, &machine(available)).unwrap(), Outcome::Clear)
+    };
+    for proposal in &refusal.would_fit {
+        let workload = proposal.apply(&Workload::uniform(32_768, 1));
+        assert!(fits(&workload), "{proposal:?}");
+        if proposal.context_tokens.is_some() {
+            assert!(!fits(&workload.with_shape(workload.context_tokens() + 1, 1)), "{proposal:?}");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_proposed_where_nothing_fits() {
+    assert_eq!(refusal(14, 1 << 20).would_fit, []);
+}
+
+#[test]
+fn without_the_flag_or_by_force_it_only_warns() {
+    for policy in [Policy::Warn, Policy::Force] {
+        let outcome = check(&model(QWEN), &load(14, policy), &machine(512 << 20)).unwrap();
+        assert!(matches!(&outcome, Outcome::Warned(text) if text.contains("622.4 MiB")));
+    }
+    let outcome = check(&model(QWEN), &load(14, Policy::Refuse), &machine(4 << 30)).unwrap();
+    assert!(matches!(outcome, Outcome::Clear));
+}
+
+/// Assumptions never refuse: the size of a model of an unknown kind is not known.
+#[test]
+fn what_is_only_assumed_warns() {
+    let unknown = model(r#"{"model_type": "martian"}"#);
+    let outcome = check(&unknown, &load(14, Policy::Refuse), &machine(1 << 30)).unwrap();
+    assert!(matches!(outcome, Outcome::Warned(_)), "{outcome:?}");
+}
+
+#[test]
+fn the_built_in_model_is_sized_by_its_header() {
+    let model = Sized::read(&ModelSource::BuiltIn).unwrap();
+    assert_eq!(model.weights.source, mlxcel_estimator::WeightSource::Headers);
+    assert!(model.weights.bytes < builtin::WEIGHTS.len() as u64);
+    assert!(model.weights.bytes + 65_536 > builtin::WEIGHTS.len() as u64);
+}
+
+#[test]
+fn a_comparison_says_what_was_measured() {
+    let usage = Usage { peak_resident_bytes: Some(3 << 20), ..Usage::default() };
+    let line = compare(4 << 20, Some(1 << 20), &usage);
+    assert_eq!(
+        line,
+        "expected peak 4.0 MiB, measured 2.0 MiB (resident, without the 1.0 MiB before the load): \
+         50 % of it"
+    );
+    let line = compare(4 << 20, None, &Usage::default());
+    assert_eq!(line, "expected peak 4.0 MiB, measured: nothing on this platform");
+}
