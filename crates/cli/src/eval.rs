@@ -83,6 +83,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if window == 0 {
         bail!("--window must be at least 1");
     }
+    if let Some(context) = engine.context().filter(|context| window > *context) {
+        bail!("--window {window} exceeds the model's context of {context} tokens");
+    }
     let windows: Vec<_> =
         tokens.chunks(window).take(args.max_windows.unwrap_or(usize::MAX)).collect();
     let job = Job { args, interrupt, engine: &engine, window, windows };
@@ -122,7 +125,7 @@ impl Job<'_> {
         let mut score = Perplexity::default();
         for (i, window) in self.windows.iter().enumerate() {
             if self.interrupt.raised() {
-                return Ok(ExitCode::from(130));
+                return Ok(ExitCode::from(terminal::INTERRUPTED));
             }
             let logits = eval::window_logits(self.engine, window)?;
             score.add(window, &logits, self.engine.vocab());
@@ -140,7 +143,7 @@ impl Job<'_> {
         let mut comparison = Comparison::new(self.engine, modes)?;
         for window in &self.windows {
             if self.interrupt.raised() {
-                return Ok(ExitCode::from(130));
+                return Ok(ExitCode::from(terminal::INTERRUPTED));
             }
             comparison.add(window)?;
         }
@@ -171,9 +174,8 @@ fn keep(measurement: &Measurement) {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the command's output")]
 fn print_comparison(args: &Args, measurement: &Measurement) -> Result<()> {
-    if args.json {
+    let text = if args.json {
         let report = json!({
             "schema": "mlxcel.eval/1",
             "fingerprint": measurement.fingerprint,
@@ -181,11 +183,11 @@ fn print_comparison(args: &Args, measurement: &Measurement) -> Result<()> {
             "scored_tokens": measurement.scored_tokens,
             "modes": measurement.modes,
         });
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        serde_json::to_string_pretty(&report)? + "\n"
     } else {
-        print!("{}", table(measurement));
-    }
-    Ok(())
+        table(measurement)
+    };
+    terminal::print(&text)
 }
 
 /// The comparison for people.
@@ -231,7 +233,7 @@ fn print(args: &Args, engine: &Engine, score: &Perplexity, window: usize) -> Res
             None => "one token has no perplexity (nothing comes before it)".to_owned(),
         }
     };
-    crate::terminal::print(&(text + "\n"))
+    terminal::print(&(text + "\n"))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use clap::builder::NonEmptyStringValueParser;
 use mlxcel_runtime::ModelText;
-use mlxcel_runtime::engine::{self, Engine, Finish, Generation, ModelSource};
+use mlxcel_runtime::engine::{self, Engine, Finish, Generation, ModelSource, Outcome};
 use mlxcel_runtime::memory;
 use mlxcel_runtime::sampling::{SamplingOptions, SamplingParams};
 
@@ -106,6 +106,17 @@ impl Args {
             (wanted, most) => Ok(wanted.or(most)),
         }
     }
+
+    /// Shows and stores statistics, as the flags say.
+    fn report(&self, report: &Report) -> Result<()> {
+        if !self.quiet {
+            eprintln!("{}", report.line());
+        }
+        match &self.stats_json {
+            Some(path) => report.save(path),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Runs the command.
@@ -123,12 +134,18 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     if !args.quiet {
         announce(&source, &config);
     }
+<<<<<<< HEAD
     let planned = preflight::Planned {
         model: &args.model,
         prompt_tokens: tokens.len(),
         max_tokens,
         config: &config,
     };
+=======
+    let prompt_tokens = tokens.len();
+    let planned =
+        preflight::Planned { model: &args.model, prompt_tokens, max_tokens, config: &config };
+>>>>>>> cli
     let Some(checked) = preflight::check(&args.preflight, &source, &planned)? else {
         return Ok(ExitCode::FAILURE);
     };
@@ -136,31 +153,32 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let mut bars = Bars::new(interrupt).quiet(args.quiet);
     let engine = Engine::load(&source, config, &mut bars)?;
     let load_time = started.elapsed();
-    let request = Generation {
-        prompt: &tokens,
-        max_tokens,
-        sampling,
-        stop: &args.stop,
-        ignore_eos: args.ignore_eos,
-    };
+    let (stop, ignore_eos) = (&args.stop[..], args.ignore_eos);
+    let request = Generation { prompt: &tokens, max_tokens, sampling, stop, ignore_eos };
+    let outcome = stream(&engine, &text, &request, &mut bars, prompt.echo())?;
+    args.report(&Report::new(&engine, &outcome, load_time, baseline))?;
+    checked.compare(baseline);
+    let interrupted = outcome.finish == Finish::Interrupted;
+    Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+/// Generates to stdout, after the prompt itself where a person reads along.
+fn stream(
+    engine: &Engine,
+    text: &ModelText,
+    request: &Generation<'_>,
+    bars: &mut Bars,
+    echo: Option<&str>,
+) -> Result<Outcome> {
     let mut out = Stdout::new();
-    if let (true, Some(echo)) = (io::stdout().is_terminal(), prompt.echo()) {
+    if let (true, Some(echo)) = (io::stdout().is_terminal(), echo) {
         let _ = out.write(echo);
     }
     let mut emit = |piece: &str| out.write(piece);
-    let outcome = engine::generate(&engine, text.tokenizer(), &request, &mut bars, &mut emit)?;
+    let outcome = engine::generate(engine, text.tokenizer(), request, bars, &mut emit)?;
     let _ = out.write("\n");
     out.check()?;
-    let report = Report::new(&engine, &outcome, load_time, baseline);
-    if !args.quiet {
-        eprintln!("{}", report.line());
-    }
-    checked.compare(baseline);
-    if let Some(path) = &args.stats_json {
-        report.save(path)?;
-    }
-    let interrupted = outcome.finish == Finish::Interrupted;
-    Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+    Ok(outcome)
 }
 
 /// Says on stderr which model runs and how its cache is stored.

@@ -55,13 +55,14 @@ fn a_smaller_context_ends_the_text_there() {
 fn flags_that_mean_nothing() {
     let hello = ["generate", "-p", "Once upon a time"];
     let with = |more: &[&'static str]| [&hello[..], more].concat();
-    assert_refused(&with(&["--temp", "-1"]), &["temperature"]);
+    assert_refused(&with(&["--temp=-1"]), &["temperature"]);
     assert_refused(&with(&["--temp", "NaN"]), &["temperature"]);
     assert_refused(&with(&["--top-p", "2"]), &["top_p"]);
     assert_refused(&with(&["--prefill-chunk", "0"]), &["--prefill-chunk"]);
     assert_refused(&with(&["--threads", "0"]), &["--threads"]);
     assert_refused(&with(&["--kv-cache-mode", "fp7"]), &["fp7"]);
     assert_refused(&["eval", "--tokens", "1,2,99999"], &["99999", "outside the vocabulary"]);
+    assert_refused(&["eval", "--tokens", "1,2", "--window", "9999"], &["--window 9999 exceeds"]);
     assert_refused(&["bench", "-r", "0"], &["--repetitions"]);
     for unknown in [&["generate", "--no-such-flag"][..], &["generate", "--stop", ""]] {
         let output = mlxcel(unknown);
