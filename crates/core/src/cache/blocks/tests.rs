@@ -320,3 +320,22 @@ fn what_a_window_has_dropped_does_not_come_back() {
     sequence.append(&pool, 10, 3);
     sequence.check(KvMode::Fp16);
 }
+
+#[test]
+fn a_chunk_after_single_tokens_finds_them() {
+    let pool = Pool::new(1).unwrap();
+    let mut sequence = Sequence::new(KvMode::Fp16, Some(512));
+    for tokens in [512, 512].into_iter().chain([1; 6]) {
+        sequence.append(&pool, tokens, 5);
+    }
+    assert!(sequence.cache.wrapped);
+    let mut fork = sequence.clone();
+    sequence.append(&pool, 300, 6);
+    for sequence in [&sequence, &fork] {
+        sequence.check(KvMode::Fp16);
+    }
+    sequence.check_attention(&pool, 300);
+    fork.append(&pool, 1, 7);
+    fork.check_attention(&pool, 1);
+    sequence.check(KvMode::Fp16);
+}
