@@ -121,8 +121,8 @@ fn range_lines(out: &mut String, advice: &RangeAdvice) {
     let (range, at) = (advice.range.name(), advice.context_tokens);
     line(out, &format!("{mark} {range}, at {at} tokens{beyond}: {}", recommendation.mode));
     line(out, &format!("    why        {}", recommendation.reason));
-    line(out, &format!("    known by   {}", known_by(recommendation.source)));
     if recommendation.mode != KvMode::Fp16 {
+        line(out, &format!("    known by   {}", known_by(recommendation.source)));
         line(out, &format!("    gives      {}", gains(&advice.recommended, &advice.fp16)));
         line(out, &format!("    to try it  --kv-cache-mode {}", recommendation.mode));
     }
@@ -151,5 +151,6 @@ fn gains(mode: &ModeFigures, fp16: &ModeFigures) -> String {
         }
         _ => String::new(),
     };
-    format!("a cache of {cache}, {saved} less than fp16{reach}")
+    let short = if mode.fits == Some(false) { ", which does not fit" } else { "" };
+    format!("a cache of {cache}{short}, {saved} less than fp16{reach}")
 }

@@ -148,7 +148,7 @@ fn field_names_of_olmo_and_mpt() {
         )
     };
     let olmo = r#"{"model_type": "hf_olmo", "d_model": 4096, "n_heads": 32, "n_layers": 32,
-        "mlp_hidden_size": 22016, "vocab_size": 50280}"#;
+        "mlp_hidden_size": 22016, "vocab_size": 50280, "max_sequence_length": 2048}"#;
     let phi = r#"{"model_type": "phi", "hidden_size": 2560, "num_attention_heads": 32,
         "num_hidden_layers": 32, "intermediate_size": 10240, "vocab_size": 51200}"#;
     for (config, head, turbo) in [
@@ -182,10 +182,10 @@ fn what_is_unknown_is_said() {
 
 #[test]
 fn text_and_json() {
-    let advice = ask(LLAMA_8B, &gib(24), 32_768).named("Llama-3.1-8B");
+    let advice = ask(LLAMA_8B, &gib(22), 32_768).named("Llama-3.1-8B");
     let text = advice.to_text();
     for part in [
-        "Llama-3.1-8B: llama (standard)\n32768 tokens × 1 sequence(s), 24.00 GiB available",
+        "Llama-3.1-8B: llama (standard)\n32768 tokens × 1 sequence(s), 22.00 GiB available",
         "nothing is applied, no weight is touched, and the default cache stays fp16",
         "weights: int8 (unquantised)",
         "* medium, at 32768 tokens: fp16+turbo4",
@@ -193,6 +193,7 @@ fn text_and_json() {
         "to try it  --kv-cache-mode fp16+turbo4",
         "benchmark  --kv-cache-mode int8 too",
         "rule table; not measured on this model",
+        "a cache of 10.06 GiB, which does not fit, 5.94 GiB less than fp16",
         "or           fp16 weights fit with --kv-cache-mode",
     ] {
         assert!(text.contains(part), "{part}\n{text}");
