@@ -55,7 +55,7 @@ fn weight_half(out: &mut String, weights: &WeightAdvice) {
         WeightQuant::Default => "as they are",
         quant => quant.name(),
     };
-    line(out, &format!("weights: {name} ({})", weights.stored.describe()));
+    line(out, &format!("weights: {name} (these are {})", weights.stored.describe()));
     line(out, &format!("  why          {}", weights.reason));
     weights.considered.iter().for_each(|step| line(out, &format!("    {}", step.line())));
     for fit in &weights.wider_with_smaller_cache {
@@ -146,6 +146,7 @@ fn gains(mode: &ModeFigures, fp16: &ModeFigures) -> String {
     let saved = mode.saved_bytes.map_or("unknown".to_owned(), format_bytes);
     let cache = mode.cache_bytes.map_or("unknown".to_owned(), format_bytes);
     let reach = match (mode.max_context_tokens, fp16.max_context_tokens) {
+        (Some(0), _) => "; no context fits on this machine".to_owned(),
         (Some(with), Some(without)) => {
             format!("; at most {with} tokens on this machine instead of {without}")
         }

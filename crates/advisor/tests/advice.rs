@@ -96,6 +96,10 @@ fn a_quantised_checkpoint_is_never_advised_upwards() {
         assert!(widths.is_sorted_by(|a, b| a > b), "{field}: {widths:?}");
         assert_eq!(widths.len(), if bits == 4 { 1 } else { 2 }, "{field}");
     }
+    let eight = ask(&with(LLAMA_8B, r#""quantization": {"bits": 8}"#), &gib(8), 8192);
+    assert_eq!(weights(&eight).quant, WeightQuant::Int4);
+    let reason = &weights(&eight).reason;
+    assert!(reason.contains("quantise the original weights, not these"), "{reason}");
     let tight = ask(&with(LLAMA_8B, r#""quantization": {"bits": 4}"#), &gib(3), 8192);
     assert!(weights(&tight).reason.contains("nothing narrower"), "{}", weights(&tight).reason);
 }
@@ -180,6 +184,18 @@ fn what_is_unknown_is_said() {
     assert!(text.contains("KV cache: cannot classify: model type `martian`"), "{text}");
 }
 
+/// Rows that do not divide into groups: no width is narrower, so none is advised.
+#[test]
+fn what_cannot_be_quantised_is_not_advised_to_be() {
+    let tiny = r#"{"model_type": "phi", "hidden_size": 32, "num_attention_heads": 4,
+        "num_hidden_layers": 2, "intermediate_size": 37, "vocab_size": 1024}"#;
+    let machine = Machine::new(Backend::Cpu).with_available(1024, AvailableSource::WhatIf);
+    let advice = ask(tiny, &machine, 512);
+    let widths: Vec<_> = weights(&advice).considered.iter().map(|step| step.quant).collect();
+    assert_eq!(widths, [WeightQuant::Fp16]);
+    assert!(advice.to_text().contains("no context fits on this machine"), "{}", advice.to_text());
+}
+
 #[test]
 fn text_and_json() {
     let advice = ask(LLAMA_8B, &gib(22), 32_768).named("Llama-3.1-8B");
@@ -187,7 +203,7 @@ fn text_and_json() {
     for part in [
         "Llama-3.1-8B: llama (standard)\n32768 tokens × 1 sequence(s), 22.00 GiB available",
         "nothing is applied, no weight is touched, and the default cache stays fp16",
-        "weights: int8 (unquantised)",
+        "weights: int8 (these are unquantised)",
         "* medium, at 32768 tokens: fp16+turbo4",
         "a cache of 2.52 GiB, 1.48 GiB less than fp16; at most",
         "to try it  --kv-cache-mode fp16+turbo4",
