@@ -6,8 +6,8 @@ use mlxcel_advisor::{
     advise,
 };
 use mlxcel_estimator::{
-    Architecture, AvailableSource, Backend, KvMode, Machine, ModelSpec, WeightFootprint,
-    WeightQuant, Workload, estimate_total_memory,
+    Architecture, AvailableSource, Backend, Kept, KvMode, LayerSpec, Machine, ModelSpec,
+    WeightFootprint, WeightQuant, Workload, estimate_total_memory,
 };
 
 /// Llama 3.1 8B.
@@ -171,6 +171,34 @@ fn field_names_of_olmo_and_mpt() {
         assert_eq!(modes.flatten().any(KvMode::is_turbo), turbo, "{config}");
         assert_eq!(class.offered_modes(None).into_iter().any(KvMode::is_turbo), turbo, "{config}");
     }
+}
+
+/// A model whose layers keep `kept`, called `architecture`.
+fn class_of(architecture: Architecture, kept: &[Kept]) -> Class {
+    let mut spec = spec(LLAMA_8B);
+    spec.architecture = architecture;
+    spec.layers = Some(kept.iter().map(|kept| LayerSpec { kept: vec![kept.clone()] }).collect());
+    Class::of(&spec)
+}
+
+/// One awkward layer decides for all: a mode is chosen once for the whole model.
+#[test]
+fn mixed_layers() {
+    let heads = |k_dim, v_dim| Kept::Attention { kv_heads: 2, k_dim, v_dim, window: None };
+    let state = Kept::State { conv_elems: 8, state_elems: 8, state_elem_bytes: 4 };
+    let head_dim = |kept: &[Kept]| class_of(Architecture::Standard, kept).head_dim;
+    assert_eq!(head_dim(&[heads(64, 64), heads(256, 256)]), 256);
+    assert_eq!(head_dim(&[heads(256, 256), heads(80, 80)]), 80);
+    assert_eq!(head_dim(&[heads(192, 128)]), 192);
+    assert_eq!(head_dim(std::slice::from_ref(&state)), 0);
+    let latents = [Kept::Latent { dim: 576 }, state, heads(128, 128)];
+    let class = class_of(Architecture::Hybrid, &latents);
+    assert_eq!(class.architecture, Architecture::Mla);
+    assert_eq!(class.recommend(ContextRange::Long, None).mode, KvMode::Int8);
+    assert_eq!(class.offered_modes(None), [KvMode::Int8]);
+    let unknown = class_of(Architecture::Standard, &[heads(64, 64), Kept::Unknown]);
+    assert_eq!(unknown.architecture, Architecture::Unknown);
+    assert_eq!(unknown.offered_modes(None), []);
 }
 
 #[test]
