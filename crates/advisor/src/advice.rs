@@ -162,5 +162,10 @@ fn notes(
             found.scored_tokens
         )
     });
-    assumed.chain(few).collect()
+    let unseen = weights.source == WeightSource::Config && spec.quantization.is_none();
+    let unseen = unseen.then(|| {
+        "no weight files were read: a quantisation that config.json does not state is not seen"
+            .to_owned()
+    });
+    assumed.chain(unseen).chain(few).collect()
 }

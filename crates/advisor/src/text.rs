@@ -55,7 +55,7 @@ fn weight_half(out: &mut String, weights: &WeightAdvice) {
         WeightQuant::Default => "as they are",
         quant => quant.name(),
     };
-    line(out, &format!("weights: {name} ({})", weights.stored.describe()));
+    line(out, &format!("weights: {name} (these are {})", weights.stored.describe()));
     line(out, &format!("  why          {}", weights.reason));
     weights.considered.iter().for_each(|step| line(out, &format!("    {}", step.line())));
     for fit in &weights.wider_with_smaller_cache {
@@ -121,8 +121,8 @@ fn range_lines(out: &mut String, advice: &RangeAdvice) {
     let (range, at) = (advice.range.name(), advice.context_tokens);
     line(out, &format!("{mark} {range}, at {at} tokens{beyond}: {}", recommendation.mode));
     line(out, &format!("    why        {}", recommendation.reason));
-    line(out, &format!("    known by   {}", known_by(recommendation.source)));
     if recommendation.mode != KvMode::Fp16 {
+        line(out, &format!("    known by   {}", known_by(recommendation.source)));
         line(out, &format!("    gives      {}", gains(&advice.recommended, &advice.fp16)));
         line(out, &format!("    to try it  --kv-cache-mode {}", recommendation.mode));
     }
@@ -146,10 +146,12 @@ fn gains(mode: &ModeFigures, fp16: &ModeFigures) -> String {
     let saved = mode.saved_bytes.map_or("unknown".to_owned(), format_bytes);
     let cache = mode.cache_bytes.map_or("unknown".to_owned(), format_bytes);
     let reach = match (mode.max_context_tokens, fp16.max_context_tokens) {
+        (Some(0), _) => "; no context fits on this machine".to_owned(),
         (Some(with), Some(without)) => {
             format!("; at most {with} tokens on this machine instead of {without}")
         }
         _ => String::new(),
     };
-    format!("a cache of {cache}, {saved} less than fp16{reach}")
+    let short = if mode.fits == Some(false) { ", which does not fit" } else { "" };
+    format!("a cache of {cache}{short}, {saved} less than fp16{reach}")
 }

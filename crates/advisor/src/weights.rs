@@ -40,8 +40,11 @@ impl Stored {
             return Self::Quantised { bits: quantization.format.bits, method };
         }
         let guessed = matches!(weights.source, WeightSource::Fallback | WeightSource::Stated);
-        if guessed || weights.quantisable_elements == 0 {
+        if guessed {
             return Self::Unknown;
+        }
+        if weights.quantisable_elements == 0 {
+            return Self::Unquantised;
         }
         let within =
             |quant| weights.quantisable_bytes <= weights.requantised(quant).quantisable_bytes;
@@ -55,7 +58,7 @@ impl Stored {
     pub fn describe(&self) -> String {
         match self {
             Self::Unquantised => "unquantised".to_owned(),
-            Self::Quantised { bits, method } => format!("quantised to {bits} bits ({method})"),
+            Self::Quantised { bits, method } => format!("quantised to {bits} bits, {method}"),
             Self::Unknown => "of unknown precision".to_owned(),
         }
     }
@@ -63,19 +66,18 @@ impl Stored {
     /// What may be advised, the widest first. A quantised checkpoint is never advised upwards:
     /// what it lost does not come back.
     fn ladder(&self, weights: &WeightFootprint) -> Vec<WeightQuant> {
-        let narrower = |bits: u64, step_bits: u64, quant: WeightQuant| {
-            step_bits < bits && weights.requantised(quant).bytes < weights.bytes
+        let bytes = |quant| weights.requantised(quant).bytes;
+        let (first, bits) = match self {
+            Self::Unquantised => (WeightQuant::Fp16, u64::MAX),
+            Self::Quantised { bits, .. } => (WeightQuant::Default, *bits),
+            Self::Unknown => return vec![WeightQuant::Default],
         };
-        match self {
-            Self::Unquantised => vec![WeightQuant::Fp16, WeightQuant::Int8, WeightQuant::Int4],
-            Self::Quantised { bits, .. } => {
-                let steps = [(8, WeightQuant::Int8), (4, WeightQuant::Int4)];
-                let below =
-                    steps.into_iter().filter(|(step, quant)| narrower(*bits, *step, *quant));
-                std::iter::once(WeightQuant::Default).chain(below.map(|(_, quant)| quant)).collect()
-            }
-            Self::Unknown => vec![WeightQuant::Default],
-        }
+        let steps = [(8, WeightQuant::Int8), (4, WeightQuant::Int4)];
+        let narrower = steps
+            .into_iter()
+            .filter(|(step, quant)| *step < bits && bytes(*quant) < bytes(first))
+            .map(|(_, quant)| quant);
+        std::iter::once(first).chain(narrower).collect()
     }
 }
 
@@ -264,6 +266,9 @@ fn reason(stored: &Stored, quant: WeightQuant, fits: Option<bool>, workload: &Wo
                 stored.describe()
             )
         }
+        (Stored::Quantised { .. }, Some(false)) => format!(
+            "the last resort: not even {name} fits {context}; quantise the original weights, not these"
+        ),
         (_, Some(false)) => format!("the last resort: not even {name} fits {context}"),
     }
 }

@@ -6,8 +6,8 @@ use mlxcel_advisor::{
     advise,
 };
 use mlxcel_estimator::{
-    Architecture, AvailableSource, Backend, KvMode, Machine, ModelSpec, WeightFootprint,
-    WeightQuant, Workload, estimate_total_memory,
+    Architecture, AvailableSource, Backend, Kept, KvMode, LayerSpec, Machine, ModelSpec,
+    WeightFootprint, WeightQuant, Workload, estimate_total_memory,
 };
 
 /// Llama 3.1 8B.
@@ -96,6 +96,10 @@ fn a_quantised_checkpoint_is_never_advised_upwards() {
         assert!(widths.is_sorted_by(|a, b| a > b), "{field}: {widths:?}");
         assert_eq!(widths.len(), if bits == 4 { 1 } else { 2 }, "{field}");
     }
+    let eight = ask(&with(LLAMA_8B, r#""quantization": {"bits": 8}"#), &gib(8), 8192);
+    assert_eq!(weights(&eight).quant, WeightQuant::Int4);
+    let reason = &weights(&eight).reason;
+    assert!(reason.contains("quantise the original weights, not these"), "{reason}");
     let tight = ask(&with(LLAMA_8B, r#""quantization": {"bits": 4}"#), &gib(3), 8192);
     assert!(weights(&tight).reason.contains("nothing narrower"), "{}", weights(&tight).reason);
 }
@@ -148,7 +152,7 @@ fn field_names_of_olmo_and_mpt() {
         )
     };
     let olmo = r#"{"model_type": "hf_olmo", "d_model": 4096, "n_heads": 32, "n_layers": 32,
-        "mlp_hidden_size": 22016, "vocab_size": 50280}"#;
+        "mlp_hidden_size": 22016, "vocab_size": 50280, "max_sequence_length": 2048}"#;
     let phi = r#"{"model_type": "phi", "hidden_size": 2560, "num_attention_heads": 32,
         "num_hidden_layers": 32, "intermediate_size": 10240, "vocab_size": 51200}"#;
     for (config, head, turbo) in [
@@ -169,6 +173,34 @@ fn field_names_of_olmo_and_mpt() {
     }
 }
 
+/// A model whose layers keep `kept`, called `architecture`.
+fn class_of(architecture: Architecture, kept: &[Kept]) -> Class {
+    let mut spec = spec(LLAMA_8B);
+    spec.architecture = architecture;
+    spec.layers = Some(kept.iter().map(|kept| LayerSpec { kept: vec![kept.clone()] }).collect());
+    Class::of(&spec)
+}
+
+/// One awkward layer decides for all: a mode is chosen once for the whole model.
+#[test]
+fn mixed_layers() {
+    let heads = |k_dim, v_dim| Kept::Attention { kv_heads: 2, k_dim, v_dim, window: None };
+    let state = Kept::State { conv_elems: 8, state_elems: 8, state_elem_bytes: 4 };
+    let head_dim = |kept: &[Kept]| class_of(Architecture::Standard, kept).head_dim;
+    assert_eq!(head_dim(&[heads(64, 64), heads(256, 256)]), 256);
+    assert_eq!(head_dim(&[heads(256, 256), heads(80, 80)]), 80);
+    assert_eq!(head_dim(&[heads(192, 128)]), 192);
+    assert_eq!(head_dim(std::slice::from_ref(&state)), 0);
+    let latents = [Kept::Latent { dim: 576 }, state, heads(128, 128)];
+    let class = class_of(Architecture::Hybrid, &latents);
+    assert_eq!(class.architecture, Architecture::Mla);
+    assert_eq!(class.recommend(ContextRange::Long, None).mode, KvMode::Int8);
+    assert_eq!(class.offered_modes(None), [KvMode::Int8]);
+    let unknown = class_of(Architecture::Standard, &[heads(64, 64), Kept::Unknown]);
+    assert_eq!(unknown.architecture, Architecture::Unknown);
+    assert_eq!(unknown.offered_modes(None), []);
+}
+
 #[test]
 fn what_is_unknown_is_said() {
     let advice = ask(r#"{"model_type": "martian"}"#, &gib(24), 8192);
@@ -180,19 +212,32 @@ fn what_is_unknown_is_said() {
     assert!(text.contains("KV cache: cannot classify: model type `martian`"), "{text}");
 }
 
+/// Rows that do not divide into groups: no width is narrower, so none is advised.
+#[test]
+fn what_cannot_be_quantised_is_not_advised_to_be() {
+    let tiny = r#"{"model_type": "phi", "hidden_size": 32, "num_attention_heads": 4,
+        "num_hidden_layers": 2, "intermediate_size": 37, "vocab_size": 1024}"#;
+    let machine = Machine::new(Backend::Cpu).with_available(1024, AvailableSource::WhatIf);
+    let advice = ask(tiny, &machine, 512);
+    let widths: Vec<_> = weights(&advice).considered.iter().map(|step| step.quant).collect();
+    assert_eq!(widths, [WeightQuant::Fp16]);
+    assert!(advice.to_text().contains("no context fits on this machine"), "{}", advice.to_text());
+}
+
 #[test]
 fn text_and_json() {
-    let advice = ask(LLAMA_8B, &gib(24), 32_768).named("Llama-3.1-8B");
+    let advice = ask(LLAMA_8B, &gib(22), 32_768).named("Llama-3.1-8B");
     let text = advice.to_text();
     for part in [
-        "Llama-3.1-8B: llama (standard)\n32768 tokens × 1 sequence(s), 24.00 GiB available",
+        "Llama-3.1-8B: llama (standard)\n32768 tokens × 1 sequence(s), 22.00 GiB available",
         "nothing is applied, no weight is touched, and the default cache stays fp16",
-        "weights: int8 (unquantised)",
+        "weights: int8 (these are unquantised)",
         "* medium, at 32768 tokens: fp16+turbo4",
         "a cache of 2.52 GiB, 1.48 GiB less than fp16; at most",
         "to try it  --kv-cache-mode fp16+turbo4",
         "benchmark  --kv-cache-mode int8 too",
         "rule table; not measured on this model",
+        "a cache of 10.06 GiB, which does not fit, 5.94 GiB less than fp16",
         "or           fp16 weights fit with --kv-cache-mode",
     ] {
         assert!(text.contains(part), "{part}\n{text}");
