@@ -3,6 +3,7 @@
 //! Nothing here links MLX, so that `cargo xtask …` builds in seconds. Tests of other crates
 //! may use this library as a dev-dependency to make random-weights checkpoints ([`synth`]).
 
+pub mod bench;
 pub mod bindings;
 pub mod calibrate;
 pub mod ci;

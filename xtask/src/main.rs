@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
-use xtask::{bindings, calibrate, ci, golden, synth, tidy};
+use xtask::{bench, bindings, calibrate, ci, golden, synth, tidy};
 
 /// Maintenance tasks of mlxcel. A user of mlxcel needs none of them.
 #[derive(Parser)]
@@ -25,6 +25,8 @@ enum Task {
     Bindgen(bindings::Arguments),
     /// A random-weights checkpoint with the shapes of any supported config.json
     SynthModel(SynthModel),
+    /// This project beside llama.cpp and mlx-lm, in one run
+    Bench(bench::Arguments),
     /// Measures peaks against the estimate: the headroom factor and the error band
     CalibrateHeadroom(calibrate::Arguments),
     /// Makes the goldens anew, with the pinned mlx-lm
@@ -85,6 +87,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(),
         Task::Bindgen(arguments) => bindings::run(&arguments),
         Task::SynthModel(task) => task.run(),
+        Task::Bench(arguments) => bench::run(&arguments),
         Task::CalibrateHeadroom(arguments) => calibrate::run(&arguments),
         Task::Golden(arguments) => golden::run(&arguments),
     };

@@ -1,19 +1,32 @@
-//! `mlxcel eval`: perplexity of a text or of token ids, and logits for comparison.
+//! `mlxcel eval`: perplexity of a text or of token ids, cache modes against fp16, and logits for
+//! comparison with other programs.
+//!
+//! `--json` prints `mlxcel.eval/1`. One mode: `kv_mode`, `window`, `scored_tokens`, `loss` (nats per
+//! token), `perplexity`. Several modes: `fingerprint`, `window`, `scored_tokens` and `modes`, fp16
+//! first, each with `kv_mode`, `loss`, `perplexity`, `perplexity_change` (relative to fp16, less 1),
+//! `mean_kl_nats` (fp16 to mode), `top1_agreement` (0 to 1), `bytes_per_token` (all layers, scales
+//! included). What cannot be computed is null.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use mlxcel_estimator::KvMode;
 use mlxcel_runtime::ModelText;
-use mlxcel_runtime::engine::Engine;
+use mlxcel_runtime::engine::{Engine, ModelSource};
+use mlxcel_runtime::eval::compare::Comparison;
+use mlxcel_runtime::eval::measurement::{self, Measurement, ModeRow};
 use mlxcel_runtime::eval::{self, Perplexity};
+use mlxcel_runtime::loading::Fingerprint;
 use serde_json::json;
 
 use crate::args::{Activations, ComputeArgs, KvArgs, ModelArgs};
-use crate::terminal::{Bars, Interrupt};
+use crate::terminal::{self, Bars, Interrupt};
 
 /// Arguments of `mlxcel eval`.
 #[derive(clap::Args)]
+#[command(after_help = "With several modes, --kv-cache-mode fp16,int8,turbo4 and so on, each is \
+    compared with fp16 on the same text, and the result is kept for the advisor.")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -49,6 +62,10 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let interrupt = Interrupt::install()?;
+    let modes = modes(&args.kv)?;
+    if modes.len() > 1 && args.logits_out.is_some() {
+        bail!("--logits-out writes the logits of one mode: give --kv-cache-mode one");
+    }
     let source = args.model.source()?;
     let tokens = match &args.text {
         Some(path) => {
@@ -59,32 +76,144 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if tokens.is_empty() {
         bail!("there is nothing to score: the text is empty");
     }
-    let config = args.compute.engine(args.kv.mode()?, Activations::Exact)?;
+    let first = modes.first().copied().unwrap_or_default();
+    let config = args.compute.engine(first, Activations::Exact)?;
     let engine = Engine::load(&source, config, &mut Bars::new(interrupt.clone()))?;
     let window = args.window.unwrap_or_else(|| engine.context().unwrap_or(2048).min(2048));
     if window == 0 {
         bail!("--window must be at least 1");
     }
+    if let Some(context) = engine.context().filter(|context| window > *context) {
+        bail!("--window {window} exceeds the model's context of {context} tokens");
+    }
     let windows: Vec<_> =
         tokens.chunks(window).take(args.max_windows.unwrap_or(usize::MAX)).collect();
-    let mut score = Perplexity::default();
-    for (i, window) in windows.iter().enumerate() {
-        if interrupt.raised() {
-            return Ok(ExitCode::from(130));
-        }
-        let logits = eval::window_logits(&engine, window)?;
-        score.add(window, &logits, engine.vocab());
-        if let (0, Some(path)) = (i, &args.logits_out) {
-            eval::save_logits(path, &logits, engine.vocab())?;
-        }
-    }
-    print(args, &engine, &score, window)?;
-    Ok(ExitCode::SUCCESS)
+    let job = Job { args, interrupt, engine: &engine, window, windows };
+    if modes.len() > 1 { job.compare(&source, &modes) } else { job.score() }
 }
 
-#[expect(clippy::print_stdout, reason = "the command's output")]
+/// The modes that were asked for: one, or a list in `--kv-cache-mode`.
+fn modes(kv: &KvArgs) -> Result<Vec<KvMode>> {
+    let list = kv.kv_cache_mode.as_deref().filter(|list| list.contains(','));
+    let Some(list) = list else { return Ok(vec![kv.mode()?]) };
+    if kv.cache_type_k.is_some() || kv.cache_type_v.is_some() {
+        bail!("--cache-type-k and --cache-type-v name one mode, --kv-cache-mode {list} several");
+    }
+    let mut modes = Vec::new();
+    for name in list.split(',') {
+        let mode = KvMode::parse(name.trim())?;
+        if modes.contains(&mode) {
+            bail!("--kv-cache-mode {list} names {mode} twice");
+        }
+        modes.push(mode);
+    }
+    Ok(modes)
+}
+
+/// What is scored, and with what.
+struct Job<'a> {
+    args: &'a Args,
+    interrupt: Interrupt,
+    engine: &'a Engine,
+    window: usize,
+    windows: Vec<&'a [u32]>,
+}
+
+impl Job<'_> {
+    /// Perplexity in one mode.
+    fn score(&self) -> Result<ExitCode> {
+        let mut score = Perplexity::default();
+        for (i, window) in self.windows.iter().enumerate() {
+            if self.interrupt.raised() {
+                return Ok(ExitCode::from(terminal::INTERRUPTED));
+            }
+            let logits = eval::window_logits(self.engine, window)?;
+            score.add(window, &logits, self.engine.vocab());
+            if let (0, Some(path)) = (i, &self.args.logits_out) {
+                eval::save_logits(path, &logits, self.engine.vocab())?;
+            }
+        }
+        print(self.args, self.engine, &score, self.window)?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Several modes against fp16.
+    fn compare(&self, source: &ModelSource, modes: &[KvMode]) -> Result<ExitCode> {
+        let fingerprint = Fingerprint::of(source)?;
+        let mut comparison = Comparison::new(self.engine, modes)?;
+        for window in &self.windows {
+            if self.interrupt.raised() {
+                return Ok(ExitCode::from(terminal::INTERRUPTED));
+            }
+            comparison.add(window)?;
+        }
+        let measurement = Measurement {
+            schema: measurement::SCHEMA.into(),
+            fingerprint: fingerprint.to_string(),
+            model: self.args.model.model.clone().unwrap_or_else(|| "built-in".into()),
+            window: self.window,
+            scored_tokens: comparison.tokens(),
+            modes: comparison.scores()?.iter().map(ModeRow::from).collect(),
+        };
+        print_comparison(self.args, &measurement)?;
+        keep(&measurement);
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Stores a measurement; that it cannot be stored takes nothing from what was printed.
+fn keep(measurement: &Measurement) {
+    if measurement.scored_tokens == 0 {
+        return;
+    }
+    let data = measurement::data_folder(|name| std::env::var_os(name).map(PathBuf::from));
+    match data.map(|data| measurement.store(&data)) {
+        Some(Ok(path)) => terminal::note(&format!("kept for the advisor in {}", path.display())),
+        Some(Err(error)) => terminal::note(&format!("not kept for the advisor: {error}")),
+        None => terminal::note("not kept for the advisor: neither XDG_DATA_HOME nor HOME is set"),
+    }
+}
+
+fn print_comparison(args: &Args, measurement: &Measurement) -> Result<()> {
+    let text = if args.json {
+        let report = json!({
+            "schema": "mlxcel.eval/1",
+            "fingerprint": measurement.fingerprint,
+            "window": measurement.window,
+            "scored_tokens": measurement.scored_tokens,
+            "modes": measurement.modes,
+        });
+        serde_json::to_string_pretty(&report)? + "\n"
+    } else {
+        table(measurement)
+    };
+    terminal::print(&text)
+}
+
+/// The comparison for people.
+fn table(measurement: &Measurement) -> String {
+    let mut text = format!(
+        "{:<18}{:>12}{:>11}{:>12}{:>9}{:>16}\n",
+        "cache", "perplexity", "change", "mean KL", "top-1", "bytes/token"
+    );
+    let cell = |value: Option<String>| value.unwrap_or_else(|| "–".into());
+    for row in &measurement.modes {
+        text += &format!(
+            "{:<18}{:>12}{:>11}{:>12}{:>9}{:>16}\n",
+            row.kv_mode,
+            cell(row.perplexity.map(|x| format!("{x:.4}"))),
+            cell(row.perplexity_change.map(|x| format!("{:+.3} %", 100.0 * x))),
+            cell(row.mean_kl_nats.map(|x| format!("{x:.2e}"))),
+            cell(row.top1_agreement.map(|x| format!("{:.2} %", 100.0 * x))),
+            row.bytes_per_token,
+        );
+    }
+    let Measurement { scored_tokens, window, .. } = measurement;
+    text + &format!("{scored_tokens} tokens in windows of {window}; KL in nats, from fp16\n")
+}
+
 fn print(args: &Args, engine: &Engine, score: &Perplexity, window: usize) -> Result<()> {
-    if args.json {
+    let text = if args.json {
         let row = json!({
             "schema": "mlxcel.eval/1",
             "kv_mode": engine.kv_mode().to_string(),
@@ -93,16 +222,70 @@ fn print(args: &Args, engine: &Engine, score: &Perplexity, window: usize) -> Res
             "loss": score.loss(),
             "perplexity": score.perplexity(),
         });
-        println!("{}", serde_json::to_string_pretty(&row)?);
+        serde_json::to_string_pretty(&row)?
     } else {
         match score.perplexity() {
-            Some(p) => println!(
+            Some(p) => format!(
                 "perplexity {p:.4} over {} tokens ({} cache, windows of {window})",
                 score.tokens(),
                 engine.kv_mode()
             ),
-            None => println!("one token has no perplexity (nothing comes before it)"),
+            None => "one token has no perplexity (nothing comes before it)".to_owned(),
         }
+    };
+    terminal::print(&(text + "\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(list: &str, key: Option<&str>, expected: &str) {
+        let kv = KvArgs {
+            kv_cache_mode: Some(list.into()),
+            cache_type_k: key.map(Into::into),
+            cache_type_v: None,
+        };
+        let got = match modes(&kv) {
+            Ok(modes) => modes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+            Err(error) => error.to_string(),
+        };
+        assert!(got.contains(expected), "{got}");
     }
-    Ok(())
+
+    #[test]
+    fn lists_of_modes() {
+        check("int8", None, "int8");
+        check("fp16, int8,int8+turbo4", None, "fp16 int8 int8+turbo4");
+        check("int8,int8", None, "names int8 twice");
+        check("int8,fp8", None, "--kv-cache-mode=fp8: one of fp16, int8");
+        check("int8,", None, "one of fp16, int8");
+        check("int8,turbo4", Some("int8"), "name one mode");
+    }
+
+    #[test]
+    fn the_table_says_what_is_unknown() {
+        let row = ModeRow {
+            kv_mode: "fp16+turbo4".into(),
+            loss: None,
+            perplexity: Some(38.9312),
+            perplexity_change: Some(0.00172),
+            mean_kl_nats: Some(0.0022),
+            top1_agreement: Some(0.964),
+            bytes_per_token: 1932,
+        };
+        let fp16 = ModeRow { kv_mode: "fp16".into(), mean_kl_nats: None, ..row.clone() };
+        let text = table(&Measurement {
+            schema: measurement::SCHEMA.into(),
+            fingerprint: "0".into(),
+            model: "m".into(),
+            window: 512,
+            scored_tokens: 511,
+            modes: vec![fp16, row],
+        });
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[1].contains("–"), "{text}");
+        assert!(lines[2].ends_with("38.9312   +0.172 %     2.20e-3  96.40 %            1932"));
+        assert_eq!(lines.len(), 4);
+    }
 }

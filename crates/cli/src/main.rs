@@ -7,6 +7,8 @@ mod eval;
 mod generate;
 mod inspect;
 mod preflight;
+mod prompt;
+mod statistics;
 mod terminal;
 
 use std::process::ExitCode;
@@ -32,6 +34,11 @@ enum Command {
     Eval(eval::Args),
 }
 
+/// Whether an error only says that Ctrl-C was pressed, which nobody needs to be told.
+fn interrupted(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(mlxcel_runtime::Error::Interrupted))
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Generate(args) => generate::run(args),
@@ -41,6 +48,7 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(code) => code,
+        Err(error) if interrupted(&error) => ExitCode::from(terminal::INTERRUPTED),
         Err(error) => {
             terminal::print_error(&error);
             ExitCode::FAILURE

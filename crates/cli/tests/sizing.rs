@@ -66,7 +66,9 @@ fn flags_reach_the_estimate() {
     assert!(four["weights_bytes"].as_u64().unwrap() < 988_065_536 / 3);
     let chunk = inspect(dir.path(), &["--prefill-chunk", "64"]);
     assert_eq!(chunk["inputs"]["prefill_chunk"], 64);
-    assert_eq!(inspect(dir.path(), &["--backend", "metal"])["inputs"]["backend"], "metal");
+    let model = dir.path().to_str().unwrap();
+    let metal = json(&mlxcel(&["inspect", "--json", "--backend", "metal", "-m", model], None));
+    assert_eq!(metal["inputs"]["backend"], "metal");
 }
 
 /// The report of other flags, with what changes from one moment to the next taken from `first`.

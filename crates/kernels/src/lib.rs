@@ -20,8 +20,10 @@ pub mod isa;
 pub mod kv;
 mod math;
 pub mod matmul;
+pub mod norm;
 pub mod pool;
 pub mod probe;
+pub mod rope;
 mod scratch;
 mod simd;
 #[cfg(test)]

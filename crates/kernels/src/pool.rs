@@ -7,6 +7,7 @@
 //! Invariants: `run` returns only after every worker has left the region, so a region may borrow
 //! from its caller; a region started inside another one runs inline, on the calling thread; a
 //! region must not wait for another worker of the same region.
+#![expect(clippy::cast_possible_truncation, reason = "chunk numbers are below 2³²")]
 
 use crate::error::{KernelError, Result};
 use crate::isa::Cpu;
@@ -14,7 +15,7 @@ use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
@@ -49,6 +50,8 @@ struct Shared {
     remaining: Line<AtomicUsize>,
     /// Whether worker `i + 1` may be parked.
     parked: Vec<Line<AtomicBool>>,
+    /// What is left of each worker's share of a region of chunks.
+    shares: Vec<Line<Share>>,
     /// The current region; written before `epoch` changes, read after.
     body: UnsafeCell<Option<Body>>,
     shutdown: AtomicBool,
@@ -137,7 +140,11 @@ impl Pool {
         if self.threads() == 1 || INSIDE.get() {
             return (0..self.threads()).for_each(body);
         }
-        let region = lock(&self.region);
+        self.run_locked(lock(&self.region), body);
+    }
+
+    /// Runs a region; `region` is the lock of this pool.
+    fn run_locked<F: Fn(usize) + Sync>(&self, region: MutexGuard<'_, ()>, body: F) {
         self.start(&body);
         INSIDE.set(true);
         let own = catch_unwind(AssertUnwindSafe(|| body(0)));
@@ -172,23 +179,37 @@ impl Pool {
     }
 
     /// Calls `body(worker, range)` for consecutive ranges of at most `chunk` items that cover
-    /// `0..items`; a worker takes the next range when it is free. A `chunk` of 0 counts as 1.
+    /// `0..items`. A `chunk` of 0 counts as 1.
+    ///
+    /// Each worker goes through a contiguous share of the items, so that it reads memory in
+    /// order; one that is done takes chunks from the ends of the others' shares.
     pub fn for_chunks<F: Fn(usize, Range<usize>) + Sync>(
         &self,
         items: usize,
         chunk: usize,
         body: F,
     ) {
-        let chunk = chunk.max(1);
-        if items <= chunk {
-            return if items > 0 {
-                body(0, 0..items)
-            };
+        // Shares are pairs of 32-bit chunk numbers.
+        let chunk = chunk.max(1).max(items / (u32::MAX as usize));
+        let chunks = items.div_ceil(chunk);
+        let range = |index: usize| index * chunk..items.min((index + 1) * chunk);
+        if chunks <= 1 || self.threads() == 1 || INSIDE.get() {
+            return (0..chunks).for_each(|index| body(0, range(index)));
         }
-        let next = Line(AtomicUsize::new(0));
-        self.run(|worker| {
-            while let Some(start) = take(&next.0, items, chunk) {
-                body(worker, start..items.min(start + chunk));
+        let region = lock(&self.region);
+        for (worker, share) in self.shared.shares.iter().enumerate() {
+            let end = |worker| chunks * worker / self.threads();
+            share.0.set(end(worker), end(worker + 1));
+        }
+        self.run_locked(region, |worker| {
+            while let Some(index) = self.shared.shares[worker].0.take_first() {
+                body(worker, range(index));
+            }
+            for other in 1..self.threads() {
+                let share = &self.shared.shares[(worker + other) % self.threads()].0;
+                while let Some(index) = share.take_last() {
+                    body(worker, range(index));
+                }
             }
         });
     }
@@ -242,6 +263,7 @@ impl Shared {
             epoch: Line::default(),
             remaining: Line::default(),
             parked: (0..workers).map(|_| Line::default()).collect(),
+            shares: (0..=workers).map(|_| Line::default()).collect(),
             body: UnsafeCell::new(None),
             shutdown: AtomicBool::new(false),
             panic: Mutex::new(None),
@@ -338,10 +360,31 @@ fn spin<T>(ready: impl Fn() -> Option<T>) -> Option<T> {
     }
 }
 
-/// The start of the next chunk, or `None` when the items are used up.
-fn take(next: &AtomicUsize, items: usize, chunk: usize) -> Option<usize> {
-    let start = next.fetch_add(chunk, Ordering::Relaxed);
-    (start < items).then_some(start)
+/// A range of chunk numbers that its owner uses up from the front and others from the back: the
+/// first number in the low half, the end in the high half.
+#[derive(Default)]
+struct Share(AtomicU64);
+
+impl Share {
+    /// Sets the range; both ends fit into 32 bits.
+    fn set(&self, first: usize, end: usize) {
+        self.0.store((end as u64) << 32 | first as u64, Ordering::Relaxed);
+    }
+    fn take_first(&self) -> Option<usize> {
+        self.take(|range| range + 1).map(|range| (range & u64::from(u32::MAX)) as usize)
+    }
+    fn take_last(&self) -> Option<usize> {
+        self.take(|range| range - (1 << 32)).map(|range| (range >> 32) as usize - 1)
+    }
+    /// Replaces a range that is not empty by `next` of it and returns it. No data is passed
+    /// through the range (the start of the region orders everything), so relaxed is enough.
+    fn take(&self, next: impl Fn(u64) -> u64) -> Option<u64> {
+        let update = |range: u64| {
+            let (first, end) = (range & u64::from(u32::MAX), range >> 32);
+            (first < end).then(|| next(range))
+        };
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update).ok()
+    }
 }
 
 /// Locks; the mutexes here guard nothing that a panic could leave half done.
@@ -364,7 +407,6 @@ unsafe impl<T: Send> Sync for SendPtr<T> {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicU64;
 
     #[test]
     fn every_worker_runs_once_per_region() {

@@ -1,13 +1,21 @@
 //! A layer's cache as 256-token blocks: appended in place, never moved, shared copy on write.
+//!
+//! Behind a sliding window blocks rotate. What a pass over n tokens sees and writes spans
+//! window + n − 1 tokens, which rarely start at a block boundary; the first and the last block of
+//! the span then share one allocation: new tokens overwrite those that no query sees any more.
+//! So a windowed layer takes the whole blocks of its span and no more, which is the estimator's
+//! formula. (Delegated modes do not: a sealed block takes no tokens, so theirs is one block more.)
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use mlxcel_estimator::KvMode;
 use mlxcel_kernels::Pool;
-use mlxcel_kernels::kv::{self, KV_BLOCK_TOKENS, KvBlock};
+use mlxcel_kernels::kv::{self, KV_BLOCK_TOKENS, KvBlock, ValueStore};
 
 use super::modes::HostFormat;
+use super::saved::SavedLayer;
 use crate::attention::LayerLayout;
 use crate::ops::ComputeDtype;
 use crate::{Error, Result};
@@ -20,26 +28,61 @@ pub(crate) struct BlockCache {
     blocks: VecDeque<Arc<KvBlock>>,
     /// Blocks dropped in front, behind the sliding window.
     dropped: usize,
+    /// Whether the first block also holds the tokens that follow the last one.
+    wrapped: bool,
+    /// Positions before this one have been reserved, and perhaps written.
+    end: usize,
 }
 
 impl BlockCache {
     pub(super) fn new(layout: &LayerLayout, mode: KvMode, dtype: ComputeDtype) -> Result<Self> {
         let format = HostFormat::new(layout, mode, dtype)?;
         let window = layout.window.map(std::num::NonZeroUsize::get);
-        Ok(Self { format, window, blocks: VecDeque::new(), dropped: 0 })
+        Ok(Self { format, window, blocks: VecDeque::new(), dropped: 0, wrapped: false, end: 0 })
     }
 
-    /// Makes room for tokens up to `end`, dropping what the window from `position` on cannot see.
+    /// Makes room for tokens from `position` up to `end`, dropping what no query from `position`
+    /// on sees.
     pub(super) fn reserve(&mut self, position: usize, end: usize) -> Result<()> {
+        let mut most = usize::MAX;
         if let Some(window) = self.window {
-            let visible = (position + 1).saturating_sub(window) / KV_BLOCK_TOKENS;
-            while self.dropped < visible && self.blocks.pop_front().is_some() {
-                self.dropped += 1;
+            self.drop_before((position + 1).saturating_sub(window) / KV_BLOCK_TOKENS);
+            if self.format.sealed.is_none() {
+                let span = window.saturating_add(end.saturating_sub(position).max(1) - 1);
+                most = end.min(span).div_ceil(KV_BLOCK_TOKENS);
             }
         }
-        while self.dropped + self.blocks.len() < end.div_ceil(KV_BLOCK_TOKENS) {
+        let wanted = end.div_ceil(KV_BLOCK_TOKENS).saturating_sub(self.dropped);
+        if self.wrapped && self.blocks.len() < wanted.min(most) {
+            self.unwrap_front()?;
+        }
+        while self.blocks.len() < wanted.min(most) {
             self.blocks.push_back(Arc::new(KvBlock::new(self.format.open)?));
         }
+        self.wrapped = wanted > self.blocks.len();
+        self.end = end;
+        Ok(())
+    }
+
+    /// Drops the blocks before block `first`; one that already holds new tokens becomes the last.
+    fn drop_before(&mut self, first: usize) {
+        while self.dropped < first {
+            if std::mem::take(&mut self.wrapped) {
+                self.blocks.rotate_left(1);
+            } else {
+                self.blocks.pop_front();
+            }
+            self.dropped += 1;
+        }
+    }
+
+    /// Gives the tokens that share the first block one of their own.
+    fn unwrap_front(&mut self) -> Result<()> {
+        if let Some(front) = self.blocks.front() {
+            let copy = Arc::new(front.duplicate()?);
+            self.blocks.push_back(copy);
+        }
+        self.wrapped = false;
         Ok(())
     }
 
@@ -56,15 +99,43 @@ impl BlockCache {
         k: &[f32],
         v: &[f32],
     ) -> Result<()> {
-        let row = self.format.open.kv_heads() * self.format.open.key_dim();
-        let tokens = k.len() / row.max(1);
+        let (heads, keys, values) = self.shape();
+        let tokens = k.len() / (heads * keys);
+        // Blocks may be one allocation twice, so those after the last are a call of their own.
+        let last = (self.dropped + self.blocks.len()) * KV_BLOCK_TOKENS;
+        let direct = last.saturating_sub(position).min(tokens);
+        let (k, wrapped_k) = k.split_at(direct * heads * keys);
+        let (v, wrapped_v) = v.split_at(direct * heads * values);
         let first = position / KV_BLOCK_TOKENS - self.dropped;
-        let last = (position + tokens).div_ceil(KV_BLOCK_TOKENS) - self.dropped;
-        let mut targets = Vec::with_capacity(last - first);
-        for block in self.blocks.range_mut(first..last) {
+        if direct > 0 {
+            let end = first + (position % KV_BLOCK_TOKENS + direct).div_ceil(KV_BLOCK_TOKENS);
+            self.write(pool, first..end, position, [k, v])?;
+        }
+        if direct < tokens {
+            self.write(pool, 0..1, position + direct, [wrapped_k, wrapped_v])?;
+        }
+        Ok(())
+    }
+
+    /// Writes rows of keys and values from `position` on to the blocks `blocks`.
+    fn write(
+        &mut self,
+        pool: &Pool,
+        blocks: Range<usize>,
+        position: usize,
+        [k, v]: [&[f32]; 2],
+    ) -> Result<()> {
+        let mut targets = Vec::with_capacity(blocks.len());
+        for block in self.blocks.range_mut(blocks) {
             targets.push(exclusive(block, &self.format)?);
         }
         Ok(kv::append(pool, &mut targets, position % KV_BLOCK_TOKENS, k, v)?)
+    }
+
+    /// Heads, elements of a key, elements of a value.
+    fn shape(&self) -> (usize, usize, usize) {
+        let open = &self.format.open;
+        (open.kv_heads(), open.key_dim(), open.value_dim())
     }
 
     /// Re-codes the blocks before `position` that are still open, if this mode seals blocks.
@@ -81,35 +152,115 @@ impl BlockCache {
 
     /// The blocks in order, and the position of the first token of the first one.
     pub(crate) fn view(&self) -> (Vec<&KvBlock>, usize) {
-        (self.blocks.iter().map(|block| &**block).collect(), self.dropped * KV_BLOCK_TOKENS)
+        let wrapped = self.blocks.front().filter(|_| self.wrapped);
+        let blocks = self.blocks.iter().chain(wrapped).map(|block| &**block);
+        (blocks.collect(), self.dropped * KV_BLOCK_TOKENS)
     }
 
     pub(super) fn allocated_bytes(&self) -> usize {
         self.blocks.iter().map(|block| block.bytes().len()).sum()
     }
 
-    /// Drops the blocks that hold only tokens from `tokens` on. A sealed block that becomes the
-    /// last one again would lose its fp16 values, so it must be refilled: the caller trims to its
-    /// start then.
-    pub(super) fn trim(&mut self, tokens: usize) -> Result<()> {
-        let keep = tokens.div_ceil(KV_BLOCK_TOKENS);
-        if keep < self.dropped || (self.dropped > 0 && tokens < self.dropped * KV_BLOCK_TOKENS) {
-            return Err(Error::Cache {
-                what: format!(
-                    "cannot trim to {tokens} tokens: the sliding window has dropped the first {}",
-                    self.dropped * KV_BLOCK_TOKENS
-                ),
-            });
+    /// Whether [`Self::trim`] to `tokens` keeps what the next query sees.
+    ///
+    /// A place whose values are sealed cannot be written again, so a delegated mode is trimmed to
+    /// the start of a block or within its open one.
+    pub(super) fn check_trim(&self, tokens: usize) -> Result<()> {
+        let fail = |what| Err(Error::Cache { what });
+        let overwritten = if self.wrapped { (self.end - 1) % KV_BLOCK_TOKENS + 1 } else { 0 };
+        let kept_from = self.dropped * KV_BLOCK_TOKENS + overwritten;
+        let seen_from = self.window.map_or(0, |window| (tokens + 1).saturating_sub(window));
+        if tokens > 0 && seen_from < kept_from {
+            return fail(format!(
+                "cannot trim to {tokens} tokens: the sliding window has dropped the first {kept_from}"
+            ));
         }
-        self.blocks.truncate(keep - self.dropped);
+        let last = (tokens / KV_BLOCK_TOKENS).checked_sub(self.dropped);
+        let sealed = last.and_then(|last| self.blocks.get(last));
+        let sealed = sealed.is_some_and(|block| *block.layout() != self.format.open);
+        if sealed && !tokens.is_multiple_of(KV_BLOCK_TOKENS) {
+            let start = tokens - tokens % KV_BLOCK_TOKENS;
+            return fail(format!(
+                "cannot trim to {tokens} tokens: the block from {start} on is sealed; trim to {start}"
+            ));
+        }
         Ok(())
+    }
+
+    /// Forgets the tokens from `tokens` on, and the blocks that hold no others.
+    pub(super) fn trim(&mut self, tokens: usize) -> Result<()> {
+        self.check_trim(tokens)?;
+        if tokens == 0 {
+            (self.dropped, self.wrapped) = (0, false);
+        }
+        let keep = tokens.div_ceil(KV_BLOCK_TOKENS).saturating_sub(self.dropped);
+        self.wrapped &= keep > self.blocks.len();
+        self.blocks.truncate(keep);
+        self.end = tokens;
+        Ok(())
+    }
+
+    /// What is stored and how, as text: caches of equal texts have interchangeable bytes.
+    pub(super) fn layout_text(&self) -> String {
+        let (heads, keys, values) = self.shape();
+        let open = &self.format.open;
+        let key = open.key();
+        let value = match open.value() {
+            ValueStore::Own(format) => format.to_string(),
+            ValueStore::KeyPrefix => "of the key".to_owned(),
+        };
+        let sealed = self.format.sealed.map_or(String::new(), |format| format!(" sealed {format}"));
+        let window = self.window.map_or(String::new(), |window| format!(" window {window}"));
+        format!("blocks {heads} x ({keys} {key} + {values} {value}{sealed}){window}")
+    }
+
+    /// State (`[dropped, wrapped, end, sealed blocks]`) and the bytes of all blocks in order.
+    pub(super) fn save(&self) -> SavedLayer {
+        let is_sealed = |block: &&Arc<KvBlock>| *block.layout() != self.format.open;
+        let sealed = self.blocks.iter().filter(is_sealed).count();
+        let state = [self.dropped, usize::from(self.wrapped), self.end, sealed];
+        SavedLayer {
+            state: state.map(|n| n as u64).to_vec(),
+            bytes: self.blocks.iter().flat_map(|block| block.bytes()).copied().collect(),
+        }
+    }
+
+    /// Takes over what [`Self::save`] gave for a sequence of `tokens`; `None` when it cannot be.
+    pub(super) fn restore(&mut self, saved: &SavedLayer, tokens: usize) -> Result<Option<()>> {
+        let state: Option<Vec<usize>> =
+            saved.state.iter().map(|n| usize::try_from(*n).ok()).collect();
+        let Some([dropped, wrapped, end, sealed]) = state.as_deref() else { return Ok(None) };
+        let (mut blocks, mut bytes) = (VecDeque::new(), saved.bytes.as_slice());
+        while !bytes.is_empty() {
+            let layout = match self.format.sealed {
+                Some(format) if blocks.len() < *sealed => {
+                    self.format.open.with_value_format(format)?
+                }
+                _ => self.format.open,
+            };
+            let Some((own, rest)) = bytes.split_at_checked(layout.bytes()) else { return Ok(None) };
+            let mut block = KvBlock::new(layout)?;
+            block.bytes_mut().copy_from_slice(own);
+            blocks.push_back(Arc::new(block));
+            bytes = rest;
+        }
+        let wrapped = *wrapped != 0;
+        let capacity = dropped.checked_add(blocks.len() + usize::from(wrapped));
+        let capacity = capacity.and_then(|blocks| blocks.checked_mul(KV_BLOCK_TOKENS));
+        let fits = capacity.is_some_and(|most| tokens <= *end && *end <= most);
+        let shares = !wrapped || (self.window.is_some() && !blocks.is_empty() && *end > 0);
+        let restored = Self { blocks, dropped: *dropped, wrapped, end: *end, ..self.clone() };
+        if !fits || !shares || restored.check_trim(tokens).is_err() {
+            return Ok(None);
+        }
+        *self = restored;
+        Ok(Some(()))
     }
 
     pub(super) fn fill_synthetic(&mut self, pool: &Pool, tokens: usize) -> Result<()> {
         self.reserve(tokens, tokens)?;
+        let (heads, keys, values) = self.shape();
         let Some(first) = self.blocks.front_mut() else { return Ok(()) };
-        let (heads, keys, values) =
-            (self.format.open.kv_heads(), self.format.open.key_dim(), self.format.open.value_dim());
         let (k, v) =
             (noise(KV_BLOCK_TOKENS * heads * keys, 1), noise(KV_BLOCK_TOKENS * heads * values, 2));
         kv::append(pool, &mut [exclusive(first, &self.format)?], 0, &k, &v)?;
@@ -146,3 +297,6 @@ fn noise(len: usize, seed: u64) -> Vec<f32> {
     };
     (0..len).map(|_| next()).collect()
 }
+
+#[cfg(test)]
+mod tests;

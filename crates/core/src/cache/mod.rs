@@ -8,15 +8,17 @@
 mod blocks;
 mod contiguous;
 mod modes;
+mod saved;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mlxcel_estimator::KvMode;
+use mlxcel_estimator::{KV_BLOCK_TOKENS, KvMode};
 
 pub(crate) use self::blocks::BlockCache;
 pub(crate) use self::contiguous::ContiguousCache;
+pub use self::saved::{SavedCache, SavedLayer};
 use crate::attention::LayerLayout;
 use crate::ops::{KernelSet, Ops};
 use crate::{Error, Result};
@@ -24,6 +26,7 @@ use crate::{Error, Result};
 /// The caches of all layers of one sequence. Cloning shares; [`Self::fork`] makes an independent one.
 #[derive(Clone)]
 pub struct SequenceCache {
+    mode: KvMode,
     layers: Rc<[LayerCache]>,
     tokens: Rc<Cell<usize>>,
 }
@@ -69,7 +72,24 @@ impl SequenceCache {
     pub fn new(ops: &Ops, layout: &[LayerLayout], mode: KvMode) -> Result<Self> {
         let layers =
             layout.iter().map(|layer| LayerCache::new(ops, layer, mode)).collect::<Result<_>>()?;
-        Ok(Self { layers, tokens: Rc::new(Cell::new(0)) })
+        Ok(Self { mode, layers, tokens: Rc::new(Cell::new(0)) })
+    }
+
+    /// Bytes that one token takes in all layers of `layout`, scales included, in the long run (a
+    /// window that is full takes no more).
+    ///
+    /// # Errors
+    /// A mode that cannot hold a layer's vectors.
+    pub fn bytes_per_token(layout: &[LayerLayout], mode: KvMode) -> Result<u64> {
+        layout
+            .iter()
+            .try_fold(0, |sum, layer| Ok(sum + modes::block_bytes(layer, mode)? / KV_BLOCK_TOKENS))
+    }
+
+    /// How keys and values are stored.
+    #[must_use]
+    pub fn mode(&self) -> KvMode {
+        self.mode
     }
 
     /// Tokens of the sequence so far.
@@ -111,12 +131,19 @@ impl SequenceCache {
     /// Forgets all tokens from `tokens` on.
     ///
     /// # Errors
-    /// More tokens than there are, or a place that a sliding window has already dropped.
+    /// More tokens than there are, a place that a sliding window has already dropped, or one inside
+    /// a sealed block (`turbo4-delegated`; its start is fine). Nothing is forgotten then.
     pub fn trim(&self, tokens: usize) -> Result<()> {
         if tokens > self.tokens() {
             return Err(Error::Cache {
                 what: format!("cannot trim {} tokens to {tokens}", self.tokens()),
             });
+        }
+        for layer in self.layers.iter() {
+            match layer {
+                LayerCache::Blocks(blocks) => LayerCache::lock(blocks).check_trim(tokens)?,
+                LayerCache::Contiguous(cache) => cache.borrow().check_trim(tokens)?,
+            }
         }
         for layer in self.layers.iter() {
             match layer {
@@ -137,7 +164,8 @@ impl SequenceCache {
             }
             LayerCache::Contiguous(cache) => LayerCache::Contiguous(cache.clone()),
         });
-        Self { layers: layers.collect(), tokens: Rc::new(Cell::new(self.tokens())) }
+        let tokens = Rc::new(Cell::new(self.tokens()));
+        Self { mode: self.mode, layers: layers.collect(), tokens }
     }
 
     /// Fills an empty cache with `tokens` pseudo-random tokens, for measurements at depth.
@@ -149,6 +177,9 @@ impl SequenceCache {
             return Err(Error::Cache {
                 what: "only an empty cache can be filled synthetically".into(),
             });
+        }
+        if i32::try_from(tokens).is_err() {
+            return Err(Error::Cache { what: format!("{tokens} tokens are too many") });
         }
         for layer in self.layers.iter() {
             match layer {
@@ -171,3 +202,6 @@ impl LayerCache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

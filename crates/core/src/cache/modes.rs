@@ -2,10 +2,15 @@
 
 use mlxcel_estimator::{CacheType, KvMode};
 use mlxcel_kernels::kv::{BlockLayout, KvFormat, ValueStore};
+use mlxcel_kernels::turbo::ScaleRule;
 
 use crate::attention::LayerLayout;
 use crate::ops::ComputeDtype;
 use crate::{Error, Result};
+
+/// The scale of Turbo values. By KL divergence on the demo model it beats the renormalised one by
+/// 1 % and the plain norm by 5 to 20 % (`docs/turbo-kv-cache.md`).
+const VALUE_SCALE: ScaleRule = ScaleRule::Unbiased;
 
 /// How a layer's blocks are laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,12 +33,29 @@ impl HostFormat {
         };
         let value = ValueStore::Own(open_value);
         let open = BlockLayout::new(layout.kv_heads, layout.key_dim, layout.value_dim, key, value)
-            .map_err(refuse)?;
+            .map_err(refuse)?
+            .with_value_scale(VALUE_SCALE);
         if let Some(sealed) = sealed {
             open.with_value_format(sealed).map_err(refuse)?;
         }
         Ok(Self { open, sealed })
     }
+}
+
+/// The kernels, which depend on nobody, state the block size again.
+const _: () = assert!(
+    mlxcel_kernels::kv::KV_BLOCK_TOKENS as u64 == mlxcel_estimator::KV_BLOCK_TOKENS,
+    "kernels and estimator disagree on the size of a block"
+);
+
+/// Bytes of one block of a layer by the estimator's formula, keys, values and scales.
+pub(super) fn block_bytes(layout: &LayerLayout, mode: KvMode) -> Result<u64> {
+    let side = |cache: CacheType, dim: usize| {
+        mlxcel_estimator::block_bytes(cache, layout.kv_heads as u64, dim as u64)
+            .map_err(|error| Error::KvMode { mode, reason: error.to_string() })
+    };
+    let keys = side(mode.keys(), layout.key_dim)?;
+    Ok(keys.plus(side(mode.values(), layout.value_dim)?).total())
 }
 
 fn format(kind: CacheType, mode: KvMode, dtype: ComputeDtype) -> Result<KvFormat> {

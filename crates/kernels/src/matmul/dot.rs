@@ -1,5 +1,6 @@
 //! Products row by row: each weight is read once and meets up to three *planes* of activations
 //! (tokens, or digits of a token). For decoding, where reading the weights is the bound.
+#![expect(clippy::needless_range_loop, reason = "tiles of registers, indexed alike")]
 
 use super::input::{Digits, Plane};
 use super::task::{Out, RowRange};
@@ -10,7 +11,9 @@ use crate::weights::{Affine, FloatType};
 /// Most planes that [`AffineDot`] takes at once.
 pub(super) const MAX_PLANES: usize = 3;
 /// How far ahead of the codes in use the processor is told to read.
-const PREFETCH_BYTES: usize = 4096;
+const PREFETCH_BYTES: usize = 8192;
+/// The same for scales and biases.
+const GROUP_PREFETCH_BYTES: usize = 1024;
 /// Most tokens that [`DenseDot`] takes at once.
 pub(super) const MAX_TOKENS: usize = 4;
 
@@ -108,6 +111,8 @@ impl<const BITS: u32, const P: usize> BlockDot<'_, BITS, P> {
             // whole vectors, and digits for whole units.
             unsafe {
                 let at = chunk * ty.bytes();
+                simd.prefetch(scales.as_ptr().wrapping_add(at + GROUP_PREFETCH_BYTES));
+                simd.prefetch(biases.as_ptr().wrapping_add(at + GROUP_PREFETCH_BYTES));
                 let scale = simd.load_some_floats(ty, scales.as_ptr().add(at), count);
                 let bias = simd.load_some_floats(ty, biases.as_ptr().add(at), count);
                 for p in 0..P {

@@ -16,7 +16,7 @@ use crate::weights::{Affine, Format, WeightMatrix};
 use std::ops::Range;
 
 /// Bytes of weights that a worker takes at once when decoding.
-const CHUNK_BYTES: usize = 48 << 10;
+const CHUNK_BYTES: usize = 32 << 10;
 /// Chunks per thread that let the last one finish in time.
 const CHUNKS_PER_THREAD: usize = 4;
 

@@ -30,6 +30,11 @@ pub(super) const FLOAT_STRIDE: usize = FLOAT_COLS + LANES;
 /// Fixed-point value of the largest element of a group for 1, 2, 3 signed digits: just below
 /// what they can hold (127 in every digit), so that rounding cannot overflow the last one.
 const LARGEST: [f32; 3] = [127.0, 32639.0, 8_355_000.0];
+/// What integer sums start from when they are to be read as floats: the bits of 1.5·2²³, so
+/// that adding `n` (below 2²² in size) to the bits adds `n` to the float. Three products with
+/// the scale then need no conversion.
+pub(super) const INT_BIAS: f32 = 12_582_912.0;
+
 /// Groups whose largest element is below this count as zero.
 const NEGLIGIBLE: f32 = 1e-30;
 
@@ -89,7 +94,7 @@ impl DigitLayout {
     }
     /// Bytes of the whole.
     pub(super) fn bytes(self) -> usize {
-        self.digit_bytes() + 2 * size_of::<f32>() * self.group_floats()
+        self.digit_bytes() + 3 * size_of::<f32>() * self.group_floats()
     }
 }
 
@@ -102,6 +107,8 @@ pub(super) struct Plane {
     pub(super) scales: *const f32,
     /// Sum of the scaled digits per group; strides as `scales`.
     pub(super) sums: *const f32,
+    /// −[`INT_BIAS`] · scale per group; strides as `scales`.
+    pub(super) offsets: *const f32,
 }
 
 /// A quantised input: `[block][digit][token]` planes.
@@ -111,6 +118,7 @@ pub(super) struct Digits<'a> {
     digits: &'a [u8],
     scales: &'a [f32],
     sums: &'a [f32],
+    offsets: &'a [f32],
 }
 
 impl Digits<'_> {
@@ -121,6 +129,7 @@ impl Digits<'_> {
             digits: self.digits[plane * self.layout.digit_stride..].as_ptr(),
             scales: self.scales[plane * self.layout.group_stride..].as_ptr(),
             sums: self.sums[plane * self.layout.group_stride..].as_ptr(),
+            offsets: self.offsets[plane * self.layout.group_stride..].as_ptr(),
         }
     }
 }
@@ -151,12 +160,14 @@ pub(super) fn quantize<'b>(
     buf: &'b mut [u8],
 ) -> Digits<'b> {
     let (digits, floats) = buf[..layout.bytes()].split_at_mut(layout.digit_bytes());
-    let (scales, sums) =
-        bytemuck::cast_slice_mut::<u8, f32>(floats).split_at_mut(layout.group_floats());
+    let floats: &mut [f32] = bytemuck::cast_slice_mut(floats);
+    let (scales, floats) = floats.split_at_mut(layout.group_floats());
+    let (sums, offsets) = floats.split_at_mut(layout.group_floats());
     let target = Target {
         digits: digits.as_mut_ptr(),
         scales: scales.as_mut_ptr(),
         sums: sums.as_mut_ptr(),
+        offsets: offsets.as_mut_ptr(),
     };
     // A token of a few thousand elements takes less than a parallel region.
     let chunk = if layout.tokens < 4 { layout.tokens } else { 4 };
@@ -166,14 +177,15 @@ pub(super) fn quantize<'b>(
             dispatch(pool.cpu(), QuantizeToken { row, token, layout, target: &target });
         }
     });
-    Digits { layout, digits, scales, sums }
+    Digits { layout, digits, scales, sums, offsets }
 }
 
-/// Start of the three parts of the output.
+/// Start of the parts of the output.
 struct Target {
     digits: *mut u8,
     scales: *mut f32,
     sums: *mut f32,
+    offsets: *mut f32,
 }
 
 // SAFETY: the workers of `quantize` write disjoint planes, those of their own tokens.
@@ -251,6 +263,7 @@ impl QuantizeToken<'_> {
                 unsafe {
                     *self.target.scales.add(at + i) = scale * weight;
                     *self.target.sums.add(at + i) = sum * (scale * weight);
+                    *self.target.offsets.add(at + i) = -INT_BIAS * (scale * weight);
                 }
             }
         }
@@ -283,7 +296,11 @@ fn fixed_point<S: Simd, const D: usize>(simd: S, x: &[f32]) -> (f32, f32) {
     if largest < NEGLIGIBLE {
         return (poison, 0.0);
     }
-    (largest / LARGEST[D - 1] + poison, LARGEST[D - 1] / largest)
+    // Without its last two bits, the scale times `INT_BIAS` is exact; rounding it up keeps the
+    // quotient within bounds.
+    let scale = largest * (1.0 / LARGEST[D - 1]) + poison;
+    let scale = f32::from_bits((scale.to_bits() & !3) + 4);
+    (scale, 1.0 / scale)
 }
 
 /// Writes the digits of a group to `bytes[digit][first..]` and returns their sums.

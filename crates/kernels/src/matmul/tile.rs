@@ -1,8 +1,10 @@
 //! Products tile by tile: `16·R` rows by `N` tokens at a time, accumulated in registers.
 //! For prompts and batches, where arithmetic is the bound.
+#![expect(clippy::needless_range_loop, reason = "tiles of registers, indexed alike")]
 
 use super::input::{
-    DIGIT_COLS, DIGIT_STRIDE, Digits, FLOAT_COLS, FLOAT_STRIDE, Floats, GROUP_STRIDE, Plane,
+    DIGIT_COLS, DIGIT_STRIDE, Digits, FLOAT_COLS, FLOAT_STRIDE, Floats, GROUP_STRIDE, INT_BIAS,
+    Plane,
 };
 use super::panel::{
     CodePanel, PANEL_ROWS, TILE_CODES, TILE_FLOATS, TILE_SCALES, TileSource, pack_codes,
@@ -12,6 +14,7 @@ use super::task::{Out, RowRange};
 use crate::isa::Cpu;
 use crate::simd::{Kernel, LANES, Simd, UNIT, dispatch};
 use crate::weights::{Affine, FloatType};
+use std::hint::black_box;
 
 /// Calls `$call` with `$R` row tiles and as many tokens `$N` at once as registers allow, until
 /// `$tokens` is used up.
@@ -179,19 +182,21 @@ impl TileProduct {
     unsafe fn run<S: Simd, const R: usize, const N: usize, const BITS: u32>(
         self,
         simd: S,
-    ) -> [[S::F; N]; R] {
-        let mut sums = [[simd.zero(); N]; R];
+    ) -> [[S::F; R]; N] {
+        let mut sums = [[simd.zero(); R]; N];
         for group in 0..self.groups {
             // SAFETY: `group` exists in the panel and the plane.
             unsafe {
                 let dots = self.dots::<S, R, N, BITS>(simd, group);
-                self.scale(simd, group, &dots, &mut sums);
+                // The integer sums need all registers. Behind a black box the float sums stay in
+                // memory, instead of moving back and forth.
+                self.scale(simd, group, &dots, black_box(&mut sums));
             }
         }
         sums
     }
 
-    /// Integer dot products of one group.
+    /// Integer dot products of one group, from the bits of [`INT_BIAS`] on.
     ///
     /// # Safety
     /// As for [`Self::run`], and `group` is below `groups`.
@@ -200,15 +205,17 @@ impl TileProduct {
         &self,
         simd: S,
         group: usize,
-    ) -> [[S::I; N]; R] {
-        let mut dots = [[simd.zero_int(); N]; R];
+    ) -> [[S::I; R]; N] {
+        let mut dots = [[simd.float_bits(simd.splat(INT_BIAS)); R]; N];
         let first = group * self.group;
         // SAFETY: eight columns are two quads of 64 bytes in the panel; in the plane they are
         // the dwords `l` of the two halves of a unit, and a group never leaves its unit.
         unsafe {
             let mut codes = self.panel.codes.add(first * LANES).cast_const();
             let mut x = self.plane.digits.add(first / UNIT * UNIT + first % UNIT / 2);
-            for _ in 0..self.group / 8 {
+            let last = codes.add((self.group / 8 - 1) * 128);
+            // Not a `for` loop, which the compiler would prepare to run zero times.
+            loop {
                 for half in [0, 64] {
                     let mut w = [simd.load_bytes(codes.add(half)); R];
                     for (r, w) in w.iter_mut().enumerate().skip(1) {
@@ -217,9 +224,12 @@ impl TileProduct {
                     for n in 0..N {
                         let x = simd.splat_quad(x.add(n * DIGIT_STRIDE + half));
                         for r in 0..R {
-                            dots[r][n] = simd.dot::<BITS>(dots[r][n], w[r], x);
+                            dots[n][r] = simd.dot::<BITS>(dots[n][r], w[r], x);
                         }
                     }
+                }
+                if codes == last {
+                    break;
                 }
                 codes = codes.add(128);
                 x = x.add(4);
@@ -237,22 +247,27 @@ impl TileProduct {
         &self,
         simd: S,
         group: usize,
-        dots: &[[S::I; N]; R],
-        sums: &mut [[S::F; N]; R],
+        dots: &[[S::I; R]; N],
+        sums: &mut [[S::F; R]; N],
     ) {
         // SAFETY: the group exists in all tiles and for all tokens.
         unsafe {
-            for r in 0..R {
+            let mut groups = [(simd.zero(), simd.zero()); R];
+            for (r, group_of) in groups.iter_mut().enumerate() {
                 let at = r * TILE_SCALES + group * LANES;
-                let scale = simd.load(self.panel.scales.add(at));
-                let bias = simd.load(self.panel.biases.add(at));
-                for n in 0..N {
-                    let at = n * GROUP_STRIDE + group;
-                    let x_scale = simd.splat(*self.plane.scales.add(at));
-                    let x_sum = simd.splat(*self.plane.sums.add(at));
-                    let dot = simd.mul(simd.to_float(dots[r][n]), x_scale);
-                    let sum = simd.fma(dot, scale, sums[r][n]);
-                    sums[r][n] = simd.fma(bias, x_sum, sum);
+                *group_of =
+                    (simd.load(self.panel.scales.add(at)), simd.load(self.panel.biases.add(at)));
+            }
+            for n in 0..N {
+                let at = n * GROUP_STRIDE + group;
+                let x_scale = simd.splat(*self.plane.scales.add(at));
+                let x_offset = simd.splat(*self.plane.offsets.add(at));
+                let x_sum = simd.splat(*self.plane.sums.add(at));
+                for r in 0..R {
+                    let (scale, bias) = groups[r];
+                    let dot = simd.fma(simd.bits_float(dots[n][r]), x_scale, x_offset);
+                    let sum = simd.fma(dot, scale, sums[n][r]);
+                    sums[n][r] = simd.fma(bias, x_sum, sum);
                 }
             }
         }
@@ -278,7 +293,7 @@ impl Place {
         self,
         simd: S,
         out: &Out<'_>,
-        sums: &[[S::F; N]; R],
+        sums: &[[S::F; R]; N],
         add: bool,
     ) {
         for n in 0..N {
@@ -294,7 +309,7 @@ impl Place {
                         at.copy_from_nonoverlapping(target, count);
                     }
                     let before = if add { simd.load(at) } else { simd.zero() };
-                    simd.store(at, simd.add(before, sums[r][n]));
+                    simd.store(at, simd.add(before, sums[n][r]));
                     if count < LANES {
                         target.copy_from_nonoverlapping(at, count);
                     }
@@ -410,8 +425,8 @@ unsafe fn float_tile<S: Simd, const R: usize, const N: usize>(
     panel: *const f32,
     x: *const f32,
     cols: usize,
-) -> [[S::F; N]; R] {
-    let mut sums = [[simd.zero(); N]; R];
+) -> [[S::F; R]; N] {
+    let mut sums = [[simd.zero(); R]; N];
     for col in 0..cols {
         // SAFETY: by contract.
         unsafe {
@@ -422,7 +437,7 @@ unsafe fn float_tile<S: Simd, const R: usize, const N: usize>(
             for n in 0..N {
                 let x = simd.splat(*x.add(n * FLOAT_STRIDE + col));
                 for r in 0..R {
-                    sums[r][n] = simd.fma(w[r], x, sums[r][n]);
+                    sums[n][r] = simd.fma(w[r], x, sums[n][r]);
                 }
             }
         }

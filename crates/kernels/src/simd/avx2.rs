@@ -64,6 +64,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
         fn to_int(a: F) -> I { [_mm256_cvtps_epi32(a[0]), _mm256_cvtps_epi32(a[1])] }
         fn to_float(a: I) -> F { [_mm256_cvtepi32_ps(a[0]), _mm256_cvtepi32_ps(a[1])] }
+        fn float_bits(a: F) -> I { [_mm256_castps_si256(a[0]), _mm256_castps_si256(a[1])] }
+        fn bits_float(a: I) -> F { [_mm256_castsi256_ps(a[0]), _mm256_castsi256_ps(a[1])] }
         fn zero_int() -> I { [_mm256_setzero_si256(); 2] }
         fn expand(values: F, lanes: &[i32; LANES]) -> F {
             // The groups of one unit never straddle the two halves.

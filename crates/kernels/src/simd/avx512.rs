@@ -49,6 +49,8 @@ impl Simd for Avx512 {
         fn max_lane(a: __m512) -> f32 { _mm512_reduce_max_ps(a) }
         fn to_int(a: __m512) -> __m512i { _mm512_cvtps_epi32(a) }
         fn to_float(a: __m512i) -> __m512 { _mm512_cvtepi32_ps(a) }
+        fn float_bits(a: __m512) -> __m512i { _mm512_castps_si512(a) }
+        fn bits_float(a: __m512i) -> __m512 { _mm512_castsi512_ps(a) }
         fn zero_int() -> __m512i { _mm512_setzero_si512() }
         fn expand(values: __m512, lanes: &[i32; LANES]) -> __m512 {
             _mm512_permutexvar_ps(_mm512_loadu_si512(lanes.as_ptr().cast()), values)

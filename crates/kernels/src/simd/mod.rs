@@ -75,6 +75,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn to_int(self, a: Self::F) -> Self::I;
     /// Integers as floats.
     fn to_float(self, a: Self::I) -> Self::F;
+    /// The bits of floats.
+    fn float_bits(self, a: Self::F) -> Self::I;
+    /// The floats with these bits.
+    fn bits_float(self, a: Self::I) -> Self::F;
     /// All lanes zero.
     fn zero_int(self) -> Self::I;
     /// `acc + Σ₄ u·s` per dword lane: `u` unsigned and `s` signed bytes.

@@ -55,6 +55,8 @@ impl Simd for Neon {
         }
         fn to_int(a: F) -> I { each!(vcvtnq_s32_f32; a) }
         fn to_float(a: I) -> F { each!(vcvtq_f32_s32; a) }
+        fn float_bits(a: F) -> I { each!(vreinterpretq_s32_f32; a) }
+        fn bits_float(a: I) -> F { each!(vreinterpretq_f32_s32; a) }
         fn zero_int() -> I { [vdupq_n_s32(0); 4] }
         fn expand(values: F, lanes: &[i32; LANES]) -> F {
             let bytes = |v: float32x4_t| vreinterpretq_u8_f32(v);

@@ -84,6 +84,12 @@ impl Simd for Scalar {
     fn to_float(self, a: I) -> F {
         map(a, |a| a as f32)
     }
+    fn float_bits(self, a: F) -> I {
+        map(a, |a| a.to_bits() as i32)
+    }
+    fn bits_float(self, a: I) -> F {
+        map(a, |a| f32::from_bits(a as u32))
+    }
     fn zero_int(self) -> I {
         [0; LANES]
     }

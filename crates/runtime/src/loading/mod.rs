@@ -4,8 +4,11 @@
 //! an array over the mapped bytes when a family asks for it by name and shape.
 
 mod checkpoint;
+mod fingerprint;
 mod quantization;
 mod weights;
 
-pub use self::checkpoint::Checkpoint;
+pub(crate) use self::checkpoint::size_of;
+pub use self::checkpoint::{Checkpoint, read_config};
+pub use self::fingerprint::Fingerprint;
 pub use self::weights::{Bias, Source, Weights};

@@ -168,7 +168,8 @@ fn unified_memory() -> Option<u64> {
     None
 }
 
-#[cfg(all(test, not(target_os = "macos")))]
+#[cfg(test)]
+#[cfg(not(target_os = "macos"))]
 mod tests {
     use super::*;
 

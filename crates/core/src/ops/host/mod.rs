@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use mlx_ffi::host::{HostInputs, HostOutputs, call_one};
 use mlx_ffi::{Array, Dtype};
-use mlxcel_kernels::Pool;
+use mlxcel_kernels::elementwise::add_assign;
+use mlxcel_kernels::rope::{Pairing, Rotation, rope as rotate};
+use mlxcel_kernels::{Pool, norm};
 
 pub(super) use self::attention::attention;
 pub(super) use self::linear::{embed, linears, swiglu};
@@ -15,7 +17,7 @@ use super::Ops;
 use crate::batch::Batch;
 use crate::layers::RmsNorm;
 use crate::shape::rows_cols;
-use crate::{Error, Result, Rope};
+use crate::{Result, Rope};
 
 /// A node with fp32 inputs, one fp32 output shaped like the first, and the pool.
 fn elementwise<F>(ops: &Ops, name: &'static str, inputs: &[&Array], f: F) -> Result<Array>
@@ -36,23 +38,14 @@ where
 pub(super) fn rms_norm(ops: &Ops, x: &Array, norm: &RmsNorm) -> Result<Array> {
     let eps = norm.eps;
     elementwise(ops, "rms_norm", &[x, &norm.weight], move |pool, inputs, out| {
-        let _ = pool;
-        let (x, w) = (inputs.f32(0)?, inputs.f32(1)?);
-        for (x, o) in x.chunks_exact(w.len()).zip(out.chunks_exact_mut(w.len())) {
-            let ms = x.iter().map(|v| v * v).sum::<f32>() / w.len() as f32;
-            let r = 1.0 / (ms + eps).sqrt();
-            for i in 0..w.len() {
-                o[i] = x[i] * r * w[i];
-            }
-        }
-        Ok(())
+        Ok(norm::rms_norm(pool, inputs.f32(0)?, inputs.f32(1)?, eps, out)?)
     })
 }
 
 pub(super) fn add(ops: &Ops, a: &Array, b: &Array) -> Result<Array> {
     elementwise(ops, "add", &[a, b], move |pool, inputs, out| {
         out.copy_from_slice(inputs.f32(0)?);
-        Ok(mlxcel_kernels::elementwise::add_assign(pool, out, inputs.f32(1)?)?)
+        Ok(add_assign(pool, out, inputs.f32(1)?)?)
     })
 }
 
@@ -63,25 +56,13 @@ pub(super) fn rope(
     heads: usize,
     rope: &Rope,
 ) -> Result<Array> {
-    let (_, width) = rows_cols(x);
+    let head_dim = rows_cols(x).1 / heads;
     let (positions, rope) = (Arc::clone(batch.positions()), rope.clone());
     elementwise(ops, "rope", &[x], move |pool, inputs, out| {
         out.copy_from_slice(inputs.f32(0)?);
-        let _ = pool;
-        let d = width / heads;
-        let h = rope.dims() / 2;
-        let inv = rope.inverse_freqs();
-        for (row, p) in out.chunks_exact_mut(width).zip(positions.iter()) {
-            for x in row.chunks_exact_mut(d) {
-                for i in 0..h {
-                    let (a, b) = if rope.traditional() { (2 * i, 2 * i + 1) } else { (i, i + h) };
-                    let (s, c) = (*p as f32 * inv[i]).sin_cos();
-                    let (u, v) = (x[a] * rope.input_scale(), x[b] * rope.input_scale());
-                    x[a] = u * c - v * s;
-                    x[b] = u * s + v * c;
-                }
-            }
-        }
-        Ok(())
+        let pairing = if rope.traditional() { Pairing::Neighbours } else { Pairing::Halves };
+        let inverse = rope.inverse_freqs();
+        let rotation = Rotation { inverse: &inverse, pairing, scale: rope.input_scale() };
+        Ok(rotate(pool, out, head_dim, &positions, &rotation)?)
     })
 }

@@ -1,4 +1,11 @@
-//! How well a model predicts a text: perplexity, and logits for comparison with other programs.
+//! How well a model predicts a text: perplexity, what a KV cache mode changes, logits for other
+//! programs.
+//!
+//! [`compare`] scores modes against fp16, [`measurement`] keeps the result beside the model's
+//! fingerprint for the advisor.
+
+pub mod compare;
+pub mod measurement;
 
 use std::path::Path;
 
@@ -33,8 +40,14 @@ pub struct Perplexity {
 impl Perplexity {
     /// Adds one window and its logits, `[tokens, vocab]`.
     pub fn add(&mut self, tokens: &[u32], logits: &[f32], vocab: usize) {
-        for (row, &next) in logits.chunks_exact(vocab).zip(tokens.iter().skip(1)) {
-            self.nats -= log_softmax_at(row, next as usize);
+        self.add_rows(tokens.get(1..).unwrap_or_default(), logits, vocab);
+    }
+
+    /// Adds rows of logits, `[rows, vocab]`, and the token that follows each; rows without one
+    /// are left out.
+    pub fn add_rows(&mut self, next: &[u32], logits: &[f32], vocab: usize) {
+        for (row, &next) in logits.chunks_exact(vocab).zip(next) {
+            self.nats -= f64::from(row[next as usize]) - log_sum_exp(row);
             self.tokens += 1;
         }
     }
@@ -58,11 +71,11 @@ impl Perplexity {
     }
 }
 
-/// `log softmax(row)[index]` in f64.
-fn log_softmax_at(row: &[f32], index: usize) -> f64 {
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = row.iter().map(|x| f64::from(x - max).exp()).sum();
-    f64::from(row[index] - max) - sum.ln()
+/// `ln Σ exp(row)` in f64: what turns a logit into a log-probability.
+fn log_sum_exp(row: &[f32]) -> f64 {
+    let max = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = row.iter().map(|x| (f64::from(*x) - max).exp()).sum();
+    max + sum.ln()
 }
 
 /// Writes logits as the tensor `logits`, fp32 `[tokens, vocab]`, of a safetensors file.
