@@ -134,18 +134,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     if !args.quiet {
         announce(&source, &config);
     }
-<<<<<<< HEAD
-    let planned = preflight::Planned {
-        model: &args.model,
-        prompt_tokens: tokens.len(),
-        max_tokens,
-        config: &config,
-    };
-=======
     let prompt_tokens = tokens.len();
     let planned =
         preflight::Planned { model: &args.model, prompt_tokens, max_tokens, config: &config };
->>>>>>> cli
     let Some(checked) = preflight::check(&args.preflight, &source, &planned)? else {
         return Ok(ExitCode::FAILURE);
     };
