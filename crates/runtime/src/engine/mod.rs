@@ -71,6 +71,7 @@ impl Engine {
         progress: &mut dyn Progress,
     ) -> Result<Self> {
         let checkpoint = Checkpoint::open(source)?;
+        crate::memory::apply_limit()?;
         let ops = Ops::new(&config.ops)?;
         let weights = Source::new(&checkpoint, &ops, progress)?;
         let model = families::load(&weights.root(), checkpoint.config())?;
