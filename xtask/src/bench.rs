@@ -243,7 +243,7 @@ fn heading(args: &Arguments) -> Result<String> {
     let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output()?;
     Ok(format!(
         "# {} on {}\n\nCPU: {}, {} threads. Commit {}. Medians of {} alternating turns, whole processes.\n\
-         Command: `cargo xtask bench --peers PYTHON --models {} --prompts {:?} --depths {:?} --decode {} --date {}`\n\n",
+         Command: `cargo xtask bench --peers PYTHON --models {} --prompts {} --depths {} --decode {} --date {}`\n\n",
         args.date,
         args.machine,
         cpu.map_or("unknown", |(_, name)| name),
@@ -251,11 +251,15 @@ fn heading(args: &Arguments) -> Result<String> {
         String::from_utf8_lossy(&commit.stdout).trim(),
         args.rounds,
         args.models.join(","),
-        args.prompts,
-        args.depths,
+        list(&args.prompts),
+        list(&args.depths),
         args.decode,
         args.date,
     ))
+}
+
+fn list(numbers: &[usize]) -> String {
+    numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
 }
 
 fn save(args: &Arguments, text: &str) -> Result<()> {

@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod bindings;
+pub mod calibrate;
 pub mod ci;
 pub mod golden;
 pub mod paths;

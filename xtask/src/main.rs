@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
-use xtask::{bench, bindings, ci, golden, synth, tidy};
+use xtask::{bench, bindings, calibrate, ci, golden, synth, tidy};
 
 /// Maintenance tasks of mlxcel. A user of mlxcel needs none of them.
 #[derive(Parser)]
@@ -27,6 +27,8 @@ enum Task {
     SynthModel(SynthModel),
     /// This project beside llama.cpp and mlx-lm, in one run
     Bench(bench::Arguments),
+    /// Measures peaks against the estimate: the headroom factor and the error band
+    CalibrateHeadroom(calibrate::Arguments),
     /// Makes the goldens anew, with the pinned mlx-lm
     Golden(golden::Arguments),
 }
@@ -86,6 +88,7 @@ fn main() -> ExitCode {
         Task::Bindgen(arguments) => bindings::run(&arguments),
         Task::SynthModel(task) => task.run(),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::CalibrateHeadroom(arguments) => calibrate::run(&arguments),
         Task::Golden(arguments) => golden::run(&arguments),
     };
     if let Err(error) = result {

@@ -1,8 +1,9 @@
 //! Flags that several commands share: one definition of name, values and help each.
 
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 use mlxcel_estimator::KvMode;
 use mlxcel_runtime::engine::{EngineConfig, ModelSource};
@@ -81,7 +82,7 @@ pub(crate) struct ComputeArgs {
     /// Compute and cache in this type: auto follows the checkpoint
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub(crate) dtype: Dtype,
-    /// Precision of activations in CPU matrix products
+    /// Precision of activations in CPU matrix products [default: int16; eval: exact]
     #[arg(long, value_enum)]
     pub(crate) activations: Option<Activations>,
 }
@@ -106,6 +107,12 @@ pub(crate) enum Activations {
     Int8,
 }
 
+impl Activations {
+    /// What generates text when nothing is said: int16 changes no token that fp32 would choose,
+    /// where int8 changes about two in a hundred on a small 4-bit model (see docs/cpu-speed.md).
+    pub(crate) const GENERATING: Self = Self::Int16;
+}
+
 impl ComputeArgs {
     /// The configuration of an engine; `activations` is the command's default.
     pub(crate) fn engine(&self, kv_mode: KvMode, activations: Activations) -> Result<EngineConfig> {
@@ -127,17 +134,26 @@ impl ComputeArgs {
     }
 }
 
-/// Reads a file, naming it when that fails.
-pub(crate) fn read_file(path: &PathBuf) -> Result<String> {
+/// Reads a text file, naming it when that fails; `-` is standard input.
+pub(crate) fn read_file(path: &Path) -> Result<String> {
+    if path == Path::new("-") {
+        return read_stdin();
+    }
     match std::fs::read(path) {
-        Ok(bytes) => match String::from_utf8(bytes) {
-            Ok(text) => Ok(text),
-            Err(error) => bail!(
-                "{} is not UTF-8 text (byte {})",
-                path.display(),
-                error.utf8_error().valid_up_to()
-            ),
-        },
+        Ok(bytes) => utf8(bytes, &path.display().to_string()),
         Err(error) => bail!("{}: {error}", path.display()),
     }
+}
+
+/// Reads standard input to its end.
+pub(crate) fn read_stdin() -> Result<String> {
+    let mut bytes = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
+    utf8(bytes, "standard input")
+}
+
+fn utf8(bytes: Vec<u8>, origin: &str) -> Result<String> {
+    String::from_utf8(bytes).map_err(|error| {
+        anyhow!("{origin} is not UTF-8 text (byte {})", error.utf8_error().valid_up_to())
+    })
 }

@@ -10,7 +10,7 @@ use mlxcel_runtime::memory;
 use serde::Serialize;
 
 use crate::args::{Activations, ComputeArgs, ModelArgs};
-use crate::terminal::{Bars, Interrupt};
+use crate::terminal::{Bars, INTERRUPTED, Interrupt, print};
 
 /// Arguments of `mlxcel bench`.
 #[derive(clap::Args)]
@@ -65,21 +65,21 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let baseline = memory::resident_bytes();
     for name in &args.kv_cache_mode {
         let mode = KvMode::parse(name)?;
-        let config = args.compute.engine(mode, Activations::Int8)?;
+        let config = args.compute.engine(mode, Activations::GENERATING)?;
         let engine = Engine::load(&source, config, &mut Bars::new(interrupt.clone()))?;
         for plan in plans(args) {
             if interrupt.raised() {
-                return Ok(ExitCode::from(130));
+                return Ok(ExitCode::from(INTERRUPTED));
             }
             let row = Row::new(mode, &engine.measure(plan, args.repetitions)?, baseline);
             if !args.json {
-                print_row(&row, rows.is_empty());
+                print_row(&row, rows.is_empty())?;
             }
             rows.push(row);
         }
     }
     if args.json {
-        print_line(&serde_json::to_string_pretty(&rows)?);
+        print(&(serde_json::to_string_pretty(&rows)? + "\n"))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -108,17 +108,12 @@ impl Row {
     }
 }
 
-fn print_row(row: &Row, first: bool) {
+fn print_row(row: &Row, first: bool) -> Result<()> {
     if first {
-        print_line("test   tokens    depth  kv mode             tok/s");
+        print("test   tokens    depth  kv mode             tok/s\n")?;
     }
-    print_line(&format!(
-        "{:4} {:8} {:8}  {:16} {:8.2} ± {:.2}",
+    print(&format!(
+        "{:4} {:8} {:8}  {:16} {:8.2} ± {:.2}\n",
         row.test, row.tokens, row.depth, row.kv_mode, row.tokens_per_second, row.stddev
-    ));
-}
-
-#[expect(clippy::print_stdout, reason = "the command's output")]
-fn print_line(line: &str) {
-    println!("{line}");
+    ))
 }

@@ -83,6 +83,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if window == 0 {
         bail!("--window must be at least 1");
     }
+    if let Some(context) = engine.context().filter(|context| window > *context) {
+        bail!("--window {window} exceeds the model's context of {context} tokens");
+    }
     let windows: Vec<_> =
         tokens.chunks(window).take(args.max_windows.unwrap_or(usize::MAX)).collect();
     let job = Job { args, interrupt, engine: &engine, window, windows };
@@ -122,7 +125,7 @@ impl Job<'_> {
         let mut score = Perplexity::default();
         for (i, window) in self.windows.iter().enumerate() {
             if self.interrupt.raised() {
-                return Ok(ExitCode::from(130));
+                return Ok(ExitCode::from(terminal::INTERRUPTED));
             }
             let logits = eval::window_logits(self.engine, window)?;
             score.add(window, &logits, self.engine.vocab());
@@ -140,7 +143,7 @@ impl Job<'_> {
         let mut comparison = Comparison::new(self.engine, modes)?;
         for window in &self.windows {
             if self.interrupt.raised() {
-                return Ok(ExitCode::from(130));
+                return Ok(ExitCode::from(terminal::INTERRUPTED));
             }
             comparison.add(window)?;
         }
@@ -171,9 +174,8 @@ fn keep(measurement: &Measurement) {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the command's output")]
 fn print_comparison(args: &Args, measurement: &Measurement) -> Result<()> {
-    if args.json {
+    let text = if args.json {
         let report = json!({
             "schema": "mlxcel.eval/1",
             "fingerprint": measurement.fingerprint,
@@ -181,11 +183,11 @@ fn print_comparison(args: &Args, measurement: &Measurement) -> Result<()> {
             "scored_tokens": measurement.scored_tokens,
             "modes": measurement.modes,
         });
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        serde_json::to_string_pretty(&report)? + "\n"
     } else {
-        print!("{}", table(measurement));
-    }
-    Ok(())
+        table(measurement)
+    };
+    terminal::print(&text)
 }
 
 /// The comparison for people.
@@ -210,9 +212,8 @@ fn table(measurement: &Measurement) -> String {
     text + &format!("{scored_tokens} tokens in windows of {window}; KL in nats, from fp16\n")
 }
 
-#[expect(clippy::print_stdout, reason = "the command's output")]
 fn print(args: &Args, engine: &Engine, score: &Perplexity, window: usize) -> Result<()> {
-    if args.json {
+    let text = if args.json {
         let row = json!({
             "schema": "mlxcel.eval/1",
             "kv_mode": engine.kv_mode().to_string(),
@@ -221,18 +222,18 @@ fn print(args: &Args, engine: &Engine, score: &Perplexity, window: usize) -> Res
             "loss": score.loss(),
             "perplexity": score.perplexity(),
         });
-        println!("{}", serde_json::to_string_pretty(&row)?);
+        serde_json::to_string_pretty(&row)?
     } else {
         match score.perplexity() {
-            Some(p) => println!(
+            Some(p) => format!(
                 "perplexity {p:.4} over {} tokens ({} cache, windows of {window})",
                 score.tokens(),
                 engine.kv_mode()
             ),
-            None => println!("one token has no perplexity (nothing comes before it)"),
+            None => "one token has no perplexity (nothing comes before it)".to_owned(),
         }
-    }
-    Ok(())
+    };
+    terminal::print(&(text + "\n"))
 }
 
 #[cfg(test)]

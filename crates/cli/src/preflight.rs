@@ -54,9 +54,10 @@ impl Planned<'_> {
         let prompt = self.prompt_tokens as u64;
         let wanted = prompt.saturating_add(self.max_tokens as u64);
         let context = wanted.min(model.spec.max_context_tokens.unwrap_or(u64::MAX)).max(prompt);
+        let chunk = (self.config.prefill_chunk as u64).min(prompt);
         let workload = Workload::uniform(context, 1)
             .with_kv_mode(self.config.kv_mode)
-            .with_prefill_chunk(self.config.prefill_chunk as u64);
+            .with_prefill_chunk(chunk);
         Load {
             workload,
             least_context_tokens: prompt.saturating_add(1),

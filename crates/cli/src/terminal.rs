@@ -21,10 +21,20 @@ pub(crate) fn print_error(error: &anyhow::Error) {
     eprintln!("error: {text}");
 }
 
+/// Prints lines on stdout; a full disk or a closed pipe is an error, not a panic.
+pub(crate) fn print(text: &str) -> Result<()> {
+    let mut out = Stdout::new();
+    let _ = out.write(text);
+    out.check()
+}
+
 /// Prints a remark on stderr.
 pub(crate) fn note(text: &str) {
     eprintln!("note: {text}");
 }
+
+/// Exit code after Ctrl-C, as a shell reports it: 128 + SIGINT.
+pub(crate) const INTERRUPTED: u8 = 130;
 
 /// Set by Ctrl-C; a second Ctrl-C ends the process.
 #[derive(Clone)]
@@ -37,7 +47,7 @@ impl Interrupt {
         let seen = Arc::clone(&flag);
         ctrlc::set_handler(move || {
             if seen.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
+                std::process::exit(INTERRUPTED.into());
             }
         })
         .context("cannot catch Ctrl-C")?;
@@ -57,30 +67,52 @@ impl Interrupt {
 
 /// Progress bars on stderr, drawn only when it is a terminal.
 pub(crate) struct Bars {
-    bar: ProgressBar,
+    bar: Option<ProgressBar>,
+    visible: bool,
     interrupt: Interrupt,
 }
 
 impl Bars {
     /// No bar yet; it appears with the first progress.
     pub(crate) fn new(interrupt: Interrupt) -> Self {
-        let target = if io::stderr().is_terminal() {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        };
-        Self { bar: ProgressBar::with_draw_target(None, target), interrupt }
+        Self { bar: None, visible: io::stderr().is_terminal(), interrupt }
     }
 
-    fn show(&self, what: &'static str, done: usize, total: usize) {
-        self.bar.set_style(
-            ProgressStyle::with_template("{msg:>10} [{bar:30}] {pos}/{len} {elapsed}")
-                .unwrap_or_else(|_| ProgressStyle::default_bar())
-                .progress_chars("=> "),
-        );
-        self.bar.set_message(what);
-        self.bar.set_length(total as u64);
-        self.bar.set_position(done as u64);
+    /// The same without anything to see, for `--quiet`.
+    pub(crate) fn quiet(mut self, quiet: bool) -> Self {
+        self.visible &= !quiet;
+        self
+    }
+
+    /// Shows `done` of `total`; a bar that is complete disappears.
+    fn show(&mut self, what: &'static str, done: usize, total: usize) {
+        if done >= total {
+            self.clear();
+        } else if self.visible {
+            let bar = self.bar.get_or_insert_with(|| new_bar(what));
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        }
+    }
+
+    fn clear(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn new_bar(what: &'static str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg:>10} [{bar:30}] {pos}/{len} {elapsed}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
+        .with_style(style.progress_chars("=> "))
+        .with_message(what)
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -90,15 +122,15 @@ impl Progress for Bars {
     }
 
     fn loaded(&mut self) {
-        self.bar.reset();
+        self.clear();
     }
 
     fn prefilled(&mut self, done: usize, total: usize) -> ControlFlow<()> {
-        if done < total {
-            self.show("prompt", done, total);
-        } else {
-            self.bar.finish_and_clear();
-        }
+        self.show("prompt", done, total);
+        self.interrupt.flow()
+    }
+
+    fn decoded(&mut self, _count: usize) -> ControlFlow<()> {
         self.interrupt.flow()
     }
 }
@@ -119,7 +151,7 @@ impl Stdout {
         match out.write_all(piece.as_bytes()).and_then(|()| out.flush()) {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => {
-                self.failure = Some(error);
+                self.failure.get_or_insert(error);
                 ControlFlow::Break(())
             }
         }

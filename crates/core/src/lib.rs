@@ -16,7 +16,7 @@ mod shape;
 
 pub use attention::{AttentionSpec, LayerLayout};
 pub use batch::{Batch, SequenceRun, Span};
-pub use cache::SequenceCache;
+pub use cache::{SavedCache, SavedLayer, SequenceCache};
 pub use error::{Error, Result};
 pub use mlx_ffi::{Array, Dtype, MappedFile, device, memory};
 pub use ops::{ComputeDtype, KernelSet, Ops, OpsConfig, Precision};

@@ -13,7 +13,10 @@ use serde_json::{Map, Number, Value};
 use crate::EstimatorError;
 
 /// Reads `text` as one JSON object; `what` names it in the error.
-pub(crate) fn parse_object(text: &str, what: &str) -> Result<Map<String, Value>, EstimatorError> {
+///
+/// # Errors
+/// [`EstimatorError::Json`]: no JSON, no object, or a key given twice.
+pub fn parse_object(text: &str, what: &str) -> Result<Map<String, Value>, EstimatorError> {
     let error = |reason: String| EstimatorError::Json { what: what.to_owned(), reason };
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let suspect = text.contains("Infinity") || text.contains("NaN");

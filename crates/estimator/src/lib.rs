@@ -88,6 +88,7 @@ pub use headroom::{
     CALIBRATION_SCHEMA, Calibration, CalibrationEntry, DEFAULT_ERROR_BAND, DEFAULT_HEADROOM_FACTOR,
     HEADROOM_VARIABLE, Headroom, HeadroomSource, calibration_path,
 };
+pub use json::parse_object;
 pub use kv::{
     CacheType, KV_BLOCK_TOKENS, KvBytes, KvCacheParams, KvChoice, KvMode, SCALE_BYTES, block_bytes,
     kv_cache_bytes, kv_cache_bytes_from_params, round_up_to_block, vector_bytes,

@@ -195,7 +195,10 @@ pub fn scratch(
         score_bytes: score_bytes(kernel, widths.query_heads, step, elem_bytes),
         dequantised_bytes: only(mlx && attends && mode.is_turbo(), layer_cache_bytes),
         growth_bytes: only(mlx && attends, layer_cache_bytes),
-        activation_bytes: activation_bytes(widths, tokens, elem_bytes),
+        activation_bytes: match machine.kernels {
+            KernelSet::Host => host_activation_bytes(widths, tokens),
+            KernelSet::Mlx => activation_bytes(widths, tokens, elem_bytes),
+        },
         logits_bytes: product(&[step.sequences, widths.vocabulary, SINGLE]),
     }
 }
@@ -229,6 +232,21 @@ fn activation_bytes(widths: &Widths, tokens: u64, elem_bytes: u64) -> u64 {
     let inner = widths.inner.saturating_mul(3).max(attention);
     let per_token = widths.hidden.saturating_mul(2).saturating_add(inner);
     product(&[tokens, per_token, elem_bytes])
+}
+
+/// Host kernels compute in fp32, and MLX allocates the output of every node of a layer before
+/// the first runs: norms, projections, sums and the stream (7 × hidden), queries and their
+/// rotation (the attention's output is a part of its own), keys, their rotation and values, and
+/// the gated product, which is also the widest input that a matrix product copies.
+fn host_activation_bytes(widths: &Widths, tokens: u64) -> u64 {
+    let queries = product(&[widths.query_heads, widths.head_dim, 2]);
+    let kv_heads = widths.query_heads.checked_div(widths.group).unwrap_or(0);
+    let keys = product(&[kv_heads, widths.head_dim, 3]);
+    let per_token =
+        [widths.hidden.saturating_mul(7), queries, keys, widths.inner.saturating_mul(2)]
+            .into_iter()
+            .fold(0, u64::saturating_add);
+    product(&[tokens, per_token, SINGLE])
 }
 
 fn product(factors: &[u64]) -> u64 {

@@ -77,12 +77,16 @@ pub enum Error {
     /// Nothing to continue.
     #[error("the prompt is empty: there is nothing to continue")]
     EmptyPrompt,
-    /// The prompt, or prompt and wanted tokens, exceed the model's context.
-    #[error("the prompt has {tokens} tokens, but the model's context is {context} tokens")]
+    /// The prompt and the wanted tokens exceed the context.
+    #[error(
+        "the prompt has {tokens} tokens and {wanted} more are wanted, but the context holds {context}"
+    )]
     ContextExceeded {
         /// Tokens of the prompt.
         tokens: usize,
-        /// The model's limit.
+        /// Tokens to generate.
+        wanted: usize,
+        /// The limit.
         context: usize,
     },
     /// The caller asked to stop while a prompt was being read.

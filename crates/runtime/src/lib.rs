@@ -5,6 +5,7 @@
 
 pub mod bench;
 mod builtin;
+pub mod cache_file;
 pub mod engine;
 mod error;
 pub mod eval;

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use crate::engine::ModelSource;
+use crate::loading::{read_config, size_of};
 use crate::sampling::SamplingOptions;
 use crate::text::{ChatPrompt, ChatTemplate, TextError, TextFiles, Tokenizer};
 use crate::{Result, builtin};
@@ -12,6 +13,7 @@ pub struct ModelText {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     sampling: SamplingOptions,
+    context: Option<usize>,
 }
 
 /// The part of `generation_config.json` that concerns sampling.
@@ -30,8 +32,10 @@ impl ModelText {
     /// Reads the model's text files.
     ///
     /// # Errors
-    /// A missing or broken `tokenizer.json`, chat template or `generation_config.json`.
+    /// A model that [`read_config`] refuses, then a missing or broken `tokenizer.json`, chat
+    /// template or `generation_config.json`.
     pub fn load(source: &ModelSource) -> Result<Self> {
+        let context = size_of(&read_config(source)?, "max_position_embeddings");
         let files = match source {
             ModelSource::BuiltIn => TextFiles::Embedded(builtin::FILES),
             ModelSource::Folder(dir) => TextFiles::Folder(dir),
@@ -42,7 +46,14 @@ impl ModelText {
             Err(error) => return Err(error.into()),
         };
         let config: GenerationConfig = files.json("generation_config.json")?.unwrap_or_default();
-        Ok(Self { tokenizer: Tokenizer::load(&files)?, template, sampling: config.sampling() })
+        let tokenizer = Tokenizer::load(&files)?;
+        Ok(Self { tokenizer, template, sampling: config.sampling(), context })
+    }
+
+    /// The model's own limit on tokens per sequence, where its configuration states one.
+    #[must_use]
+    pub fn context(&self) -> Option<usize> {
+        self.context
     }
 
     /// The tokenizer.

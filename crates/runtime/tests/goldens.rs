@@ -9,8 +9,11 @@
 
 mod support;
 
-use mlxcel_runtime::engine::{Engine, LogitRows, NoProgress};
-use mlxcel_runtime::{ComputeDtype, KernelSet, SequenceRun};
+use std::ops::ControlFlow;
+
+use mlxcel_runtime::engine::{Engine, Generation, LogitRows, ModelSource, NoProgress, generate};
+use mlxcel_runtime::sampling::{SamplingOptions, SamplingParams};
+use mlxcel_runtime::{ComputeDtype, KernelSet, ModelText, SequenceRun};
 use support::{Golden, Setup, argmax, cosine, on_engine};
 use xtask::golden::{VARIANTS, Variant};
 
@@ -103,4 +106,36 @@ goldens! {
     qwen3 = "qwen3";
     qwen3_yarn = "qwen3-yarn";
     smollm3 = "smollm3";
+}
+
+/// 200 greedy tokens of the built-in model in fp32, and their text, are mlx-lm's.
+#[test]
+fn the_demo_model_tells_mlx_lms_tale() {
+    on_engine(|| {
+        let golden = std::fs::read(xtask::golden::path("demo").with_extension("json")).unwrap();
+        let golden: serde_json::Value = serde_json::from_slice(&golden).unwrap();
+        let tokens =
+            |key: &str| -> Vec<u32> { serde_json::from_value(golden[key].clone()).unwrap() };
+        let text = ModelText::load(&ModelSource::BuiltIn).unwrap();
+        let prompt = text.tokenizer().encode_prompt(golden["prompt"].as_str().unwrap()).unwrap();
+        assert_eq!(prompt, tokens("prompt_tokens"));
+        for kernels in KERNELS {
+            let engine = Setup { kernels, ..Setup::default() }.engine(&ModelSource::BuiltIn);
+            let request = Generation {
+                prompt: &prompt,
+                max_tokens: tokens("tokens").len(),
+                sampling: SamplingParams::new(SamplingOptions::default()).unwrap(),
+                stop: &[],
+                ignore_eos: true,
+            };
+            let mut tale = String::new();
+            let outcome =
+                generate(&engine, text.tokenizer(), &request, &mut NoProgress, &mut |piece| {
+                    tale.push_str(piece);
+                    ControlFlow::Continue(())
+                });
+            assert_eq!(outcome.unwrap().tokens, tokens("tokens"), "{kernels:?}");
+            assert_eq!(tale, golden["text"].as_str().unwrap(), "{kernels:?}");
+        }
+    });
 }

@@ -12,9 +12,10 @@ use std::sync::Arc;
 
 use mlxcel_estimator::KvMode;
 use mlxcel_kernels::Pool;
-use mlxcel_kernels::kv::{self, KV_BLOCK_TOKENS, KvBlock};
+use mlxcel_kernels::kv::{self, KV_BLOCK_TOKENS, KvBlock, ValueStore};
 
 use super::modes::HostFormat;
+use super::saved::SavedLayer;
 use crate::attention::LayerLayout;
 use crate::ops::ComputeDtype;
 use crate::{Error, Result};
@@ -197,6 +198,63 @@ impl BlockCache {
         self.blocks.truncate(keep);
         self.end = tokens;
         Ok(())
+    }
+
+    /// What is stored and how, as text: caches of equal texts have interchangeable bytes.
+    pub(super) fn layout_text(&self) -> String {
+        let (heads, keys, values) = self.shape();
+        let open = &self.format.open;
+        let key = open.key();
+        let value = match open.value() {
+            ValueStore::Own(format) => format.to_string(),
+            ValueStore::KeyPrefix => "of the key".to_owned(),
+        };
+        let sealed = self.format.sealed.map_or(String::new(), |format| format!(" sealed {format}"));
+        let window = self.window.map_or(String::new(), |window| format!(" window {window}"));
+        format!("blocks {heads} x ({keys} {key} + {values} {value}{sealed}){window}")
+    }
+
+    /// State (`[dropped, wrapped, end, sealed blocks]`) and the bytes of all blocks in order.
+    pub(super) fn save(&self) -> SavedLayer {
+        let is_sealed = |block: &&Arc<KvBlock>| *block.layout() != self.format.open;
+        let sealed = self.blocks.iter().filter(is_sealed).count();
+        let state = [self.dropped, usize::from(self.wrapped), self.end, sealed];
+        SavedLayer {
+            state: state.map(|n| n as u64).to_vec(),
+            bytes: self.blocks.iter().flat_map(|block| block.bytes()).copied().collect(),
+        }
+    }
+
+    /// Takes over what [`Self::save`] gave for a sequence of `tokens`; `None` when it cannot be.
+    pub(super) fn restore(&mut self, saved: &SavedLayer, tokens: usize) -> Result<Option<()>> {
+        let state: Option<Vec<usize>> =
+            saved.state.iter().map(|n| usize::try_from(*n).ok()).collect();
+        let Some([dropped, wrapped, end, sealed]) = state.as_deref() else { return Ok(None) };
+        let (mut blocks, mut bytes) = (VecDeque::new(), saved.bytes.as_slice());
+        while !bytes.is_empty() {
+            let layout = match self.format.sealed {
+                Some(format) if blocks.len() < *sealed => {
+                    self.format.open.with_value_format(format)?
+                }
+                _ => self.format.open,
+            };
+            let Some((own, rest)) = bytes.split_at_checked(layout.bytes()) else { return Ok(None) };
+            let mut block = KvBlock::new(layout)?;
+            block.bytes_mut().copy_from_slice(own);
+            blocks.push_back(Arc::new(block));
+            bytes = rest;
+        }
+        let wrapped = *wrapped != 0;
+        let capacity = dropped.checked_add(blocks.len() + usize::from(wrapped));
+        let capacity = capacity.and_then(|blocks| blocks.checked_mul(KV_BLOCK_TOKENS));
+        let fits = capacity.is_some_and(|most| tokens <= *end && *end <= most);
+        let shares = !wrapped || (self.window.is_some() && !blocks.is_empty() && *end > 0);
+        let restored = Self { blocks, dropped: *dropped, wrapped, end: *end, ..self.clone() };
+        if !fits || !shares || restored.check_trim(tokens).is_err() {
+            return Ok(None);
+        }
+        *self = restored;
+        Ok(Some(()))
     }
 
     pub(super) fn fill_synthetic(&mut self, pool: &Pool, tokens: usize) -> Result<()> {

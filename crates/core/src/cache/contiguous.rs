@@ -4,10 +4,14 @@ use mlx_ffi::{Array, Dtype, ops};
 use mlxcel_estimator::KvMode;
 use mlxcel_kernels::kv::KV_BLOCK_TOKENS;
 
+use super::saved::SavedLayer;
 use crate::attention::LayerLayout;
 use crate::ops::{Held, Ops};
 use crate::shape::{dims, ints};
 use crate::{Error, Result};
+
+/// Element types, by their number in saved caches.
+const ELEMENTS: [Dtype; 3] = [Dtype::Float16, Dtype::Bfloat16, Dtype::Float32];
 
 /// Keys and values `[1, kv_heads, capacity, dim]` of one layer of one sequence.
 #[derive(Clone)]
@@ -115,6 +119,51 @@ impl ContiguousCache {
         Ok(())
     }
 
+    /// What is stored and how, as text; the element type is part of the state.
+    pub(super) fn layout_text(&self) -> String {
+        let LayerLayout { kv_heads, key_dim, value_dim, window } = self.layout;
+        let window = window.map_or(String::new(), |window| format!(" window {window}"));
+        format!("arrays {kv_heads} x ({key_dim} + {value_dim}){window}")
+    }
+
+    /// State (`[first, tokens, element type]`), keys, then values, `[kv_heads, tokens, dim]`.
+    pub(super) fn save(&self) -> Result<SavedLayer> {
+        let (mut bytes, mut element) = (Vec::new(), 0);
+        for buffer in self.buffers.iter().flatten() {
+            let held = ops::slice(buffer, &[0; 4], &region(buffer, self.len)?)?;
+            element = ELEMENTS.iter().position(|e| *e == held.dtype()).unwrap_or(ELEMENTS.len());
+            bytes.extend(held.to_bytes()?);
+        }
+        let state = [self.first, self.len, element].map(|n| n as u64).to_vec();
+        Ok(SavedLayer { state, bytes })
+    }
+
+    /// Takes over what [`Self::save`] gave for a sequence of `tokens`; `None` when it cannot be.
+    pub(super) fn restore(&mut self, saved: &SavedLayer, tokens: usize) -> Result<Option<()>> {
+        let state: Option<Vec<usize>> =
+            saved.state.iter().map(|n| usize::try_from(*n).ok()).collect();
+        let Some([first, len, element]) = state.as_deref() else { return Ok(None) };
+        let Some(&dtype) = ELEMENTS.get(*element) else { return Ok(None) };
+        if first.checked_add(*len) != Some(tokens) {
+            return Ok(None);
+        }
+        let LayerLayout { kv_heads, key_dim, value_dim, .. } = self.layout;
+        let shape = |dim| ints([1, kv_heads, *len, dim]);
+        let sizes = dtype.nbytes(&shape(key_dim)?).zip(dtype.nbytes(&shape(value_dim)?));
+        let Some((keys, values)) = sizes else { return Ok(None) };
+        if keys.checked_add(values) != Some(saved.bytes.len()) {
+            return Ok(None);
+        }
+        let (keys, values) = saved.bytes.split_at(keys);
+        let capacity = len.next_multiple_of(KV_BLOCK_TOKENS);
+        let buffers = [
+            self.grown(Array::from_bytes(keys, &shape(key_dim)?, dtype)?, capacity)?,
+            self.grown(Array::from_bytes(values, &shape(value_dim)?, dtype)?, capacity)?,
+        ];
+        (self.buffers, self.first, self.len) = ((*len > 0).then_some(buffers), *first, *len);
+        Ok(Some(()))
+    }
+
     pub(super) fn fill_synthetic(&mut self, ops: &Ops, tokens: usize) -> Result<()> {
         let dtype =
             if ops.dtype() == crate::ComputeDtype::Fp32 { Dtype::Float32 } else { Dtype::Bfloat16 };
@@ -135,3 +184,6 @@ fn region(x: &Array, tokens: usize) -> Result<[i32; 4]> {
     let dims = dims(x);
     ints([1, dims[1], tokens, dims[3]])
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@
 mod blocks;
 mod contiguous;
 mod modes;
+mod saved;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -17,6 +18,7 @@ use mlxcel_estimator::{KV_BLOCK_TOKENS, KvMode};
 
 pub(crate) use self::blocks::BlockCache;
 pub(crate) use self::contiguous::ContiguousCache;
+pub use self::saved::{SavedCache, SavedLayer};
 use crate::attention::LayerLayout;
 use crate::ops::{KernelSet, Ops};
 use crate::{Error, Result};
@@ -24,6 +26,7 @@ use crate::{Error, Result};
 /// The caches of all layers of one sequence. Cloning shares; [`Self::fork`] makes an independent one.
 #[derive(Clone)]
 pub struct SequenceCache {
+    mode: KvMode,
     layers: Rc<[LayerCache]>,
     tokens: Rc<Cell<usize>>,
 }
@@ -69,7 +72,7 @@ impl SequenceCache {
     pub fn new(ops: &Ops, layout: &[LayerLayout], mode: KvMode) -> Result<Self> {
         let layers =
             layout.iter().map(|layer| LayerCache::new(ops, layer, mode)).collect::<Result<_>>()?;
-        Ok(Self { layers, tokens: Rc::new(Cell::new(0)) })
+        Ok(Self { mode, layers, tokens: Rc::new(Cell::new(0)) })
     }
 
     /// Bytes that one token takes in all layers of `layout`, scales included, in the long run (a
@@ -81,6 +84,12 @@ impl SequenceCache {
         layout
             .iter()
             .try_fold(0, |sum, layer| Ok(sum + modes::block_bytes(layer, mode)? / KV_BLOCK_TOKENS))
+    }
+
+    /// How keys and values are stored.
+    #[must_use]
+    pub fn mode(&self) -> KvMode {
+        self.mode
     }
 
     /// Tokens of the sequence so far.
@@ -155,7 +164,8 @@ impl SequenceCache {
             }
             LayerCache::Contiguous(cache) => LayerCache::Contiguous(cache.clone()),
         });
-        Self { layers: layers.collect(), tokens: Rc::new(Cell::new(self.tokens())) }
+        let tokens = Rc::new(Cell::new(self.tokens()));
+        Self { mode: self.mode, layers: layers.collect(), tokens }
     }
 
     /// Fills an empty cache with `tokens` pseudo-random tokens, for measurements at depth.
@@ -192,3 +202,6 @@ impl LayerCache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

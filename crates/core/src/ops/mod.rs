@@ -22,6 +22,10 @@ use crate::layers::{Embedding, Linear, RmsNorm, Weight};
 use crate::shape::{dims, int, rows_cols};
 use crate::{Error, Result, Rope};
 
+/// Rows from which [`Ops::settle`] computes at once: below, activations are small and waiting
+/// for each layer would cost time.
+const SETTLED_TOKENS: usize = 32;
+
 /// Which kernels run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KernelSet {
@@ -296,6 +300,17 @@ impl Ops {
         let index = index.ok_or_else(|| shape_error("rows", "x", x, format!("rows {rows:?}")))?;
         let index = Array::from_slice(&index, &[int(index.len())?])?;
         Ok(mlx_ffi::ops::take(x, &index, 0)?)
+    }
+
+    /// With host kernels, computes a wide `x`, `[tokens, width]`, at once, so that only one
+    /// layer's activations are alive: MLX dispatches up to a hundred nodes ahead of its thread
+    /// and allocates the outputs of all of them. Otherwise does nothing.
+    ///
+    /// # Errors
+    /// Whatever fails while computing.
+    pub fn settle(&self, x: &Array) -> Result<()> {
+        let wide = rows_cols(x).0 >= SETTLED_TOKENS;
+        if wide && self.config.kernels == KernelSet::Host { self.evaluate(x) } else { Ok(()) }
     }
 
     /// Evaluates `x` and discards it: its caches are then filled.

@@ -1,5 +1,6 @@
 //! Products row by row: each weight is read once and meets up to three *planes* of activations
 //! (tokens, or digits of a token). For decoding, where reading the weights is the bound.
+#![expect(clippy::needless_range_loop, reason = "tiles of registers, indexed alike")]
 
 use super::input::{Digits, Plane};
 use super::task::{Out, RowRange};

@@ -1,5 +1,6 @@
 //! Weights unpacked for the tiles: 16 rows side by side, so that a product of a tile needs no
 //! horizontal sums. A panel covers some rows and one column block and lives in the L2 cache.
+#![expect(clippy::needless_range_loop, reason = "tiles of registers, indexed alike")]
 
 use super::dot::unpack;
 use super::input::{DIGIT_COLS, FLOAT_COLS, GROUP_STRIDE};

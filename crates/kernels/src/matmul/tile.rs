@@ -1,5 +1,6 @@
 //! Products tile by tile: `16·R` rows by `N` tokens at a time, accumulated in registers.
 //! For prompts and batches, where arithmetic is the bound.
+#![expect(clippy::needless_range_loop, reason = "tiles of registers, indexed alike")]
 
 use super::input::{
     DIGIT_COLS, DIGIT_STRIDE, Digits, FLOAT_COLS, FLOAT_STRIDE, Floats, GROUP_STRIDE, INT_BIAS,

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use mlxcel_core::SequenceRun;
+use mlxcel_core::{SequenceCache, SequenceRun};
 
 use super::{Engine, LogitRows, Progress};
 use crate::sampling::{Sampler, SamplingParams};
@@ -30,7 +30,7 @@ pub struct Generation<'a> {
 pub enum Finish {
     /// The model's end token, or a stop string.
     Stop,
-    /// `max_tokens`, or the end of the model's context.
+    /// `max_tokens` tokens are generated.
     Length,
     /// The caller broke off.
     Interrupted,
@@ -96,7 +96,8 @@ fn rate(tokens: usize, time: Duration) -> Option<f64> {
 /// Generates from a prompt; `emit` receives text as soon as it is final, and may break off.
 ///
 /// # Errors
-/// An empty prompt, one beyond the model's context, bad sampling parameters, failed operations.
+/// An empty prompt, one that leaves no room for the wanted tokens in the model's context, bad
+/// sampling parameters or stop strings, failed operations.
 pub fn generate(
     engine: &Engine,
     tokenizer: &Tokenizer,
@@ -104,62 +105,96 @@ pub fn generate(
     progress: &mut dyn Progress,
     emit: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Outcome> {
-    let budget = token_budget(engine, request)?;
-    let cache = engine.new_cache()?;
-    let start = Instant::now();
-    let mut logits = engine.prefill(request.prompt, &cache, progress)?;
-    let mut sampler = Sampler::new(&request.sampling, engine.vocab())?;
-    let mut text = TextOut {
+    room(engine.context(), request.prompt.len(), Some(request.max_tokens), request.max_tokens)?;
+    let text = TextOut {
         stream: Detokenizer::new(tokenizer.clone(), SpecialTokens::Skip).continuing(),
         stops: StopMatcher::new(request.stop.to_vec())?,
         stopped: false,
         emit,
     };
-    let mut history = request.prompt.to_vec();
-    let (mut generated, mut finish) = (0, Finish::Length);
-    let mut first = start;
-    while generated < budget {
-        let token = sampler.sample(&logits, &history)?.token;
-        history.push(token);
-        generated += 1;
-        if generated == 1 {
-            first = Instant::now();
-        }
-        if !request.ignore_eos && tokenizer.is_eos(token) {
-            finish = Finish::Stop;
-            break;
-        }
-        if let Some(end) = text.push(token) {
-            finish = end;
-            break;
-        }
-        if generated < budget {
-            let run = SequenceRun { tokens: &[token], cache: &cache };
-            logits = engine.forward(&[run], LogitRows::Last)?;
-        }
-    }
-    let decode_time = first.elapsed();
-    text.finish(finish);
+    let mut sampler = Sampler::new(&request.sampling, engine.vocab())?;
+    let cache = engine.new_cache()?;
+    let start = Instant::now();
+    let logits = engine.prefill(request.prompt, &cache, progress)?;
+    let mut decode = Decode { engine, tokenizer, request, text, tokens: Vec::new(), first: None };
+    let finish = decode.run(&cache, logits, &mut sampler, progress)?;
+    let first = decode.first.unwrap_or_else(Instant::now);
     let statistics = Statistics {
         prompt_tokens: request.prompt.len(),
         prompt_time: first - start,
-        generated_tokens: generated,
-        decode_time,
+        generated_tokens: decode.tokens.len(),
+        decode_time: first.elapsed(),
         kv_cache_bytes: cache.allocated_bytes(),
     };
-    let tokens = history.split_off(request.prompt.len());
-    Ok(Outcome { finish, tokens, statistics })
+    decode.text.finish(finish);
+    Ok(Outcome { finish, tokens: decode.tokens, statistics })
 }
 
-/// How many tokens may be generated: what was asked for, within the model's context.
-fn token_budget(engine: &Engine, request: &Generation<'_>) -> Result<usize> {
-    if request.prompt.is_empty() {
+/// How many tokens to generate after a prompt: those wanted, which must fit the context, or up to
+/// `default` where nothing was said.
+///
+/// # Errors
+/// An empty prompt; [`Error::ContextExceeded`] when what is wanted, or a single token, has no room.
+pub fn room(
+    context: Option<usize>,
+    prompt_tokens: usize,
+    wanted: Option<usize>,
+    default: usize,
+) -> Result<usize> {
+    if prompt_tokens == 0 {
         return Err(Error::EmptyPrompt);
     }
-    let Some(context) = engine.context() else { return Ok(request.max_tokens) };
-    let left = context.checked_sub(request.prompt.len()).filter(|left| *left > 0);
-    let left = left.ok_or(Error::ContextExceeded { tokens: request.prompt.len(), context })?;
-    Ok(request.max_tokens.min(left))
+    let Some(context) = context else { return Ok(wanted.unwrap_or(default)) };
+    let left = context.saturating_sub(prompt_tokens);
+    let least = wanted.unwrap_or(1).max(1);
+    if least > left {
+        return Err(Error::ContextExceeded { tokens: prompt_tokens, wanted: least, context });
+    }
+    Ok(wanted.unwrap_or(default.min(left)))
+}
+
+/// The tokens after a prompt, one by one.
+struct Decode<'a, 'e> {
+    engine: &'a Engine,
+    tokenizer: &'a Tokenizer,
+    request: &'a Generation<'a>,
+    text: TextOut<'e>,
+    tokens: Vec<u32>,
+    first: Option<Instant>,
+}
+
+impl Decode<'_, '_> {
+    /// Samples until something ends the generation; `logits` are those after the prompt.
+    fn run(
+        &mut self,
+        cache: &SequenceCache,
+        mut logits: Vec<f32>,
+        sampler: &mut Sampler,
+        progress: &mut dyn Progress,
+    ) -> Result<Finish> {
+        let request = self.request;
+        let mut history = request.prompt.to_vec();
+        while self.tokens.len() < request.max_tokens {
+            let token = sampler.sample(&logits, &history)?.token;
+            history.push(token);
+            self.tokens.push(token);
+            self.first.get_or_insert_with(Instant::now);
+            if !request.ignore_eos && self.tokenizer.is_eos(token) {
+                return Ok(Finish::Stop);
+            }
+            if let Some(end) = self.text.push(token) {
+                return Ok(end);
+            }
+            if progress.decoded(self.tokens.len()).is_break() {
+                return Ok(Finish::Interrupted);
+            }
+            if self.tokens.len() < request.max_tokens {
+                let run = SequenceRun { tokens: &[token], cache };
+                logits = self.engine.forward(&[run], LogitRows::Last)?;
+            }
+        }
+        Ok(Finish::Length)
+    }
 }
 
 /// From tokens to emitted text: whole characters, nothing of a stop string.
@@ -192,5 +227,23 @@ impl TextOut<'_> {
         if !rest.is_empty() {
             let _ = (self.emit)(&rest);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_asked_for_fits_or_is_refused() {
+        assert_eq!(room(Some(100), 90, Some(10), 256).unwrap(), 10);
+        assert_eq!(room(Some(100), 90, None, 256).unwrap(), 10);
+        assert_eq!(room(Some(100), 9, None, 50).unwrap(), 50);
+        assert_eq!(room(None, 9, Some(1 << 40), 256).unwrap(), 1 << 40);
+        for (prompt, wanted) in [(90, Some(11)), (100, None), (101, None), (100, Some(0))] {
+            let error = room(Some(100), prompt, wanted, 256).unwrap_err();
+            assert!(matches!(error, Error::ContextExceeded { context: 100, .. }), "{error}");
+        }
+        assert!(matches!(room(None, 0, None, 256), Err(Error::EmptyPrompt)));
     }
 }

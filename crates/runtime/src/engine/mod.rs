@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use mlxcel_core::{Batch, LayerLayout, Ops, OpsConfig, SequenceCache, SequenceRun};
 use mlxcel_estimator::KvMode;
 
-pub use self::generate::{Finish, Generation, Outcome, Statistics, generate};
+pub use self::generate::{Finish, Generation, Outcome, Statistics, generate, room};
 pub use self::progress::{NoProgress, Progress};
 use crate::families::{self, LanguageModel};
 use crate::loading::{Checkpoint, Source};
@@ -71,6 +71,7 @@ impl Engine {
         progress: &mut dyn Progress,
     ) -> Result<Self> {
         let checkpoint = Checkpoint::open(source)?;
+        crate::memory::apply_limit()?;
         let ops = Ops::new(&config.ops)?;
         let weights = Source::new(&checkpoint, &ops, progress)?;
         let model = families::load(&weights.root(), checkpoint.config())?;

@@ -17,6 +17,12 @@ pub trait Progress {
         let _ = (done, total);
         ControlFlow::Continue(())
     }
+
+    /// `count` tokens are sampled. `Break` ends the generation, also where a token made no text.
+    fn decoded(&mut self, count: usize) -> ControlFlow<()> {
+        let _ = count;
+        ControlFlow::Continue(())
+    }
 }
 
 /// Shows nothing.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::{Error, Result};
 
 /// Largest value that any size in a configuration may have; products of two stay within `usize`.
-const MAX_SIZE: usize = 1 << 28;
+pub(super) const MAX_SIZE: usize = 1 << 28;
 
 /// The head counts of grouped-query attention as a configuration states them.
 #[derive(Debug, Deserialize)]

@@ -179,6 +179,7 @@ impl LanguageModel for Model {
         let mut x = cx.ops().embed(cx.tokens(), &self.embed_tokens)?;
         for (i, layer) in self.layers.iter().enumerate() {
             x = layer.forward(cx, i, &x)?;
+            cx.ops().settle(&x)?;
         }
         Ok(cx.ops().rms_norm(&x, &self.norm)?)
     }

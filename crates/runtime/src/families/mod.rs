@@ -5,6 +5,7 @@
 //! Field names are the checkpoint's. Masks, rotary embeddings, norms, attention and caches live in
 //! `mlxcel-core`, once; what several families read from `config.json` lives in `config`, once.
 
+mod check;
 mod config;
 mod dense;
 mod llama;
@@ -68,13 +69,18 @@ pub fn load(weights: &Weights, config: &Value) -> Result<Box<dyn LanguageModel>>
     loader(weights, config)
 }
 
-/// Fails early, before any tensor is looked at, when the `model_type` is not among [`supported`].
+/// Fails early, before any tensor is looked at, when the `model_type` is not among [`supported`],
+/// or when the configuration states sizes that no model can have.
 ///
 /// # Errors
 /// As [`load`].
 pub fn check_supported(config: &Value) -> Result<()> {
     let model_type = model_type(config)?;
-    if supported().any(|name| name == model_type) { Ok(()) } else { Err(unsupported(model_type)) }
+    if !supported().any(|name| name == model_type) {
+        return Err(unsupported(model_type));
+    }
+    check::sizes(config)?;
+    check::layer_types(config)
 }
 
 fn model_type(config: &Value) -> Result<&str> {

@@ -50,7 +50,7 @@ impl Checkpoint {
 
     fn embedded() -> Result<Self> {
         let origin = PathBuf::from("built-in model");
-        let config = parse_config(&origin, builtin::CONFIG)?;
+        let config = read_config(&ModelSource::BuiltIn)?;
         let length = builtin::WEIGHTS.len() as u64;
         let header = headers::parse_header(&origin, builtin::WEIGHTS, length)?;
         let mut checkpoint = Self { origin, config, files: Vec::new(), tensors: HashMap::new() };
@@ -59,11 +59,7 @@ impl Checkpoint {
     }
 
     fn folder(dir: &Path) -> Result<Self> {
-        let path = dir.join("config.json");
-        let bytes =
-            std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
-        let config = parse_config(&path, &bytes)?;
-        crate::families::check_supported(&config)?;
+        let config = read_config(&ModelSource::Folder(dir.to_owned()))?;
         let found = headers::Checkpoint::open(dir)?;
         let found = found.ok_or_else(|| Error::NoWeights { dir: dir.to_owned() })?;
         let mut checkpoint =
@@ -89,7 +85,7 @@ impl Checkpoint {
     /// A whole number of the configuration, where it has one.
     #[must_use]
     pub fn size(&self, key: &str) -> Option<usize> {
-        self.config.get(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok())
+        size_of(&self.config, key)
     }
 
     /// Whether a tensor of this name exists.
@@ -134,9 +130,35 @@ fn row_range(info: &TensorInfo, rows: Rows) -> Range<usize> {
     start + rows.first * row_bytes..start + (rows.first + rows.count) * row_bytes
 }
 
-fn parse_config(path: &Path, bytes: &[u8]) -> Result<Value> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| Error::config(format!("{} is not valid JSON: {error}", path.display())))
+/// Reads a model's `config.json` and checks what can be checked without its tensors.
+///
+/// `Infinity` and `NaN`, which Python's tools write, are read as strings.
+///
+/// # Errors
+/// A folder without `config.json`, text that is no JSON object, an unsupported `model_type`, sizes
+/// that contradict each other.
+pub fn read_config(source: &ModelSource) -> Result<Value> {
+    let (path, bytes) = match source {
+        ModelSource::BuiltIn => (PathBuf::from("built-in/config.json"), builtin::CONFIG.to_vec()),
+        ModelSource::Folder(dir) => {
+            let path = dir.join("config.json");
+            match std::fs::read(&path) {
+                Ok(bytes) => (path, bytes),
+                Err(source) => return Err(Error::Io { path, source }),
+            }
+        }
+    };
+    let text = std::str::from_utf8(&bytes)
+        .map_err(|_| Error::config(format!("{} is not UTF-8 text", path.display())))?;
+    let config = mlxcel_estimator::parse_object(text, &path.display().to_string())?;
+    let config = Value::Object(config);
+    crate::families::check_supported(&config)?;
+    Ok(config)
+}
+
+/// A whole number of a configuration, where it has one.
+pub(crate) fn size_of(config: &Value, key: &str) -> Option<usize> {
+    config.get(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok())
 }
 
 fn array_dtype(name: &str, dtype: FileDtype) -> Result<mlxcel_core::Dtype> {

@@ -8,6 +8,7 @@ mod fingerprint;
 mod quantization;
 mod weights;
 
-pub use self::checkpoint::Checkpoint;
+pub(crate) use self::checkpoint::size_of;
+pub use self::checkpoint::{Checkpoint, read_config};
 pub use self::fingerprint::Fingerprint;
 pub use self::weights::{Bias, Source, Weights};

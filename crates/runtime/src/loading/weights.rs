@@ -83,15 +83,12 @@ impl<'a> Weights<'a> {
     /// Builds layers `layers.0` to `layers.{count − 1}`, reporting progress.
     ///
     /// # Errors
-    /// What `build` fails with, and more layers than any model has.
+    /// What `build` fails with.
     pub fn layers<T>(
         &self,
         count: usize,
         build: impl Fn(&Weights<'a>, usize) -> Result<T>,
     ) -> Result<Vec<T>> {
-        if count == 0 || count > 10_000 {
-            return Err(Error::config(format!("num_hidden_layers is {count}")));
-        }
         let mut layers = Vec::with_capacity(count);
         for i in 0..count {
             layers.push(build(&self.at(&format!("layers.{i}")), i)?);
@@ -187,8 +184,8 @@ impl<'a> Weights<'a> {
 
     fn affine(&self, rows: Rows, cols: usize, scheme: Scheme) -> Result<Weight> {
         let Scheme { group_size, bits } = scheme;
-        if group_size == 0 || !cols.is_multiple_of(group_size) || !(cols * bits).is_multiple_of(32)
-        {
+        let known = [2, 3, 4, 5, 6, 8].contains(&bits) && [32, 64, 128].contains(&group_size);
+        if !known || !cols.is_multiple_of(group_size) || !(cols * bits).is_multiple_of(32) {
             return Err(Error::config(format!(
                 "{}: {cols} columns cannot be quantised to {bits} bits in groups of {group_size}",
                 self.prefix

@@ -73,7 +73,7 @@ pub fn memory_limit() -> std::result::Result<Option<u64>, EstimatorError> {
 }
 
 /// Makes MLX's allocator keep to the limit that the environment sets, where there is one. On the
-/// CPU MLX only stores it, so the engine also checks before it allocates caches.
+/// CPU MLX only stores it: what keeps a model within it there is the estimate before the load.
 ///
 /// # Errors
 /// A limit that is no size, or that MLX refuses.
@@ -168,7 +168,8 @@ fn unified_memory() -> Option<u64> {
     None
 }
 
-#[cfg(all(test, not(target_os = "macos")))]
+#[cfg(test)]
+#[cfg(not(target_os = "macos"))]
 mod tests {
     use super::*;
 

@@ -4,9 +4,23 @@ use std::borrow::Cow;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use serde::de::DeserializeOwned;
+use mlxcel_estimator::{EstimatorError, parse_object};
+use serde::de::{DeserializeOwned, Error as _};
+use serde_json::Value;
 
 use super::TextError;
+
+/// One JSON object, read as leniently as the estimator reads a configuration.
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
+    let text = std::str::from_utf8(bytes).map_err(serde_json::Error::custom)?;
+    let object = parse_object(text, "").map_err(|error| {
+        serde_json::Error::custom(match error {
+            EstimatorError::Json { reason, .. } => reason,
+            other => other.to_string(),
+        })
+    })?;
+    T::deserialize(Value::Object(object))
+}
 
 /// A checkpoint's text files (`tokenizer.json`, `tokenizer_config.json`, …) by name.
 #[derive(Debug, Clone, Copy)]
@@ -44,13 +58,14 @@ impl<'a> TextFiles<'a> {
         self.read(name)?.ok_or_else(|| TextError::MissingFile { file: self.label(name) })
     }
 
-    /// `name` parsed as JSON into `T`, or `None` when there is no such file.
+    /// `name` parsed as a JSON object into `T`, or `None` when there is no such file. `Infinity`
+    /// and `NaN`, which Python's tools write, are read as strings.
     ///
     /// # Errors
     /// [`TextError::InvalidJson`], and as [`TextFiles::read`].
     pub fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, TextError> {
         let Some(bytes) = self.read(name)? else { return Ok(None) };
-        serde_json::from_slice(&bytes)
+        parse(&bytes)
             .map(Some)
             .map_err(|source| TextError::InvalidJson { file: self.label(name), source })
     }

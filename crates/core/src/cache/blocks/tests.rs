@@ -4,6 +4,7 @@
 use std::num::NonZeroUsize;
 
 use mlxcel_estimator::{CacheType, Kept, SequenceTokens};
+use mlxcel_kernels::attention::{AttentionParams, AttentionRun, Mask, attention};
 use mlxcel_kernels::kv::BlockSide;
 use proptest::prelude::*;
 
@@ -64,6 +65,34 @@ impl Sequence {
         self.v.extend(v);
     }
 
+    /// The queries of the last `tokens` tokens get from these blocks what they get from blocks
+    /// that dropped nothing.
+    fn check_attention(&self, pool: &Pool, tokens: usize) {
+        // Queries of a delegated mode see sealed and open values, block by block.
+        let Some(window) = self.window.filter(|_| !self.cache.breaks_at_blocks()) else { return };
+        let mut whole = Self::empty(&self.cache);
+        whole.cache.reserve(0, self.tokens()).unwrap();
+        whole.cache.append(pool, 0, &self.k, &self.v).unwrap();
+        let position = self.tokens() - tokens;
+        let got = attend(pool, &self.cache, position, tokens, window);
+        let want = attend(pool, &whole.cache, position, tokens, window);
+        let error = distance(&got, &want);
+        assert!(error < 1e-4, "window {window}, {tokens} queries from {position}: {error}");
+    }
+
+    /// The same formats, no window, no tokens.
+    fn empty(like: &BlockCache) -> Self {
+        let cache = BlockCache {
+            format: HostFormat { sealed: None, ..like.format },
+            window: None,
+            blocks: VecDeque::new(),
+            dropped: 0,
+            wrapped: false,
+            end: 0,
+        };
+        Self { cache, k: Vec::new(), v: Vec::new(), window: None, sealed: 0 }
+    }
+
     /// The first position that the next query sees.
     fn seen_from(&self, tokens: usize) -> usize {
         self.window.map_or(0, |window| (tokens + 1).saturating_sub(window))
@@ -112,6 +141,39 @@ impl Sequence {
     }
 }
 
+/// What `tokens` queries from `position` on read out of `cache`.
+fn attend(
+    pool: &Pool,
+    cache: &BlockCache,
+    position: usize,
+    tokens: usize,
+    window: usize,
+) -> Vec<f32> {
+    let (blocks, first) = cache.view();
+    let q = noise(tokens * ROW, 99);
+    let run = AttentionRun {
+        q: &q,
+        first_position: position,
+        blocks: &blocks,
+        first_block_position: first,
+        kv_tokens: position + tokens - first,
+    };
+    let params = AttentionParams {
+        query_heads: HEADS,
+        kv_heads: HEADS,
+        key_dim: DIM,
+        value_dim: DIM,
+        scale: 0.2,
+        softcap: None,
+        sinks: None,
+        window: Some(window),
+        mask: Mask::Causal,
+    };
+    let mut out = vec![0.0; q.len()];
+    attention(pool, &params, &[run], &mut out).unwrap();
+    out
+}
+
 /// ‖a − b‖ / ‖b‖; about 1.4 for vectors that have nothing to do with each other.
 fn distance(a: &[f32], b: &[f32]) -> f32 {
     let square = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>();
@@ -152,7 +214,9 @@ fn run(mode: KvMode, window: Option<usize>, steps: &[Step]) {
         let count = sequences.len();
         match *step {
             Step::Append { sequence, tokens, seed } => {
-                sequences[sequence % count].append(&pool, tokens, seed);
+                let sequence = &mut sequences[sequence % count];
+                sequence.append(&pool, tokens, seed);
+                sequence.check_attention(&pool, tokens);
             }
             Step::Fork { sequence } => sequences.push(sequences[sequence % count].clone()),
             Step::Trim { sequence, back } => {
@@ -254,5 +318,24 @@ fn what_a_window_has_dropped_does_not_come_back() {
     sequence.trim(0);
     assert_eq!(sequence.tokens(), 0);
     sequence.append(&pool, 10, 3);
+    sequence.check(KvMode::Fp16);
+}
+
+#[test]
+fn a_chunk_after_single_tokens_finds_them() {
+    let pool = Pool::new(1).unwrap();
+    let mut sequence = Sequence::new(KvMode::Fp16, Some(512));
+    for tokens in [512, 512].into_iter().chain([1; 6]) {
+        sequence.append(&pool, tokens, 5);
+    }
+    assert!(sequence.cache.wrapped);
+    let mut fork = sequence.clone();
+    sequence.append(&pool, 300, 6);
+    for sequence in [&sequence, &fork] {
+        sequence.check(KvMode::Fp16);
+    }
+    sequence.check_attention(&pool, 300);
+    fork.append(&pool, 1, 7);
+    fork.check_attention(&pool, 1);
     sequence.check(KvMode::Fp16);
 }

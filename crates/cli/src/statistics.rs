@@ -1,0 +1,80 @@
+//! Statistics of one generation: a line for a person, `mlxcel.generate/1` for programs.
+//!
+//! `docs/generate.md` describes every field.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use mlxcel_runtime::engine::{Engine, Outcome};
+use mlxcel_runtime::memory;
+use serde::Serialize;
+
+/// What is known after a run.
+#[derive(Serialize)]
+pub(crate) struct Report {
+    schema: &'static str,
+    finish: &'static str,
+    kv_mode: String,
+    prompt_tokens: usize,
+    prompt_seconds: f64,
+    prompt_tokens_per_second: Option<f64>,
+    generated_tokens: usize,
+    decode_seconds: f64,
+    decode_tokens_per_second: Option<f64>,
+    load_seconds: f64,
+    first_token_seconds: f64,
+    kv_cache_bytes: usize,
+    memory: memory::Usage,
+    memory_baseline_bytes: Option<u64>,
+}
+
+impl Report {
+    /// `load_time` runs from the start of the process to a loaded model; `baseline` is the resident
+    /// memory before the load, in bytes.
+    pub(crate) fn new(
+        engine: &Engine,
+        outcome: &Outcome,
+        load_time: Duration,
+        baseline: Option<u64>,
+    ) -> Self {
+        let s = outcome.statistics;
+        Self {
+            schema: "mlxcel.generate/1",
+            finish: outcome.finish.name(),
+            kv_mode: engine.kv_mode().to_string(),
+            prompt_tokens: s.prompt_tokens,
+            prompt_seconds: s.prompt_time.as_secs_f64(),
+            prompt_tokens_per_second: s.prompt_rate(),
+            generated_tokens: s.generated_tokens,
+            decode_seconds: s.decode_time.as_secs_f64(),
+            decode_tokens_per_second: s.decode_rate(),
+            load_seconds: load_time.as_secs_f64(),
+            first_token_seconds: (load_time + s.prompt_time).as_secs_f64(),
+            kv_cache_bytes: s.kv_cache_bytes,
+            memory: memory::Usage::now(),
+            memory_baseline_bytes: baseline,
+        }
+    }
+
+    /// One line for a person.
+    pub(crate) fn line(&self) -> String {
+        let rate = |r: Option<f64>| r.map_or("-".to_owned(), |r| format!("{r:.1}"));
+        format!(
+            "prompt: {} tokens, {} tok/s | generated: {} tokens, {} tok/s | load {:.2} s | peak memory {}",
+            self.prompt_tokens,
+            rate(self.prompt_tokens_per_second),
+            self.generated_tokens,
+            rate(self.decode_tokens_per_second),
+            self.load_seconds,
+            self.memory.peak_text(),
+        )
+    }
+
+    /// Writes the JSON.
+    pub(crate) fn save(&self, path: &Path) -> Result<()> {
+        let json = serde_json::to_string_pretty(self)?;
+        std::fs::write(path, json + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+}

@@ -1,0 +1,92 @@
+//! One measured load.
+
+use super::matrix::Load;
+use anyhow::{Context, Result, ensure};
+use mlxcel_estimator::{Backend, Machine, Workload, estimate_dir, format_bytes};
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
+
+/// What one load was expected to take and what it took, in bytes.
+#[derive(Clone)]
+pub(super) struct Sample {
+    pub(super) name: String,
+    pub(super) mode: &'static str,
+    pub(super) context: u64,
+    pub(super) chunk: u64,
+    /// Weights and cache, scales included.
+    pub(super) base: u64,
+    pub(super) expected: u64,
+    pub(super) total: u64,
+    /// Peak resident size less what the process held before the load.
+    pub(super) measured: u64,
+}
+
+impl Sample {
+    /// Estimates `load` and runs it.
+    pub(super) fn measure(program: &Path, backend: Backend, load: &Load) -> Result<Self> {
+        let workload = Workload::uniform(load.context, 1)
+            .with_kv_mode(load.mode)
+            .with_prefill_chunk(load.chunk);
+        let estimate = estimate_dir(&load.folder, &workload, &Machine::new(backend))?;
+        let known = "a calibrated model is one that the estimator knows";
+        let cache = estimate.kv_cache_bytes.context(known)?;
+        let scales = estimate.kv_scale_bytes.context(known)?;
+        Ok(Self {
+            name: load.name.clone(),
+            mode: load.mode.name(),
+            context: load.context,
+            chunk: load.chunk,
+            base: estimate.weights.bytes + cache + scales,
+            expected: estimate.expected_peak_bytes,
+            total: estimate.total_bytes,
+            measured: peak(program, load)?,
+        })
+    }
+
+    /// Measured over expected peak.
+    pub(super) fn ratio(&self) -> f64 {
+        self.measured as f64 / self.expected.max(1) as f64
+    }
+
+    /// Measured peak over weights and cache: what the headroom factor stands for.
+    pub(super) fn factor(&self) -> f64 {
+        self.measured as f64 / self.base.max(1) as f64
+    }
+
+    pub(super) fn line(&self) -> String {
+        format!(
+            "{:18} {:16} context {:6} chunk {:5}: expected {:>10}, measured {:>10}, ratio {:.3}, factor {:.3}",
+            self.name,
+            self.mode,
+            self.context,
+            self.chunk,
+            format_bytes(self.expected),
+            format_bytes(self.measured),
+            self.ratio(),
+            self.factor()
+        )
+    }
+}
+
+/// The peak of one process that reads the last chunk of the context and decodes a token.
+fn peak(program: &Path, load: &Load) -> Result<u64> {
+    let depth = load.context - load.chunk;
+    let output = Command::new(program)
+        .arg("bench")
+        .arg("-m")
+        .arg(&load.folder)
+        .args(["-r", "1", "-n", "0", "--json", "--kv-cache-mode", load.mode.name()])
+        .args(["-p", &load.chunk.to_string(), "-d", &depth.to_string()])
+        .args(["--prefill-chunk", &load.chunk.to_string()])
+        .output()
+        .with_context(|| format!("running {}", program.display()))?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}: {}", load.name, complaint.trim());
+    let rows: Value = serde_json::from_slice(&output.stdout)?;
+    let of = |key: &str| rows[0][key].as_u64();
+    let measured = of("peak_resident_bytes").zip(of("memory_baseline_bytes"));
+    let (peak, before) =
+        measured.context("this platform reports no resident size: nothing can be measured here")?;
+    Ok(peak.saturating_sub(before))
+}

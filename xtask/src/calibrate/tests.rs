@@ -1,0 +1,47 @@
+//! What samples are summed up to, and the file that is kept.
+
+use super::*;
+
+fn sample(base: u64, expected: u64, measured: u64) -> Sample {
+    Sample {
+        name: "m".into(),
+        mode: "fp16",
+        context: 1,
+        chunk: 1,
+        base,
+        expected,
+        total: expected + 10,
+        measured,
+    }
+}
+
+#[test]
+fn the_band_covers_every_sample() {
+    let samples = [sample(100, 100, 98), sample(100, 100, 104), sample(50, 100, 111)];
+    let band = Band::of(&samples);
+    assert!((band.error - 0.11).abs() < 1e-9 && (band.factor - 1.04).abs() < 1e-9);
+    assert!((band.factors.0 - 0.98).abs() < 1e-9 && (band.factors.1 - 2.22).abs() < 1e-9);
+    assert_eq!(band.above_total, 1);
+}
+
+#[test]
+fn an_entry_replaces_its_own_kind_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mlxcel/calibration.json");
+    let samples = [sample(100, 100, 104)];
+    let cpu = entry(Backend::Cpu, &samples, &Band::of(&samples));
+    assert!((cpu.factor - 1.04).abs() < 1e-9 && (cpu.error_band - 0.04).abs() < 2e-3);
+    save(&path, cpu.clone()).unwrap();
+    save(&path, CalibrationEntry { backend: Backend::Metal, ..cpu.clone() }).unwrap();
+    save(&path, CalibrationEntry { samples: 7, ..cpu }).unwrap();
+    let read = Calibration::parse(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let seen: Vec<_> = read.entries.iter().map(|e| (e.backend, e.samples)).collect();
+    assert_eq!(seen, [(Backend::Metal, 1), (Backend::Cpu, 7)]);
+}
+
+#[test]
+fn the_plot_has_a_dot_per_sample() {
+    let svg = plot::render(&[sample(1, 100, 90), sample(1, 100, 110)]);
+    assert_eq!(svg.matches("<circle").count(), 2);
+    assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"));
+}
