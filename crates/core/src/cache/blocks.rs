@@ -32,13 +32,23 @@ pub(crate) struct BlockCache {
     wrapped: bool,
     /// Positions before this one have been reserved, and perhaps written.
     end: usize,
+    /// Positions before this one may have been overwritten by tokens that shared their block.
+    lost: usize,
 }
 
 impl BlockCache {
     pub(super) fn new(layout: &LayerLayout, mode: KvMode, dtype: ComputeDtype) -> Result<Self> {
         let format = HostFormat::new(layout, mode, dtype)?;
         let window = layout.window.map(std::num::NonZeroUsize::get);
-        Ok(Self { format, window, blocks: VecDeque::new(), dropped: 0, wrapped: false, end: 0 })
+        Ok(Self {
+            format,
+            window,
+            blocks: VecDeque::new(),
+            dropped: 0,
+            wrapped: false,
+            end: 0,
+            lost: 0,
+        })
     }
 
     /// Makes room for tokens from `position` up to `end`, dropping what no query from `position`
@@ -60,6 +70,10 @@ impl BlockCache {
             self.blocks.push_back(Arc::new(KvBlock::new(self.format.open)?));
         }
         self.wrapped = wanted > self.blocks.len();
+        if self.wrapped {
+            let overwritten = (end - 1) % KV_BLOCK_TOKENS + 1;
+            self.lost = self.lost.max(self.dropped * KV_BLOCK_TOKENS + overwritten);
+        }
         self.end = end;
         Ok(())
     }
@@ -167,8 +181,7 @@ impl BlockCache {
     /// the start of a block or within its open one.
     pub(super) fn check_trim(&self, tokens: usize) -> Result<()> {
         let fail = |what| Err(Error::Cache { what });
-        let overwritten = if self.wrapped { (self.end - 1) % KV_BLOCK_TOKENS + 1 } else { 0 };
-        let kept_from = self.dropped * KV_BLOCK_TOKENS + overwritten;
+        let kept_from = self.lost.max(self.dropped * KV_BLOCK_TOKENS);
         let seen_from = self.window.map_or(0, |window| (tokens + 1).saturating_sub(window));
         if tokens > 0 && seen_from < kept_from {
             return fail(format!(
@@ -191,7 +204,7 @@ impl BlockCache {
     pub(super) fn trim(&mut self, tokens: usize) -> Result<()> {
         self.check_trim(tokens)?;
         if tokens == 0 {
-            (self.dropped, self.wrapped) = (0, false);
+            (self.dropped, self.wrapped, self.lost) = (0, false, 0);
         }
         let keep = tokens.div_ceil(KV_BLOCK_TOKENS).saturating_sub(self.dropped);
         self.wrapped &= keep > self.blocks.len();
@@ -214,11 +227,11 @@ impl BlockCache {
         format!("blocks {heads} x ({keys} {key} + {values} {value}{sealed}){window}")
     }
 
-    /// State (`[dropped, wrapped, end, sealed blocks]`) and the bytes of all blocks in order.
+    /// State (`[dropped, wrapped, end, sealed blocks, lost]`) and the bytes of all blocks in order.
     pub(super) fn save(&self) -> SavedLayer {
         let is_sealed = |block: &&Arc<KvBlock>| *block.layout() != self.format.open;
         let sealed = self.blocks.iter().filter(is_sealed).count();
-        let state = [self.dropped, usize::from(self.wrapped), self.end, sealed];
+        let state = [self.dropped, usize::from(self.wrapped), self.end, sealed, self.lost];
         SavedLayer {
             state: state.map(|n| n as u64).to_vec(),
             bytes: self.blocks.iter().flat_map(|block| block.bytes()).copied().collect(),
@@ -229,7 +242,7 @@ impl BlockCache {
     pub(super) fn restore(&mut self, saved: &SavedLayer, tokens: usize) -> Result<Option<()>> {
         let state: Option<Vec<usize>> =
             saved.state.iter().map(|n| usize::try_from(*n).ok()).collect();
-        let Some([dropped, wrapped, end, sealed]) = state.as_deref() else { return Ok(None) };
+        let Some([dropped, wrapped, end, sealed, lost]) = state.as_deref() else { return Ok(None) };
         let (mut blocks, mut bytes) = (VecDeque::new(), saved.bytes.as_slice());
         while !bytes.is_empty() {
             let layout = match self.format.sealed {
@@ -249,7 +262,8 @@ impl BlockCache {
         let capacity = capacity.and_then(|blocks| blocks.checked_mul(KV_BLOCK_TOKENS));
         let fits = capacity.is_some_and(|most| tokens <= *end && *end <= most);
         let shares = !wrapped || (self.window.is_some() && !blocks.is_empty() && *end > 0);
-        let restored = Self { blocks, dropped: *dropped, wrapped, end: *end, ..self.clone() };
+        let (dropped, end, lost) = (*dropped, *end, *lost);
+        let restored = Self { blocks, dropped, wrapped, end, lost, ..self.clone() };
         if !fits || !shares || restored.check_trim(tokens).is_err() {
             return Ok(None);
         }

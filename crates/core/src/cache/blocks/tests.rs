@@ -89,6 +89,7 @@ impl Sequence {
             dropped: 0,
             wrapped: false,
             end: 0,
+            lost: 0,
         };
         Self { cache, k: Vec::new(), v: Vec::new(), window: None, sealed: 0 }
     }
@@ -125,7 +126,7 @@ impl Sequence {
             let block = blocks[(position - first) / KV_BLOCK_TOKENS];
             let at = position % KV_BLOCK_TOKENS;
             let values = match mode.values() {
-                CacheType::Turbo4Delegated if position >= open => CacheType::Fp16,
+                CacheType::Turbo4Delegated if position >= open.max(self.sealed) => CacheType::Fp16,
                 other => other,
             };
             let sides =
@@ -338,4 +339,13 @@ fn a_chunk_after_single_tokens_finds_them() {
     fork.append(&pool, 1, 7);
     fork.check_attention(&pool, 1);
     sequence.check(KvMode::Fp16);
+}
+
+/// A trim unshares a block, but what the shared tokens overwrote stays lost.
+#[test]
+fn a_second_trim_does_not_find_overwritten_tokens() {
+    let append = |tokens| Step::Append { sequence: 0, tokens, seed: 3 };
+    let trim = |back| Step::Trim { sequence: 0, back };
+    let steps = [append(372), append(579), append(74), trim(129), trim(83)];
+    run(KvMode::Fp16, Some(814), &steps);
 }
