@@ -1,12 +1,14 @@
-//! Products row by row: each weight is read once and meets up to three *planes* of activations
-//! (tokens, or digits of a token). For decoding, where reading the weights is the bound.
+//! Products with an affine matrix row by row: each weight is read once and meets up to three
+//! *planes* of activations (tokens, or digits of a token). For decoding, where reading the
+//! weights is the bound.
 #![expect(clippy::needless_range_loop, reason = "tiles of registers, indexed alike")]
 
 use super::input::{Digits, Plane};
 use super::task::{Out, RowRange};
 use crate::isa::Cpu;
 use crate::simd::{Kernel, LANES, Simd, UNIT, dispatch, tables};
-use crate::weights::{Affine, FloatType};
+use crate::weights::Affine;
+use std::ops::Range;
 
 /// Most planes that [`AffineDot`] takes at once.
 pub(super) const MAX_PLANES: usize = 3;
@@ -14,8 +16,6 @@ pub(super) const MAX_PLANES: usize = 3;
 const PREFETCH_BYTES: usize = 8192;
 /// The same for scales and biases.
 const GROUP_PREFETCH_BYTES: usize = 1024;
-/// Most tokens that [`DenseDot`] takes at once.
-pub(super) const MAX_TOKENS: usize = 4;
 
 /// `out[token][row] = Σ w·x` for some rows of an affine matrix and a few tokens.
 pub(super) struct AffineDot<'a> {
@@ -76,116 +76,163 @@ impl<const BITS: u32, const P: usize> Kernel for BlockDot<'_, BITS, P> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let AffineDot { input, first_token, rows, out, .. } = *self.dot;
-        let digits = input.layout.digits;
-        for row in rows.iter() {
-            let sums = self.row(simd, row);
-            for (token, sums) in sums.chunks_exact(digits).enumerate() {
-                // SAFETY: this call owns these rows of the output.
-                unsafe {
-                    let target = out.at(first_token + token, row);
-                    let before = if self.first_col > 0 { *target } else { 0.0 };
-                    *target = sums.iter().fold(before, |total, sum| total + sum);
-                }
-            }
+        let mut row = self.dot.rows.first;
+        // Several rows share the loads of the activations and hide each other's latencies.
+        while S::WIDE_TILES && row + 4 <= self.dot.rows.end {
+            self.rows::<S, 4>(simd, row);
+            row += 4;
+        }
+        while P == 1 && row + 2 <= self.dot.rows.end {
+            self.rows::<S, 2>(simd, row);
+            row += 2;
+        }
+        while row < self.dot.rows.end {
+            self.rows::<S, 1>(simd, row);
+            row += 1;
         }
     }
 }
 
+/// What is known of `R` rows while their groups are gone through.
+struct Rows<'a, S: Simd, const P: usize, const R: usize> {
+    /// Codes of the whole matrix.
+    codes: &'a [u8],
+    /// Offset of each row's first code of the block.
+    starts: [usize; R],
+    /// Scale of the codes times scale of the plane, for up to 16 groups.
+    scales: [[S::F; P]; R],
+    acc: [[S::F; P]; R],
+}
+
 impl<const BITS: u32, const P: usize> BlockDot<'_, BITS, P> {
-    /// The products of one row with all planes.
+    /// Computes `R` rows with all planes.
     #[inline(always)]
-    fn row<S: Simd>(&self, simd: S, row: usize) -> [f32; P] {
-        let weights = self.dot.weights;
-        let first = row * self.dot.input.layout.cols + self.first_col;
+    fn rows<S: Simd, const R: usize>(&self, simd: S, row: usize) {
+        let mut rows = Rows::<S, P, R> {
+            codes: self.dot.weights.codes,
+            starts: [0; R],
+            scales: [[simd.zero(); P]; R],
+            acc: [[simd.zero(); P]; R],
+        };
+        let cols = self.dot.input.layout.cols;
+        for r in 0..R {
+            rows.starts[r] = ((row + r) * cols + self.first_col) / 8 * BITS as usize;
+        }
         // All groups are 32, 64 or 128: a shift instead of a division.
-        let (shift, ty) = (weights.group.trailing_zeros(), weights.scale_type);
-        let (groups, at) = (self.cols >> shift, (first >> shift) * ty.bytes());
-        let codes = &weights.codes[first / 8 * BITS as usize..];
-        let (scales, biases) = (&weights.scales[at..], &weights.biases[at..]);
-        let mut acc = [simd.zero(); P];
+        let groups = self.cols >> self.dot.weights.group.trailing_zeros();
         for chunk in (0..groups).step_by(LANES) {
-            let count = (groups - chunk).min(LANES);
-            let mut plane_scales = [simd.zero(); P];
-            // SAFETY: the row has `count` more groups here; planes have scales and sums for
-            // whole vectors, and digits for whole units.
+            // SAFETY: the rows have these groups.
+            unsafe { self.groups(simd, row, chunk..groups.min(chunk + LANES), &mut rows) };
+        }
+        self.store(simd, row, &rows.acc);
+    }
+
+    /// Adds the products of up to 16 groups.
+    ///
+    /// # Safety
+    /// The rows from `row` on exist, and the block has the `groups`.
+    #[inline(always)]
+    unsafe fn groups<S: Simd, const R: usize>(
+        &self,
+        simd: S,
+        row: usize,
+        groups: Range<usize>,
+        rows: &mut Rows<'_, S, P, R>,
+    ) {
+        let Affine { group, scale_type: ty, scales, biases, .. } = *self.dot.weights;
+        let shift = group.trailing_zeros();
+        for r in 0..R {
+            let first = (row + r) * self.dot.input.layout.cols + self.first_col;
+            let at = ((first >> shift) + groups.start) * ty.bytes();
+            // SAFETY: the row has these groups; planes have scales and sums for whole vectors.
             unsafe {
-                let at = chunk * ty.bytes();
-                simd.prefetch(scales.as_ptr().wrapping_add(at + GROUP_PREFETCH_BYTES));
-                simd.prefetch(biases.as_ptr().wrapping_add(at + GROUP_PREFETCH_BYTES));
-                let scale = simd.load_some_floats(ty, scales.as_ptr().add(at), count);
-                let bias = simd.load_some_floats(ty, biases.as_ptr().add(at), count);
+                let (scales, biases) = (scales.as_ptr().add(at), biases.as_ptr().add(at));
+                simd.prefetch(scales.wrapping_add(GROUP_PREFETCH_BYTES));
+                simd.prefetch(biases.wrapping_add(GROUP_PREFETCH_BYTES));
+                let scale = simd.load_some_floats(ty, scales, groups.len());
+                let bias = simd.load_some_floats(ty, biases, groups.len());
                 for p in 0..P {
-                    let plane = &self.planes[p];
-                    acc[p] = simd.fma(bias, simd.load(plane.sums.add(chunk)), acc[p]);
-                    plane_scales[p] = simd.mul(scale, simd.load(plane.scales.add(chunk)));
+                    let sums = simd.load(self.planes[p].sums.add(groups.start));
+                    rows.acc[r][p] = simd.fma(bias, sums, rows.acc[r][p]);
+                    let plane = simd.load(self.planes[p].scales.add(groups.start));
+                    rows.scales[r][p] = simd.mul(scale, plane);
                 }
-                let (col, cols) = (chunk << shift, count << shift);
-                let codes = codes.get_unchecked(col / 8 * BITS as usize..);
-                self.units(simd, codes, (col, cols), &plane_scales, &mut acc);
             }
         }
-        let mut sums = [0.0; P];
-        for p in 0..P {
-            sums[p] = simd.sum(acc[p]);
-        }
-        sums
-    }
-
-    /// Adds the products of `cols` columns, up to 16 groups, from column `col` of the block on.
-    ///
-    /// # Safety
-    /// `codes` starts with their codes.
-    #[inline(always)]
-    unsafe fn units<S: Simd>(
-        &self,
-        simd: S,
-        codes: &[u8],
-        (col, cols): (usize, usize),
-        scales: &[S::F; P],
-        acc: &mut [S::F; P],
-    ) {
-        let expand = tables::expand_table(self.dot.weights.group);
-        let whole = cols / UNIT;
-        // SAFETY: a whole unit is 16·BITS bytes of codes; planes have whole units.
+        let expand = tables::expand_table(group);
+        let (col, cols) = (groups.start << shift, groups.len() << shift);
+        // SAFETY: these are the columns of the groups; 16 groups are at most 16 units.
         unsafe {
-            for unit in 0..whole {
-                let start = unit * 16 * BITS as usize;
-                let at = codes.as_ptr().add(start);
-                simd.prefetch(at.wrapping_add(PREFETCH_BYTES));
-                let unit_codes = simd.unpack::<BITS>(at, codes.len() - start);
-                let lanes = expand.get_unchecked(unit);
-                self.unit(simd, unit_codes, col + unit * UNIT, lanes, scales, acc);
+            for unit in 0..cols / UNIT {
+                self.unit::<S, R, true>(
+                    simd,
+                    col + unit * UNIT,
+                    UNIT,
+                    expand.get_unchecked(unit),
+                    rows,
+                );
             }
-            if cols > whole * UNIT {
-                let rest = codes.get_unchecked(whole * 16 * BITS as usize..);
-                let unit_codes = unpack::<S, BITS>(simd, rest, cols - whole * UNIT);
-                self.unit(simd, unit_codes, col + whole * UNIT, &expand[whole], scales, acc);
+            if !cols.is_multiple_of(UNIT) {
+                let unit = cols / UNIT;
+                self.unit::<S, R, false>(simd, col + unit * UNIT, cols % UNIT, &expand[unit], rows);
             }
         }
     }
 
-    /// Adds the products of one unit.
+    /// Adds the products of `cols` columns, a unit if `WHOLE`, from column `col` of the block on.
     ///
     /// # Safety
-    /// The planes have a unit of digits from column `col` of the block on.
+    /// The rows have these columns; the planes have whole units of digits.
     #[inline(always)]
-    unsafe fn unit<S: Simd>(
+    unsafe fn unit<S: Simd, const R: usize, const WHOLE: bool>(
         &self,
         simd: S,
-        (even, odd): (S::B, S::B),
         col: usize,
+        cols: usize,
         lanes: &[i32; LANES],
-        scales: &[S::F; P],
-        acc: &mut [S::F; P],
+        rows: &mut Rows<'_, S, P, R>,
     ) {
-        for p in 0..P {
+        for r in 0..R {
+            let at = rows.starts[r] + col / 8 * BITS as usize;
             // SAFETY: by contract.
             unsafe {
-                let x = self.planes[p].digits.add(col);
-                let dot = simd.dot::<BITS>(simd.zero_int(), even, simd.load_bytes(x));
-                let dot = simd.dot::<BITS>(dot, odd, simd.load_bytes(x.add(64)));
-                acc[p] = simd.fma(simd.to_float(dot), simd.expand(scales[p], lanes), acc[p]);
+                let codes = rows.codes.get_unchecked(at..);
+                simd.prefetch(codes.as_ptr().wrapping_add(PREFETCH_BYTES));
+                let (even, odd) = if WHOLE {
+                    simd.unpack::<BITS>(codes.as_ptr(), codes.len())
+                } else {
+                    unpack::<S, BITS>(simd, codes, cols)
+                };
+                for p in 0..P {
+                    let x = self.planes[p].digits.add(col);
+                    let dot = simd.dot::<BITS>(simd.zero_int(), even, simd.load_bytes(x));
+                    let dot = simd.dot::<BITS>(dot, odd, simd.load_bytes(x.add(64)));
+                    let scale = simd.expand(rows.scales[r][p], lanes);
+                    rows.acc[r][p] = simd.fma(simd.to_float(dot), scale, rows.acc[r][p]);
+                }
+            }
+        }
+    }
+
+    /// Writes the sums of `R` rows; a block after the first adds to what is there.
+    #[inline(always)]
+    fn store<S: Simd, const R: usize>(&self, simd: S, row: usize, acc: &[[S::F; P]; R]) {
+        let digits = self.dot.input.layout.digits;
+        for token in 0..P / digits {
+            let mut totals = [simd.zero(); R];
+            for r in 0..R {
+                for p in token * digits..(token + 1) * digits {
+                    totals[r] = simd.add(totals[r], acc[r][p]);
+                }
+            }
+            let sums = simd.sums(totals);
+            for r in 0..R {
+                // SAFETY: this call owns these rows of the output.
+                unsafe {
+                    let target = self.dot.out.at(self.dot.first_token + token, row + r);
+                    let before = if self.first_col > 0 { *target } else { 0.0 };
+                    *target = before + sums[r];
+                }
             }
         }
     }
@@ -210,83 +257,5 @@ pub(super) unsafe fn unpack<S: Simd, const BITS: u32>(
         let bytes = cols / 8 * BITS as usize;
         codes.as_ptr().copy_to_nonoverlapping(copy.as_mut_ptr(), bytes);
         simd.unpack::<BITS>(copy.as_ptr(), copy.len())
-    }
-}
-
-/// `out[token][row] = Σ w·x` for some rows of a dense matrix and up to [`MAX_TOKENS`] tokens.
-pub(super) struct DenseDot<'a> {
-    pub(super) ty: FloatType,
-    /// `[rows, cols]` of `ty`.
-    pub(super) weights: &'a [u8],
-    /// One row of `cols` activations per token.
-    pub(super) x: &'a [&'a [f32]],
-    /// Token of the output that the first row of `x` belongs to.
-    pub(super) first_token: usize,
-    pub(super) rows: RowRange,
-    pub(super) out: Out<'a>,
-}
-
-impl DenseDot<'_> {
-    /// Computes the products. Every number of tokens is a function of its own.
-    pub(super) fn dispatch(&self, cpu: Cpu) {
-        match self.x.len() {
-            1 => dispatch(cpu, TokenDot::<1>(self)),
-            2 => dispatch(cpu, TokenDot::<2>(self)),
-            3 => dispatch(cpu, TokenDot::<3>(self)),
-            _ => dispatch(cpu, TokenDot::<4>(self)),
-        }
-    }
-}
-
-/// [`DenseDot`] for `T` tokens.
-struct TokenDot<'a, const T: usize>(&'a DenseDot<'a>);
-
-impl<const T: usize> Kernel for TokenDot<'_, T> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let this = self.0;
-        for row in this.rows.iter() {
-            let sums = match this.ty {
-                FloatType::F32 => this.row::<S, T>(simd, FloatType::F32, row),
-                FloatType::F16 => this.row::<S, T>(simd, FloatType::F16, row),
-                FloatType::Bf16 => this.row::<S, T>(simd, FloatType::Bf16, row),
-            };
-            for (token, sum) in sums.into_iter().enumerate() {
-                // SAFETY: this call owns these rows of the output.
-                unsafe { this.out.write(this.first_token + token, row, sum) };
-            }
-        }
-    }
-}
-
-impl DenseDot<'_> {
-    /// The products of one row with all tokens.
-    #[inline(always)]
-    fn row<S: Simd, const T: usize>(&self, simd: S, ty: FloatType, row: usize) -> [f32; T] {
-        let cols = self.x[0].len();
-        let weights = &self.weights[row * cols * ty.bytes()..][..cols * ty.bytes()];
-        // Two accumulators per token hide the latency of the additions.
-        let mut acc = [[simd.zero(); 2]; T];
-        let whole = cols - cols % (2 * LANES);
-        for col in (0..whole).step_by(2 * LANES) {
-            // SAFETY: columns `col..col + 32` exist in the row and in every `x`.
-            unsafe {
-                let at = weights.as_ptr().add(col * ty.bytes());
-                let first = simd.load_floats(ty, at);
-                let second = simd.load_floats(ty, at.add(LANES * ty.bytes()));
-                for t in 0..T {
-                    let x = self.x.get_unchecked(t).as_ptr().add(col);
-                    acc[t][0] = simd.fma(first, simd.load(x), acc[t][0]);
-                    acc[t][1] = simd.fma(second, simd.load(x.add(LANES)), acc[t][1]);
-                }
-            }
-        }
-        let mut sums = [0.0; T];
-        for t in 0..T {
-            let tail = (whole..cols).map(|col| ty.get(weights, col) * self.x[t][col]);
-            sums[t] = simd.sum(simd.add(acc[t][0], acc[t][1])) + tail.sum::<f32>();
-        }
-        sums
     }
 }

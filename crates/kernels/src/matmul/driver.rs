@@ -2,11 +2,12 @@
 //! the workers.
 
 use super::Precision;
-use super::dot::{AffineDot, DenseDot, MAX_PLANES, MAX_TOKENS};
+use super::dense::{DenseDot, DenseTiles, MAX_TOKENS};
+use super::dot::{AffineDot, MAX_PLANES};
 use super::input::{DigitLayout, Digits, Floats, Source, pad, quantize};
 use super::panel::{CodePanel, PANEL_BYTES, PANEL_ROWS, TILE_FLOATS};
 use super::task::{Out, RowRange};
-use super::tile::{AffineTiles, DenseTiles};
+use super::tile::AffineTiles;
 use crate::elementwise::{Glu, glu_serial};
 use crate::error::Result;
 use crate::pool::Pool;

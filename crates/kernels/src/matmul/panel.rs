@@ -1,10 +1,9 @@
 //! Weights unpacked for the tiles: 16 rows side by side, so that a product of a tile needs no
 //! horizontal sums. A panel covers some rows and one column block and lives in the L2 cache.
-#![expect(clippy::needless_range_loop, reason = "tiles of registers, indexed alike")]
 
 use super::dot::unpack;
 use super::input::{DIGIT_COLS, FLOAT_COLS, GROUP_STRIDE};
-use crate::simd::{LANES, Simd, UNIT};
+use crate::simd::{LANES, Simd, UNIT, row_pointers};
 use crate::weights::{Affine, FloatType};
 
 /// Most rows of a panel.
@@ -93,22 +92,70 @@ pub(super) unsafe fn pack_codes<S: Simd, const BITS: u32>(
 ) {
     // SAFETY: by contract; a unit is 32 quads of 64 bytes in the tile.
     unsafe {
-        let mut rows = [[[0u8; 64]; LANES]; 2];
         for unit in 0..source.block_cols.div_ceil(UNIT) {
             let cols = (source.block_cols - unit * UNIT).min(UNIT);
-            for i in 0..LANES {
-                let at = (source.start(i) + unit * UNIT) / 8 * BITS as usize;
-                let (even, odd) = unpack::<S, BITS>(simd, weights.codes.get_unchecked(at..), cols);
-                simd.store_bytes(rows[0][i].as_mut_ptr(), even);
-                simd.store_bytes(rows[1][i].as_mut_ptr(), odd);
-            }
             let target = tile.codes.add(unit * LANES * UNIT);
-            // Lane `l` of the even half becomes quad 2l, of the odd half quad 2l + 1.
-            simd.transpose(rows[0].as_ptr().cast(), target.cast(), 2 * LANES);
-            simd.transpose(rows[1].as_ptr().cast(), target.add(64).cast(), 2 * LANES);
+            let mut rows = [std::ptr::null::<u8>(); LANES];
+            for (i, row) in rows.iter_mut().enumerate() {
+                let at = (source.start(i) + unit * UNIT) / 8 * BITS as usize;
+                *row = weights.codes.get_unchecked(at..).as_ptr();
+                // The same columns of the next 16 rows.
+                simd.prefetch(row.wrapping_add(2 * source.cols * BITS as usize));
+            }
+            if BITS == 4 && cols == UNIT {
+                pack_nibbles(simd, &rows, target);
+            } else {
+                let end = weights.codes.as_ptr_range().end;
+                pack_unit::<S, BITS>(simd, &rows, (end, cols), target);
+            }
         }
         pack_groups(simd, weights, weights.scales, source, tile.scales);
         pack_groups(simd, weights, weights.biases, source, tile.biases);
+    }
+}
+
+/// Unpacks one unit of 16 rows of 4-bit codes. Transposing before unpacking halves the shuffles:
+/// a dword holds the even and the odd quad of eight columns.
+///
+/// # Safety
+/// 64 bytes are readable at each row; `target` has room for a unit.
+#[inline(always)]
+unsafe fn pack_nibbles<S: Simd>(simd: S, rows: &[*const u8; LANES], target: *mut u8) {
+    let mut transposed = [[0u32; LANES]; LANES];
+    // SAFETY: by contract; a unit is 32 quads of 64 bytes in the tile.
+    unsafe {
+        simd.transpose(&rows.map(<*const u8>::cast), transposed.as_mut_ptr().cast(), LANES);
+        for (i, column) in transposed.iter().enumerate() {
+            let (even, odd) = simd.unpack::<4>(column.as_ptr().cast(), 64);
+            simd.store_bytes(target.add(128 * i), even);
+            simd.store_bytes(target.add(128 * i + 64), odd);
+        }
+    }
+}
+
+/// Unpacks one unit, or its first `cols` columns, of 16 rows.
+///
+/// # Safety
+/// The rows have `cols` codes each, and their matrix ends at `end`; `target` has room for a unit.
+#[inline(always)]
+unsafe fn pack_unit<S: Simd, const BITS: u32>(
+    simd: S,
+    rows: &[*const u8; LANES],
+    (end, cols): (*const u8, usize),
+    target: *mut u8,
+) {
+    let mut halves = [[[0u32; LANES]; LANES]; 2];
+    // SAFETY: by contract.
+    unsafe {
+        for (i, &row) in rows.iter().enumerate() {
+            let codes = std::slice::from_raw_parts(row, end.offset_from_unsigned(row));
+            let (even, odd) = unpack::<S, BITS>(simd, codes, cols);
+            simd.store_bytes(halves[0][i].as_mut_ptr().cast(), even);
+            simd.store_bytes(halves[1][i].as_mut_ptr().cast(), odd);
+        }
+        // Lane `l` of the even half becomes quad 2l, of the odd half quad 2l + 1.
+        simd.transpose(&row_pointers(&halves[0]), target.cast(), 2 * LANES);
+        simd.transpose(&row_pointers(&halves[1]), target.add(64).cast(), 2 * LANES);
     }
 }
 
@@ -137,7 +184,7 @@ unsafe fn pack_groups<S: Simd>(
                 simd.store(row.as_mut_ptr(), simd.load_some_floats(ty, values, count));
             }
             let target = target.add(first * LANES);
-            simd.transpose(rows.as_ptr().cast(), target.cast(), LANES);
+            simd.transpose(&row_pointers(&rows), target.cast(), LANES);
         }
     }
 }
@@ -166,7 +213,7 @@ pub(super) unsafe fn pack_floats<S: Simd>(
                 simd.store(row.as_mut_ptr(), simd.load_some_floats(ty, values, count));
             }
             let target = target.add(first * LANES);
-            simd.transpose(rows.as_ptr().cast(), target.cast(), LANES);
+            simd.transpose(&row_pointers(&rows), target.cast(), LANES);
         }
     }
 }

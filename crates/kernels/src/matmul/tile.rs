@@ -1,62 +1,69 @@
-//! Products tile by tile: `16·R` rows by `N` tokens at a time, accumulated in registers.
-//! For prompts and batches, where arithmetic is the bound.
+//! Products tile by tile: `16·R` rows by `N` tokens at a time, accumulated in registers; and
+//! those of affine matrices. For prompts and batches, where arithmetic is the bound.
 #![expect(clippy::needless_range_loop, reason = "tiles of registers, indexed alike")]
 
-use super::input::{
-    DIGIT_COLS, DIGIT_STRIDE, Digits, FLOAT_COLS, FLOAT_STRIDE, Floats, GROUP_STRIDE, INT_BIAS,
-    Plane,
-};
-use super::panel::{
-    CodePanel, PANEL_ROWS, TILE_CODES, TILE_FLOATS, TILE_SCALES, TileSource, pack_codes,
-    pack_floats,
-};
+use super::input::{DIGIT_COLS, DIGIT_STRIDE, Digits, GROUP_STRIDE, INT_BIAS, Plane};
+use super::panel::{CodePanel, PANEL_ROWS, TILE_CODES, TILE_SCALES, TileSource, pack_codes};
 use super::task::{Out, RowRange};
 use crate::isa::Cpu;
 use crate::simd::{Kernel, LANES, Simd, UNIT, dispatch};
-use crate::weights::{Affine, FloatType};
+use crate::weights::Affine;
 use std::hint::black_box;
+use std::ops::Range;
 
-/// Calls `$call` with `$R` row tiles and as many tokens `$N` at once as registers allow, until
-/// `$tokens` is used up.
-macro_rules! for_token_blocks {
-    ($S:ident, $tiles:expr, $tokens:expr, |$token:ident, $R:ident, $N:ident| $call:expr) => {{
-        let mut $token = $tokens.start;
-        while $token < $tokens.end {
-            let left = $tokens.end - $token;
-            macro_rules! block {
-                ($r:literal, $n:literal) => {{
-                    const $R: usize = $r;
-                    const $N: usize = $n;
-                    $call;
-                    $token += $n;
-                }};
-            }
-            // One constant condition, so that the other branch is never compiled.
-            if $S::WIDE_TILES {
-                match ($tiles, left) {
-                    (2, 12..) => block!(2, 12),
-                    (2, 8..) => block!(2, 8),
-                    (2, 4..) => block!(2, 4),
-                    (2, 2..) => block!(2, 2),
-                    (2, _) => block!(2, 1),
-                    (_, 8..) => block!(1, 8),
-                    (_, 2..) => block!(1, 2),
-                    _ => block!(1, 1),
-                }
-            } else {
-                match left {
-                    4.. => block!(1, 4),
-                    2.. => block!(1, 2),
-                    _ => block!(1, 1),
-                }
-            }
-        }
-    }};
+/// Something that can be computed tile by tile.
+pub(super) trait Tiles<S: Simd> {
+    /// Computes `R` row tiles from `tile` on for `N` tokens from `token` on.
+    fn compute<const R: usize, const N: usize>(&self, simd: S, tile: usize, token: usize);
 }
 
-/// Row tiles that one pass over the activations uses.
-const fn tiles_at_once<S: Simd>() -> usize {
-    if S::WIDE_TILES { 2 } else { 1 }
+/// Computes all of `row_tiles` × `tokens`, in tiles as large as the registers allow.
+#[inline(always)]
+pub(super) fn cover<S: Simd, T: Tiles<S>>(
+    simd: S,
+    tiles: &T,
+    row_tiles: usize,
+    tokens: Range<usize>,
+) {
+    let mut token = tokens.start;
+    while token < tokens.end {
+        let left = tokens.end - token;
+        // A constant condition, so that the other branch is never compiled.
+        token += if S::WIDE_TILES {
+            match left {
+                // Eight and eight rather than twelve and four.
+                16 | 8..12 => rows::<S, T, 2, 8>(simd, tiles, row_tiles, token),
+                12.. => rows::<S, T, 2, 12>(simd, tiles, row_tiles, token),
+                4.. => rows::<S, T, 4, 4>(simd, tiles, row_tiles, token),
+                2.. => rows::<S, T, 4, 2>(simd, tiles, row_tiles, token),
+                _ => rows::<S, T, 4, 1>(simd, tiles, row_tiles, token),
+            }
+        } else {
+            match left {
+                4.. => rows::<S, T, 1, 4>(simd, tiles, row_tiles, token),
+                2.. => rows::<S, T, 1, 2>(simd, tiles, row_tiles, token),
+                _ => rows::<S, T, 1, 1>(simd, tiles, row_tiles, token),
+            }
+        };
+    }
+}
+
+/// Computes all row tiles for `N` tokens, `R` at a time, and returns `N`.
+#[inline(always)]
+fn rows<S: Simd, T: Tiles<S>, const R: usize, const N: usize>(
+    simd: S,
+    tiles: &T,
+    row_tiles: usize,
+    token: usize,
+) -> usize {
+    let whole = row_tiles - row_tiles % R;
+    for tile in (0..whole).step_by(R) {
+        tiles.compute::<R, N>(simd, tile, token);
+    }
+    for tile in whole..row_tiles {
+        tiles.compute::<1, N>(simd, tile, token);
+    }
+    N
 }
 
 /// `out[token][row] = Σ w·x` for up to [`PANEL_ROWS`] rows of an affine matrix and any tokens.
@@ -118,50 +125,36 @@ impl<const BITS: u32> Kernel for Pack<'_, BITS> {
     }
 }
 
-/// Multiplies the panel with one digit of the activations in a column block.
+/// Multiplies the panel with one digit of the activations in a column block, and adds that to
+/// the output; the first ones start it.
 struct Multiply<'a, const BITS: u32>(&'a AffineTiles<'a>, usize, usize);
 
 impl<const BITS: u32> Kernel for Multiply<'_, BITS> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self(this, block, digit) = self;
-        // SAFETY: the panel has just been packed for this block.
-        unsafe { this.multiply::<S, BITS>(simd, block, digit) };
+        let AffineTiles { first_token, tokens, rows, .. } = *self.0;
+        cover(simd, &self, rows.len().div_ceil(LANES), first_token..first_token + tokens);
     }
 }
 
-impl AffineTiles<'_> {
-    /// Adds the products of one digit in one column block to the output; the first ones start it.
-    ///
-    /// # Safety
-    /// The panel holds the rows within this block.
+impl<S: Simd, const BITS: u32> Tiles<S> for Multiply<'_, BITS> {
     #[inline(always)]
-    unsafe fn multiply<S: Simd, const BITS: u32>(&self, simd: S, block: usize, digit: usize) {
-        let groups = self.input.layout.block_cols(block) / self.weights.group;
-        let step = tiles_at_once::<S>();
-        let row_tiles = self.rows.len().div_ceil(LANES);
-        let mut tile = 0;
-        while tile < row_tiles {
-            let tiles = step.min(row_tiles - tile);
-            let tokens = self.first_token..self.first_token + self.tokens;
-            for_token_blocks!(S, tiles, tokens, |token, R, N| {
-                let product = TileProduct {
-                    // SAFETY: `tile` is below the number of tiles.
-                    panel: unsafe { self.panel.tile(tile) },
-                    plane: self.input.plane(block, digit, token),
-                    group: self.weights.group,
-                    groups,
-                };
-                // SAFETY: `R` tiles and `N` tokens exist from there on.
-                let sums = unsafe { product.run::<S, R, N, BITS>(simd) };
-                let place =
-                    Place { row: self.rows.first + tile * LANES, end: self.rows.end, token };
-                let add = block + digit > 0;
-                // SAFETY: this call owns these rows of the output.
-                unsafe { place.store(simd, &self.out, &sums, add) };
-            });
-            tile += tiles;
+    fn compute<const R: usize, const N: usize>(&self, simd: S, tile: usize, token: usize) {
+        let Self(this, block, digit) = *self;
+        let product = TileProduct {
+            // SAFETY: `tile` is below the number of tiles.
+            panel: unsafe { this.panel.tile(tile) },
+            plane: this.input.plane(block, digit, token),
+            group: this.weights.group,
+            groups: this.input.layout.block_cols(block) / this.weights.group,
+        };
+        let place = Place { row: this.rows.first + tile * LANES, end: this.rows.end, token };
+        // SAFETY: `R` tiles and `N` tokens exist from there on, and the panel has just been
+        // packed for this block; this call owns these rows of the output.
+        unsafe {
+            let sums = product.run::<S, R, N, BITS>(simd);
+            place.store(simd, &this.out, &sums, block + digit > 0);
         }
     }
 }
@@ -276,11 +269,11 @@ impl TileProduct {
 
 /// Where the sums of a tile go.
 #[derive(Clone, Copy)]
-struct Place {
-    row: usize,
+pub(super) struct Place {
+    pub(super) row: usize,
     /// Rows from here on are padding.
-    end: usize,
-    token: usize,
+    pub(super) end: usize,
+    pub(super) token: usize,
 }
 
 impl Place {
@@ -289,7 +282,7 @@ impl Place {
     /// # Safety
     /// The rows from `row` up to `end` and the tokens exist in `out`; nobody else uses them.
     #[inline(always)]
-    unsafe fn store<S: Simd, const R: usize, const N: usize>(
+    pub(super) unsafe fn store<S: Simd, const R: usize, const N: usize>(
         self,
         simd: S,
         out: &Out<'_>,
@@ -317,130 +310,4 @@ impl Place {
             }
         }
     }
-}
-
-/// `out[token][row] = Σ w·x` for up to [`PANEL_ROWS`] rows of a dense matrix and any tokens.
-pub(super) struct DenseTiles<'a> {
-    pub(super) ty: FloatType,
-    pub(super) weights: &'a [u8],
-    pub(super) input: &'a Floats<'a>,
-    pub(super) first_token: usize,
-    pub(super) tokens: usize,
-    pub(super) rows: RowRange,
-    pub(super) out: Out<'a>,
-    /// [`TILE_FLOATS`] floats per 16 rows.
-    pub(super) panel: &'a mut [f32],
-}
-
-impl DenseTiles<'_> {
-    /// Computes the products; each step is a function of its own.
-    pub(super) fn dispatch(&mut self, cpu: Cpu) {
-        assert!(self.panel.len() >= self.rows.len().div_ceil(LANES) * TILE_FLOATS);
-        for block in 0..self.input.cols.div_ceil(FLOAT_COLS) {
-            dispatch(cpu, DensePack(self, block));
-            dispatch(cpu, DenseMultiply(self, block));
-        }
-    }
-}
-
-/// Converts the rows within a column block.
-struct DensePack<'a, 'b>(&'a mut DenseTiles<'b>, usize);
-
-impl Kernel for DensePack<'_, '_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self(this, block) = self;
-        let cols = this.input.cols;
-        for (tile, row) in this.rows.iter().step_by(LANES).enumerate() {
-            let source = TileSource {
-                row,
-                last_row: this.rows.end - 1,
-                cols,
-                first_col: block * FLOAT_COLS,
-                block_cols: (cols - block * FLOAT_COLS).min(FLOAT_COLS),
-            };
-            let target = this.panel[tile * TILE_FLOATS..].as_mut_ptr();
-            // SAFETY: the rows and the block exist; a tile has room for a whole block.
-            unsafe {
-                match this.ty {
-                    FloatType::F32 => {
-                        pack_floats(simd, FloatType::F32, this.weights, source, target);
-                    }
-                    FloatType::F16 => {
-                        pack_floats(simd, FloatType::F16, this.weights, source, target);
-                    }
-                    FloatType::Bf16 => {
-                        pack_floats(simd, FloatType::Bf16, this.weights, source, target);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Multiplies the panel with the activations in a column block.
-struct DenseMultiply<'a, 'b>(&'a DenseTiles<'b>, usize);
-
-impl Kernel for DenseMultiply<'_, '_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        self.0.multiply(simd, self.1);
-    }
-}
-
-impl DenseTiles<'_> {
-    #[inline(always)]
-    fn multiply<S: Simd>(&self, simd: S, block: usize) {
-        let cols = (self.input.cols - block * FLOAT_COLS).min(FLOAT_COLS);
-        let row_tiles = self.rows.len().div_ceil(LANES);
-        let mut tile = 0;
-        while tile < row_tiles {
-            let tiles = tiles_at_once::<S>().min(row_tiles - tile);
-            let tokens = self.first_token..self.first_token + self.tokens;
-            for_token_blocks!(S, tiles, tokens, |token, R, N| {
-                let panel = self.panel[tile * TILE_FLOATS..].as_ptr();
-                // SAFETY: `R` tiles and `N` tokens exist from there on, with `cols` columns.
-                let sums = unsafe {
-                    float_tile::<S, R, N>(simd, panel, self.input.block(block, token), cols)
-                };
-                let place =
-                    Place { row: self.rows.first + tile * LANES, end: self.rows.end, token };
-                // SAFETY: this call owns these rows of the output.
-                unsafe { place.store(simd, &self.out, &sums, block > 0) };
-            });
-            tile += tiles;
-        }
-    }
-}
-
-/// The product of `R` row tiles with `N` tokens over `cols` columns.
-///
-/// # Safety
-/// `panel` has `R` tiles of [`TILE_FLOATS`]; `x` has `N` tokens, [`FLOAT_STRIDE`] apart.
-#[inline(always)]
-unsafe fn float_tile<S: Simd, const R: usize, const N: usize>(
-    simd: S,
-    panel: *const f32,
-    x: *const f32,
-    cols: usize,
-) -> [[S::F; R]; N] {
-    let mut sums = [[simd.zero(); R]; N];
-    for col in 0..cols {
-        // SAFETY: by contract.
-        unsafe {
-            let mut w = [simd.load(panel.add(col * LANES)); R];
-            for (r, w) in w.iter_mut().enumerate().skip(1) {
-                *w = simd.load(panel.add(r * TILE_FLOATS + col * LANES));
-            }
-            for n in 0..N {
-                let x = simd.splat(*x.add(n * FLOAT_STRIDE + col));
-                for r in 0..R {
-                    sums[n][r] = simd.fma(w[r], x, sums[n][r]);
-                }
-            }
-        }
-    }
-    sums
 }

@@ -185,12 +185,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
-    unsafe fn transpose(self, src: *const u32, dst: *mut u32, dst_stride: usize) {
+    unsafe fn transpose(self, rows: &[*const u32; LANES], dst: *mut u32, dst_stride: usize) {
         for (row, column) in [(0, 0), (0, 8), (8, 0), (8, 8)] {
             // SAFETY: the four 8×8 blocks are inside the blocks that the contract names.
             unsafe {
-                let src = src.add(LANES * row + column);
-                transpose8(src, dst.add(column * dst_stride + row), dst_stride);
+                let target = dst.add(column * dst_stride + row);
+                transpose8(&rows[row..row + 8], column, target, dst_stride);
             }
         }
     }
@@ -369,17 +369,17 @@ impl WordShuffle {
     }
 }
 
-/// Transposes 8×8 dwords of 16-dword rows.
+/// Transposes 8×8 dwords, those from `column` on of eight rows.
 ///
 /// # Safety
-/// AVX2; 32 bytes are readable at `src + 16·r` and writable at `dst + r·dst_stride`, `r` in 0..8.
+/// AVX2; 32 bytes are readable there and writable at `dst + r·dst_stride`, `r` in 0..8.
 #[inline(always)]
-unsafe fn transpose8(src: *const u32, dst: *mut u32, dst_stride: usize) {
+unsafe fn transpose8(rows: &[*const u32], column: usize, dst: *mut u32, dst_stride: usize) {
     // SAFETY: by contract.
     unsafe {
         let mut r = [_mm256_setzero_ps(); 8];
         for (i, row) in r.iter_mut().enumerate() {
-            *row = _mm256_loadu_ps(src.add(LANES * i).cast());
+            *row = _mm256_loadu_ps(rows[i].add(column).cast());
         }
         let mut t = r;
         for i in 0..4 {

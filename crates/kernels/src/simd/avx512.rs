@@ -153,9 +153,9 @@ impl Simd for Avx512 {
         unsafe { _mm_storeu_si128(ptr.cast(), _mm512_cvtepi32_epi8(ints)) }
     }
     #[inline(always)]
-    unsafe fn transpose(self, src: *const u32, dst: *mut u32, dst_stride: usize) {
+    unsafe fn transpose(self, rows: &[*const u32; LANES], dst: *mut u32, dst_stride: usize) {
         // SAFETY: the contract is the same.
-        unsafe { transpose(src, dst, dst_stride) }
+        unsafe { transpose(rows, dst, dst_stride) }
     }
 }
 
@@ -273,12 +273,12 @@ unsafe fn code_mask(bits: u32) -> __m512i {
 /// # Safety
 /// AVX-512, and as for [`Simd::transpose`].
 #[inline(always)]
-unsafe fn transpose(src: *const u32, dst: *mut u32, dst_stride: usize) {
+unsafe fn transpose(rows: &[*const u32; LANES], dst: *mut u32, dst_stride: usize) {
     // SAFETY: rows 0..16 of 64 bytes are readable, columns 0..16 writable, by contract.
     unsafe {
         let mut r = [_mm512_setzero_si512(); LANES];
         for (i, row) in r.iter_mut().enumerate() {
-            *row = _mm512_loadu_si512(src.add(LANES * i).cast());
+            *row = _mm512_loadu_si512(rows[i].cast());
         }
         let mut t = r;
         for i in 0..8 {

@@ -69,6 +69,15 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn pow2(self, n: Self::I) -> Self::F;
     /// Sum of the lanes.
     fn sum(self, a: Self::F) -> f32;
+    /// Sums of the lanes of several vectors.
+    #[inline(always)]
+    fn sums<const N: usize>(self, a: [Self::F; N]) -> [f32; N] {
+        let mut sums = [0.0; N];
+        for i in 0..N {
+            sums[i] = self.sum(a[i]);
+        }
+        sums
+    }
     /// Largest lane.
     fn max_lane(self, a: Self::F) -> f32;
     /// Nearest integers (ties to even); lanes stay within ±2²³.
@@ -140,13 +149,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn store_low_bytes(self, ptr: *mut u8, ints: Self::I);
     /// Splits `a` into `(high, low)` with `a == 256 · high + low` and `low` in −128..=127.
     fn split_digit(self, a: Self::I) -> (Self::I, Self::I);
-    /// Transposes 16 rows of 16 dwords: `dst[16·c + r] = src[16·r + c]`, with `dst` rows
-    /// `dst_stride` dwords apart.
+    /// Transposes 16 rows of 16 dwords: `dst[dst_stride·c + r] = rows[r][c]`.
     ///
     /// # Safety
-    /// 1024 bytes are readable at `src`; 64 bytes are writable at `dst + c·dst_stride` for
-    /// `c` in 0..16; no alignment is needed.
-    unsafe fn transpose(self, src: *const u32, dst: *mut u32, dst_stride: usize);
+    /// 64 bytes are readable at each row, and writable at `dst + c·dst_stride` for `c` in 0..16;
+    /// no alignment is needed.
+    unsafe fn transpose(self, rows: &[*const u32; LANES], dst: *mut u32, dst_stride: usize);
 
     /// Asks for the cache line at `ptr`, which may be any address.
     fn prefetch(self, _ptr: *const u8) {}
@@ -227,6 +235,16 @@ pub(crate) fn dispatch<K: Kernel>(cpu: Cpu, kernel: K) -> K::Output {
         Isa::Neon => unsafe { neon::run(kernel) },
         _ => kernel.run(scalar::Scalar),
     }
+}
+
+/// Pointers to the rows of a 16×16 block.
+pub(crate) fn row_pointers<T>(rows: &[[T; LANES]; LANES]) -> [*const u32; LANES] {
+    const { assert!(size_of::<T>() == size_of::<u32>()) };
+    let mut pointers = [std::ptr::null(); LANES];
+    for (pointer, row) in pointers.iter_mut().zip(rows) {
+        *pointer = row.as_ptr().cast();
+    }
+    pointers
 }
 
 #[cfg(test)]

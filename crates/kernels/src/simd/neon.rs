@@ -179,13 +179,13 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
-    unsafe fn transpose(self, src: *const u32, dst: *mut u32, dst_stride: usize) {
+    unsafe fn transpose(self, rows: &[*const u32; LANES], dst: *mut u32, dst_stride: usize) {
         for block in 0..16 {
             let (row, column) = (block / 4 * 4, block % 4 * 4);
             // SAFETY: the 4×4 blocks are inside the blocks that the contract names.
             unsafe {
-                let src = src.add(LANES * row + column);
-                transpose4(src, dst.add(column * dst_stride + row), dst_stride);
+                let target = dst.add(column * dst_stride + row);
+                transpose4(&rows[row..row + 4], column, target, dst_stride);
             }
         }
     }
@@ -343,16 +343,16 @@ impl WordShuffle {
     }
 }
 
-/// Transposes 4×4 dwords of 16-dword rows.
+/// Transposes 4×4 dwords, those from `column` on of four rows.
 ///
 /// # Safety
-/// Advanced SIMD; 16 bytes are readable at `src + 16·r`, writable at `dst + r·dst_stride`.
+/// Advanced SIMD; 16 bytes are readable there, and writable at `dst + r·dst_stride`.
 #[inline(always)]
-unsafe fn transpose4(src: *const u32, dst: *mut u32, dst_stride: usize) {
+unsafe fn transpose4(rows: &[*const u32], column: usize, dst: *mut u32, dst_stride: usize) {
     // SAFETY: by contract.
     unsafe {
-        let (r0, r1) = (vld1q_u32(src), vld1q_u32(src.add(LANES)));
-        let (r2, r3) = (vld1q_u32(src.add(2 * LANES)), vld1q_u32(src.add(3 * LANES)));
+        let (r0, r1) = (vld1q_u32(rows[0].add(column)), vld1q_u32(rows[1].add(column)));
+        let (r2, r3) = (vld1q_u32(rows[2].add(column)), vld1q_u32(rows[3].add(column)));
         let (a, b) = (vtrn1q_u32(r0, r1), vtrn2q_u32(r0, r1));
         let (c, d) = (vtrn1q_u32(r2, r3), vtrn2q_u32(r2, r3));
         let wide = |v| vreinterpretq_u64_u32(v);

@@ -168,13 +168,13 @@ impl Simd for Scalar {
         let high = map(a, |a| a.wrapping_add(128) >> 8);
         (high, zip(a, high, |a, high| a.wrapping_sub(high << 8)))
     }
-    unsafe fn transpose(self, src: *const u32, dst: *mut u32, dst_stride: usize) {
-        for row in 0..LANES {
+    unsafe fn transpose(self, rows: &[*const u32; LANES], dst: *mut u32, dst_stride: usize) {
+        for (i, row) in rows.iter().enumerate() {
             for col in 0..LANES {
                 // SAFETY: both are inside the blocks that the contract names.
                 unsafe {
-                    let value = src.add(row * LANES + col).read_unaligned();
-                    dst.add(col * dst_stride + row).write_unaligned(value);
+                    let value = row.add(col).read_unaligned();
+                    dst.add(col * dst_stride + i).write_unaligned(value);
                 }
             }
         }

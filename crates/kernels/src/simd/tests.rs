@@ -74,7 +74,8 @@ impl Kernel for Everything<'_> {
                 }
             }
             let mut transposed = [0u32; 20 * LANES];
-            simd.transpose(self.codes.as_ptr().cast(), transposed.as_mut_ptr(), 20);
+            let rows = std::array::from_fn(|row| self.codes.as_ptr().add(64 * row).cast());
+            simd.transpose(&rows, transposed.as_mut_ptr(), 20);
             out.extend(transposed.map(|dword| (dword >> 8) as f32));
         }
         self.dot::<S, 2>(simd, &mut out);
