@@ -2,7 +2,7 @@
 //!
 //! Every function makes a node of the graph (nothing is computed) on the default stream of the
 //! default device. Axes count from the end when negative. Operands broadcast against each other and
-//! are promoted to a common type as in MLX; note that an [`Array::scalar`] has a type too, so make
+//! are promoted to a common type as in MLX; note that an [`crate::Array::scalar`] has a type too, so make
 //! it of the other operand's, or use the `_scalar` functions, which do.
 //!
 //! # Errors
