@@ -7,7 +7,7 @@
 //! many query rows, through one decoded tile in the second-level cache. With Turbo caches the
 //! queries are rotated once and the outputs rotated back once; no vector of the cache is.
 //!
-//! [`plan`] cuts a call into units, [`unit`] attends one of them, [`ops`] holds the kernels of
+//! [`plan`] cuts a call into units, [`mod@unit`] attends one of them, [`ops`] holds the kernels of
 //! each instruction set; quantisation and layout of blocks belong to [`crate::kv`].
 
 #[cfg(target_arch = "x86_64")]

@@ -2,7 +2,7 @@
 //!
 //! A sequence's cache is a list of [`KvBlock`]s that never move when it grows. Which blocks a
 //! sequence owns or shares, and when one is copied, is the caller's business (`core`); this module
-//! owns the bytes: layout ([`BlockLayout`]), quantisation on append ([`append`]), copies,
+//! owns the bytes: layout ([`BlockLayout`]), quantisation on append ([`append()`]), copies,
 //! conversion of sealed blocks, and reading back.
 
 pub mod append;
