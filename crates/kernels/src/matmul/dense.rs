@@ -1,6 +1,7 @@
 //! Products with dense matrices: row by row for a few tokens, tile by tile for more.
 #![expect(clippy::needless_range_loop, reason = "tiles of registers, indexed alike")]
 
+use super::ahead::{ReadAhead, near};
 use super::input::{FLOAT_COLS, FLOAT_STRIDE, Floats};
 use super::panel::{TILE_FLOATS, TileSource, pack_floats};
 use super::task::{Out, RowRange};
@@ -68,10 +69,13 @@ impl DenseDot<'_> {
         // Two accumulators per token hide the latency of the additions.
         let mut acc = [[simd.zero(); 2]; T];
         let whole = cols - cols % (2 * LANES);
+        let mut ahead = ReadAhead::new(weights);
         for col in (0..whole).step_by(2 * LANES) {
+            ahead.step(simd, 2 * LANES * ty.bytes());
             // SAFETY: columns `col..col + 32` exist in the row and in every `x`.
             unsafe {
                 let at = weights.as_ptr().add(col * ty.bytes());
+                near(simd, at);
                 let first = simd.load_floats(ty, at);
                 let second = simd.load_floats(ty, at.add(LANES * ty.bytes()));
                 for t in 0..T {

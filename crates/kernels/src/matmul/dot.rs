@@ -3,6 +3,7 @@
 //! weights is the bound.
 #![expect(clippy::needless_range_loop, reason = "tiles of registers, indexed alike")]
 
+use super::ahead::{ReadAhead, near};
 use super::input::{Digits, Plane};
 use super::task::{Out, RowRange};
 use crate::isa::Cpu;
@@ -12,10 +13,8 @@ use std::ops::Range;
 
 /// Most planes that [`AffineDot`] takes at once.
 pub(super) const MAX_PLANES: usize = 3;
-/// How far ahead of the codes in use the processor is told to read.
-const PREFETCH_BYTES: usize = 8192;
-/// The same for scales and biases.
-const GROUP_PREFETCH_BYTES: usize = 1024;
+/// How far ahead of the scales and biases in use the processor is told to read.
+const GROUP_PREFETCH_BYTES: usize = 2048;
 
 /// `out[token][row] = Σ w·x` for some rows of an affine matrix and a few tokens.
 pub(super) struct AffineDot<'a> {
@@ -43,36 +42,40 @@ impl AffineDot<'_> {
 
     fn dispatch_bits<const BITS: u32>(&self, cpu: Cpu) {
         for block in 0..self.input.layout.blocks() {
-            match self.tokens * self.input.layout.digits {
-                1 => dispatch(cpu, self.block::<BITS, 1>(block)),
-                2 => dispatch(cpu, self.block::<BITS, 2>(block)),
-                _ => dispatch(cpu, self.block::<BITS, 3>(block)),
+            match (self.tokens, self.input.layout.digits) {
+                (1, 1) => dispatch(cpu, self.block::<BITS, 1, 1>(block)),
+                (2, 1) => dispatch(cpu, self.block::<BITS, 2, 1>(block)),
+                (3, 1) => dispatch(cpu, self.block::<BITS, 3, 1>(block)),
+                (1, 2) => dispatch(cpu, self.block::<BITS, 1, 2>(block)),
+                (1, 3) => dispatch(cpu, self.block::<BITS, 1, 3>(block)),
+                (tokens, digits) => unreachable!("{tokens} tokens of {digits} digits are tiles"),
             }
         }
     }
 
     /// The products within one column block.
-    fn block<const BITS: u32, const P: usize>(&self, block: usize) -> BlockDot<'_, BITS, P> {
+    fn block<const BITS: u32, const T: usize, const D: usize>(
+        &self,
+        block: usize,
+    ) -> BlockDot<'_, BITS, T, D> {
         let layout = self.input.layout;
-        assert_eq!(P, self.tokens * layout.digits, "planes are tokens times digits");
-        let planes = std::array::from_fn(|plane| {
-            let (token, digit) = (plane / layout.digits, plane % layout.digits);
-            self.input.plane(block, digit, self.first_token + token)
+        let planes = std::array::from_fn(|token| {
+            std::array::from_fn(|digit| self.input.plane(block, digit, self.first_token + token))
         });
         let (first_col, cols) = (layout.first_col(block), layout.block_cols(block));
         BlockDot { dot: self, planes, first_col, cols }
     }
 }
 
-/// [`AffineDot`] for one column block, one width of codes and `P` planes.
-struct BlockDot<'a, const BITS: u32, const P: usize> {
+/// [`AffineDot`] for one column block, one width of codes and `T` tokens of `D` digits.
+struct BlockDot<'a, const BITS: u32, const T: usize, const D: usize> {
     dot: &'a AffineDot<'a>,
-    planes: [Plane; P],
+    planes: [[Plane; D]; T],
     first_col: usize,
     cols: usize,
 }
 
-impl<const BITS: u32, const P: usize> Kernel for BlockDot<'_, BITS, P> {
+impl<const BITS: u32, const T: usize, const D: usize> Kernel for BlockDot<'_, BITS, T, D> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
@@ -82,7 +85,7 @@ impl<const BITS: u32, const P: usize> Kernel for BlockDot<'_, BITS, P> {
             self.rows::<S, 4>(simd, row);
             row += 4;
         }
-        while P == 1 && row + 2 <= self.dot.rows.end {
+        while T * D == 1 && row + 2 <= self.dot.rows.end {
             self.rows::<S, 2>(simd, row);
             row += 2;
         }
@@ -94,30 +97,31 @@ impl<const BITS: u32, const P: usize> Kernel for BlockDot<'_, BITS, P> {
 }
 
 /// What is known of `R` rows while their groups are gone through.
-struct Rows<'a, S: Simd, const P: usize, const R: usize> {
+struct Rows<'a, S: Simd, const T: usize, const R: usize> {
     /// Codes of the whole matrix.
     codes: &'a [u8],
     /// Offset of each row's first code of the block.
     starts: [usize; R],
-    /// Scale of the codes times scale of the plane, for up to 16 groups.
-    scales: [[S::F; P]; R],
-    acc: [[S::F; P]; R],
+    ahead: ReadAhead,
+    /// Scale of the codes times scale of the lowest digit, for up to 16 groups.
+    scales: [[S::F; T]; R],
+    acc: [[S::F; T]; R],
 }
 
-impl<const BITS: u32, const P: usize> BlockDot<'_, BITS, P> {
-    /// Computes `R` rows with all planes.
+impl<const BITS: u32, const T: usize, const D: usize> BlockDot<'_, BITS, T, D> {
+    /// Computes `R` rows with all tokens.
     #[inline(always)]
     fn rows<S: Simd, const R: usize>(&self, simd: S, row: usize) {
-        let mut rows = Rows::<S, P, R> {
-            codes: self.dot.weights.codes,
-            starts: [0; R],
-            scales: [[simd.zero(); P]; R],
-            acc: [[simd.zero(); P]; R],
-        };
         let cols = self.dot.input.layout.cols;
-        for r in 0..R {
-            rows.starts[r] = ((row + r) * cols + self.first_col) / 8 * BITS as usize;
-        }
+        let starts =
+            std::array::from_fn(|r| ((row + r) * cols + self.first_col) / 8 * BITS as usize);
+        let mut rows = Rows::<S, T, R> {
+            codes: self.dot.weights.codes,
+            ahead: ReadAhead::new(&self.dot.weights.codes[starts[0]..]),
+            starts,
+            scales: [[simd.zero(); T]; R],
+            acc: [[simd.zero(); T]; R],
+        };
         // All groups are 32, 64 or 128: a shift instead of a division.
         let groups = self.cols >> self.dot.weights.group.trailing_zeros();
         for chunk in (0..groups).step_by(LANES) {
@@ -137,7 +141,7 @@ impl<const BITS: u32, const P: usize> BlockDot<'_, BITS, P> {
         simd: S,
         row: usize,
         groups: Range<usize>,
-        rows: &mut Rows<'_, S, P, R>,
+        rows: &mut Rows<'_, S, T, R>,
     ) {
         let Affine { group, scale_type: ty, scales, biases, .. } = *self.dot.weights;
         let shift = group.trailing_zeros();
@@ -147,15 +151,17 @@ impl<const BITS: u32, const P: usize> BlockDot<'_, BITS, P> {
             // SAFETY: the row has these groups; planes have scales and sums for whole vectors.
             unsafe {
                 let (scales, biases) = (scales.as_ptr().add(at), biases.as_ptr().add(at));
-                simd.prefetch(scales.wrapping_add(GROUP_PREFETCH_BYTES));
-                simd.prefetch(biases.wrapping_add(GROUP_PREFETCH_BYTES));
+                simd.prefetch_far(scales.wrapping_add(GROUP_PREFETCH_BYTES));
+                simd.prefetch_far(biases.wrapping_add(GROUP_PREFETCH_BYTES));
                 let scale = simd.load_some_floats(ty, scales, groups.len());
                 let bias = simd.load_some_floats(ty, biases, groups.len());
-                for p in 0..P {
-                    let sums = simd.load(self.planes[p].sums.add(groups.start));
-                    rows.acc[r][p] = simd.fma(bias, sums, rows.acc[r][p]);
-                    let plane = simd.load(self.planes[p].scales.add(groups.start));
-                    rows.scales[r][p] = simd.mul(scale, plane);
+                for t in 0..T {
+                    for digit in 0..D {
+                        let sums = simd.load(self.planes[t][digit].sums.add(groups.start));
+                        rows.acc[r][t] = simd.fma(bias, sums, rows.acc[r][t]);
+                    }
+                    let lowest = simd.load(self.planes[t][0].scales.add(groups.start));
+                    rows.scales[r][t] = simd.mul(scale, lowest);
                 }
             }
         }
@@ -190,40 +196,68 @@ impl<const BITS: u32, const P: usize> BlockDot<'_, BITS, P> {
         col: usize,
         cols: usize,
         lanes: &[i32; LANES],
-        rows: &mut Rows<'_, S, P, R>,
+        rows: &mut Rows<'_, S, T, R>,
     ) {
         for r in 0..R {
             let at = rows.starts[r] + col / 8 * BITS as usize;
+            rows.ahead.step(simd, UNIT / 8 * BITS as usize);
             // SAFETY: by contract.
             unsafe {
                 let codes = rows.codes.get_unchecked(at..);
-                simd.prefetch(codes.as_ptr().wrapping_add(PREFETCH_BYTES));
+                near(simd, codes.as_ptr());
                 let (even, odd) = if WHOLE {
                     simd.unpack::<BITS>(codes.as_ptr(), codes.len())
                 } else {
                     unpack::<S, BITS>(simd, codes, cols)
                 };
-                for p in 0..P {
-                    let x = self.planes[p].digits.add(col);
-                    let dot = simd.dot::<BITS>(simd.zero_int(), even, simd.load_bytes(x));
-                    let dot = simd.dot::<BITS>(dot, odd, simd.load_bytes(x.add(64)));
-                    let scale = simd.expand(rows.scales[r][p], lanes);
-                    rows.acc[r][p] = simd.fma(simd.to_float(dot), scale, rows.acc[r][p]);
+                for t in 0..T {
+                    let dot = self.digits::<S>(simd, t, col, (even, odd));
+                    let scale = simd.expand(rows.scales[r][t], lanes);
+                    rows.acc[r][t] = simd.fma(dot, scale, rows.acc[r][t]);
                 }
+            }
+        }
+    }
+
+    /// The product of a unit of codes with token `t`, in multiples of its lowest digit's scale.
+    ///
+    /// # Safety
+    /// The planes have whole units of digits at `col`.
+    #[inline(always)]
+    unsafe fn digits<S: Simd>(
+        &self,
+        simd: S,
+        t: usize,
+        col: usize,
+        (even, odd): (S::B, S::B),
+    ) -> S::F {
+        let dot = |before, digit: usize| {
+            // SAFETY: by contract.
+            unsafe {
+                let x = self.planes[t][digit].digits.add(col);
+                let dot = simd.dot::<BITS>(before, even, simd.load_bytes(x));
+                simd.dot::<BITS>(dot, odd, simd.load_bytes(x.add(64)))
+            }
+        };
+        // Two digits of eight products fit into 32 bits, three need not.
+        match D {
+            1 => simd.to_float(dot(simd.zero_int(), 0)),
+            2 => simd.to_float(dot(simd.times_256(dot(simd.zero_int(), 1)), 0)),
+            _ => {
+                let low = simd.to_float(dot(simd.times_256(dot(simd.zero_int(), 1)), 0));
+                let high = simd.to_float(dot(simd.zero_int(), 2));
+                simd.fma(high, simd.splat(65536.0), low)
             }
         }
     }
 
     /// Writes the sums of `R` rows; a block after the first adds to what is there.
     #[inline(always)]
-    fn store<S: Simd, const R: usize>(&self, simd: S, row: usize, acc: &[[S::F; P]; R]) {
-        let digits = self.dot.input.layout.digits;
-        for token in 0..P / digits {
+    fn store<S: Simd, const R: usize>(&self, simd: S, row: usize, acc: &[[S::F; T]; R]) {
+        for token in 0..T {
             let mut totals = [simd.zero(); R];
             for r in 0..R {
-                for p in token * digits..(token + 1) * digits {
-                    totals[r] = simd.add(totals[r], acc[r][p]);
-                }
+                totals[r] = acc[r][token];
             }
             let sums = simd.sums(totals);
             for r in 0..R {

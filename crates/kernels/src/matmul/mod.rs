@@ -5,6 +5,7 @@
 //! tile by tile ([`tile`]: weights are unpacked into a panel in the cache, arithmetic is the
 //! bound). Neither keeps a second copy of a matrix. Biases are added by the caller.
 
+mod ahead;
 mod dense;
 mod dot;
 mod driver;

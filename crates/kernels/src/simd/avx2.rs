@@ -74,6 +74,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             let high = _mm256_loadu_si256(lanes.as_ptr().add(8).cast());
             [_mm256_permutevar8x32_ps(half, low), _mm256_permutevar8x32_ps(half, high)]
         }
+        fn times_256(a: I) -> I { [_mm256_slli_epi32::<8>(a[0]), _mm256_slli_epi32::<8>(a[1])] }
         fn split_digit(a: I) -> (I, I) {
             let (h0, l0) = split_digit(a[0]);
             let (h1, l1) = split_digit(a[1]);
@@ -97,6 +98,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     fn prefetch(self, ptr: *const u8) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_far(self, ptr: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(ptr.cast()) }
     }
     #[inline(always)]
     unsafe fn load(self, ptr: *const f32) -> F {

@@ -55,6 +55,7 @@ impl Simd for Avx512 {
         fn expand(values: __m512, lanes: &[i32; LANES]) -> __m512 {
             _mm512_permutexvar_ps(_mm512_loadu_si512(lanes.as_ptr().cast()), values)
         }
+        fn times_256(a: __m512i) -> __m512i { _mm512_slli_epi32::<8>(a) }
         fn split_digit(a: __m512i) -> (__m512i, __m512i) {
             let high = _mm512_srai_epi32::<8>(_mm512_add_epi32(a, _mm512_set1_epi32(128)));
             (high, _mm512_sub_epi32(a, _mm512_slli_epi32::<8>(high)))
@@ -70,6 +71,11 @@ impl Simd for Avx512 {
     fn prefetch(self, ptr: *const u8) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_far(self, ptr: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(ptr.cast()) }
     }
     #[inline(always)]
     unsafe fn load(self, ptr: *const f32) -> __m512 {

@@ -147,6 +147,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// 16 bytes are writable at `ptr`; no alignment is needed.
     unsafe fn store_low_bytes(self, ptr: *mut u8, ints: Self::I);
+    /// `256 · a`; it must fit into an `i32`.
+    fn times_256(self, a: Self::I) -> Self::I;
     /// Splits `a` into `(high, low)` with `a == 256 · high + low` and `low` in −128..=127.
     fn split_digit(self, a: Self::I) -> (Self::I, Self::I);
     /// Transposes 16 rows of 16 dwords: `dst[dst_stride·c + r] = rows[r][c]`.
@@ -158,6 +160,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// Asks for the cache line at `ptr`, which may be any address.
     fn prefetch(self, _ptr: *const u8) {}
+    /// Asks for the cache line at `ptr`, in the second-level cache; it may be any address.
+    fn prefetch_far(self, _ptr: *const u8) {}
 
     /// Loads 16 values of `ty`.
     ///

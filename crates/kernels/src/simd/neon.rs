@@ -69,6 +69,7 @@ impl Simd for Neon {
                 pick(table, lanes.add(8)), pick(table, lanes.add(12)),
             ]
         }
+        fn times_256(a: I) -> I { each!(vshlq_n_s32::<8>; a) }
         fn split_digit(a: I) -> (I, I) {
             let high = each!(high_digit; a);
             (high, each!(low_digit; a, high))

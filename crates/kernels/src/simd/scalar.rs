@@ -164,6 +164,9 @@ impl Simd for Scalar {
         // SAFETY: 16 bytes are writable by contract.
         unsafe { ptr.cast::<[u8; LANES]>().write_unaligned(map(ints, |i| i as u8)) }
     }
+    fn times_256(self, a: I) -> I {
+        map(a, |a| a << 8)
+    }
     fn split_digit(self, a: I) -> (I, I) {
         let high = map(a, |a| a.wrapping_add(128) >> 8);
         (high, zip(a, high, |a, high| a.wrapping_sub(high << 8)))
