@@ -24,6 +24,7 @@ pub mod norm;
 pub mod pool;
 pub mod probe;
 pub mod rope;
+pub mod route;
 mod scratch;
 mod simd;
 #[cfg(test)]
