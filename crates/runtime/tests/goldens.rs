@@ -99,6 +99,7 @@ goldens! {
     llama_longrope = "llama-longrope";
     mistral = "mistral";
     mistral_sliding = "mistral-sliding";
+    olmo2 = "olmo2";
     phi3 = "phi3";
     phi3_longrope = "phi3-longrope";
     qwen2 = "qwen2";

@@ -10,6 +10,7 @@ mod config;
 mod dense;
 mod llama;
 mod mistral;
+mod olmo2;
 mod phi3;
 mod qwen2;
 mod qwen3;
@@ -46,6 +47,7 @@ type Loader = fn(&Weights, &Value) -> Result<Box<dyn LanguageModel>>;
 const FAMILIES: &[(&str, Loader)] = &[
     ("llama", |w, c| boxed(llama::load(w, &parse(c)?)?)),
     ("mistral", |w, c| boxed(mistral::load(w, &parse(c)?)?)),
+    ("olmo2", |w, c| boxed(olmo2::load(w, &parse(c)?)?)),
     ("phi3", |w, c| boxed(phi3::load(w, &parse(c)?)?)),
     ("qwen2", |w, c| boxed(qwen2::load(w, &parse(c)?)?)),
     ("qwen3", |w, c| boxed(qwen3::load(w, &parse(c)?)?)),
