@@ -93,6 +93,7 @@ macro_rules! goldens {
 }
 
 goldens! {
+    granite = "granite";
     llama = "llama";
     llama_linear = "llama-linear";
     llama_llama3 = "llama-llama3";

@@ -8,6 +8,7 @@
 mod check;
 mod config;
 mod dense;
+mod granite;
 mod llama;
 mod mistral;
 mod olmo2;
@@ -45,6 +46,7 @@ type Loader = fn(&Weights, &Value) -> Result<Box<dyn LanguageModel>>;
 
 /// Every family, by the `model_type` of its `config.json`.
 const FAMILIES: &[(&str, Loader)] = &[
+    ("granite", |w, c| boxed(granite::load(w, &parse(c)?)?)),
     ("llama", |w, c| boxed(llama::load(w, &parse(c)?)?)),
     ("mistral", |w, c| boxed(mistral::load(w, &parse(c)?)?)),
     ("olmo2", |w, c| boxed(olmo2::load(w, &parse(c)?)?)),
