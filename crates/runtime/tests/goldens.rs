@@ -93,6 +93,7 @@ macro_rules! goldens {
 }
 
 goldens! {
+    glm4 = "glm4";
     granite = "granite";
     llama = "llama";
     llama_linear = "llama-linear";
