@@ -109,6 +109,8 @@ goldens! {
     qwen3 = "qwen3";
     qwen3_yarn = "qwen3-yarn";
     smollm3 = "smollm3";
+    starcoder2 = "starcoder2";
+    starcoder2_sliding = "starcoder2-sliding";
 }
 
 /// 200 greedy tokens of the built-in model in fp32, and their text, are mlx-lm's.

@@ -17,6 +17,7 @@ mod phi3;
 mod qwen2;
 mod qwen3;
 mod smollm3;
+mod starcoder2;
 
 use mlxcel_core::{Array, Batch, LayerLayout, Ops};
 use serde::de::DeserializeOwned;
@@ -56,6 +57,7 @@ const FAMILIES: &[(&str, Loader)] = &[
     ("qwen2", |w, c| boxed(qwen2::load(w, &parse(c)?)?)),
     ("qwen3", |w, c| boxed(qwen3::load(w, &parse(c)?)?)),
     ("smollm3", |w, c| boxed(smollm3::load(w, &parse(c)?)?)),
+    ("starcoder2", |w, c| boxed(starcoder2::load(w, &parse(c)?)?)),
 ];
 
 /// The `model_type`s that this crate runs, sorted.
