@@ -102,6 +102,7 @@ goldens! {
     mistral = "mistral";
     mistral_sliding = "mistral-sliding";
     olmo2 = "olmo2";
+    phi = "phi";
     phi3 = "phi3";
     phi3_longrope = "phi3-longrope";
     qwen2 = "qwen2";

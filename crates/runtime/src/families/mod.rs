@@ -13,6 +13,7 @@ mod granite;
 mod llama;
 mod mistral;
 mod olmo2;
+mod phi;
 mod phi3;
 mod qwen2;
 mod qwen3;
@@ -53,6 +54,7 @@ const FAMILIES: &[(&str, Loader)] = &[
     ("llama", |w, c| boxed(llama::load(w, &parse(c)?)?)),
     ("mistral", |w, c| boxed(mistral::load(w, &parse(c)?)?)),
     ("olmo2", |w, c| boxed(olmo2::load(w, &parse(c)?)?)),
+    ("phi", |w, c| boxed(phi::load(w, &parse(c)?)?)),
     ("phi3", |w, c| boxed(phi3::load(w, &parse(c)?)?)),
     ("qwen2", |w, c| boxed(qwen2::load(w, &parse(c)?)?)),
     ("qwen3", |w, c| boxed(qwen3::load(w, &parse(c)?)?)),
