@@ -94,6 +94,7 @@ macro_rules! goldens {
 
 goldens! {
     glm4 = "glm4";
+    gpt2 = "gpt2";
     granite = "granite";
     llama = "llama";
     llama_linear = "llama-linear";

@@ -9,6 +9,7 @@ mod check;
 mod config;
 mod dense;
 mod glm4;
+mod gpt2;
 mod granite;
 mod llama;
 mod mistral;
@@ -50,6 +51,7 @@ type Loader = fn(&Weights, &Value) -> Result<Box<dyn LanguageModel>>;
 /// Every family, by the `model_type` of its `config.json`.
 const FAMILIES: &[(&str, Loader)] = &[
     ("glm4", |w, c| boxed(glm4::load(w, &parse(c)?)?)),
+    ("gpt2", |w, c| boxed(gpt2::load(w, &parse(c)?)?)),
     ("granite", |w, c| boxed(granite::load(w, &parse(c)?)?)),
     ("llama", |w, c| boxed(llama::load(w, &parse(c)?)?)),
     ("mistral", |w, c| boxed(mistral::load(w, &parse(c)?)?)),
