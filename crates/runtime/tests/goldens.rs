@@ -93,6 +93,8 @@ macro_rules! goldens {
 }
 
 goldens! {
+    gemma2 = "gemma2";
+    gemma2_sliding = "gemma2-sliding";
     glm4 = "glm4";
     gpt2 = "gpt2";
     granite = "granite";
