@@ -95,6 +95,8 @@ macro_rules! goldens {
 goldens! {
     gemma2 = "gemma2";
     gemma2_sliding = "gemma2-sliding";
+    gemma3 = "gemma3";
+    gemma3_text = "gemma3_text";
     glm4 = "glm4";
     gpt2 = "gpt2";
     granite = "granite";

@@ -9,6 +9,7 @@ mod check;
 mod config;
 mod dense;
 mod gemma2;
+mod gemma3;
 mod glm4;
 mod gpt2;
 mod granite;
@@ -52,6 +53,8 @@ type Loader = fn(&Weights, &Value) -> Result<Box<dyn LanguageModel>>;
 /// Every family, by the `model_type` of its `config.json`.
 const FAMILIES: &[(&str, Loader)] = &[
     ("gemma2", |w, c| boxed(gemma2::load(w, &parse(c)?)?)),
+    ("gemma3", |w, c| boxed(gemma3::load(w, &parse(c)?)?)),
+    ("gemma3_text", |w, c| boxed(gemma3::load(w, &parse(c)?)?)),
     ("glm4", |w, c| boxed(glm4::load(w, &parse(c)?)?)),
     ("gpt2", |w, c| boxed(gpt2::load(w, &parse(c)?)?)),
     ("granite", |w, c| boxed(granite::load(w, &parse(c)?)?)),
