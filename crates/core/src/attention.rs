@@ -54,6 +54,37 @@ impl AttentionSpec {
         Ok(self)
     }
 
+    /// The same with another factor on the scores.
+    #[must_use]
+    pub fn with_scale(self, scale: f32) -> Self {
+        Self { scale, ..self }
+    }
+
+    /// The same with `cap · tanh(score / cap)` on the scores.
+    ///
+    /// # Errors
+    /// A cap that is not positive and finite.
+    pub fn with_softcap(self, softcap: Option<f32>) -> Result<Self> {
+        if let Some(cap) = softcap.filter(|cap| !(*cap > 0.0 && cap.is_finite())) {
+            return Err(Error::Config { what: format!("a soft cap of {cap} on attention scores") });
+        }
+        Ok(Self { softcap, ..self })
+    }
+
+    /// The same with one extra logit per query head in the softmax.
+    ///
+    /// # Errors
+    /// Another number of sinks than of query heads.
+    pub fn with_sinks(self, sinks: Arc<[f32]>) -> Result<Self> {
+        if sinks.len() != self.query_heads {
+            let (sinks, heads) = (sinks.len(), self.query_heads);
+            return Err(Error::Config {
+                what: format!("{sinks} attention sinks for {heads} heads"),
+            });
+        }
+        Ok(Self { sinks: Some(sinks), ..self })
+    }
+
     /// Query heads, a multiple of the key-value heads.
     #[must_use]
     pub fn query_heads(&self) -> usize {

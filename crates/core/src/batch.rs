@@ -9,6 +9,7 @@ use mlx_ffi::Array;
 
 use crate::attention::AttentionSpec;
 use crate::cache::SequenceCache;
+use crate::layers::Embedding;
 use crate::ops::Ops;
 use crate::shape::int;
 use crate::{Error, Result, Rope};
@@ -110,6 +111,21 @@ impl<'a> Batch<'a> {
     /// When the shape does not match.
     pub fn rope(&self, x: &Array, heads: usize, rope: &Rope) -> Result<Array> {
         self.ops.rope(self, x, heads, rope)
+    }
+
+    /// The row of `table` for each row's position, `[total tokens, hidden]`.
+    ///
+    /// # Errors
+    /// A position beyond the table.
+    pub fn embed_positions(&self, table: &Embedding) -> Result<Array> {
+        let (rows, _) = table.weight.shape();
+        let last = self.positions.iter().copied().max().unwrap_or(0);
+        if usize::try_from(last).map_or(true, |last| last >= rows) {
+            let what = format!("position {last} is beyond the model's {rows} learned positions");
+            return Err(Error::Config { what });
+        }
+        let positions = Array::from_slice(&self.positions, &[int(self.positions.len())?])?;
+        self.ops.embed(&positions, table)
     }
 
     /// Appends `k` and `v` to layer `layer`'s caches and attends with `q`.

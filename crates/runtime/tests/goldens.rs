@@ -93,12 +93,21 @@ macro_rules! goldens {
 }
 
 goldens! {
+    gemma2 = "gemma2";
+    gemma2_sliding = "gemma2-sliding";
+    gemma3 = "gemma3";
+    gemma3_text = "gemma3_text";
+    glm4 = "glm4";
+    gpt2 = "gpt2";
+    granite = "granite";
     llama = "llama";
     llama_linear = "llama-linear";
     llama_llama3 = "llama-llama3";
     llama_longrope = "llama-longrope";
     mistral = "mistral";
     mistral_sliding = "mistral-sliding";
+    olmo2 = "olmo2";
+    phi = "phi";
     phi3 = "phi3";
     phi3_longrope = "phi3-longrope";
     qwen2 = "qwen2";
@@ -106,6 +115,8 @@ goldens! {
     qwen3 = "qwen3";
     qwen3_yarn = "qwen3-yarn";
     smollm3 = "smollm3";
+    starcoder2 = "starcoder2";
+    starcoder2_sliding = "starcoder2-sliding";
 }
 
 /// 200 greedy tokens of the built-in model in fp32, and their text, are mlx-lm's.

@@ -11,6 +11,7 @@ mod random;
 mod tokenizer;
 
 use anyhow::{Context, Result, bail};
+use mlxcel_estimator::{TensorRole, TensorSpec};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use tokenizer::Specials;
@@ -98,7 +99,10 @@ pub struct Summary {
 /// MLX does not have, a vocabulary below 258 tokens, a file that cannot be written.
 pub fn checkpoint(config: &Value, options: &Options, folder: &Path) -> Result<Summary> {
     options.check()?;
-    let inventory = mlxcel_estimator::tensors(&config.to_string())?;
+    let mut inventory = mlxcel_estimator::tensors(&config.to_string())?;
+    if matches!(options.weights, Weights::Affine { .. }) && config["model_type"] == "gpt2" {
+        convert_gpt2(&mut inventory);
+    }
     let shards = layout::shards(&inventory, options)?;
     let vocab_size =
         config["vocab_size"].as_u64().context("the configuration has no vocab_size")?;
@@ -120,6 +124,17 @@ pub fn checkpoint(config: &Value, options: &Options, folder: &Path) -> Result<Su
     }
     let bytes = shards.iter().map(|shard| shard.file_bytes).sum();
     Ok(Summary { shards: shards.len(), bytes })
+}
+
+/// GPT-2's matrices are stored as `[in, out]`, in which there are no rows to quantise: mlx-lm, when
+/// it quantises, stores them as `[out, in]`, and everything below `model.`.
+fn convert_gpt2(inventory: &mut [TensorSpec]) {
+    for tensor in inventory {
+        tensor.name = format!("model.{}", tensor.name);
+        if tensor.role == TensorRole::Linear {
+            tensor.shape.reverse();
+        }
+    }
 }
 
 /// Reads `config.json`, given itself or its folder.

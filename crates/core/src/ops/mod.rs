@@ -10,15 +10,17 @@ mod mlx;
 
 pub(crate) use self::mlx::Held;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use mlx_ffi::{Array, Dtype};
 use mlxcel_kernels::Pool;
+pub use mlxcel_kernels::elementwise::{Glu as Activation, Map};
 pub use mlxcel_kernels::matmul::Precision;
 
 use crate::attention::AttentionSpec;
 use crate::batch::Batch;
-use crate::layers::{Embedding, Linear, RmsNorm, Weight};
+use crate::layers::{Embedding, LayerNorm, Linear, Norm, RmsNorm, Weight};
 use crate::shape::{dims, int, rows_cols};
 use crate::{Error, Result, Rope};
 
@@ -129,6 +131,25 @@ impl Ops {
         }
     }
 
+    /// A vector parameter plus `value`, in the type that [`Self::vector`] gives it.
+    ///
+    /// # Errors
+    /// As [`Self::vector`].
+    pub fn shifted_vector(&self, array: Array, value: f64) -> Result<Array> {
+        Ok(mlx_ffi::ops::add_scalar(&self.vector(array)?, value)?)
+    }
+
+    /// The columns `columns` of a dense matrix, as rows: a copy, made at once.
+    ///
+    /// # Errors
+    /// Columns that the matrix does not have.
+    pub fn transposed(&self, matrix: &Array, columns: Range<usize>) -> Result<Array> {
+        let part = mlx_ffi::ops::slice_axis(matrix, 1, int(columns.start)?, int(columns.end)?)?;
+        let rows = mlx_ffi::ops::contiguous(&mlx_ffi::ops::swapaxes(&part, 0, 1)?)?;
+        rows.eval()?;
+        Ok(rows)
+    }
+
     /// A matrix parameter as this kernel set wants it: host kernels read any storage type.
     ///
     /// # Errors
@@ -196,16 +217,59 @@ impl Ops {
         self.linear(x, &Linear { weight: table.weight.clone(), bias: None })
     }
 
-    /// `silu(x · gateᵀ) · (x · upᵀ)`.
+    /// `activation(x · gateᵀ) · (x · upᵀ)`.
     ///
     /// # Errors
     /// As [`Self::linear`].
-    pub fn swiglu(&self, x: &Array, gate: &Linear, up: &Linear) -> Result<Array> {
+    pub fn glu(
+        &self,
+        x: &Array,
+        gate: &Linear,
+        up: &Linear,
+        activation: Activation,
+    ) -> Result<Array> {
         check_columns(x, &gate.weight)?;
         check_columns(x, &up.weight)?;
         match self.config.kernels {
-            KernelSet::Host => host::swiglu(self, x, gate, up),
-            KernelSet::Mlx => mlx::swiglu(x, gate, up),
+            KernelSet::Host => host::glu(self, x, (gate, up), activation),
+            KernelSet::Mlx => mlx::glu(x, (gate, up), activation),
+        }
+    }
+
+    /// `function` of every element.
+    ///
+    /// # Errors
+    /// As [`Self::embed`].
+    pub fn map(&self, x: &Array, function: Map) -> Result<Array> {
+        match self.config.kernels {
+            KernelSet::Host => host::map(self, x, function),
+            KernelSet::Mlx => mlx::map(x, function),
+        }
+    }
+
+    /// A norm of either kind.
+    ///
+    /// # Errors
+    /// As [`Self::rms_norm`] and [`Self::layer_norm`].
+    pub fn norm(&self, x: &Array, norm: &Norm) -> Result<Array> {
+        match norm {
+            Norm::Rms(norm) => self.rms_norm(x, norm),
+            Norm::Layer(norm) => self.layer_norm(x, norm),
+        }
+    }
+
+    /// `(x − mean) / √(variance + eps) · weight + bias` over the last dimension.
+    ///
+    /// # Errors
+    /// When the last dimension is not the weight's length.
+    pub fn layer_norm(&self, x: &Array, norm: &LayerNorm) -> Result<Array> {
+        let dim = last_dim(&norm.weight);
+        if last_dim(x) != dim {
+            return Err(shape_error("layer_norm", "x", x, format!("rows of {dim}")));
+        }
+        match self.config.kernels {
+            KernelSet::Host => host::layer_norm(self, x, norm),
+            KernelSet::Mlx => mlx::layer_norm(x, norm),
         }
     }
 

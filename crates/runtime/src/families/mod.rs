@@ -8,12 +8,20 @@
 mod check;
 mod config;
 mod dense;
+mod gemma2;
+mod gemma3;
+mod glm4;
+mod gpt2;
+mod granite;
 mod llama;
 mod mistral;
+mod olmo2;
+mod phi;
 mod phi3;
 mod qwen2;
 mod qwen3;
 mod smollm3;
+mod starcoder2;
 
 use mlxcel_core::{Array, Batch, LayerLayout, Ops};
 use serde::de::DeserializeOwned;
@@ -44,12 +52,21 @@ type Loader = fn(&Weights, &Value) -> Result<Box<dyn LanguageModel>>;
 
 /// Every family, by the `model_type` of its `config.json`.
 const FAMILIES: &[(&str, Loader)] = &[
+    ("gemma2", |w, c| boxed(gemma2::load(w, &parse(c)?)?)),
+    ("gemma3", |w, c| boxed(gemma3::load(w, &parse(c)?)?)),
+    ("gemma3_text", |w, c| boxed(gemma3::load(w, &parse(c)?)?)),
+    ("glm4", |w, c| boxed(glm4::load(w, &parse(c)?)?)),
+    ("gpt2", |w, c| boxed(gpt2::load(w, &parse(c)?)?)),
+    ("granite", |w, c| boxed(granite::load(w, &parse(c)?)?)),
     ("llama", |w, c| boxed(llama::load(w, &parse(c)?)?)),
     ("mistral", |w, c| boxed(mistral::load(w, &parse(c)?)?)),
+    ("olmo2", |w, c| boxed(olmo2::load(w, &parse(c)?)?)),
+    ("phi", |w, c| boxed(phi::load(w, &parse(c)?)?)),
     ("phi3", |w, c| boxed(phi3::load(w, &parse(c)?)?)),
     ("qwen2", |w, c| boxed(qwen2::load(w, &parse(c)?)?)),
     ("qwen3", |w, c| boxed(qwen3::load(w, &parse(c)?)?)),
     ("smollm3", |w, c| boxed(smollm3::load(w, &parse(c)?)?)),
+    ("starcoder2", |w, c| boxed(starcoder2::load(w, &parse(c)?)?)),
 ];
 
 /// The `model_type`s that this crate runs, sorted.

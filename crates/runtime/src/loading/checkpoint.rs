@@ -130,7 +130,8 @@ fn row_range(info: &TensorInfo, rows: Rows) -> Range<usize> {
     start + rows.first * row_bytes..start + (rows.first + rows.count) * row_bytes
 }
 
-/// Reads a model's `config.json` and checks what can be checked without its tensors.
+/// Reads a model's `config.json`, its language part flat and with its class's sizes
+/// ([`mlxcel_estimator::resolved_config`]), and checks what can be checked without its tensors.
 ///
 /// `Infinity` and `NaN`, which Python's tools write, are read as strings.
 ///
@@ -151,7 +152,7 @@ pub fn read_config(source: &ModelSource) -> Result<Value> {
     let text = std::str::from_utf8(&bytes)
         .map_err(|_| Error::config(format!("{} is not UTF-8 text", path.display())))?;
     let config = mlxcel_estimator::parse_object(text, &path.display().to_string())?;
-    let config = Value::Object(config);
+    let config = Value::Object(mlxcel_estimator::resolved_config(&config)?);
     crate::families::check_supported(&config)?;
     Ok(config)
 }

@@ -11,4 +11,4 @@ mod weights;
 pub(crate) use self::checkpoint::size_of;
 pub use self::checkpoint::{Checkpoint, read_config};
 pub use self::fingerprint::Fingerprint;
-pub use self::weights::{Bias, Source, Weights};
+pub use self::weights::{Bias, NormKind, NormRule, Source, Weights};

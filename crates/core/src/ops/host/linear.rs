@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mlx_ffi::host::{HostInputs, HostOutputs, call, call_one};
 use mlx_ffi::{Array, Dtype};
-use mlxcel_kernels::elementwise::{Glu, glu};
+use mlxcel_kernels::elementwise::{self as kernel, Glu};
 use mlxcel_kernels::matmul::{matmul, matmul_glu};
 use mlxcel_kernels::weights::{Affine, FloatType, WeightMatrix};
 
@@ -136,23 +136,28 @@ fn add_bias(bias: Option<&[f32]>, out: &mut [f32]) {
     }
 }
 
-pub(crate) fn swiglu(ops: &Ops, x: &Array, gate: &Linear, up: &Linear) -> Result<Array> {
+pub(crate) fn glu(
+    ops: &Ops,
+    x: &Array,
+    (gate, up): (&Linear, &Linear),
+    activation: Glu,
+) -> Result<Array> {
     if gate.bias.is_some() || up.bias.is_some() {
         let [gate, up] = linears(ops, x, [gate, up])?;
-        return elementwise(ops, "swiglu", &[&gate, &up], |pool, inputs, out| {
+        return elementwise(ops, "glu", &[&gate, &up], move |pool, inputs, out| {
             out.copy_from_slice(inputs.f32(0)?);
-            Ok(glu(pool, Glu::Silu, out, inputs.f32(1)?)?)
+            Ok(kernel::glu(pool, activation, out, inputs.f32(1)?)?)
         });
     }
     let (shapes, inputs) = Layers::of(x, &[gate, up])?;
     let (pool, precision) = (Arc::clone(ops.pool()), ops.precision());
     let shape = ints([rows_cols(x).0, gate.weight.shape().0])?;
-    let node = call_one("swiglu", &inputs, (&shape, Dtype::Float32), move |inputs, mut outputs| {
+    let node = call_one("glu", &inputs, (&shape, Dtype::Float32), move |inputs, mut outputs| {
         let views = shapes.views(&inputs)?;
         let [(gate, _), (up, _)] = views[..] else {
             return Err(Error::Config { what: "a gated layer has two matrices".into() });
         };
-        Ok(matmul_glu(&pool, inputs.f32(0)?, (gate, up), Glu::Silu, outputs.f32(0)?, precision)?)
+        Ok(matmul_glu(&pool, inputs.f32(0)?, (gate, up), activation, outputs.f32(0)?, precision)?)
     });
     Ok(node?)
 }
