@@ -146,6 +146,25 @@ impl<'a> Batch<'a> {
         self.ops.attention(self, layer, [q, k, v], spec)
     }
 
+    /// [`Self::attention`] of absorbed queries, `[total tokens, query_heads · (latent + rotary)]`,
+    /// to latents with the rotary part of the key behind each, `[total tokens, latent + rotary]`.
+    /// The result has `latent` elements per query head.
+    ///
+    /// # Errors
+    /// As [`Self::attention`], and a spec that is not [`AttentionSpec::latent`].
+    pub fn latent_attention(
+        &self,
+        layer: usize,
+        q: &Array,
+        keys: &Array,
+        spec: &AttentionSpec,
+    ) -> Result<Array> {
+        if !spec.layout().latent {
+            return Err(Error::Config { what: "this attention has values of its own".into() });
+        }
+        self.ops.attention(self, layer, [q, keys, keys], spec)
+    }
+
     /// Records that the pass was evaluated: every cache now holds its run's tokens.
     pub fn commit(self) {
         for (cache, span) in self.caches.iter().zip(&self.spans) {

@@ -1,6 +1,7 @@
 //! The host kernel set: `mlxcel-kernels` as MLX graph nodes. Activations are fp32, row-contiguous.
 
 mod attention;
+mod experts;
 mod linear;
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use mlxcel_kernels::rope::{Pairing, Rotation, rope as rotate};
 use mlxcel_kernels::{Pool, norm};
 
 pub(super) use self::attention::attention;
+pub(super) use self::experts::{experts, heads};
 pub(super) use self::linear::{embed, glu, linears};
 use super::Ops;
 use crate::batch::Batch;
