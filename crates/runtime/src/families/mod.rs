@@ -7,6 +7,7 @@
 
 mod check;
 mod config;
+mod deepseek;
 mod dense;
 mod gemma2;
 mod gemma3;
@@ -15,11 +16,16 @@ mod gpt2;
 mod granite;
 mod llama;
 mod mistral;
+mod mixtral;
+mod mla;
+mod moe;
 mod olmo2;
+mod olmoe;
 mod phi;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 mod smollm3;
 mod starcoder2;
 
@@ -52,6 +58,8 @@ type Loader = fn(&Weights, &Value) -> Result<Box<dyn LanguageModel>>;
 
 /// Every family, by the `model_type` of its `config.json`.
 const FAMILIES: &[(&str, Loader)] = &[
+    ("deepseek_v2", |w, c| boxed(deepseek::load_v2(w, &parse(c)?, &parse(c)?)?)),
+    ("deepseek_v3", |w, c| boxed(deepseek::load_v3(w, &parse(c)?, &parse(c)?)?)),
     ("gemma2", |w, c| boxed(gemma2::load(w, &parse(c)?)?)),
     ("gemma3", |w, c| boxed(gemma3::load(w, &parse(c)?)?)),
     ("gemma3_text", |w, c| boxed(gemma3::load(w, &parse(c)?)?)),
@@ -60,11 +68,14 @@ const FAMILIES: &[(&str, Loader)] = &[
     ("granite", |w, c| boxed(granite::load(w, &parse(c)?)?)),
     ("llama", |w, c| boxed(llama::load(w, &parse(c)?)?)),
     ("mistral", |w, c| boxed(mistral::load(w, &parse(c)?)?)),
+    ("mixtral", |w, c| boxed(mixtral::load(w, &parse(c)?)?)),
     ("olmo2", |w, c| boxed(olmo2::load(w, &parse(c)?)?)),
+    ("olmoe", |w, c| boxed(olmoe::load(w, &parse(c)?)?)),
     ("phi", |w, c| boxed(phi::load(w, &parse(c)?)?)),
     ("phi3", |w, c| boxed(phi3::load(w, &parse(c)?)?)),
     ("qwen2", |w, c| boxed(qwen2::load(w, &parse(c)?)?)),
     ("qwen3", |w, c| boxed(qwen3::load(w, &parse(c)?)?)),
+    ("qwen3_moe", |w, c| boxed(qwen3_moe::load(w, &parse(c)?)?)),
     ("smollm3", |w, c| boxed(smollm3::load(w, &parse(c)?)?)),
     ("starcoder2", |w, c| boxed(starcoder2::load(w, &parse(c)?)?)),
 ];

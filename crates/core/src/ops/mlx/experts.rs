@@ -1,5 +1,6 @@
 //! Experts, and products with one matrix per head, of the operations that mlx-lm emits.
 
+use mlx_ffi::device::{Device, default_device};
 use mlx_ffi::ops::{Gather, Orientation, Precision, Quantized};
 use mlx_ffi::{Array, Dtype, ops};
 
@@ -102,6 +103,12 @@ fn product(
     Ok(match weight {
         Weight::Dense(array) => {
             let stack = ops::swapaxes(&unfold(array, experts)?, -1, -2)?;
+            if default_device()? == Device::Cpu {
+                // MLX's CPU backend gathers fp32 matrices only.
+                let wide = |x: &Array| ops::astype(x, Dtype::Float32);
+                let y = ops::gather_mm(&wide(x)?, &wide(&stack)?, gather)?;
+                return Ok(ops::astype(&y, x.dtype())?);
+            }
             ops::gather_mm(x, &stack, gather)?
         }
         Weight::Affine(w) => {
@@ -182,13 +189,15 @@ pub(crate) fn absorbed(
     let floats = match kv_b {
         Weight::Dense(array) => array.clone(),
         Weight::Affine(w) => {
+            // MLX computes in the type of the scales, whatever the type of the result.
+            let dtype = dtype.unwrap_or(w.scales.dtype());
             let stored = Quantized {
                 weight: w.codes.clone(),
-                scales: w.scales.clone(),
-                biases: Some(w.biases.clone()),
+                scales: ops::astype(&w.scales, dtype)?,
+                biases: Some(ops::astype(&w.biases, dtype)?),
                 quantization: scheme(w)?,
             };
-            ops::dequantize(&stored, dtype)?
+            ops::dequantize(&stored, None)?
         }
     };
     let each = rows / heads;
