@@ -12,6 +12,7 @@ mod error;
 pub mod experts;
 pub mod layers;
 pub mod ops;
+pub mod recurrent;
 mod rope;
 mod shape;
 

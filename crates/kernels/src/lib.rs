@@ -23,6 +23,7 @@ pub mod matmul;
 pub mod norm;
 pub mod pool;
 pub mod probe;
+pub mod recurrent;
 pub mod rope;
 pub mod route;
 mod scratch;

@@ -115,6 +115,7 @@ goldens! {
     llama_linear = "llama-linear";
     llama_llama3 = "llama-llama3";
     llama_longrope = "llama-longrope";
+    mamba2 = "mamba2";
     mistral = "mistral";
     mistral_sliding = "mistral-sliding";
     mixtral = "mixtral";

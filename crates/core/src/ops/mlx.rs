@@ -1,6 +1,7 @@
 //! The MLX kernel set: the operations that mlx-lm emits, run by run where MLX wants one sequence.
 
 mod experts;
+mod recurrent;
 
 use mlx_ffi::ops::{Mode, Orientation, Quantization, Quantized};
 use mlx_ffi::{Array, Dtype, fast, ops};
@@ -14,6 +15,7 @@ use crate::shape::{dims, int, ints, rows_cols};
 use crate::{Error, Result, Rope};
 
 pub(super) use self::experts::{absorbed, experts, heads, stack, stored_like};
+pub(super) use self::recurrent::mamba2;
 
 pub(super) fn embed(tokens: &Array, table: &Embedding) -> Result<Array> {
     Ok(match &table.weight {

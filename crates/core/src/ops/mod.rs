@@ -22,6 +22,7 @@ use crate::attention::AttentionSpec;
 use crate::batch::Batch;
 use crate::experts::{ExpertMatrices, Experts};
 use crate::layers::{Embedding, LayerNorm, Linear, Norm, RmsNorm, Weight};
+use crate::recurrent::Mamba2;
 use crate::shape::{dims, int, ints, rows_cols};
 use crate::{Error, Result, Rope};
 
@@ -426,6 +427,39 @@ impl Ops {
         }
         let [keys, values] = parts;
         Ok([self.matrix(keys)?, self.matrix(values)?])
+    }
+
+    /// `silu(gate) · x`, shapes equal.
+    ///
+    /// # Errors
+    /// When shapes differ.
+    pub fn gated(&self, gate: &Array, x: &Array) -> Result<Array> {
+        if gate.shape() != x.shape() {
+            return Err(shape_error("gated", "gate", gate, format!("{:?}", x.shape())));
+        }
+        match self.config.kernels {
+            KernelSet::Host => host::gated(self, gate, x),
+            KernelSet::Mlx => Ok(mlx_ffi::ops::multiply(&mlx_ffi::ops::silu(gate)?, x)?),
+        }
+    }
+
+    /// See [`Batch::mamba2`].
+    pub(crate) fn mamba2(
+        &self,
+        batch: &Batch,
+        index: usize,
+        [xbc, dt]: [&Array; 2],
+        layer: &Mamba2,
+    ) -> Result<Array> {
+        for (array, width) in [(xbc, layer.channels()), (dt, layer.heads())] {
+            if last_dim(array) != width {
+                return Err(shape_error("mamba2", "input", array, format!("rows of {width}")));
+            }
+        }
+        match self.config.kernels {
+            KernelSet::Host => host::mamba2(self, batch, index, [xbc, dt], layer),
+            KernelSet::Mlx => mlx::mamba2(batch, index, [xbc, dt], layer),
+        }
     }
 
     /// See [`Batch::rope`].

@@ -15,6 +15,7 @@ mod glm4;
 mod gpt2;
 mod granite;
 mod llama;
+mod mamba2;
 mod mistral;
 mod mixtral;
 mod mla;
@@ -29,6 +30,7 @@ mod qwen3_moe;
 mod smollm3;
 mod starcoder2;
 
+use mlxcel_core::recurrent::StateLayout;
 use mlxcel_core::{Array, Batch, LayerLayout, Ops};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -38,8 +40,13 @@ use crate::{Error, Result};
 
 /// A decoder that maps a ragged batch of tokens to hidden states and logits.
 pub trait LanguageModel {
-    /// What each layer keeps per sequence, in layer order.
+    /// What each layer with attention keeps per sequence, in layer order.
     fn cache_layout(&self) -> Vec<LayerLayout>;
+
+    /// What each recurrent layer keeps per sequence, in layer order, the others left out.
+    fn state_layout(&self) -> Vec<StateLayout> {
+        Vec::new()
+    }
 
     /// Runs every layer over the batch: `[total tokens, hidden]`, the final norm applied.
     ///
@@ -67,6 +74,7 @@ const FAMILIES: &[(&str, Loader)] = &[
     ("gpt2", |w, c| boxed(gpt2::load(w, &parse(c)?)?)),
     ("granite", |w, c| boxed(granite::load(w, &parse(c)?)?)),
     ("llama", |w, c| boxed(llama::load(w, &parse(c)?)?)),
+    ("mamba2", |w, c| boxed(mamba2::load(w, &parse(c)?)?)),
     ("mistral", |w, c| boxed(mistral::load(w, &parse(c)?)?)),
     ("mixtral", |w, c| boxed(mixtral::load(w, &parse(c)?)?)),
     ("olmo2", |w, c| boxed(olmo2::load(w, &parse(c)?)?)),

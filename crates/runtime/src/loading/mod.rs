@@ -7,6 +7,7 @@ mod checkpoint;
 mod experts;
 mod fingerprint;
 mod quantization;
+mod recurrent;
 mod weights;
 
 pub(crate) use self::checkpoint::size_of;

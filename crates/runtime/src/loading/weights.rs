@@ -252,6 +252,11 @@ impl<'a> Weights<'a> {
         Ok(self.source.ops.vector(self.stored_vector(name, rows)?)?)
     }
 
+    /// The tensor `name` in the type of the files.
+    pub(super) fn stored_tensor(&self, name: &str, shape: &[usize], rows: Rows) -> Result<Array> {
+        self.source.checkpoint.tensor(&self.path(name), shape, rows)
+    }
+
     fn stored_vector(&self, name: &str, rows: Rows) -> Result<Array> {
         self.source.checkpoint.tensor(&self.path(name), &[rows.total], rows)
     }

@@ -3,6 +3,7 @@
 mod attention;
 mod experts;
 mod linear;
+mod recurrent;
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use mlxcel_kernels::{Pool, norm};
 pub(super) use self::attention::attention;
 pub(super) use self::experts::{experts, heads};
 pub(super) use self::linear::{embed, glu, linears};
+pub(super) use self::recurrent::mamba2;
 use super::Ops;
 use crate::batch::Batch;
 use crate::layers::{LayerNorm, RmsNorm};
@@ -60,6 +62,13 @@ pub(super) fn map(ops: &Ops, x: &Array, function: Map) -> Result<Array> {
         out.copy_from_slice(inputs.f32(0)?);
         kernel::map(pool, function, out);
         Ok(())
+    })
+}
+
+pub(super) fn gated(ops: &Ops, gate: &Array, x: &Array) -> Result<Array> {
+    elementwise(ops, "gated", &[gate, x], |pool, inputs, out| {
+        out.copy_from_slice(inputs.f32(0)?);
+        Ok(kernel::glu(pool, kernel::Glu::Silu, out, inputs.f32(1)?)?)
     })
 }
 
