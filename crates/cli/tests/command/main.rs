@@ -4,6 +4,7 @@
 
 mod bad_models;
 mod bad_requests;
+mod recommended;
 mod support;
 #[cfg(unix)]
 mod terminal;

@@ -300,6 +300,11 @@ pub(super) struct LayerWindows {
 }
 
 impl LayerWindows {
+    /// The window of a family whose layers all have it, in tokens.
+    pub(super) fn everywhere(&self) -> Option<usize> {
+        self.sliding_window
+    }
+
     /// The window of layer `layer`, in tokens, where `use_sliding_window` decides.
     pub(super) fn opt_in(&self, layer: usize) -> Result<Option<usize>> {
         if !self.use_sliding_window.unwrap_or(false) {

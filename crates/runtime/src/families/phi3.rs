@@ -15,7 +15,7 @@ pub(super) struct Config {
     decoder: DecoderConfig,
 }
 
-fn attention(w: &Weights, c: &Config, heads: HeadShape, layer: usize) -> Result<Attention> {
+fn attention(w: &Weights, c: &Config, heads: HeadShape) -> Result<Attention> {
     let hidden = c.decoder.sizes.hidden_size;
     let rows = [heads.query_size(), heads.kv_size(), heads.kv_size()];
     let [q_proj, k_proj, v_proj] = w.fused_linear("qkv_proj", hidden, rows, Bias::None)?;
@@ -28,7 +28,7 @@ fn attention(w: &Weights, c: &Config, heads: HeadShape, layer: usize) -> Result<
         rope: Some(c.decoder.rope.build(heads.head_dim)?),
         spec: heads.attention(),
     }
-    .windowed(c.decoder.windows.of(layer, true)?)
+    .windowed(c.decoder.windows.everywhere())
 }
 
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
@@ -36,7 +36,7 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     Model::pre_norm(
         w,
         &c.decoder,
-        |w, layer| attention(w, c, heads, layer),
+        |w, _| attention(w, c, heads),
         |w| Mlp::load_fused(w, &c.decoder.sizes),
     )
 }

@@ -9,6 +9,7 @@ use mlxcel_estimator::Dtype as FileDtype;
 use mlxcel_estimator::headers::{self, Header, TensorInfo};
 use serde_json::Value;
 
+use super::fingerprint::Fnv;
 use crate::engine::ModelSource;
 use crate::{Error, Result, builtin};
 
@@ -99,6 +100,20 @@ impl Checkpoint {
     #[must_use]
     pub(super) fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
+    }
+
+    /// A checksum (FNV-1a) of every tensor's name, type, shape and bytes as they are mapped now:
+    /// whoever uses the tensors must leave it as it is.
+    #[must_use]
+    pub fn checksum(&self) -> u64 {
+        let mut names: Vec<_> = self.tensors.iter().collect();
+        names.sort_by_key(|(name, _)| *name);
+        let mut hash = Fnv::default();
+        for (name, (file, info)) in names {
+            let bytes = row_range(info, Rows::all(1));
+            hash.tensor(name, info, self.files[*file].bytes().get(bytes).unwrap_or_default());
+        }
+        hash.0
     }
 
     /// The rows `rows` of the tensor `name`, which must have the shape `expected` as a whole; a
