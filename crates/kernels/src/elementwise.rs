@@ -220,7 +220,7 @@ mod tests {
                 for (x, y) in before.iter().zip(after) {
                     let expected = oracle(function, f64::from(*x));
                     let error = (f64::from(y) - expected).abs();
-                    assert!(error < 2e-6 * (1.0 + x.abs().into()), "{function:?}({x}) = {y}");
+                    assert!(error < 2e-6 * (1.0 + f64::from(x.abs())), "{function:?}({x}) = {y}");
                 }
             }
         }

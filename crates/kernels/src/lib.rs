@@ -23,7 +23,9 @@ pub mod matmul;
 pub mod norm;
 pub mod pool;
 pub mod probe;
+pub mod recurrent;
 pub mod rope;
+pub mod route;
 mod scratch;
 mod simd;
 #[cfg(test)]

@@ -237,6 +237,26 @@ mod tests {
     }
 
     #[test]
+    fn quantised_experts_are_one_tensor() {
+        let mut config = config();
+        let experts = json!({
+            "model_type": "mixtral", "num_local_experts": 4, "intermediate_size": 192,
+        });
+        config.as_object_mut().unwrap().extend(experts.as_object().unwrap().clone());
+        let shape = |weights, name: &str| {
+            let folder = tempfile::tempdir().unwrap();
+            checkpoint(&config, &Options::new(weights), folder.path()).unwrap();
+            let name = format!("model.layers.1.block_sparse_moe.{name}");
+            contents(folder.path()).get(&name).map(|(_, shape, _)| shape.clone())
+        };
+        assert_eq!(shape(Q4, "switch_mlp.gate_proj.weight"), Some(vec![4, 192, 16]));
+        assert_eq!(shape(Q4, "switch_mlp.down_proj.scales"), Some(vec![4, 128, 3]));
+        assert_eq!(shape(Q4, "experts.0.w1.weight"), None);
+        let plain = Weights::Plain(Dtype::F16);
+        assert_eq!(shape(plain, "experts.3.w2.weight"), Some(vec![128, 192]));
+    }
+
+    #[test]
     fn shards_hold_what_one_file_holds() {
         let (one, many) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let options = Options::new(Q4);

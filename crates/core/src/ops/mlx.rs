@@ -1,5 +1,8 @@
 //! The MLX kernel set: the operations that mlx-lm emits, run by run where MLX wants one sequence.
 
+mod experts;
+mod recurrent;
+
 use mlx_ffi::ops::{Mode, Orientation, Quantization, Quantized};
 use mlx_ffi::{Array, Dtype, fast, ops};
 
@@ -10,6 +13,9 @@ use crate::layers::{AffineWeight, Embedding, LayerNorm, Linear, RmsNorm, Weight}
 use crate::ops::{Activation, Map};
 use crate::shape::{dims, int, ints, rows_cols};
 use crate::{Error, Result, Rope};
+
+pub(super) use self::experts::{absorbed, experts, heads, stack, stored_like};
+pub(super) use self::recurrent::mamba2;
 
 pub(super) fn embed(tokens: &Array, table: &Embedding) -> Result<Array> {
     Ok(match &table.weight {
@@ -149,7 +155,11 @@ pub(super) fn attention(
             });
         };
         let queries = to_heads(q, span, spec.query_heads())?;
-        let (k, v) = (to_heads(k, span, spec.kv_heads())?, to_heads(v, span, spec.kv_heads())?);
+        let k = to_heads(k, span, spec.kv_heads())?;
+        let [k, v] = match spec.layout().latent {
+            true => latent_parts(&k, spec)?,
+            false => [k, to_heads(v, span, spec.kv_heads())?],
+        };
         let held = cache.borrow_mut().append(&k, &v)?;
         outputs.push(from_heads(&attend(&queries, &held, span, spec)?)?);
     }
@@ -163,7 +173,31 @@ pub(crate) struct Held {
     pub(crate) first: usize,
 }
 
+/// Queries or keys of latent attention in their two parts: for the latent, and rotary.
+fn latent_parts(x: &Array, spec: &AttentionSpec) -> Result<[Array; 2]> {
+    let layout = spec.layout();
+    let (latent, all) = (int(layout.value_dim)?, int(layout.key_dim)?);
+    Ok([ops::slice_axis(x, -1, 0, latent)?, ops::slice_axis(x, -1, latent, all)?])
+}
+
+/// Attention to latents, which are keys and values; the rotary part enters as a mask.
+fn attend_latent(queries: &Array, held: &Held, span: &Span, spec: &AttentionSpec) -> Result<Array> {
+    let [queries, rotary] = latent_parts(queries, spec)?;
+    let rotary = ops::multiply_scalar(&rotary, spec.scale().into())?;
+    let mut scores = ops::matmul(&rotary, &ops::swapaxes(&held.values, -1, -2)?)?;
+    if span.len > 1 {
+        let visible = visible_mask(span, held.first, dims(&held.keys)[2], usize::MAX)?;
+        let hidden = Array::scalar(f64::NEG_INFINITY, scores.dtype())?;
+        scores = ops::select(&visible, &scores, &hidden)?;
+    }
+    let (latents, mask) = (&held.keys, fast::Mask::Array(&scores));
+    Ok(fast::scaled_dot_product_attention(&queries, latents, latents, spec.scale(), mask, None)?)
+}
+
 fn attend(queries: &Array, held: &Held, span: &Span, spec: &AttentionSpec) -> Result<Array> {
+    if spec.layout().latent {
+        return attend_latent(queries, held, span, spec);
+    }
     let keys = dims(&held.keys)[2];
     let sinks = match spec.sinks() {
         Some(sinks) => {

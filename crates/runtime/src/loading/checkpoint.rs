@@ -19,12 +19,19 @@ pub(super) struct Rows {
     pub(super) first: usize,
     pub(super) count: usize,
     pub(super) total: usize,
+    /// Where the file holds the matrix as a stack of that many.
+    pub(super) parts: Option<usize>,
 }
 
 impl Rows {
     /// All of `total` rows.
     pub(super) fn all(total: usize) -> Self {
-        Self { first: 0, count: total, total }
+        Self { first: 0, count: total, total, parts: None }
+    }
+
+    /// All rows of a stack of `parts` matrices of `rows` rows, one after the other.
+    pub(super) fn stack(parts: usize, rows: usize) -> Self {
+        Self { parts: Some(parts), ..Self::all(parts * rows) }
     }
 }
 
@@ -109,18 +116,20 @@ impl Checkpoint {
         hash.0
     }
 
-    /// The rows `rows` of the tensor `name`, which must have the shape `expected` as a whole.
+    /// The rows `rows` of the tensor `name`, which must have the shape `expected` as a whole; a
+    /// stack of matrices has one dimension more in the file.
     pub(super) fn tensor(&self, name: &str, expected: &[usize], rows: Rows) -> Result<Array> {
         let missing = || Error::MissingTensor { name: name.to_owned(), dir: self.origin.clone() };
         let (file, info) = self.tensors.get(name).ok_or_else(missing)?;
         let found: Vec<usize> =
             info.shape.iter().map(|&d| usize::try_from(d).unwrap_or(usize::MAX)).collect();
-        if found != expected {
-            return Err(Error::TensorShape {
-                name: name.to_owned(),
-                found,
-                expected: expected.to_vec(),
-            });
+        let mut stored = expected.to_vec();
+        if let Some(parts) = rows.parts {
+            stored[0] /= parts.max(1);
+            stored.insert(0, parts);
+        }
+        if found != stored {
+            return Err(Error::TensorShape { name: name.to_owned(), found, expected: stored });
         }
         let dtype = array_dtype(name, info.dtype)?;
         let range = row_range(info, rows);

@@ -243,25 +243,35 @@ impl<'a> Weights<'a> {
         }
     }
 
-    fn vector(&self, name: &str, rows: Rows) -> Result<Array> {
+    /// What the tensors are prepared for.
+    pub(super) fn ops(&self) -> &Ops {
+        self.source.ops
+    }
+
+    pub(super) fn vector(&self, name: &str, rows: Rows) -> Result<Array> {
         Ok(self.source.ops.vector(self.stored_vector(name, rows)?)?)
+    }
+
+    /// The tensor `name` in the type of the files.
+    pub(super) fn stored_tensor(&self, name: &str, shape: &[usize], rows: Rows) -> Result<Array> {
+        self.source.checkpoint.tensor(&self.path(name), shape, rows)
     }
 
     fn stored_vector(&self, name: &str, rows: Rows) -> Result<Array> {
         self.source.checkpoint.tensor(&self.path(name), &[rows.total], rows)
     }
 
-    fn matrix(&self, rows: Rows, cols: usize) -> Result<Weight> {
-        let weight = if self.has("scales") {
-            self.affine(rows, cols, self.source.quantization.scheme(&self.prefix)?)?
-        } else {
-            Weight::Dense(self.source.checkpoint.tensor(
-                &self.path("weight"),
-                &[rows.total, cols],
-                rows,
-            )?)
-        };
-        Ok(self.source.ops.matrix(weight)?)
+    pub(super) fn matrix(&self, rows: Rows, cols: usize) -> Result<Weight> {
+        Ok(self.source.ops.matrix(self.stored_matrix(rows, cols)?)?)
+    }
+
+    /// The matrix in the types of the files.
+    pub(super) fn stored_matrix(&self, rows: Rows, cols: usize) -> Result<Weight> {
+        if self.has("scales") {
+            return self.affine(rows, cols, self.source.quantization.scheme(&self.prefix)?);
+        }
+        let (name, shape) = (self.path("weight"), [rows.total, cols]);
+        Ok(Weight::Dense(self.source.checkpoint.tensor(&name, &shape, rows)?))
     }
 
     fn affine(&self, rows: Rows, cols: usize, scheme: Scheme) -> Result<Weight> {
@@ -297,7 +307,7 @@ fn stacked<const N: usize>(
     let mut first = 0;
     let mut parts = Vec::with_capacity(N);
     for count in sizes {
-        parts.push(part(Rows { first, count, total })?);
+        parts.push(part(Rows { first, count, total, parts: None })?);
         first += count;
     }
     parts.try_into().map_err(|_| Error::config("a fused projection has no parts"))

@@ -15,20 +15,19 @@ use crate::shape::{ints, rows_cols};
 use crate::{Error, Result};
 
 /// What a kernel needs to know of a matrix besides its bytes.
-#[derive(Clone, Copy)]
-struct MatrixShape {
+#[derive(Clone, Copy, PartialEq)]
+pub(super) struct MatrixShape {
     rows: usize,
     cols: usize,
     /// Bits and group size; `None` for a dense matrix.
     affine: Option<(u32, usize)>,
     float: FloatType,
-    bias: bool,
 }
 
 impl MatrixShape {
-    fn of(layer: &Linear) -> Result<Self> {
-        let (rows, cols) = layer.weight.shape();
-        let (affine, floats) = match &layer.weight {
+    pub(super) fn of(weight: &Weight) -> Result<Self> {
+        let (rows, cols) = weight.shape();
+        let (affine, floats) = match weight {
             Weight::Dense(array) => (None, array),
             Weight::Affine(w) => {
                 let bits = u32::try_from(w.bits)
@@ -36,22 +35,16 @@ impl MatrixShape {
                 (Some((bits, w.group_size)), &w.scales)
             }
         };
-        Ok(Self {
-            rows,
-            cols,
-            affine,
-            float: float_type(floats.dtype())?,
-            bias: layer.bias.is_some(),
-        })
+        Ok(Self { rows, cols, affine, float: float_type(floats.dtype())? })
     }
 
-    /// How many inputs of a node hold this layer.
-    fn inputs(&self) -> usize {
-        usize::from(self.bias) + if self.affine.is_some() { 3 } else { 1 }
+    /// How many inputs of a node hold the matrix.
+    pub(super) fn inputs(&self) -> usize {
+        if self.affine.is_some() { 3 } else { 1 }
     }
 
     /// The matrix over the inputs from `at` on.
-    fn view<'a>(&self, inputs: &HostInputs<'a>, at: usize) -> Result<WeightMatrix<'a>> {
+    pub(super) fn view<'a>(&self, inputs: &HostInputs<'a>, at: usize) -> Result<WeightMatrix<'a>> {
         Ok(match self.affine {
             None => WeightMatrix::dense(self.rows, self.cols, self.float, inputs.bytes(at)?)?,
             Some((bits, group)) => {
@@ -74,7 +67,8 @@ type LayerView<'a> = (WeightMatrix<'a>, Option<&'a [f32]>);
 
 /// Several layers as the inputs of one node, after the activations (input 0).
 struct Layers {
-    shapes: Vec<MatrixShape>,
+    /// Of the matrix, and whether there is a bias.
+    shapes: Vec<(MatrixShape, bool)>,
 }
 
 impl Layers {
@@ -85,7 +79,8 @@ impl Layers {
             inputs.extend(layer.weight.arrays());
             inputs.extend(&layer.bias);
         }
-        let shapes = layers.iter().map(|layer| MatrixShape::of(layer)).collect::<Result<_>>()?;
+        let shape = |layer: &&Linear| Ok((MatrixShape::of(&layer.weight)?, layer.bias.is_some()));
+        let shapes = layers.iter().map(shape).collect::<Result<_>>()?;
         Ok((Self { shapes }, inputs))
     }
 
@@ -93,9 +88,9 @@ impl Layers {
     fn views<'a>(&self, inputs: &HostInputs<'a>) -> Result<Vec<LayerView<'a>>> {
         let mut at = 1;
         let mut views = Vec::with_capacity(self.shapes.len());
-        for shape in &self.shapes {
-            let next = at + shape.inputs();
-            let bias = if shape.bias { Some(inputs.f32(next - 1)?) } else { None };
+        for (shape, biased) in &self.shapes {
+            let next = at + shape.inputs() + usize::from(*biased);
+            let bias = if *biased { Some(inputs.f32(next - 1)?) } else { None };
             views.push((shape.view(inputs, at)?, bias));
             at = next;
         }
@@ -110,8 +105,11 @@ pub(crate) fn linears<const N: usize>(
 ) -> Result<[Array; N]> {
     let (shapes, inputs) = Layers::of(x, &layers)?;
     let (tokens, _) = rows_cols(x);
-    let outputs =
-        shapes.shapes.iter().map(|shape| ints([tokens, shape.rows])).collect::<Result<Vec<_>>>()?;
+    let outputs = shapes
+        .shapes
+        .iter()
+        .map(|(shape, _)| ints([tokens, shape.rows]))
+        .collect::<Result<Vec<_>>>()?;
     let specs: Vec<_> = outputs.iter().map(|shape| (&shape[..], Dtype::Float32)).collect();
     let (pool, precision) = (Arc::clone(ops.pool()), ops.precision());
     let results = call("linear", &inputs, &specs, move |inputs, mut outputs: HostOutputs<'_>| {

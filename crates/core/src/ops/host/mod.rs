@@ -1,7 +1,9 @@
 //! The host kernel set: `mlxcel-kernels` as MLX graph nodes. Activations are fp32, row-contiguous.
 
 mod attention;
+mod experts;
 mod linear;
+mod recurrent;
 
 use std::sync::Arc;
 
@@ -12,7 +14,9 @@ use mlxcel_kernels::rope::{Pairing, Rotation, rope as rotate};
 use mlxcel_kernels::{Pool, norm};
 
 pub(super) use self::attention::attention;
+pub(super) use self::experts::{experts, heads};
 pub(super) use self::linear::{embed, glu, linears};
+pub(super) use self::recurrent::mamba2;
 use super::Ops;
 use crate::batch::Batch;
 use crate::layers::{LayerNorm, RmsNorm};
@@ -58,6 +62,13 @@ pub(super) fn map(ops: &Ops, x: &Array, function: Map) -> Result<Array> {
         out.copy_from_slice(inputs.f32(0)?);
         kernel::map(pool, function, out);
         Ok(())
+    })
+}
+
+pub(super) fn gated(ops: &Ops, gate: &Array, x: &Array) -> Result<Array> {
+    elementwise(ops, "gated", &[gate, x], |pool, inputs, out| {
+        out.copy_from_slice(inputs.f32(0)?);
+        Ok(kernel::glu(pool, kernel::Glu::Silu, out, inputs.f32(1)?)?)
     })
 }
 
