@@ -56,6 +56,9 @@ fn check_variant(what: &str, golden: &Golden, variant: &Variant, kernels: Kernel
         let share = same.count() as f64 / golden.top1.len() as f64;
         assert!(share >= 0.99, "{what}: top-1 agrees on {share:.4} of the positions");
     }
+    if variant.name == "f32" {
+        check_batch(what, &engine, golden, least);
+    }
     let decoded = golden.decode.len() / vocab;
     let split = golden.tokens.len() - decoded;
     let cache = engine.new_cache().unwrap();
@@ -66,6 +69,28 @@ fn check_variant(what: &str, golden: &Golden, variant: &Variant, kernels: Kernel
         rows.extend(engine.forward(&[run], LogitRows::Last).unwrap());
     }
     assert_rows(what, "decode", &rows, &golden.decode, vocab, least);
+}
+
+/// Three prompts of different lengths in one pass: each ends as it does by itself.
+fn check_batch(what: &str, engine: &Engine, golden: &Golden, least: f64) {
+    let vocab = engine.vocab();
+    let stored = [2, 7, golden.positions.len() - 1];
+    let caches = stored.map(|_| engine.new_cache().unwrap());
+    let runs: Vec<_> = stored
+        .iter()
+        .zip(&caches)
+        .map(|(&row, cache)| SequenceRun {
+            tokens: &golden.tokens[..=golden.positions[row]],
+            cache,
+        })
+        .collect();
+    let expected: Vec<f32> = stored
+        .iter()
+        .flat_map(|row| &golden.full[row * vocab..(row + 1) * vocab])
+        .copied()
+        .collect();
+    let last = engine.forward(&runs, LogitRows::Last).unwrap();
+    assert_rows(what, "batch", &last, &expected, vocab, least);
 }
 
 fn logits(engine: &Engine, tokens: &[u32], expected: usize) -> Vec<f32> {
