@@ -106,13 +106,13 @@ fn model(checkpoint: &Checkpoint, ops: &Ops) -> Box<dyn LanguageModel> {
     families::load(&source.root(), checkpoint.config()).unwrap()
 }
 
-/// What a mode may cost: the cosine of its logits to those of fp16, on random weights.
+/// What a mode may cost: the cosine of its logits to those of fp16, on random weights, where the
+/// choice of experts hangs on little. A mode that read another's codes would have none at all.
 fn least_cosine(mode: KvMode) -> f64 {
     match mode {
         KvMode::Fp16 => 1.0,
-        KvMode::Int8 => 0.999,
-        KvMode::Fp16Turbo3 | KvMode::Turbo4 => 0.85,
-        _ => 0.95,
+        KvMode::Int8 => 0.99,
+        _ => 0.8,
     }
 }
 
@@ -131,8 +131,8 @@ fn check_modes(name: &str) {
             (Err(ours), Err(theirs)) => {
                 let ours = ours.to_string();
                 for reason in [&ours, &theirs] {
-                    let said = ["power of two", "takes no turbo mode"];
-                    assert!(said.iter().any(|part| reason.contains(part)), "{what}: {reason}");
+                    let known = ["power of two", "a latent cache (MLA) takes no turbo mode"];
+                    assert!(known.iter().any(|known| reason.contains(known)), "{what}: {reason}");
                 }
                 assert!(ours.contains(mode.name()), "{what}: {ours}");
             }
@@ -159,7 +159,8 @@ fn contiguous_caches_take_what_the_estimator_says() {
         for name in configurations() {
             let loaded = Loaded::new(&name, KernelSet::Mlx, "bf16");
             loaded.run(&name, KvMode::Fp16, &loaded.cache(KvMode::Fp16).unwrap());
-            for mode in KvMode::ALL.into_iter().filter(|mode| *mode != KvMode::Fp16) {
+            let attends = !loaded.model.cache_layout().is_empty();
+            for mode in KvMode::ALL.into_iter().filter(|mode| attends && *mode != KvMode::Fp16) {
                 let refused = loaded.cache(mode).err().unwrap().to_string();
                 assert!(refused.contains("fp16 only"), "{name} {mode}: {refused}");
             }
