@@ -60,7 +60,7 @@ fn impossible_mixtures_are_refused() {
             ("deepseek_v2", json!({"topk_method": "dice"}), "topk_method \"dice\""),
             ("deepseek_v3", json!({"topk_group": 5}), "active expert groups is 5"),
             ("deepseek_v3", json!({"scoring_func": "softmax"}), "scoring_func \"softmax\""),
-            ("deepseek_v3", json!({"qk_rope_head_dim": 0}), "qk_rope_head_dim is 0"),
+            ("deepseek_v3", json!({"kv_lora_rank": 0}), "kv_lora_rank is 0"),
         ] {
             let error = refusal(name, &changes);
             assert!(error.contains(why), "{name} {changes}: {error}");

@@ -24,7 +24,6 @@ pub(super) struct Config {
 /// Factors, 1 where they are not stated.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(default)]
-#[expect(clippy::struct_field_names, reason = "the checkpoint's names")]
 struct Multipliers {
     embedding_multiplier: f32,
     attention_multiplier: f32,
