@@ -27,6 +27,14 @@ impl ModelArgs {
     }
 }
 
+impl ModelArgs {
+    /// As [`Self::source`]; `None` where the flag is the path of a lone `config.json`.
+    pub(crate) fn folder(&self) -> Result<Option<ModelSource>> {
+        let is_file = self.model.as_ref().is_some_and(|path| Path::new(path).is_file());
+        if is_file { Ok(None) } else { self.source().map(Some) }
+    }
+}
+
 /// How keys and values are stored.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct KvArgs {

@@ -5,8 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use mlxcel_estimator::{AvailableSource, Backend, Machine, WeightQuant, Workload, parse_bytes};
+use mlxcel_runtime::engine::ModelSource;
 use mlxcel_runtime::preflight::{Sized, this_machine};
 
+use crate::advice;
 use crate::args::{ChunkArgs, KvArgs, ModelArgs};
 use crate::terminal::Stdout;
 
@@ -39,6 +41,9 @@ pub(crate) struct Args {
     /// Print JSON (schema mlxcel.inspect/1)
     #[arg(long)]
     json: bool,
+    /// Advise on weight quantisation and KV cache instead; nothing is applied
+    #[arg(long, conflicts_with_all = ["kv_cache_mode", "cache_type_k", "cache_type_v", "quant", "exit_code"])]
+    recommend: bool,
     /// Exit with 2 when it does not fit
     #[arg(long)]
     exit_code: bool,
@@ -53,7 +58,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         .with_kv_mode(args.kv.mode()?)
         .with_prefill_chunk(args.chunk.tokens()? as u64)
         .with_quant(args.quant);
-    let report = model(&args.model)?.report(&workload, &machine(args)?)?;
+    let model = model(&args.model)?;
+    if args.recommend {
+        let files = args.model.folder()?;
+        advice::print(&model, files.as_ref(), &workload, &machine(args)?, args.json)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let report = model.report(&workload, &machine(args)?)?;
     let text = if args.json { report.to_json()? + "\n" } else { report.to_text() };
     let mut out = Stdout::new();
     let _ = out.write(&text);
@@ -64,10 +75,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
 /// The model, under the name that was typed. A path to a configuration needs no folder around it.
 fn model(args: &ModelArgs) -> Result<Sized> {
-    let file = args.model.as_deref().map(Path::new).filter(|path| path.is_file());
-    let mut model = match file {
-        Some(path) => Sized::read_path(path)?,
-        None => Sized::read(&args.source()?)?,
+    let mut model = match (args.folder()?, &args.model) {
+        (None, Some(path)) => Sized::read_path(Path::new(path))?,
+        (source, _) => Sized::read(&source.unwrap_or(ModelSource::BuiltIn))?,
     };
     if let Some(name) = &args.model {
         model.name.clone_from(name);

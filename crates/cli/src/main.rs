@@ -1,6 +1,7 @@
 //! The `mlxcel` command: arguments, exit codes, terminal output. Everything else is in the crates
 //! below, where another front end can use it.
 
+mod advice;
 mod args;
 mod bench;
 mod eval;

@@ -25,7 +25,7 @@ pub(crate) struct PreflightArgs {
     #[arg(long, env = "MLXCEL_VISION_THRESHOLD", default_value_t = DEFAULT_VISION_THRESHOLD)]
     #[arg(value_name = "SHARE")]
     pub(crate) vision_threshold: f64,
-    /// Print a refusal as JSON (schema mlxcel.refusal/1)
+    /// Print a refusal (schema mlxcel.refusal/1) or advice (mlxcel.advice/1) as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -169,8 +169,11 @@ fn contiguous_caches_take_what_the_estimator_says() {
 }
 
 #[test]
-fn every_family_has_a_configuration() {
+fn every_family_has_a_configuration_and_is_documented() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/families.md");
+    let page = std::fs::read_to_string(page).unwrap();
     for family in families::supported() {
         assert!(configurations().any(|name| name == family), "{family}");
+        assert!(page.contains(&format!("\n| `{family}` |")), "{family} is not in docs/families.md");
     }
 }

@@ -317,7 +317,15 @@ impl LayerWindows {
     pub(super) fn of(&self, layer: usize, by_default: bool) -> Result<Option<usize>> {
         let slides = match self.layer_types.as_ref().map(|types| types.get(layer)) {
             None => by_default,
-            Some(Some(kind)) => kind == "sliding_attention",
+            Some(Some(kind)) => match kind.as_str() {
+                "sliding_attention" => true,
+                "full_attention" => false,
+                other => {
+                    return Err(Error::config(format!(
+                        "layer_types says \"{other}\" of layer {layer} (known: full_attention, sliding_attention)"
+                    )));
+                }
+            },
             Some(None) => {
                 return Err(Error::config(format!("layer_types has no entry for layer {layer}")));
             }
