@@ -1,5 +1,6 @@
 //! `mlxcel serve`: flags, logging and the check before the load; the server is the runtime's.
 
+use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -148,6 +149,7 @@ impl Args {
         let lines = tracing_subscriber::fmt()
             .with_max_level(self.log_level)
             .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
             .with_target(false);
         if self.log_json { lines.json().init() } else { lines.init() }
     }

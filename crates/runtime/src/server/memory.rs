@@ -32,6 +32,6 @@ pub(super) fn budget(app: &App, served: &Served) -> Value {
         "prefill_chunk_tokens": snapshot.prefill_chunk_tokens,
         "waiting": snapshot.waiting,
         "requests": snapshot.requests,
-        "measured": { "used_bytes": used_bytes(&usage), "counters": usage },
+        "measured": { "used_bytes": used_bytes(&usage, served.baseline_bytes), "counters": usage },
     })
 }

@@ -49,7 +49,7 @@ pub(super) fn text(served: &Served) -> String {
         ("prompt_cache_bytes", "Bytes of cached prefixes", snapshot.prefix_bytes),
         ("scratch_bytes", "What a pass needs for a moment", snapshot.scratch_bytes),
         ("memory_limit_bytes", "The limit", served.admission.limit_bytes().unwrap_or(0)),
-        ("memory_used_bytes", "Measured bytes", used_bytes(&usage)),
+        ("memory_used_bytes", "Measured bytes", used_bytes(&usage, served.baseline_bytes)),
         ("memory_peak_bytes", "Largest resident size", usage.peak_resident_bytes.unwrap_or(0)),
     ];
     let mut out = String::new();

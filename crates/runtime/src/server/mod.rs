@@ -35,7 +35,9 @@ use self::job::Command;
 use self::routes::{App, Served};
 use self::scheduler::Scheduler;
 use self::shared::Shared;
+use self::watch::Watch;
 use crate::engine::{Engine, EngineConfig, ModelSource, NoProgress};
+use crate::memory::resident_bytes;
 use crate::preflight::Sized;
 use crate::{Error, ModelText, Result};
 
@@ -169,9 +171,11 @@ fn start(
     let shared = Arc::new(Shared::new(config.parallel, config.max_queue_depth));
     let (tokenizer, engine_config) = (text.tokenizer().clone(), config.engine.clone());
     let (for_thread, shared_too) = (Arc::clone(&admission), Arc::clone(&shared));
+    let baseline_bytes = resident_bytes().unwrap_or(0);
+    let watch = Watch::new(admission.limit_bytes(), baseline_bytes);
     let (commands, thread) = worker::spawn(move || {
         let engine = Engine::load(&source, engine_config, &mut NoProgress)?;
-        Ok(Scheduler::new(engine, tokenizer, for_thread, shared_too, cache_bytes))
+        Ok(Scheduler::new(engine, tokenizer, for_thread, shared_too, watch, cache_bytes))
     })?;
     let served = Served {
         text,
@@ -181,6 +185,7 @@ fn start(
         context: config.context_tokens,
         max_tokens: config.default_max_tokens,
         jobs: AtomicU64::new(1),
+        baseline_bytes,
     };
     Ok((served, thread))
 }

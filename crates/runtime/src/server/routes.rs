@@ -53,6 +53,8 @@ pub(super) struct Served {
     /// Tokens of an answer where nothing is said.
     pub(super) max_tokens: usize,
     pub(super) jobs: AtomicU64,
+    /// What was resident before the load.
+    pub(super) baseline_bytes: u64,
 }
 
 type Reaction = Result<Response, ApiError>;

@@ -54,11 +54,12 @@ impl Scheduler {
         tokenizer: Tokenizer,
         admission: Arc<Admission>,
         shared: Arc<Shared>,
+        watch: Watch,
         prompt_cache_bytes: u64,
     ) -> Self {
         Self {
             chunk: engine.prefill_chunk(),
-            watch: Watch::new(admission.limit_bytes()),
+            watch,
             parallel: shared.parallel,
             engine,
             tokenizer,

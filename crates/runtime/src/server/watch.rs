@@ -22,13 +22,14 @@ pub(super) enum Pressure {
 #[derive(Debug)]
 pub(super) struct Watch {
     limit_bytes: Option<u64>,
+    baseline_bytes: u64,
     last: Option<(Instant, Pressure)>,
 }
 
 impl Watch {
-    /// Watches `limit_bytes`, or nothing.
-    pub(super) fn new(limit_bytes: Option<u64>) -> Self {
-        Self { limit_bytes, last: None }
+    /// Watches `limit_bytes`, or nothing; `baseline_bytes` were resident before the load.
+    pub(super) fn new(limit_bytes: Option<u64>, baseline_bytes: u64) -> Self {
+        Self { limit_bytes, baseline_bytes, last: None }
     }
 
     /// What is measured now. Between two looks a hard mark is not reported again, so that what was
@@ -40,15 +41,17 @@ impl Watch {
         {
             return pressure.min(Pressure::Soft);
         }
-        let pressure = judge(limit, used_bytes(&Usage::now()));
+        let pressure = judge(limit, used_bytes(&Usage::now(), self.baseline_bytes));
         self.last = Some((Instant::now(), pressure));
         pressure
     }
 }
 
-/// Resident bytes, or MLX's where those are more, as on a GPU of its own memory.
-pub(super) fn used_bytes(usage: &Usage) -> u64 {
-    usage.resident_bytes.unwrap_or(0).max(usage.mlx_active_bytes.unwrap_or(0) as u64)
+/// Resident bytes since the process held `baseline_bytes`, which no estimate counts; or MLX's
+/// where those are more, as on a GPU of its own memory.
+pub(super) fn used_bytes(usage: &Usage, baseline_bytes: u64) -> u64 {
+    let resident = usage.resident_bytes.unwrap_or(0).saturating_sub(baseline_bytes);
+    resident.max(usage.mlx_active_bytes.unwrap_or(0) as u64)
 }
 
 /// The soft mark is at nineteen twentieths of the limit.
@@ -71,8 +74,8 @@ mod tests {
         let marks = [0, 950, 951, 1000, 1001].map(|used| judge(1000, used));
         use Pressure::{Hard, None, Soft};
         assert_eq!(marks, [None, None, Soft, Soft, Hard]);
-        assert_eq!(Watch::new(Option::None).look(), None);
-        let mut watch = Watch::new(Some(1));
+        assert_eq!(Watch::new(Option::None, 0).look(), None);
+        let mut watch = Watch::new(Some(1), 0);
         assert_eq!([watch.look(), watch.look()], [Hard, Soft]);
     }
 }
