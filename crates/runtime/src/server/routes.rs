@@ -278,6 +278,7 @@ async fn metrics_route(State(app): State<Arc<App>>) -> Reaction {
 }
 
 async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Reaction {
+    app.served()?;
     let bytes = read_body(request, app.max_body_bytes).await?;
     blocking(move || {
         let body: Tokenize = parse_json(&bytes)?;
@@ -293,6 +294,7 @@ async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Reaction {
 }
 
 async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Reaction {
+    app.served()?;
     let bytes = read_body(request, app.max_body_bytes).await?;
     blocking(move || {
         let body: Detokenize = parse_json(&bytes)?;

@@ -18,7 +18,7 @@ use super::admission::{Admission, answers};
 use super::error::ApiError;
 use super::job::{Event, Job};
 use super::prefix::{PrefixCache, distinct_bytes, whole_blocks};
-use super::sequence::Answer;
+use super::sequence::{Answer, Chunks};
 use super::shared::{RequestMemory, Shared, Snapshot};
 use super::watch::{Pressure, Watch};
 use crate::engine::{Engine, Finish, LogitRows};
@@ -57,7 +57,7 @@ impl Scheduler {
         watch: Watch,
         prompt_cache_bytes: u64,
     ) -> Self {
-        Self {
+        let mut scheduler = Self {
             chunk: engine.prefill_chunk(),
             watch,
             parallel: shared.parallel,
@@ -70,7 +70,9 @@ impl Scheduler {
             prefixes: PrefixCache::new(prompt_cache_bytes),
             oldest_next: false,
             published: None,
-        }
+        };
+        scheduler.publish(true);
+        scheduler
     }
 
     /// Puts a job at the end of the queue.
@@ -176,6 +178,10 @@ impl Scheduler {
             }
             self.start(hit);
         }
+    }
+
+    /// Tells how many answers could start now.
+    fn count_slots(&self) {
         self.shared.metrics.free_slots.set(self.parallel.saturating_sub(self.slots()) as u64);
     }
 
@@ -240,8 +246,10 @@ impl Scheduler {
             Ok(answer) => {
                 self.shared.metrics.prompt_tokens.add(answer.job.prompt.len() as u64);
                 self.shared.metrics.cached_tokens.add(cached_tokens as u64);
-                let _ = events.send(Event::Started { cached_tokens });
                 self.running.push(answer);
+                // Who sees that this one runs must see that its slot is taken.
+                self.publish(true);
+                let _ = events.send(Event::Started { cached_tokens });
             }
             Err(error) => {
                 self.shared.metrics.failed.add(1);
@@ -268,12 +276,14 @@ impl Scheduler {
     fn compute(&self, plan: &[usize]) -> Result<Vec<f32>> {
         let answers: Vec<&Answer> = plan.iter().filter_map(|i| self.running.get(*i)).collect();
         let writing = answers.iter().filter(|answer| !answer.prefilling()).count();
-        let chunk = if writing > 0 { self.chunk.min(CHUNK_BESIDE_ANSWERS) } else { self.chunk };
+        let bulk = if writing > 0 { self.chunk.min(CHUNK_BESIDE_ANSWERS) } else { self.chunk };
+        let chunks = Chunks { bulk, tail: self.chunk };
         let runs: Vec<SequenceRun<'_>> = answers
             .iter()
-            .map(|answer| SequenceRun { tokens: answer.next_tokens(chunk), cache: &answer.cache })
+            .map(|answer| SequenceRun { tokens: answer.next_tokens(chunks), cache: &answer.cache })
             .collect();
-        let partial = answers.last().is_some_and(|last| last.unread() > chunk);
+        let partial =
+            answers.last().is_some_and(|last| last.unread() > last.next_tokens(chunks).len());
         let rows = if partial && writing == 0 { LogitRows::None } else { LogitRows::Last };
         self.engine.forward(&runs, rows)
     }
@@ -393,7 +403,7 @@ impl Scheduler {
             waiting: self.queue.len(),
             requests: self.running.iter().map(RequestMemory::of).collect(),
         };
-        self.shared.metrics.free_slots.set(self.parallel.saturating_sub(self.slots()) as u64);
+        self.count_slots();
         self.shared.store(snapshot);
     }
 }
