@@ -69,17 +69,17 @@ fn storm(requests: usize) {
 /// answer that ends early, so that time goes into admission and not into arithmetic.
 fn one(server: &Server, number: usize) -> Outcome {
     let mix = number.wrapping_mul(2_654_435_761) >> 7;
-    let length = if mix % 8 == 0 { 1000 + mix % 2000 } else { 1 + mix % 400 };
+    let length = if mix.is_multiple_of(8) { 1000 + mix % 2000 } else { 1 + mix % 400 };
     let prompt: Vec<usize> = (0..length).map(|i| (i * 31 + mix % 3) % 4000 + 1).collect();
     let max_tokens = if mix % 3 == 1 { 1 + mix % 120_000 } else { 1 + mix % 24 };
-    let stream = mix % 3 == 0;
+    let stream = mix.is_multiple_of(3);
     let body = json!({ "prompt": prompt, "max_tokens": max_tokens, "stream": stream,
         "stop": ["a", "e", "i", "o"] });
     let mut connection = server.connect();
     connection.write_all(post("/v1/completions", &body.to_string()).as_bytes()).unwrap();
-    if mix % 5 == 0 {
+    if mix.is_multiple_of(5) {
         // Leaves, sometimes after the first bytes.
-        if mix % 2 == 0 {
+        if mix.is_multiple_of(2) {
             let _ = connection.read(&mut [0; 16]);
         }
         return Outcome::Left;

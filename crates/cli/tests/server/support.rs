@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -15,6 +16,9 @@ const MLXCEL: &str = env!("CARGO_BIN_EXE_mlxcel");
 pub(crate) struct Server {
     process: Running,
     pub(crate) address: String,
+    /// One server at a time: several would fight over the cores.
+    #[expect(dead_code, reason = "held as long as the server lives")]
+    turn: MutexGuard<'static, ()>,
     #[expect(dead_code, reason = "the folder lives as long as the server")]
     model: Option<TempDir>,
 }
@@ -103,6 +107,8 @@ impl Server {
     }
 
     fn run(flags: &[&str], variables: &[(&str, &str)]) -> Self {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let mut process = Command::new(MLXCEL)
             .args(["serve", "--port", "0"])
             .args(flags)
@@ -114,13 +120,13 @@ impl Server {
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().strip_prefix("listening on http://").expect("an address");
-        Self { address: address.to_owned(), process: Running(process), model: None }
+        Self { address: address.to_owned(), process: Running(process), turn, model: None }
     }
 
     /// A connection that gives up after a while.
     pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
         stream
     }
 

@@ -74,6 +74,11 @@ impl Admission {
         self.machine.available_bytes
     }
 
+    /// Tokens that the model knows.
+    pub(super) fn vocabulary(&self) -> u64 {
+        self.model.spec.widths.vocabulary
+    }
+
     /// What the machine has.
     pub(super) fn total_memory_bytes(&self) -> Option<u64> {
         self.machine.total_bytes

@@ -2,7 +2,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::admission::TooLarge;
 use crate::Error;
@@ -18,13 +18,13 @@ pub(super) struct ApiError {
     code: Option<&'static str>,
     param: Option<&'static str>,
     message: String,
-    /// More fields of `error`.
-    fields: Map<String, Value>,
+    /// Numbers for who asked for too much.
+    too_large: Option<Box<TooLarge>>,
 }
 
 impl ApiError {
     fn new(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
-        Self { status, code, param: None, message: message.into(), fields: Map::new() }
+        Self { status, code, param: None, message: message.into(), too_large: None }
     }
 
     /// 400: the request is wrong.
@@ -83,11 +83,8 @@ impl ApiError {
             mlxcel_estimator::format_bytes(limit_bytes),
         );
         let code = Some("prefill_memory_exceeded");
-        let mut error = Self::new(StatusCode::PAYLOAD_TOO_LARGE, code, message);
-        error.fields.insert("estimated_bytes".into(), estimated_bytes.into());
-        error.fields.insert("limit_bytes".into(), limit_bytes.into());
-        error.fields.insert("max_context_tokens".into(), max_context_tokens.into());
-        error
+        let error = Self::new(StatusCode::PAYLOAD_TOO_LARGE, code, message);
+        Self { too_large: Some(Box::new(*too_large)), ..error }
     }
 
     /// 503: the queue is full.
@@ -132,8 +129,10 @@ impl ApiError {
         let mut error = json!({
             "message": self.message, "type": self.kind(), "param": self.param, "code": self.code,
         });
-        if let Value::Object(object) = &mut error {
-            object.extend(self.fields.clone());
+        if let Some(too_large) = &self.too_large {
+            error["estimated_bytes"] = too_large.estimated_bytes.into();
+            error["limit_bytes"] = too_large.limit_bytes.into();
+            error["max_context_tokens"] = too_large.max_context_tokens.into();
         }
         json!({ "error": error })
     }

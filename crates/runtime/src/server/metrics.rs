@@ -3,15 +3,29 @@
 use std::fmt::Write;
 
 use super::routes::Served;
+use super::shared::Metrics;
 use super::watch::used_bytes;
 use crate::memory::Usage;
 
 /// The page.
 pub(super) fn text(served: &Served) -> String {
-    let metrics = &served.shared.metrics;
-    let snapshot = served.shared.snapshot();
-    let usage = Usage::now();
-    let counters = [
+    let mut out = String::new();
+    for (name, help, number) in counters(&served.shared.metrics) {
+        let name = format!("mlxcel_{name}_total");
+        let _ = write!(out, "# HELP {name} {help}.\n# TYPE {name} counter\n{name} {number}\n");
+    }
+    for (name, help, number) in gauges(served) {
+        let name = format!("mlxcel_{name}");
+        let _ = write!(out, "# HELP {name} {help}.\n# TYPE {name} gauge\n{name} {number}\n");
+    }
+    out
+}
+
+/// Name, help, value.
+type Line = (&'static str, &'static str, u64);
+
+fn counters(metrics: &Metrics) -> [Line; 11] {
+    let lines = [
         ("answers_finished", "Answers completed", &metrics.finished),
         ("requests_failed", "Requests that failed", &metrics.failed),
         ("requests_refused", "Requests refused: too large, or a full queue", &metrics.refused),
@@ -36,7 +50,13 @@ pub(super) fn text(served: &Served) -> String {
             &metrics.first_token_microseconds,
         ),
     ];
-    let gauges = [
+    lines.map(|(name, help, number)| (name, help, number.get()))
+}
+
+fn gauges(served: &Served) -> [Line; 10] {
+    let snapshot = served.shared.snapshot();
+    let usage = Usage::now();
+    [
         ("requests_running", "Answers that run", snapshot.requests.len() as u64),
         ("requests_waiting", "Requests that wait", snapshot.waiting as u64),
         ("weights_bytes", "Bytes of weights", snapshot.weights_bytes),
@@ -51,16 +71,5 @@ pub(super) fn text(served: &Served) -> String {
         ("memory_limit_bytes", "The limit", served.admission.limit_bytes().unwrap_or(0)),
         ("memory_used_bytes", "Measured bytes", used_bytes(&usage, served.baseline_bytes)),
         ("memory_peak_bytes", "Largest resident size", usage.peak_resident_bytes.unwrap_or(0)),
-    ];
-    let mut out = String::new();
-    for (name, help, number) in counters {
-        let name = format!("mlxcel_{name}_total");
-        let _ =
-            write!(out, "# HELP {name} {help}.\n# TYPE {name} counter\n{name} {}\n", number.get());
-    }
-    for (name, help, number) in gauges {
-        let name = format!("mlxcel_{name}");
-        let _ = write!(out, "# HELP {name} {help}.\n# TYPE {name} gauge\n{name} {number}\n");
-    }
-    out
+    ]
 }

@@ -9,12 +9,10 @@ use std::collections::HashMap;
 use mlxcel_core::SequenceCache;
 use mlxcel_estimator::KV_BLOCK_TOKENS;
 
-/// Tokens of a block.
-const BLOCK: usize = KV_BLOCK_TOKENS as usize;
-
 /// Tokens in whole blocks of `tokens` tokens.
 pub(super) fn whole_blocks(tokens: usize) -> usize {
-    tokens - tokens % BLOCK
+    let rest = tokens as u64 % KV_BLOCK_TOKENS;
+    tokens.saturating_sub(usize::try_from(rest).unwrap_or(0))
 }
 
 /// A part of `cache` that others may hold: its first `tokens` tokens, whole blocks; `None` where

@@ -178,7 +178,12 @@ impl Served {
             let message = format!("`n` is at most {parallel} here (--parallel)");
             return Err(ApiError::parameter("n", message));
         }
+        let vocab = self.admission.vocabulary();
         let rooms = asked.prompts.iter().map(|prompt| {
+            if let Some(&token) = prompt.iter().find(|token| u64::from(**token) >= vocab) {
+                let vocab = usize::try_from(vocab).unwrap_or(usize::MAX);
+                return Err(crate::Error::TokenOutOfRange { token, vocab }.into());
+            }
             let (context, wanted) = (Some(self.context), asked.max_tokens);
             let most = room(context, prompt.len(), wanted, self.max_tokens)?;
             let wanted: Vec<_> = answers(0, prompt.len(), most, asked.n).collect();
