@@ -65,7 +65,7 @@ impl KvArgs {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ChunkArgs {
     /// Prompt tokens per pass
-    #[arg(long, default_value_t = 512, value_name = "N")]
+    #[arg(long, alias = "prefill-chunk-size", default_value_t = 512, value_name = "N")]
     pub(crate) prefill_chunk: usize,
 }
 

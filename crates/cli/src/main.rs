@@ -9,6 +9,7 @@ mod generate;
 mod inspect;
 mod preflight;
 mod prompt;
+mod serve;
 mod statistics;
 mod terminal;
 
@@ -31,6 +32,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Measure prefill and decode speed
     Bench(bench::Args),
+    /// Serve OpenAI's API over HTTP
+    Serve(Box<serve::Args>),
     /// Perplexity of a text, and logits
     Eval(eval::Args),
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Eval(args) => eval::run(&args),
     };
     match result {
@@ -90,8 +94,6 @@ mod tests {
             SHARED.map(|id| face(find(id).expect(id))).to_vec()
         };
         assert_eq!(faces("inspect"), faces("generate"));
-        if cli.find_subcommand("serve").is_some() {
-            assert_eq!(faces("serve"), faces("generate"));
-        }
+        assert_eq!(faces("serve"), faces("generate"));
     }
 }

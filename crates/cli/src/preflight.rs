@@ -31,12 +31,25 @@ pub(crate) struct PreflightArgs {
 }
 
 impl PreflightArgs {
-    fn policy(&self) -> Policy {
+    /// What to do when it does not fit.
+    pub(crate) fn policy(&self) -> Policy {
         match self {
             Self { force: true, .. } => Policy::Force,
             Self { estimate_memory: true, .. } => Policy::Refuse,
             _ => Policy::Warn,
         }
+    }
+}
+
+impl PreflightArgs {
+    /// Fails for values that mean nothing.
+    pub(crate) fn check(&self) -> Result<()> {
+        let threshold = self.vision_threshold;
+        ensure!(
+            threshold.is_finite() && threshold > 0.0,
+            "--vision-threshold {threshold}: a share of all memory such as 0.7 is needed"
+        );
+        Ok(())
     }
 }
 
@@ -68,29 +81,35 @@ impl Planned<'_> {
 
     /// The command line of a proposal.
     fn command(&self, proposal: &Proposal) -> String {
-        let model = self.model.model.as_deref().unwrap_or("DIR");
-        let mut command = String::new();
-        let mut folder = model.to_owned();
-        if let Some(quant) = proposal.quant {
-            let bits = quant.name().trim_start_matches("int");
-            folder = format!("{}-{bits}bit", model.trim_end_matches('/'));
-            command = format!(
-                "python3 -m mlx_lm convert --hf-path {model} --mlx-path {folder} -q --q-bits {bits} && "
-            );
-        }
-        command += "mlxcel generate";
-        if self.model.model.is_some() {
-            command += &format!(" -m {folder}");
-        }
-        if let Some(mode) = proposal.kv_mode {
-            command += &format!(" --kv-cache-mode {mode}");
-        }
-        if let Some(tokens) = proposal.prefill_chunk {
-            command += &format!(" --prefill-chunk {tokens}");
-        }
+        let command = command("generate", self.model, proposal);
         let new = proposal.context_tokens.map(|n| n.saturating_sub(self.prompt_tokens as u64));
         command + &format!(" -n {}", new.unwrap_or(self.max_tokens as u64))
     }
+}
+
+/// The command line of a proposal, up to the lengths.
+pub(crate) fn command(name: &str, model: &ModelArgs, proposal: &Proposal) -> String {
+    let path = model.model.as_deref().unwrap_or("DIR");
+    let mut command = String::new();
+    let mut folder = path.to_owned();
+    if let Some(quant) = proposal.quant {
+        let bits = quant.name().trim_start_matches("int");
+        folder = format!("{}-{bits}bit", path.trim_end_matches('/'));
+        command = format!(
+            "python3 -m mlx_lm convert --hf-path {path} --mlx-path {folder} -q --q-bits {bits} && "
+        );
+    }
+    command += &format!("mlxcel {name}");
+    if model.model.is_some() {
+        command += &format!(" -m {folder}");
+    }
+    if let Some(mode) = proposal.kv_mode {
+        command += &format!(" --kv-cache-mode {mode}");
+    }
+    if let Some(tokens) = proposal.prefill_chunk {
+        command += &format!(" --prefill-chunk {tokens}");
+    }
+    command
 }
 
 /// A load that may happen, with its report where one was asked for.
@@ -114,11 +133,7 @@ pub(crate) fn check(
     source: &ModelSource,
     planned: &Planned<'_>,
 ) -> Result<Option<Checked>> {
-    let threshold = args.vision_threshold;
-    ensure!(
-        threshold.is_finite() && threshold > 0.0,
-        "--vision-threshold {threshold}: a share of all memory such as 0.7 is needed"
-    );
+    args.check()?;
     let model = Sized::read(source)?;
     let machine = preflight::this_machine(None)?;
     let load = planned.load(args, &model);
@@ -134,7 +149,7 @@ pub(crate) fn check(
         Outcome::Clear => {}
         Outcome::Warned(text) => eprintln!("warning: {text}; loading it nevertheless"),
         Outcome::Refused(refusal) => {
-            refuse(args, planned, &refusal)?;
+            refuse(args, &|proposal| planned.command(proposal), &refusal)?;
             return Ok(None);
         }
     }
@@ -142,8 +157,12 @@ pub(crate) fn check(
 }
 
 /// Prints a refusal and what would fit.
-fn refuse(args: &PreflightArgs, planned: &Planned<'_>, refusal: &Refusal) -> Result<()> {
-    let commands: Vec<String> = refusal.would_fit.iter().map(|p| planned.command(p)).collect();
+pub(crate) fn refuse(
+    args: &PreflightArgs,
+    command: &dyn Fn(&Proposal) -> String,
+    refusal: &Refusal,
+) -> Result<()> {
+    let commands: Vec<String> = refusal.would_fit.iter().map(command).collect();
     if args.json {
         let mut json = serde_json::to_value(refusal)?;
         json["commands"] = commands.clone().into();

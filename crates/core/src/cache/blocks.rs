@@ -176,6 +176,11 @@ impl BlockCache {
         self.blocks.iter().map(|block| block.bytes().len()).sum()
     }
 
+    /// Every block's identity and bytes.
+    pub(super) fn allocations(&self, visit: &mut dyn FnMut(usize, usize)) {
+        self.blocks.iter().for_each(|block| visit(Arc::as_ptr(block).addr(), block.bytes().len()));
+    }
+
     /// Whether [`Self::trim`] to `tokens` keeps what the next query sees.
     ///
     /// A place whose values are sealed cannot be written again, so a delegated mode is trimmed to

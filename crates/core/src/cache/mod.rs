@@ -123,6 +123,20 @@ impl SequenceCache {
         self.layers.iter().map(LayerCache::allocated_bytes).sum::<usize>() + states
     }
 
+    /// Tells `visit` every allocation of all layers: an identity, and its bytes. Blocks that
+    /// sequences share have the same identity in each, so that a sum over several can count once
+    /// what is held once.
+    pub fn allocations(&self, visit: &mut dyn FnMut(usize, usize)) {
+        for layer in self.layers.iter() {
+            match layer {
+                LayerCache::Blocks(blocks) => LayerCache::lock(blocks).allocations(visit),
+                LayerCache::Contiguous(cache) => {
+                    visit(std::ptr::from_ref(cache).addr(), cache.borrow().allocated_bytes());
+                }
+            }
+        }
+    }
+
     /// Allocates what `tokens` more tokens need.
     pub(crate) fn reserve(&self, tokens: usize) -> Result<()> {
         let end = self.tokens().checked_add(tokens);

@@ -5,6 +5,7 @@
 
 mod generate;
 mod progress;
+mod text_stream;
 
 use std::path::PathBuf;
 
@@ -14,6 +15,7 @@ use mlxcel_estimator::KvMode;
 
 pub use self::generate::{Finish, Generation, Outcome, Statistics, generate, room};
 pub use self::progress::{NoProgress, Progress};
+pub(crate) use self::text_stream::TextStream;
 use crate::families::{self, LanguageModel};
 use crate::loading::{Checkpoint, Source};
 use crate::{Error, Result};
