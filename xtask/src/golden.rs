@@ -108,6 +108,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     std::fs::create_dir_all(&goldens)?;
     python("affine.py", &[])?;
     python("logits.py", &[&checkpoints, &goldens])?;
+    python("convert.py", &[&checkpoints, &goldens])?;
     python("demo.py", &[&workspace_root().join("models/demo"), &goldens])
 }
 

@@ -40,9 +40,11 @@ impl PreflightArgs {
     }
 }
 
-/// A generation that is about to happen.
+/// A generation, or a conversation, that is about to happen.
 pub(crate) struct Planned<'a> {
     pub(crate) model: &'a ModelArgs,
+    /// `generate`, whose proposals name tokens to generate, or `chat`, where they name a context.
+    pub(crate) command: &'static str,
     pub(crate) prompt_tokens: usize,
     pub(crate) max_tokens: usize,
     pub(crate) config: &'a EngineConfig,
@@ -74,11 +76,9 @@ impl Planned<'_> {
         if let Some(quant) = proposal.quant {
             let bits = quant.name().trim_start_matches("int");
             folder = format!("{}-{bits}bit", model.trim_end_matches('/'));
-            command = format!(
-                "python3 -m mlx_lm convert --hf-path {model} --mlx-path {folder} -q --q-bits {bits} && "
-            );
+            command = format!("mlxcel quantize -m {model} --bits {bits} --out {folder} && ");
         }
-        command += "mlxcel generate";
+        command += &format!("mlxcel {}", self.command);
         if self.model.model.is_some() {
             command += &format!(" -m {folder}");
         }
@@ -87,6 +87,10 @@ impl Planned<'_> {
         }
         if let Some(tokens) = proposal.prefill_chunk {
             command += &format!(" --prefill-chunk {tokens}");
+        }
+        if self.command == "chat" {
+            let all = (self.prompt_tokens + self.max_tokens) as u64;
+            return command + &format!(" -c {}", proposal.context_tokens.unwrap_or(all));
         }
         let new = proposal.context_tokens.map(|n| n.saturating_sub(self.prompt_tokens as u64));
         command + &format!(" -n {}", new.unwrap_or(self.max_tokens as u64))

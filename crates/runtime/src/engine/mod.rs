@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use mlxcel_core::{Batch, LayerLayout, Ops, OpsConfig, SequenceCache, SequenceRun};
 use mlxcel_estimator::KvMode;
 
-pub use self::generate::{Finish, Generation, Outcome, Statistics, generate, room};
+pub use self::generate::{Finish, Generation, Outcome, Statistics, generate, generate_into, room};
 pub use self::progress::{NoProgress, Progress};
 use crate::families::{self, LanguageModel};
 use crate::loading::{Checkpoint, Source};
