@@ -109,6 +109,7 @@ fn announce(planned: &Planned) {
 fn worth_it(args: &DownloadArgs, hub: &Hub, planned: &Planned) -> Result<bool> {
     let model = match hub.sized_from(&planned.info) {
         Ok(model) => model,
+        Err(_) if args.quiet => return Ok(true),
         Err(error) => {
             note(&format!("its memory cannot be estimated: {error}"));
             return Ok(true);
@@ -120,9 +121,11 @@ fn worth_it(args: &DownloadArgs, hub: &Hub, planned: &Planned) -> Result<bool> {
     if report.fits != Some(false) {
         return Ok(true);
     }
-    eprintln!("warning: {} with {context} tokens: {}", args.name, report.verdict);
-    let asks = io::stdin().is_terminal() && io::stderr().is_terminal();
-    Ok(args.yes || !asks || confirmed("Download it nevertheless?")?)
+    let asks = !args.yes && io::stdin().is_terminal() && io::stderr().is_terminal();
+    if asks || !args.quiet {
+        eprintln!("warning: {} with {context} tokens: {}", args.name, report.verdict);
+    }
+    Ok(!asks || confirmed("Download it nevertheless?")?)
 }
 
 /// Runs `mlxcel list`.

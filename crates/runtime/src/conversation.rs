@@ -6,7 +6,8 @@
 //! cut (a sliding window has dropped that place), it starts afresh. So a turn's answer is the one
 //! that the whole conversation would get from an empty cache.
 //!
-//! Without a chat template the model continues one text: the turns, a line each.
+//! Without a chat template the model continues one text: an answer goes on where the message ends,
+//! and the next message begins a line.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -152,11 +153,15 @@ impl<'a> Conversation<'a> {
         if self.text.template().is_some() {
             return self.text.encode_chat(&ChatPrompt::new(&self.messages));
         }
-        let said = self.messages.iter().map(|message| match &message.content {
-            Some(Content::Text(text)) => text.as_str(),
-            _ => "",
-        });
-        let all = said.collect::<Vec<_>>().join("\n");
+        let mut all = String::new();
+        for message in &self.messages {
+            if message.role == "user" && !all.is_empty() {
+                all.push('\n');
+            }
+            if let Some(Content::Text(text)) = &message.content {
+                all.push_str(text);
+            }
+        }
         Ok(self.text.tokenizer().encode_prompt(&all)?)
     }
 

@@ -4,6 +4,8 @@
 //! random-weights checkpoints (`xtask/golden/convert.py`), and the quantised checkpoints of
 //! `xtask::golden`, whose logits mlx-lm has computed.
 
+#![cfg(test)]
+
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;

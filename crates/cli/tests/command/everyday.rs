@@ -39,7 +39,7 @@ fn continued(prompt: &str) -> String {
 #[test]
 fn turns_are_answered_as_the_whole_conversation_would_be() {
     let first = continued("Once upon a time");
-    let second = continued(&format!("Once upon a time\n{first}The king said"));
+    let second = continued(&format!("Once upon a time{first}The king said"));
     let output = chat(&["--temp", "0", "-n", "12"], "Once upon a time\n\nThe king said\n");
     assert!(output.status.success());
     assert_eq!(text(output.stdout), format!("{first}{second}"));
@@ -188,8 +188,8 @@ fn a_model_is_sized_downloaded_run_listed_and_removed() {
 /// Fifty downloads killed at random moments end with the right file.
 #[test]
 fn a_download_survives_kill() {
-    let weights: Vec<u8> =
-        (0..3_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let byte = |n: u32| n.wrapping_mul(2_654_435_761).to_be_bytes()[0];
+    let weights: Vec<u8> = (0..3_000_000).map(byte).collect();
     let files = [("config.json", b"{}".to_vec()), ("model.safetensors", weights.clone())];
     let manner = Manner { token: None, pause: Duration::from_millis(4) };
     let server = Server::with("org/large", &files, manner);

@@ -131,7 +131,8 @@ impl Rules {
         let (_, info) = checkpoint.get(&name).ok_or_else(missing)?;
         let file = *checkpoint.tensors.get(&name).ok_or_else(missing)?;
         if info.shape != spec.shape {
-            let sizes = |shape: &[u64]| shape.iter().map(|d| *d as usize).collect();
+            let size = |dim: &u64| usize::try_from(*dim).unwrap_or(usize::MAX);
+            let sizes = |shape: &[u64]| shape.iter().map(size).collect();
             let (found, expected) = (sizes(&info.shape), sizes(&spec.shape));
             return Err(Error::TensorShape { name, found, expected });
         }

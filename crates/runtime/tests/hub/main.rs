@@ -1,5 +1,7 @@
 //! Downloads and remote estimates against a small hub of our own.
 
+#![cfg(test)]
+
 mod downloads;
 mod estimates;
 mod server;
