@@ -115,6 +115,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return Ok(());
     }
     python("affine.py", &[], &[])?;
+    python("convert.py", &[&checkpoints, &goldens], &[])?;
     python("demo.py", &[&workspace_root().join("models/demo"), &goldens], &[])
 }
 

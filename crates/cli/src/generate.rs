@@ -16,7 +16,7 @@ use mlxcel_runtime::sampling::{SamplingOptions, SamplingParams};
 
 use crate::advice;
 use crate::args::{Activations, ComputeArgs, KvArgs, ModelArgs};
-use crate::preflight::{self, PreflightArgs};
+use crate::preflight::{self, Planned, PreflightArgs};
 use crate::prompt::PromptArgs;
 use crate::statistics::Report;
 use crate::terminal::{Bars, INTERRUPTED, Interrupt, Stdout};
@@ -89,7 +89,7 @@ pub(crate) struct SamplingArgs {
 
 impl SamplingArgs {
     /// What was given, over the model's own defaults.
-    fn params(&self, defaults: &SamplingOptions) -> Result<SamplingParams> {
+    pub(crate) fn params(&self, defaults: &SamplingOptions) -> Result<SamplingParams> {
         let options = SamplingOptions {
             temperature: self.temp.unwrap_or(defaults.temperature),
             top_k: self.top_k.or(defaults.top_k).filter(|k| *k > 0),
@@ -104,17 +104,6 @@ impl SamplingArgs {
 }
 
 impl Args {
-    /// Tokens that prompt and text may have together.
-    fn context(&self, text: &ModelText) -> Result<Option<usize>> {
-        match (self.ctx_size, text.context()) {
-            (Some(0), _) => bail!("--ctx-size must be at least 1"),
-            (Some(wanted), Some(most)) if wanted > most => {
-                bail!("--ctx-size {wanted} exceeds the model's context of {most} tokens")
-            }
-            (wanted, most) => Ok(wanted.or(most)),
-        }
-    }
-
     /// Prints advice for the context that was asked for.
     fn recommend(&self, source: &ModelSource) -> Result<()> {
         let mut model = Sized::read(source)?;
@@ -144,6 +133,17 @@ impl Args {
     }
 }
 
+/// Tokens that prompt and text may have together: those given, else the model's context.
+pub(crate) fn context_size(given: Option<usize>, text: &ModelText) -> Result<Option<usize>> {
+    match (given, text.context()) {
+        (Some(0), _) => bail!("--ctx-size must be at least 1"),
+        (Some(wanted), Some(most)) if wanted > most => {
+            bail!("--ctx-size {wanted} exceeds the model's context of {most} tokens")
+        }
+        (wanted, most) => Ok(wanted.or(most)),
+    }
+}
+
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let interrupt = Interrupt::install()?;
@@ -158,14 +158,14 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let config = args.compute.engine(args.kv.mode()?, Activations::GENERATING)?;
     let prompt = args.prompt.read(&source, &text)?;
     let tokens = prompt.tokens(&text)?;
-    let context = args.context(&text)?;
+    let context = context_size(args.ctx_size, &text)?;
     let max_tokens = engine::room(context, tokens.len(), args.max_tokens, DEFAULT_MAX_TOKENS)?;
     if !args.quiet {
         announce(&source, &config);
     }
     let prompt_tokens = tokens.len();
-    let planned =
-        preflight::Planned { model: &args.model, prompt_tokens, max_tokens, config: &config };
+    let (model, command) = (&args.model, "generate");
+    let planned = Planned { model, command, prompt_tokens, max_tokens, config: &config };
     let Some(checked) = preflight::check(&args.preflight, &source, &planned)? else {
         return Ok(ExitCode::FAILURE);
     };
@@ -202,7 +202,7 @@ fn stream(
 }
 
 /// Says on stderr which model runs and how its cache is stored.
-fn announce(source: &ModelSource, config: &engine::EngineConfig) {
+pub(crate) fn announce(source: &ModelSource, config: &engine::EngineConfig) {
     if *source == ModelSource::BuiltIn {
         eprintln!(
             "model: the built-in fairy-tale model, 5.8 M parameters (give another with -m DIR)"

@@ -4,7 +4,6 @@
 //! A checkpoint is a function of its configuration and the seed, bit for bit on every machine.
 //! Tests therefore commit a small configuration and goldens, and make the weights afresh.
 
-mod affine;
 mod fill;
 mod layout;
 mod random;
@@ -12,6 +11,7 @@ mod tokenizer;
 
 use anyhow::{Context, Result, bail};
 use mlxcel_estimator::{TensorRole, TensorSpec};
+use mlxcel_kernels::quantize::Quantizer;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use tokenizer::Specials;
@@ -61,13 +61,8 @@ impl Options {
     }
 
     fn check(&self) -> Result<()> {
-        if let Weights::Affine { bits, group_size, .. } = self.weights {
-            if !affine::BITS.contains(&bits) {
-                bail!("{bits} bits: MLX's affine format has {:?}", affine::BITS);
-            }
-            if !affine::GROUP_SIZES.contains(&group_size) {
-                bail!("groups of {group_size}: MLX's affine format has {:?}", affine::GROUP_SIZES);
-            }
+        if let Weights::Affine { bits, group_size, scales } = self.weights {
+            Quantizer::new(bits, group_size, scales.into())?;
         }
         Ok(())
     }
@@ -284,8 +279,8 @@ mod tests {
             let weights = Weights::Affine { bits, group_size, scales: Dtype::F16 };
             checkpoint(&config(), &Options::new(weights), folder.path()).unwrap_err().to_string()
         };
-        assert!(affine(7, 64).starts_with("7 bits"));
-        assert!(affine(4, 48).starts_with("groups of 48"));
+        assert!(affine(7, 64).starts_with("bits per weight is 7"));
+        assert!(affine(4, 48).starts_with("the group size is 48"));
         let unknown = json!({ "model_type": "abacus", "vocab_size": 300 });
         let plain = Options::new(Weights::Plain(Dtype::F32));
         assert!(checkpoint(&unknown, &plain, folder.path()).is_err());

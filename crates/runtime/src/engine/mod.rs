@@ -13,7 +13,7 @@ use mlxcel_core::recurrent::StateLayout;
 use mlxcel_core::{Batch, LayerLayout, Ops, OpsConfig, SequenceCache, SequenceRun};
 use mlxcel_estimator::KvMode;
 
-pub use self::generate::{Finish, Generation, Outcome, Statistics, generate, room};
+pub use self::generate::{Finish, Generation, Outcome, Statistics, generate, generate_into, room};
 pub use self::progress::{NoProgress, Progress};
 pub(crate) use self::text_stream::TextStream;
 use crate::families::{self, LanguageModel};
