@@ -76,7 +76,7 @@ fn decode(c: &mut Criterion) {
         let bytes: usize = copies.iter().map(|m| m.view().expect("a shape").bytes()).sum();
         group.throughput(Throughput::Bytes(bytes as u64));
         let (x, mut y) = (noise(HIDDEN), vec![0.0; INTERMEDIATE]);
-        for (precision_name, precision) in precisions(storage) {
+        for &(precision_name, precision) in precisions(storage) {
             group.bench_function(BenchmarkId::new(name, precision_name), |b| {
                 b.iter(|| {
                     for matrix in &copies {
@@ -99,7 +99,7 @@ fn prefill(c: &mut Criterion) {
     for (name, storage) in STORAGES {
         let matrix = Matrix::random(INTERMEDIATE, HIDDEN, storage).expect("memory");
         let (x, mut y) = (noise(TOKENS * HIDDEN), vec![0.0; TOKENS * INTERMEDIATE]);
-        for (precision_name, precision) in precisions(storage) {
+        for &(precision_name, precision) in precisions(storage) {
             group.bench_function(BenchmarkId::new(name, precision_name), |b| {
                 b.iter(|| {
                     let weights = [matrix.view().expect("a shape")];
