@@ -6,7 +6,7 @@
 #![expect(clippy::cast_precision_loss, reason = "sizes far below 2^52")]
 #![expect(clippy::expect_used, reason = "a bench fails by panicking")]
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput};
 use mlxcel_benches::{Matrix, Storage};
 use mlxcel_kernels::attention::{AttentionParams, AttentionRun, Mask, attention};
 use mlxcel_kernels::elementwise::{Glu, glu};
@@ -196,7 +196,7 @@ fn between(c: &mut Criterion) {
         b.iter(|| rms_norm(&pool, &x, &weight, 1e-5, &mut out).expect("shapes"));
     });
     let positions: Vec<i32> = (0..512).collect();
-    let inverse: Vec<f32> = (0..HEAD_DIM / 2).map(|i| 0.5_f32.powi(i as i32)).collect();
+    let inverse: Vec<f32> = (0..HEAD_DIM / 2).map(|i| 1.0 / (1 + i) as f32).collect();
     let rotation = Rotation { inverse: &inverse, pairing: Pairing::Halves, scale: 1.0 };
     group.bench_function("rope", |b| {
         b.iter(|| rope(&pool, &mut out, HEAD_DIM, &positions, &rotation).expect("shapes"));
@@ -210,10 +210,16 @@ fn between(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group! {
-    name = kernels;
-    config = Criterion::default().sample_size(10).measurement_time(Duration::from_secs(2))
-        .warm_up_time(Duration::from_millis(300));
-    targets = bound, decode, prefill, attend, store, between
+/// Few samples: a token through 32 matrices takes milliseconds.
+fn config() -> Criterion {
+    let (measure, warm_up) = (Duration::from_secs(2), Duration::from_millis(300));
+    Criterion::default().sample_size(10).measurement_time(measure).warm_up_time(warm_up)
 }
-criterion_main!(kernels);
+
+fn main() {
+    let mut criterion = config().configure_from_args();
+    for bench in [bound, decode, prefill, attend, store, between] {
+        bench(&mut criterion);
+    }
+    criterion.final_summary();
+}
