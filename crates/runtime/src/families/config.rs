@@ -1,10 +1,10 @@
 //! What several families read from `config.json`: sizes, heads, rotary embeddings, windows per
 //! layer. [`DecoderConfig`] is all of it.
 
-use mlxcel_core::{Activation, AttentionSpec, Rope, RopeScaling};
+use mlxcel_core::{Activation, AttentionSpec};
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
+pub(super) use super::rope::{RopeConfig, RopeDefaults};
 use crate::loading::{NormKind, NormRule};
 use crate::{Error, Result};
 
@@ -134,17 +134,6 @@ impl HeadShape {
     }
 }
 
-/// `dims · factor`, truncated as the reference implementations do.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "head dimensions are small"
-)]
-fn partial(dims: usize, factor: f64) -> usize {
-    (dims as f64 * factor) as usize
-}
-
 /// The activation of this name in `config.json`.
 pub(super) fn activation(name: &str) -> Result<Activation> {
     match name {
@@ -154,136 +143,6 @@ pub(super) fn activation(name: &str) -> Result<Activation> {
         other => Err(Error::config(format!(
             "activation \"{other}\" is not supported (supported: silu, gelu, gelu_new, gelu_pytorch_tanh)"
         ))),
-    }
-}
-
-/// What a family's class takes where the configuration does not say.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct RopeDefaults {
-    pub(super) theta: f64,
-    /// Whether neighbours are paired, rather than halves.
-    pub(super) traditional: bool,
-    /// Share of a head that is rotated.
-    pub(super) partial: f64,
-}
-
-impl Default for RopeDefaults {
-    fn default() -> Self {
-        Self { theta: 10_000.0, traditional: false, partial: 1.0 }
-    }
-}
-
-/// The rotary keys of a configuration, in transformers 4 (`rope_theta`, `rope_scaling`) or 5
-/// (`rope_parameters`) spelling.
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct RopeConfig {
-    rope_theta: Option<f64>,
-    rope_scaling: Option<Map<String, Value>>,
-    rope_parameters: Option<Map<String, Value>>,
-    max_position_embeddings: Option<u32>,
-    original_max_position_embeddings: Option<f64>,
-    partial_rotary_factor: Option<f64>,
-    rope_traditional: Option<bool>,
-}
-
-impl RopeConfig {
-    /// What is stated for layers of the type `kind` alone (transformers 5).
-    pub(super) fn of_layer_type(&self, kind: &str) -> Option<Self> {
-        let parameters = self.rope_parameters.as_ref()?.get(kind)?.as_object()?.clone();
-        Some(Self { rope_parameters: Some(parameters), ..Self::default() })
-    }
-
-    /// The rotary embedding of heads of `head_dim` dimensions.
-    pub(super) fn build(&self, head_dim: usize) -> Result<Rope> {
-        self.build_or(head_dim, RopeDefaults::default())
-    }
-
-    /// The same with a family's own defaults.
-    pub(super) fn build_or(&self, head_dim: usize, defaults: RopeDefaults) -> Result<Rope> {
-        let nested = |key: &str| self.rope_parameters.as_ref().and_then(|p| p.get(key)?.as_f64());
-        let theta = self.rope_theta.or_else(|| nested("rope_theta")).unwrap_or(defaults.theta);
-        let share = self.partial_rotary_factor.or_else(|| nested("partial_rotary_factor"));
-        let dims = partial(head_dim, share.unwrap_or(defaults.partial));
-        let traditional = self.rope_traditional.unwrap_or(defaults.traditional);
-        Ok(Rope::new(dims, theta, traditional, &self.scaling()?)?)
-    }
-
-    fn scaling(&self) -> Result<RopeScaling> {
-        let Some(map) = self.rope_scaling.as_ref().or(self.rope_parameters.as_ref()) else {
-            return Ok(RopeScaling::None);
-        };
-        let kind = map
-            .get("type")
-            .or_else(|| map.get("rope_type"))
-            .and_then(Value::as_str)
-            .unwrap_or("default");
-        let keys = ScalingKeys { map, kind };
-        match kind {
-            "default" | "mrope" => Ok(RopeScaling::None),
-            "linear" => Ok(RopeScaling::Linear { factor: keys.required("factor")? }),
-            "llama3" => Ok(RopeScaling::Llama3 {
-                factor: keys.required("factor")?,
-                low_freq_factor: keys.or("low_freq_factor", 1.0),
-                high_freq_factor: keys.or("high_freq_factor", 4.0),
-                original_context: keys.or("original_max_position_embeddings", 8192.0),
-            }),
-            "yarn" => Ok(RopeScaling::Yarn {
-                factor: keys.required("factor")?,
-                original_context: keys.or("original_max_position_embeddings", 4096.0),
-                beta_fast: keys.or("beta_fast", 32.0),
-                beta_slow: keys.or("beta_slow", 1.0),
-                mscale: keys.or("mscale", 1.0),
-                mscale_all_dim: keys.or("mscale_all_dim", 0.0),
-            }),
-            "longrope" | "su" => self.longrope(&keys),
-            other => Err(Error::config(format!(
-                "rope scaling \"{other}\" is not supported (supported: default, linear, llama3, yarn, longrope)"
-            ))),
-        }
-    }
-
-    fn longrope(&self, keys: &ScalingKeys<'_>) -> Result<RopeScaling> {
-        let original = keys
-            .number("original_max_position_embeddings")
-            .or(self.original_max_position_embeddings);
-        Ok(RopeScaling::LongRope {
-            long_factor: keys.list("long_factor")?,
-            max_context: self.max_position_embeddings.map_or(131_072.0, f64::from),
-            original_context: original.unwrap_or(4096.0),
-        })
-    }
-}
-
-struct ScalingKeys<'a> {
-    map: &'a Map<String, Value>,
-    kind: &'a str,
-}
-
-impl ScalingKeys<'_> {
-    fn number(&self, key: &str) -> Option<f64> {
-        self.map.get(key).and_then(Value::as_f64)
-    }
-
-    fn or(&self, key: &str, default: f64) -> f64 {
-        self.number(key).unwrap_or(default)
-    }
-
-    fn required(&self, key: &str) -> Result<f64> {
-        let value = self.number(key).filter(|v| *v > 0.0);
-        value.ok_or_else(|| {
-            Error::config(format!("rope scaling \"{}\" needs a positive \"{key}\"", self.kind))
-        })
-    }
-
-    fn list(&self, key: &str) -> Result<Vec<f64>> {
-        let list = self.map.get(key).and_then(Value::as_array);
-        let numbers = list.and_then(|l| l.iter().map(Value::as_f64).collect::<Option<Vec<_>>>());
-        numbers.ok_or_else(|| {
-            Error::config(format!(
-                "rope scaling \"{}\" needs a list of numbers \"{key}\"",
-                self.kind
-            ))
-        })
     }
 }
 

@@ -1,15 +1,16 @@
 //! The decoder that dense families share: embeddings, layers of attention and a feed-forward part
 //! with norms around each, a last norm and a head.
 //!
-//! Owns the blocks `Attention`, `Mlp` (gated) and `PlainMlp`, `Block` and `Model`; a family that
+//! Owns the blocks `Attention`, `Block` and `Model` (`mlp` has the feed-forward parts); a family that
 //! uses them adds its `Config` and says which norms, scales and parts there are. A family whose
 //! blocks differ writes its own behind [`Layer`], [`Mixer`] or [`FeedForward`].
 
 use mlxcel_core::layers::{Embedding, Linear, Norm, RmsNorm};
-use mlxcel_core::{Activation, Array, AttentionSpec, Batch, LayerLayout, Map, Ops, Rope};
+use mlxcel_core::{Array, AttentionSpec, Batch, LayerLayout, Map, Ops, Rope};
 
 use super::LanguageModel;
 use super::config::{DecoderConfig, HeadShape, Sizes};
+pub(super) use super::mlp::{Mlp, PlainMlp};
 use crate::Result;
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 
@@ -111,57 +112,6 @@ impl Mixer for Attention {
         }
         let attended = cx.attention(layer, &q, &k, &v, &self.spec)?;
         Ok(cx.ops().linear(&attended, &self.o_proj)?)
-    }
-}
-
-/// A gated linear unit: `down(activation(gate(x)) · up(x))`; SwiGLU with SiLU.
-pub(super) struct Mlp {
-    pub(super) gate_proj: Linear,
-    pub(super) up_proj: Linear,
-    pub(super) down_proj: Linear,
-    pub(super) activation: Activation,
-}
-
-impl Mlp {
-    /// Reads the SwiGLU of `gate_proj`, `up_proj` and `down_proj`.
-    pub(super) fn load(w: &Weights, s: &Sizes, bias: Bias) -> Result<Self> {
-        Ok(Self {
-            gate_proj: w.linear("gate_proj", s.hidden_size, s.intermediate_size, bias)?,
-            up_proj: w.linear("up_proj", s.hidden_size, s.intermediate_size, bias)?,
-            down_proj: w.linear("down_proj", s.intermediate_size, s.hidden_size, bias)?,
-            activation: Activation::Silu,
-        })
-    }
-
-    /// Reads the SwiGLU of `gate_up_proj`, where both are stacked, and `down_proj`.
-    pub(super) fn load_fused(w: &Weights, s: &Sizes) -> Result<Self> {
-        let rows = [s.intermediate_size, s.intermediate_size];
-        let [gate_proj, up_proj] =
-            w.fused_linear("gate_up_proj", s.hidden_size, rows, Bias::None)?;
-        let down_proj = w.linear("down_proj", s.intermediate_size, s.hidden_size, Bias::None)?;
-        Ok(Self { gate_proj, up_proj, down_proj, activation: Activation::Silu })
-    }
-}
-
-impl FeedForward for Mlp {
-    fn forward(&self, cx: &Batch, x: &Array) -> Result<Array> {
-        let hidden = cx.ops().glu(x, &self.gate_proj, &self.up_proj, self.activation)?;
-        Ok(cx.ops().linear(&hidden, &self.down_proj)?)
-    }
-}
-
-/// Two projections: `output(activation(input(x)))`.
-pub(super) struct PlainMlp {
-    pub(super) input: Linear,
-    pub(super) output: Linear,
-    pub(super) activation: Activation,
-}
-
-impl FeedForward for PlainMlp {
-    fn forward(&self, cx: &Batch, x: &Array) -> Result<Array> {
-        let hidden = cx.ops().linear(x, &self.input)?;
-        let hidden = cx.ops().map(&hidden, Map::Activation(self.activation))?;
-        Ok(cx.ops().linear(&hidden, &self.output)?)
     }
 }
 

@@ -19,6 +19,7 @@ mod mamba2;
 mod mistral;
 mod mixtral;
 mod mla;
+mod mlp;
 mod moe;
 mod olmo2;
 mod olmoe;
@@ -27,6 +28,7 @@ mod phi3;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
+mod rope;
 mod smollm3;
 mod starcoder2;
 

@@ -1,0 +1,60 @@
+//! The feed-forward parts of dense families: gated linear units and plain ones.
+
+use mlxcel_core::layers::Linear;
+use mlxcel_core::{Activation, Array, Batch, Map};
+
+use super::config::Sizes;
+use super::dense::FeedForward;
+use crate::Result;
+use crate::loading::{Bias, Weights};
+
+/// A gated linear unit: `down(activation(gate(x)) · up(x))`; SwiGLU with SiLU.
+pub(super) struct Mlp {
+    pub(super) gate_proj: Linear,
+    pub(super) up_proj: Linear,
+    pub(super) down_proj: Linear,
+    pub(super) activation: Activation,
+}
+
+impl Mlp {
+    /// Reads the SwiGLU of `gate_proj`, `up_proj` and `down_proj`.
+    pub(super) fn load(w: &Weights, s: &Sizes, bias: Bias) -> Result<Self> {
+        Ok(Self {
+            gate_proj: w.linear("gate_proj", s.hidden_size, s.intermediate_size, bias)?,
+            up_proj: w.linear("up_proj", s.hidden_size, s.intermediate_size, bias)?,
+            down_proj: w.linear("down_proj", s.intermediate_size, s.hidden_size, bias)?,
+            activation: Activation::Silu,
+        })
+    }
+
+    /// Reads the SwiGLU of `gate_up_proj`, where both are stacked, and `down_proj`.
+    pub(super) fn load_fused(w: &Weights, s: &Sizes) -> Result<Self> {
+        let rows = [s.intermediate_size, s.intermediate_size];
+        let [gate_proj, up_proj] =
+            w.fused_linear("gate_up_proj", s.hidden_size, rows, Bias::None)?;
+        let down_proj = w.linear("down_proj", s.intermediate_size, s.hidden_size, Bias::None)?;
+        Ok(Self { gate_proj, up_proj, down_proj, activation: Activation::Silu })
+    }
+}
+
+impl FeedForward for Mlp {
+    fn forward(&self, cx: &Batch, x: &Array) -> Result<Array> {
+        let hidden = cx.ops().glu(x, &self.gate_proj, &self.up_proj, self.activation)?;
+        Ok(cx.ops().linear(&hidden, &self.down_proj)?)
+    }
+}
+
+/// Two projections: `output(activation(input(x)))`.
+pub(super) struct PlainMlp {
+    pub(super) input: Linear,
+    pub(super) output: Linear,
+    pub(super) activation: Activation,
+}
+
+impl FeedForward for PlainMlp {
+    fn forward(&self, cx: &Batch, x: &Array) -> Result<Array> {
+        let hidden = cx.ops().linear(x, &self.input)?;
+        let hidden = cx.ops().map(&hidden, Map::Activation(self.activation))?;
+        Ok(cx.ops().linear(&hidden, &self.output)?)
+    }
+}
