@@ -7,6 +7,7 @@ pub mod bench;
 pub mod bindings;
 pub mod calibrate;
 pub mod ci;
+pub mod dist;
 pub mod golden;
 pub mod paths;
 pub mod synth;

@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
-use xtask::{bench, bindings, calibrate, ci, golden, synth, tidy};
+use xtask::{bench, bindings, calibrate, ci, dist, golden, synth, tidy};
 
 /// Maintenance tasks of mlxcel. A user of mlxcel needs none of them.
 #[derive(Parser)]
@@ -29,6 +29,8 @@ enum Task {
     Bench(bench::Arguments),
     /// Measures peaks against the estimate: the headroom factor and the error band
     CalibrateHeadroom(calibrate::Arguments),
+    /// A folder with the program and MLX's library that runs without Rust, wherever it is moved
+    Dist(dist::Arguments),
     /// Makes the goldens anew, with the pinned mlx-lm
     Golden(golden::Arguments),
 }
@@ -89,6 +91,7 @@ fn main() -> ExitCode {
         Task::SynthModel(task) => task.run(),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::CalibrateHeadroom(arguments) => calibrate::run(&arguments),
+        Task::Dist(arguments) => dist::run(&arguments),
         Task::Golden(arguments) => golden::run(&arguments),
     };
     if let Err(error) = result {

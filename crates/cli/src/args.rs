@@ -7,7 +7,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 use mlxcel_estimator::KvMode;
 use mlxcel_runtime::engine::{EngineConfig, ModelSource};
-use mlxcel_runtime::{ComputeDtype, KernelSet, OpsConfig, Precision, text};
+use mlxcel_runtime::hub::{self, HubError};
+use mlxcel_runtime::{ComputeDtype, KernelSet, OpsConfig, Precision};
 
 /// Which model.
 #[derive(Args, Clone, Debug)]
@@ -18,12 +19,23 @@ pub(crate) struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// Resolves the flag to files on this machine.
+    /// Resolves the flag to files on this machine; at a terminal, a model that is not here can be
+    /// downloaded.
     pub(crate) fn source(&self) -> Result<ModelSource> {
-        Ok(match &self.model {
-            None => ModelSource::BuiltIn,
-            Some(name) => ModelSource::Folder(text::hub::resolve(Path::new(name))?),
-        })
+        let Some(name) = &self.model else { return Ok(ModelSource::BuiltIn) };
+        match hub::resolve(Path::new(name)) {
+            Err(absent @ HubError::NotInCache { .. }) => {
+                let folder = crate::models::offer(name)?.ok_or(absent)?;
+                Ok(ModelSource::Folder(folder))
+            }
+            found => Ok(ModelSource::Folder(found?)),
+        }
+    }
+
+    /// The files of the flag, if they are on this machine.
+    pub(crate) fn files(&self) -> Option<ModelSource> {
+        let Some(name) = &self.model else { return Some(ModelSource::BuiltIn) };
+        hub::resolve(Path::new(name)).ok().map(ModelSource::Folder)
     }
 }
 
@@ -71,12 +83,35 @@ impl ChunkArgs {
     }
 }
 
+/// On how many threads.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ThreadArgs {
+    /// CPU threads [default: all cores]
+    #[arg(short, long, env = "MLXCEL_THREADS", value_name = "N")]
+    threads: Option<usize>,
+}
+
+impl ThreadArgs {
+    /// The number that was asked for, at least 1.
+    fn given(&self) -> Result<Option<usize>> {
+        match self.threads {
+            Some(0) => bail!("--threads must be at least 1"),
+            threads => Ok(threads),
+        }
+    }
+
+    /// The number that was asked for, else that of the cores.
+    pub(crate) fn count(&self) -> Result<usize> {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(self.given()?.unwrap_or_else(cores))
+    }
+}
+
 /// How to compute.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ComputeArgs {
-    /// CPU threads [default: all cores]
-    #[arg(short, long, env = "MLXCEL_THREADS", value_name = "N")]
-    pub(crate) threads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) threads: ThreadArgs,
     #[command(flatten)]
     pub(crate) chunk: ChunkArgs,
     /// Compute and cache in this type: auto follows the checkpoint
@@ -116,9 +151,6 @@ impl Activations {
 impl ComputeArgs {
     /// The configuration of an engine; `activations` is the command's default.
     pub(crate) fn engine(&self, kv_mode: KvMode, activations: Activations) -> Result<EngineConfig> {
-        if self.threads == Some(0) {
-            bail!("--threads must be at least 1");
-        }
         let precision = match self.activations.unwrap_or(activations) {
             Activations::Exact => Precision::Exact,
             Activations::Int16 => Precision::Int16,
@@ -128,8 +160,12 @@ impl ComputeArgs {
             Dtype::Auto => ComputeDtype::Checkpoint,
             Dtype::Fp32 => ComputeDtype::Fp32,
         };
-        let ops =
-            OpsConfig { kernels: KernelSet::from_env()?, threads: self.threads, precision, dtype };
+        let ops = OpsConfig {
+            kernels: KernelSet::from_env()?,
+            threads: self.threads.given()?,
+            precision,
+            dtype,
+        };
         Ok(EngineConfig { ops, kv_mode, prefill_chunk: self.chunk.tokens()? })
     }
 }

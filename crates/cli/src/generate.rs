@@ -7,19 +7,24 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use clap::builder::NonEmptyStringValueParser;
+use mlxcel_estimator::Workload;
 use mlxcel_runtime::ModelText;
 use mlxcel_runtime::engine::{self, Engine, Finish, Generation, ModelSource, Outcome};
 use mlxcel_runtime::memory;
+use mlxcel_runtime::preflight::{Sized, this_machine};
 use mlxcel_runtime::sampling::{SamplingOptions, SamplingParams};
 
+use crate::advice;
 use crate::args::{Activations, ComputeArgs, KvArgs, ModelArgs};
-use crate::preflight::{self, PreflightArgs};
+use crate::preflight::{self, Planned, PreflightArgs};
 use crate::prompt::PromptArgs;
 use crate::statistics::Report;
 use crate::terminal::{Bars, INTERRUPTED, Interrupt, Stdout};
 
 /// Tokens to generate when nothing is said.
 const DEFAULT_MAX_TOKENS: usize = 256;
+/// Context that advice is for when nothing is said, as with `inspect`.
+const DEFAULT_CONTEXT: u64 = 8192;
 
 /// Arguments of `mlxcel generate`.
 #[derive(clap::Args)]
@@ -46,6 +51,9 @@ pub(crate) struct Args {
     kv: KvArgs,
     #[command(flatten)]
     compute: ComputeArgs,
+    /// Advise on weight quantisation and KV cache, and exit; nothing is applied
+    #[arg(long, conflicts_with_all = ["kv_cache_mode", "cache_type_k", "cache_type_v"])]
+    recommend_quant: bool,
     #[command(flatten)]
     preflight: PreflightArgs,
     /// Write statistics as JSON to a file
@@ -81,7 +89,7 @@ pub(crate) struct SamplingArgs {
 
 impl SamplingArgs {
     /// What was given, over the model's own defaults.
-    fn params(&self, defaults: &SamplingOptions) -> Result<SamplingParams> {
+    pub(crate) fn params(&self, defaults: &SamplingOptions) -> Result<SamplingParams> {
         let options = SamplingOptions {
             temperature: self.temp.unwrap_or(defaults.temperature),
             top_k: self.top_k.or(defaults.top_k).filter(|k| *k > 0),
@@ -96,15 +104,21 @@ impl SamplingArgs {
 }
 
 impl Args {
-    /// Tokens that prompt and text may have together.
-    fn context(&self, text: &ModelText) -> Result<Option<usize>> {
-        match (self.ctx_size, text.context()) {
-            (Some(0), _) => bail!("--ctx-size must be at least 1"),
-            (Some(wanted), Some(most)) if wanted > most => {
-                bail!("--ctx-size {wanted} exceeds the model's context of {most} tokens")
-            }
-            (wanted, most) => Ok(wanted.or(most)),
+    /// Prints advice for the context that was asked for.
+    fn recommend(&self, source: &ModelSource) -> Result<()> {
+        let mut model = Sized::read(source)?;
+        if let Some(name) = &self.model.model {
+            model.name.clone_from(name);
         }
+        let most = model.spec.max_context_tokens.unwrap_or(u64::MAX);
+        let context = match self.ctx_size {
+            Some(0) => bail!("--ctx-size must be at least 1"),
+            Some(tokens) => tokens as u64,
+            None => DEFAULT_CONTEXT.min(most),
+        };
+        let chunk = self.compute.chunk.tokens()? as u64;
+        let workload = Workload::uniform(context, 1).with_prefill_chunk(chunk);
+        advice::print(&model, Some(source), &workload, &this_machine(None)?, self.preflight.json)
     }
 
     /// Shows and stores statistics, as the flags say.
@@ -119,24 +133,39 @@ impl Args {
     }
 }
 
+/// Tokens that prompt and text may have together: those given, else the model's context.
+pub(crate) fn context_size(given: Option<usize>, text: &ModelText) -> Result<Option<usize>> {
+    match (given, text.context()) {
+        (Some(0), _) => bail!("--ctx-size must be at least 1"),
+        (Some(wanted), Some(most)) if wanted > most => {
+            bail!("--ctx-size {wanted} exceeds the model's context of {most} tokens")
+        }
+        (wanted, most) => Ok(wanted.or(most)),
+    }
+}
+
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let interrupt = Interrupt::install()?;
     let started = Instant::now();
     let source = args.model.source()?;
+    if args.recommend_quant {
+        args.recommend(&source)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let text = ModelText::load(&source)?;
     let sampling = args.sampling.params(text.sampling())?;
     let config = args.compute.engine(args.kv.mode()?, Activations::GENERATING)?;
     let prompt = args.prompt.read(&source, &text)?;
     let tokens = prompt.tokens(&text)?;
-    let context = args.context(&text)?;
+    let context = context_size(args.ctx_size, &text)?;
     let max_tokens = engine::room(context, tokens.len(), args.max_tokens, DEFAULT_MAX_TOKENS)?;
     if !args.quiet {
         announce(&source, &config);
     }
     let prompt_tokens = tokens.len();
-    let planned =
-        preflight::Planned { model: &args.model, prompt_tokens, max_tokens, config: &config };
+    let (model, command) = (&args.model, "generate");
+    let planned = Planned { model, command, prompt_tokens, max_tokens, config: &config };
     let Some(checked) = preflight::check(&args.preflight, &source, &planned)? else {
         return Ok(ExitCode::FAILURE);
     };
@@ -173,7 +202,7 @@ fn stream(
 }
 
 /// Says on stderr which model runs and how its cache is stored.
-fn announce(source: &ModelSource, config: &engine::EngineConfig) {
+pub(crate) fn announce(source: &ModelSource, config: &engine::EngineConfig) {
     if *source == ModelSource::BuiltIn {
         eprintln!(
             "model: the built-in fairy-tale model, 5.8 M parameters (give another with -m DIR)"

@@ -1,14 +1,20 @@
 //! `mlxcel inspect`: whether a model, a context and a batch fit, and what would.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
-use mlxcel_estimator::{AvailableSource, Backend, Machine, WeightQuant, Workload, parse_bytes};
+use anyhow::{Context, Result};
+use mlxcel_estimator::report::plot;
+use mlxcel_estimator::{
+    AvailableSource, Backend, Machine, WeightQuant, Workload, format_bytes, parse_bytes,
+};
+use mlxcel_runtime::engine::ModelSource;
+use mlxcel_runtime::hub::{self, Hub, HubError};
 use mlxcel_runtime::preflight::{Sized, this_machine};
 
+use crate::advice;
 use crate::args::{ChunkArgs, KvArgs, ModelArgs};
-use crate::terminal::Stdout;
+use crate::terminal::{Stdout, note};
 
 /// Arguments of `mlxcel inspect`. With -m, a path to a config.json works too.
 #[derive(clap::Args)]
@@ -16,7 +22,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// Tokens of each sequence, prompt and answer together
-    #[arg(short = 'n', long, default_value_t = 8192, value_name = "N")]
+    #[arg(short = 'n', long, short_alias = 'c', alias = "ctx-size")]
+    #[arg(default_value_t = 8192, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     max_tokens: u64,
     /// Sequences at once
@@ -36,9 +43,15 @@ pub(crate) struct Args {
     /// Suppose this much memory, such as 24GiB [default: what this machine has available]
     #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_bytes("--memory", text))]
     memory: Option<u64>,
+    /// Draw memory against context for every cache mode, as SVG
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Print JSON (schema mlxcel.inspect/1)
     #[arg(long)]
     json: bool,
+    /// Advise on weight quantisation and KV cache instead; nothing is applied
+    #[arg(long, conflicts_with_all = ["kv_cache_mode", "cache_type_k", "cache_type_v", "quant", "exit_code"])]
+    recommend: bool,
     /// Exit with 2 when it does not fit
     #[arg(long)]
     exit_code: bool,
@@ -53,7 +66,17 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         .with_kv_mode(args.kv.mode()?)
         .with_prefill_chunk(args.chunk.tokens()? as u64)
         .with_quant(args.quant);
-    let report = model(&args.model)?.report(&workload, &machine(args)?)?;
+    let (model, machine) = (model(&args.model)?, machine(args)?);
+    if args.recommend {
+        let files = args.model.files();
+        advice::print(&model, files.as_ref(), &workload, &machine, args.json)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let report = model.report(&workload, &machine)?;
+    if let Some(path) = &args.plot {
+        let svg = plot::svg(&model.name, &model.spec, &model.weights, &workload, &machine)?;
+        std::fs::write(path, svg).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     let text = if args.json { report.to_json()? + "\n" } else { report.to_text() };
     let mut out = Stdout::new();
     let _ = out.write(&text);
@@ -65,13 +88,32 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 /// The model, under the name that was typed. A path to a configuration needs no folder around it.
 fn model(args: &ModelArgs) -> Result<Sized> {
     let file = args.model.as_deref().map(Path::new).filter(|path| path.is_file());
-    let mut model = match file {
-        Some(path) => Sized::read_path(path)?,
-        None => Sized::read(&args.source()?)?,
+    let mut model = match (file, &args.model) {
+        (Some(path), _) => Sized::read_path(path)?,
+        (None, None) => Sized::read(&ModelSource::BuiltIn)?,
+        (None, Some(name)) => match hub::resolve(Path::new(name)) {
+            Err(absent @ HubError::NotInCache { .. }) => remote(name, absent)?,
+            folder => Sized::read_path(&folder?)?,
+        },
     };
     if let Some(name) = &args.model {
         model.name.clone_from(name);
     }
+    Ok(model)
+}
+
+/// The model on the hub, by the headers of its files; `absent` says that it is not here.
+fn remote(name: &str, absent: HubError) -> Result<Sized> {
+    let hub = Hub::from_env();
+    if hub.is_offline() {
+        return Err(absent.into());
+    }
+    let model = hub.sized(name, "main");
+    let model = model.with_context(|| format!("{name} is not on this machine, and on the hub"))?;
+    let (requests, bytes) = (hub.requests(), format_bytes(hub.received_bytes()));
+    note(&format!(
+        "{name} is not on this machine: {bytes} of its headers read from the hub in {requests} requests"
+    ));
     Ok(model)
 }
 

@@ -1,11 +1,16 @@
 //! The `mlxcel` command: arguments, exit codes, terminal output. Everything else is in the crates
 //! below, where another front end can use it.
 
+mod advice;
 mod args;
 mod bench;
+mod chat;
+mod convert;
 mod eval;
 mod generate;
 mod inspect;
+mod manners;
+mod models;
 mod preflight;
 mod prompt;
 mod serve;
@@ -14,7 +19,7 @@ mod terminal;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 #[derive(Parser)]
 #[command(name = "mlxcel", version, about, max_term_width = 100, arg_required_else_help = true)]
@@ -27,6 +32,14 @@ struct Cli {
 enum Command {
     /// Generate text from a prompt
     Generate(generate::Args),
+    /// Talk with a model: several turns, the cache kept between them
+    Chat(chat::Args),
+    /// Fetch a model from the Hugging Face hub into its local cache
+    Download(models::DownloadArgs),
+    /// List the models in the local cache, and whether they fit now
+    List(models::ListArgs),
+    /// Remove models from the local cache
+    Rm(models::RemoveArgs),
     /// Say whether a model, a context and a batch fit, and what would; loads nothing
     Inspect(inspect::Args),
     /// Measure prefill and decode speed
@@ -35,7 +48,18 @@ enum Command {
     Serve(Box<serve::Args>),
     /// Perplexity of a text, and logits
     Eval(eval::Args),
+    /// Write a plain checkpoint anew in MLX's affine format, with 2 to 8 bits per weight
+    Quantize(convert::QuantizeArgs),
+    /// Write a plain checkpoint anew in another float type, without what its model does not use
+    Convert(convert::ConvertArgs),
+    /// Print a completion script for a shell
+    Completions(manners::CompletionsArgs),
+    /// Write the manual pages
+    Man(manners::ManArgs),
 }
+
+/// Exit code of a command line that is wrong, as clap's own.
+const USAGE: u8 = 2;
 
 /// Whether an error only says that Ctrl-C was pressed, which nobody needs to be told.
 fn interrupted(error: &anyhow::Error) -> bool {
@@ -43,12 +67,27 @@ fn interrupted(error: &anyhow::Error) -> bool {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let arguments = match manners::arguments(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        Err(sentence) => {
+            eprintln!("error: {sentence}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    let result = match Cli::parse_from(arguments).command {
         Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(&args),
+        Command::Download(args) => models::download(&args),
+        Command::List(args) => models::list(&args),
+        Command::Rm(args) => models::remove(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Quantize(args) => convert::quantize(&args),
+        Command::Convert(args) => convert::convert(&args),
+        Command::Completions(args) => manners::completions(&args, Cli::command()),
+        Command::Man(args) => manners::man(&args, Cli::command()),
     };
     match result {
         Ok(code) => code,
@@ -63,7 +102,7 @@ fn main() -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::{Arg, CommandFactory};
+    use clap::Arg;
 
     /// Flags that mean the same wherever they are: `-n` does not (tokens of a context, or of an
     /// answer), nor `--json`.
@@ -94,5 +133,6 @@ mod tests {
         };
         assert_eq!(faces("inspect"), faces("generate"));
         assert_eq!(faces("serve"), faces("generate"));
+        assert_eq!(faces("chat"), faces("generate"));
     }
 }

@@ -25,7 +25,7 @@ pub(crate) struct PreflightArgs {
     #[arg(long, env = "MLXCEL_VISION_THRESHOLD", default_value_t = DEFAULT_VISION_THRESHOLD)]
     #[arg(value_name = "SHARE")]
     pub(crate) vision_threshold: f64,
-    /// Print a refusal as JSON (schema mlxcel.refusal/1)
+    /// Print a refusal (schema mlxcel.refusal/1) or advice (mlxcel.advice/1) as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -53,9 +53,11 @@ impl PreflightArgs {
     }
 }
 
-/// A generation that is about to happen.
+/// A generation, or a conversation, that is about to happen.
 pub(crate) struct Planned<'a> {
     pub(crate) model: &'a ModelArgs,
+    /// `generate`, whose proposals name tokens to generate, or `chat`, where they name a context.
+    pub(crate) command: &'static str,
     pub(crate) prompt_tokens: usize,
     pub(crate) max_tokens: usize,
     pub(crate) config: &'a EngineConfig,
@@ -81,7 +83,11 @@ impl Planned<'_> {
 
     /// The command line of a proposal.
     fn command(&self, proposal: &Proposal) -> String {
-        let command = command("generate", self.model, proposal);
+        let command = command(self.command, self.model, proposal);
+        if self.command == "chat" {
+            let all = (self.prompt_tokens + self.max_tokens) as u64;
+            return command + &format!(" -c {}", proposal.context_tokens.unwrap_or(all));
+        }
         let new = proposal.context_tokens.map(|n| n.saturating_sub(self.prompt_tokens as u64));
         command + &format!(" -n {}", new.unwrap_or(self.max_tokens as u64))
     }
@@ -95,9 +101,7 @@ pub(crate) fn command(name: &str, model: &ModelArgs, proposal: &Proposal) -> Str
     if let Some(quant) = proposal.quant {
         let bits = quant.name().trim_start_matches("int");
         folder = format!("{}-{bits}bit", path.trim_end_matches('/'));
-        command = format!(
-            "python3 -m mlx_lm convert --hf-path {path} --mlx-path {folder} -q --q-bits {bits} && "
-        );
+        command = format!("mlxcel quantize -m {path} --bits {bits} --out {folder} && ");
     }
     command += &format!("mlxcel {name}");
     if model.model.is_some() {

@@ -2,8 +2,8 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -40,18 +40,29 @@ pub(crate) const INTERRUPTED: u8 = 130;
 #[derive(Clone)]
 pub(crate) struct Interrupt(Arc<AtomicBool>);
 
+/// There is one for the whole process, however often it is asked for.
+static INTERRUPT: OnceLock<Interrupt> = OnceLock::new();
+
 impl Interrupt {
     /// Catches Ctrl-C from here on.
     pub(crate) fn install() -> Result<Self> {
-        let flag = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&flag);
+        if let Some(installed) = INTERRUPT.get() {
+            return Ok(installed.clone());
+        }
+        let new = Self(Arc::new(AtomicBool::new(false)));
+        let seen = Arc::clone(&new.0);
         ctrlc::set_handler(move || {
             if seen.swap(true, Ordering::SeqCst) {
                 std::process::exit(INTERRUPTED.into());
             }
         })
         .context("cannot catch Ctrl-C")?;
-        Ok(Self(flag))
+        Ok(INTERRUPT.get_or_init(|| new).clone())
+    }
+
+    /// Forgets that Ctrl-C was pressed.
+    pub(crate) fn reset(&self) {
+        self.0.store(false, Ordering::SeqCst);
     }
 
     /// Whether Ctrl-C was pressed.
@@ -85,13 +96,13 @@ impl Bars {
     }
 
     /// Shows `done` of `total`; a bar that is complete disappears.
-    fn show(&mut self, what: &'static str, done: usize, total: usize) {
+    pub(crate) fn show(&mut self, what: &'static str, unit: Unit, done: u64, total: u64) {
         if done >= total {
             self.clear();
         } else if self.visible {
-            let bar = self.bar.get_or_insert_with(|| new_bar(what));
-            bar.set_length(total as u64);
-            bar.set_position(done as u64);
+            let bar = self.bar.get_or_insert_with(|| new_bar(what, unit));
+            bar.set_length(total);
+            bar.set_position(done);
         }
     }
 
@@ -102,9 +113,24 @@ impl Bars {
     }
 }
 
-fn new_bar(what: &'static str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg:>10} [{bar:30}] {pos}/{len} {elapsed}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
+/// What a bar counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// Things.
+    Count,
+    /// Bytes; the bar shows how fast they go and how long that will take.
+    Bytes,
+}
+
+fn new_bar(what: &'static str, unit: Unit) -> ProgressBar {
+    let template = match unit {
+        Unit::Count => "{msg:>10} [{bar:30}] {pos}/{len} {elapsed}",
+        Unit::Bytes => {
+            "{msg:>10} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} eta {eta}"
+        }
+    };
+    let style =
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
         .with_style(style.progress_chars("=> "))
         .with_message(what)
@@ -118,7 +144,7 @@ impl Drop for Bars {
 
 impl Progress for Bars {
     fn loading(&mut self, done: usize, total: usize) {
-        self.show("loading", done, total);
+        self.show("loading", Unit::Count, done as u64, total as u64);
     }
 
     fn loaded(&mut self) {
@@ -126,7 +152,7 @@ impl Progress for Bars {
     }
 
     fn prefilled(&mut self, done: usize, total: usize) -> ControlFlow<()> {
-        self.show("prompt", done, total);
+        self.show("prompt", Unit::Count, done as u64, total as u64);
         self.interrupt.flow()
     }
 

@@ -1,5 +1,6 @@
 //! CPU kernels of mlxcel: quantised and dense matrix products, attention, Walsh–Hadamard,
-//! norms, rope and element-wise functions, with the thread pool that they run on.
+//! norms, rope, element-wise functions and the quantisation of weights, with the thread pool that
+//! they run on.
 //!
 //! Every kernel is safe to call: it checks shapes first, and picks one of several
 //! instruction-set paths by the [`Cpu`] of its [`Pool`]. The paths of one kernel agree with an
@@ -23,7 +24,10 @@ pub mod matmul;
 pub mod norm;
 pub mod pool;
 pub mod probe;
+pub mod quantize;
+pub mod recurrent;
 pub mod rope;
+pub mod route;
 mod scratch;
 mod simd;
 #[cfg(test)]

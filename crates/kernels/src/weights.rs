@@ -41,6 +41,43 @@ impl FloatType {
             Self::Bf16 => bf16::from_le_bytes([data[at], data[at + 1]]).to_f32(),
         }
     }
+
+    /// Reads little-endian `data` into `values`, as many as there are in the shorter of the two.
+    pub fn read_all(self, data: &[u8], values: &mut [f32]) {
+        let halves = || data.as_chunks::<2>().0.iter();
+        match self {
+            Self::F32 => {
+                let words = data.as_chunks::<4>().0;
+                values.iter_mut().zip(words).for_each(|(v, b)| *v = f32::from_le_bytes(*b));
+            }
+            Self::F16 => values
+                .iter_mut()
+                .zip(halves())
+                .for_each(|(v, b)| *v = f16::from_le_bytes(*b).to_f32()),
+            Self::Bf16 => values
+                .iter_mut()
+                .zip(halves())
+                .for_each(|(v, b)| *v = bf16::from_le_bytes(*b).to_f32()),
+        }
+    }
+
+    /// Rounds every value to the nearest that this type has.
+    pub fn round_all(self, values: &mut [f32]) {
+        match self {
+            Self::F32 => {}
+            Self::F16 => values.iter_mut().for_each(|v| *v = f16::from_f32(*v).to_f32()),
+            Self::Bf16 => values.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32()),
+        }
+    }
+
+    /// Appends `value`, rounded to nearest, in little-endian order.
+    pub fn push(self, value: f32, bytes: &mut Vec<u8>) {
+        match self {
+            Self::F32 => bytes.extend_from_slice(&value.to_le_bytes()),
+            Self::F16 => bytes.extend_from_slice(&f16::from_f32(value).to_le_bytes()),
+            Self::Bf16 => bytes.extend_from_slice(&bf16::from_f32(value).to_le_bytes()),
+        }
+    }
 }
 
 /// Codes with a scale and a bias per group: MLX's affine quantisation.

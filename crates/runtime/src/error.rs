@@ -68,9 +68,15 @@ pub enum Error {
     /// An operation failed.
     #[error(transparent)]
     Core(#[from] mlxcel_core::Error),
-    /// The tokenizer, the chat template or the model's name.
+    /// The model's name, or the hub that has it.
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
+    /// The tokenizer or the chat template.
     #[error(transparent)]
     Text(#[from] crate::text::TextError),
+    /// A conversion that does not happen.
+    #[error(transparent)]
+    Convert(#[from] crate::convert::ConvertError),
     /// A sampling parameter or a row of logits.
     #[error(transparent)]
     Sampling(#[from] crate::sampling::SamplingError),

@@ -6,10 +6,14 @@
 pub mod bench;
 mod builtin;
 pub mod cache_file;
+pub mod conversation;
+pub mod convert;
+pub mod disk;
 pub mod engine;
 mod error;
 pub mod eval;
 pub mod families;
+pub mod hub;
 pub mod loading;
 pub mod memory;
 mod model_text;
@@ -19,5 +23,7 @@ pub mod server;
 pub mod text;
 
 pub use error::{Error, Result};
-pub use mlxcel_core::{ComputeDtype, KernelSet, OpsConfig, Precision, SequenceCache, SequenceRun};
+pub use mlxcel_core::{
+    ComputeDtype, FloatType, KernelSet, OpsConfig, Precision, SequenceCache, SequenceRun,
+};
 pub use model_text::ModelText;

@@ -2,11 +2,11 @@
 //! file, so that memory stays at a few megabytes whatever the size of the model.
 
 use super::Dtype;
-use super::affine::quantize_group;
 use super::layout::{Affine, Shard, Stored, Tensor};
 use super::random::{fill_row, tensor_key};
 use anyhow::{Context, Result};
-use half::{bf16, f16};
+use mlxcel_kernels::quantize::{QuantizedRows, Quantizer};
+use mlxcel_kernels::weights::FloatType;
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -72,8 +72,8 @@ struct Worker {
 #[derive(Default)]
 struct Buffers {
     row: Vec<f32>,
-    /// The weight or its codes, scales, biases: as in [`Tensor::parts`].
-    parts: [Vec<u8>; 3],
+    plain: Vec<u8>,
+    quantized: QuantizedRows,
 }
 
 impl Worker {
@@ -84,11 +84,16 @@ impl Worker {
         for index in rows.clone() {
             fill_row(key, index, tensor.normal, &mut self.buffers.row);
             match tensor.affine {
-                None => self.buffers.push_plain(self.dtype),
-                Some(affine) => self.buffers.push_affine(affine, self.dtype),
+                None => self.buffers.push_plain(self.dtype.into()),
+                Some(affine) => self.buffers.push_affine(affine, self.dtype.into())?,
             }
         }
-        for (part, bytes) in tensor.parts.iter().zip(&self.buffers.parts) {
+        let QuantizedRows { codes, scales, biases } = &self.buffers.quantized;
+        let parts = match tensor.affine {
+            None => vec![&self.buffers.plain],
+            Some(_) => vec![codes, scales, biases],
+        };
+        for (part, bytes) in tensor.parts.iter().zip(parts) {
             write_rows(&mut self.file, part, rows.start, bytes)?;
         }
         Ok(())
@@ -98,46 +103,27 @@ impl Worker {
 impl Buffers {
     fn clear(&mut self, columns: usize) {
         self.row.resize(columns, 0.0);
-        self.parts.iter_mut().for_each(Vec::clear);
+        self.plain.clear();
+        self.quantized.clear();
     }
 
-    fn push_plain(&mut self, dtype: Dtype) {
-        let row = self.row.iter();
-        let weight = &mut self.parts[0];
+    fn push_plain(&mut self, dtype: FloatType) {
+        self.row.iter().for_each(|x| dtype.push(*x, &mut self.plain));
+    }
+
+    fn push_affine(&mut self, affine: Affine, dtype: FloatType) -> Result<()> {
+        let quantizer = Quantizer::new(affine.bits, affine.group_size, dtype)?;
+        Ok(quantizer.push_row(&mut self.row, &mut self.quantized)?)
+    }
+}
+
+impl From<Dtype> for FloatType {
+    fn from(dtype: Dtype) -> Self {
         match dtype {
-            Dtype::F32 => weight.extend(row.flat_map(|x| x.to_le_bytes())),
-            Dtype::Bf16 => weight.extend(row.flat_map(|x| bf16::from_f32(*x).to_le_bytes())),
-            Dtype::F16 => weight.extend(row.flat_map(|x| f16::from_f32(*x).to_le_bytes())),
+            Dtype::F32 => Self::F32,
+            Dtype::Bf16 => Self::Bf16,
+            Dtype::F16 => Self::F16,
         }
-    }
-
-    /// Quantises the row as mlx-lm does: the checkpoint's dtype first, then the codes.
-    fn push_affine(&mut self, affine: Affine, dtype: Dtype) {
-        for element in &mut self.row {
-            *element = rounded(*element, dtype);
-        }
-        let [codes, scales, biases] = &mut self.parts;
-        for weights in self.row.chunks_exact(affine.group_size.into()) {
-            let group = quantize_group(weights, affine.bits, codes);
-            push_float(scales, group.scale, dtype);
-            push_float(biases, group.bias, dtype);
-        }
-    }
-}
-
-fn rounded(value: f32, dtype: Dtype) -> f32 {
-    match dtype {
-        Dtype::F32 => value,
-        Dtype::Bf16 => bf16::from_f32(value).to_f32(),
-        Dtype::F16 => f16::from_f32(value).to_f32(),
-    }
-}
-
-fn push_float(bytes: &mut Vec<u8>, value: f32, dtype: Dtype) {
-    match dtype {
-        Dtype::F32 => bytes.extend_from_slice(&value.to_le_bytes()),
-        Dtype::Bf16 => bytes.extend_from_slice(&bf16::from_f32(value).to_le_bytes()),
-        Dtype::F16 => bytes.extend_from_slice(&f16::from_f32(value).to_le_bytes()),
     }
 }
 
@@ -145,40 +131,4 @@ fn write_rows(file: &mut File, part: &Stored, first_row: u64, bytes: &[u8]) -> R
     file.seek(SeekFrom::Start(part.offset + first_row * part.row_bytes))?;
     file.write_all(bytes)?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use safetensors::SafeTensors;
-
-    /// Made by `xtask/golden/affine.py` with `mx.quantize`.
-    const GOLDEN: &[u8] = include_bytes!("../../golden/affine.safetensors");
-
-    fn check(bits: u8, group_size: u16, dtype: Dtype, label: &str) {
-        let golden = SafeTensors::deserialize(GOLDEN).unwrap();
-        let weights = golden.tensor("weights").unwrap();
-        let row: Vec<f32> = weights
-            .data()
-            .chunks_exact(4)
-            .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
-            .collect();
-        let mut buffers = Buffers { row, ..Buffers::default() };
-        buffers.push_affine(Affine { bits, group_size }, dtype);
-        for (part, bytes) in ["codes", "scales", "biases"].iter().zip(&buffers.parts) {
-            let name = format!("{label}.{bits}.{group_size}.{part}");
-            assert_eq!(bytes, golden.tensor(&name).unwrap().data(), "{name}");
-        }
-    }
-
-    #[test]
-    fn codes_scales_and_biases_are_those_of_mlx() {
-        for bits in super::super::affine::BITS {
-            for group_size in super::super::affine::GROUP_SIZES {
-                check(bits, group_size, Dtype::F32, "f32");
-                check(bits, group_size, Dtype::Bf16, "bf16");
-                check(bits, group_size, Dtype::F16, "f16");
-            }
-        }
-    }
 }

@@ -41,7 +41,12 @@ const CRATES: &[Crate] = &[
         uses: &["mlxcel-runtime", "mlxcel-estimator", "mlxcel-advisor"],
         tests_use: &["xtask"],
     },
-    Crate { folder: "xtask", name: "xtask", uses: &["mlxcel-estimator"], tests_use: &[] },
+    Crate {
+        folder: "xtask",
+        name: "xtask",
+        uses: &["mlxcel-estimator", "mlxcel-kernels"],
+        tests_use: &[],
+    },
     Crate {
         folder: "benches",
         name: "mlxcel-benches",

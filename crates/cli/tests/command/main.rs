@@ -4,6 +4,12 @@
 
 mod bad_models;
 mod bad_requests;
+mod everyday;
+#[path = "../../../runtime/tests/hub/server.rs"]
+#[expect(dead_code, reason = "the tests of the runtime use all of it")]
+mod hub_server;
+mod manners;
+mod recommended;
 mod support;
 #[cfg(unix)]
 mod terminal;

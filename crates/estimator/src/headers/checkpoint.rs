@@ -89,6 +89,33 @@ impl Checkpoint {
         Ok(Self { files, tensors, index_total_bytes: None })
     }
 
+    /// Headers that were read by other means, with the text of their index where they have one; as
+    /// [`Self::open`] on a folder that holds them. `name` stands for that folder in errors.
+    ///
+    /// # Errors
+    /// A tensor that two files hold, or that the index promises and no file holds.
+    pub fn assemble(
+        name: &Path,
+        files: Vec<(PathBuf, Header)>,
+        index: Option<&str>,
+    ) -> Result<Self, EstimatorError> {
+        let tensors = merge(name, &files)?;
+        let index = index.map(|text| Index::parse(text, INDEX)).transpose()?;
+        if let Some(index) = &index {
+            index.check(name, &tensors)?;
+        }
+        let index_total_bytes = index.and_then(|index| index.total_bytes);
+        Ok(Self { files, tensors, index_total_bytes })
+    }
+
+    /// The files that the text of an index names, sorted.
+    ///
+    /// # Errors
+    /// Text that is no index.
+    pub fn shard_names(index: &str) -> Result<Vec<String>, EstimatorError> {
+        Ok(Index::parse(index, INDEX)?.shards())
+    }
+
     /// A tensor and the file that holds it.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<(&Path, &TensorInfo)> {
@@ -194,9 +221,13 @@ impl Index {
     fn read(path: &Path) -> Result<Self, EstimatorError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| EstimatorError::Io { path: path.to_owned(), source })?;
-        let what = path.display().to_string();
-        let bad = |reason: String| EstimatorError::Json { what: what.clone(), reason };
-        let raw: RawIndex = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// `what` names the text in errors.
+    fn parse(text: &str, what: &str) -> Result<Self, EstimatorError> {
+        let bad = |reason: String| EstimatorError::Json { what: what.to_owned(), reason };
+        let raw: RawIndex = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
         let Unique(weight_map) = raw.weight_map;
         let total = raw.metadata.get("total_size");
         let total_bytes = total.and_then(|t| t.as_u64().or_else(|| t.as_f64().and_then(whole)));

@@ -29,6 +29,35 @@ const TYPES: [(CacheType, &str, u64); 5] = [
     (CacheType::Turbo4Delegated, "turbo4-delegated", 4),
 ];
 
+/// What llama.cpp calls its types, and what is nearest to them here.
+const NAMES_OF_LLAMA_CPP: [(&str, &str); 7] = [
+    ("bf16", "fp16"),
+    ("q8_0", "int8"),
+    ("q4_0", "turbo4"),
+    ("q4_1", "turbo4"),
+    ("iq4_nl", "turbo4"),
+    ("q5_0", "int8"),
+    ("q5_1", "int8"),
+];
+
+/// The refusal of `value`, with the names that there are, and the one that llama.cpp's stands for.
+fn unknown(flag: &str, value: &str, names: &str) -> EstimatorError {
+    let same = NAMES_OF_LLAMA_CPP.iter().find(|(theirs, _)| *theirs == value);
+    let hint = same.map_or(String::new(), |(theirs, ours)| {
+        format!(" (llama.cpp's {theirs} is nearest to {ours} here)")
+    });
+    EstimatorError::BadValue {
+        name: flag.to_owned(),
+        value: shortened(value),
+        reason: format!("one of {names} is needed{hint}"),
+    }
+}
+
+/// `f16` is but another name of fp16.
+fn canonical(text: &str) -> &str {
+    if text == "f16" { "fp16" } else { text }
+}
+
 impl CacheType {
     /// What the flags call it.
     #[must_use]
@@ -51,14 +80,11 @@ impl CacheType {
     /// Reads what a flag gives; `flag` is named in the error.
     ///
     /// # Errors
-    /// [`EstimatorError::BadValue`], listing the types.
+    /// [`EstimatorError::BadValue`], listing the types; of a name of llama.cpp, the nearest.
     pub fn parse(flag: &str, text: &str) -> Result<Self, EstimatorError> {
+        let text = canonical(text);
         let known = TYPES.iter().find(|(_, name, _)| *name == text).map(|(cache, ..)| *cache);
-        known.ok_or_else(|| EstimatorError::BadValue {
-            name: flag.to_owned(),
-            value: shortened(text),
-            reason: format!("one of {} is needed", TYPES.map(|(_, name, _)| name).join(", ")),
-        })
+        known.ok_or_else(|| unknown(flag, text, &TYPES.map(|(_, name, _)| name).join(", ")))
     }
 }
 
@@ -141,12 +167,10 @@ impl KvMode {
     /// # Errors
     /// [`EstimatorError::BadValue`], listing the modes.
     pub fn parse(text: &str) -> Result<Self, EstimatorError> {
+        let text = canonical(text);
         let known = MODES.iter().find(|(_, name, ..)| *name == text).map(|(mode, ..)| *mode);
-        known.ok_or_else(|| EstimatorError::BadValue {
-            name: "--kv-cache-mode".to_owned(),
-            value: shortened(text),
-            reason: format!("one of {} is needed", MODES.map(|(_, name, ..)| name).join(", ")),
-        })
+        let names = || MODES.map(|(_, name, ..)| name).join(", ");
+        known.ok_or_else(|| unknown("--kv-cache-mode", text, &names()))
     }
 
     /// The mode of a pair.

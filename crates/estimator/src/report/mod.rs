@@ -4,6 +4,7 @@
 //! with its reason in `assumptions`, never 0. `docs/memory-estimator.md` lists the values of the
 //! `*_source`, `peak_phase` and `binding_term` keys.
 
+pub mod plot;
 mod text;
 
 use serde::Serialize;

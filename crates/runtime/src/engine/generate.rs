@@ -65,6 +65,8 @@ pub struct Outcome {
 pub struct Statistics {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Those of them that the cache held already.
+    pub reused_tokens: usize,
     /// Time from the start to the first sampled token.
     pub prompt_time: Duration,
     /// Tokens sampled.
@@ -76,10 +78,10 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// Prompt tokens per second.
+    /// Prompt tokens that were read, per second.
     #[must_use]
     pub fn prompt_rate(&self) -> Option<f64> {
-        rate(self.prompt_tokens, self.prompt_time)
+        rate(self.prompt_tokens.saturating_sub(self.reused_tokens), self.prompt_time)
     }
 
     /// Decoded tokens per second; the first token belongs to the prompt.
@@ -106,17 +108,35 @@ pub fn generate(
     progress: &mut dyn Progress,
     emit: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Outcome> {
+    generate_into(engine, tokenizer, request, &engine.new_cache()?, progress, emit)
+}
+
+/// [`generate`] with a cache that holds the beginning of the prompt; the rest of it is read. The
+/// cache then holds the prompt and all generated tokens but the last one.
+///
+/// # Errors
+/// As [`generate`]; a cache that holds the whole prompt counts as an empty prompt.
+pub fn generate_into(
+    engine: &Engine,
+    tokenizer: &Tokenizer,
+    request: &Generation<'_>,
+    cache: &SequenceCache,
+    progress: &mut dyn Progress,
+    emit: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Result<Outcome> {
     room(engine.context(), request.prompt.len(), Some(request.max_tokens), request.max_tokens)?;
     let text = TextOut { stream: TextStream::new(tokenizer, request.stop)?, emit };
     let mut sampler = Sampler::new(&request.sampling, engine.vocab())?;
-    let cache = engine.new_cache()?;
+    let reused_tokens = cache.tokens();
     let start = Instant::now();
-    let logits = engine.prefill(request.prompt, &cache, progress)?;
+    let new = request.prompt.get(reused_tokens..).unwrap_or_default();
+    let logits = engine.prefill(new, cache, progress)?;
     let mut decode = Decode { engine, tokenizer, request, text, tokens: Vec::new(), first: None };
-    let finish = decode.run(&cache, logits, &mut sampler, progress)?;
+    let finish = decode.run(cache, logits, &mut sampler, progress)?;
     let first = decode.first.unwrap_or_else(Instant::now);
     let statistics = Statistics {
         prompt_tokens: request.prompt.len(),
+        reused_tokens,
         prompt_time: first - start,
         generated_tokens: decode.tokens.len(),
         decode_time: first.elapsed(),

@@ -1,8 +1,8 @@
 //! Everything between text and token ids.
 //!
 //! Owns reading a checkpoint's text files ([`TextFiles`]), the tokenizer ([`Tokenizer`]), chat
-//! templates ([`ChatTemplate`]), streaming detokenisation ([`Detokenizer`]), stop strings
-//! ([`StopMatcher`]) and finding a checkpoint in the local Hugging Face cache ([`hub`]).
+//! templates ([`ChatTemplate`]), streaming detokenisation ([`Detokenizer`]) and stop strings
+//! ([`StopMatcher`]).
 //! Leaves to others: which tokens are drawn (`sampling`) and the wire formats (`server`).
 //!
 //! Invariants: nothing here touches MLX or the network; every text that leaves is valid UTF-8.
@@ -12,7 +12,6 @@ mod config;
 mod decoder;
 mod error;
 mod files;
-pub mod hub;
 mod stop;
 mod stream;
 mod template;

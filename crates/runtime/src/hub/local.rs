@@ -3,50 +3,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-/// Why there is no checkpoint of that name.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum HubError {
-    /// The argument names a folder that does not exist.
-    #[error("no such model folder: {}", path.display())]
-    NoSuchFolder {
-        /// The path as given.
-        path: PathBuf,
-    },
-    /// The argument names a file.
-    #[error("{} is a file; a model is a folder (with config.json, tokenizer.json and *.safetensors)", path.display())]
-    NotAFolder {
-        /// The path as given.
-        path: PathBuf,
-    },
-    /// Neither a folder, nor a checkpoint in the cache.
-    #[error(
-        "{name} is neither a folder nor in the local Hugging Face cache (looked in {}); \
-         download it first, for example with `hf download {name}`", cache.display()
-    )]
-    NotInCache {
-        /// The name as given, `org/name`.
-        name: String,
-        /// The cache folder.
-        cache: PathBuf,
-    },
-    /// There is no home folder to look for a cache in.
-    #[error(
-        "{name} is not a folder, and without HF_HUB_CACHE, HF_HOME or HOME there is no Hugging Face cache to look in"
-    )]
-    NoCache {
-        /// The name as given.
-        name: String,
-    },
-    /// The cache has an entry for the checkpoint that is incomplete.
-    #[error("the cache entry {} is broken: {reason}; download it again", entry.display())]
-    BrokenEntry {
-        /// The entry's folder.
-        entry: PathBuf,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-}
+use super::HubError;
 
 /// Where a Hugging Face cache is, as `huggingface_hub` finds it: `HF_HUB_CACHE`, else
 /// `HF_HOME/hub`, else `XDG_CACHE_HOME/huggingface/hub`, else `~/.cache/huggingface/hub`.
@@ -66,7 +23,7 @@ pub fn cache_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBu
 /// # Errors
 /// A [`HubError`] that says where was looked.
 pub fn resolve(model: &Path) -> Result<PathBuf, HubError> {
-    resolve_in(model, cache_folder(|name| std::env::var_os(name).map(PathBuf::from)).as_deref())
+    resolve_in(model, default_cache().as_deref())
 }
 
 /// [`resolve`] with a given cache folder.
@@ -85,15 +42,36 @@ pub fn resolve_in(model: &Path, cache: Option<&Path>) -> Result<PathBuf, HubErro
     };
     let full_name = format!("{org}/{name}");
     let Some(cache) = cache else { return Err(HubError::NoCache { name: full_name }) };
-    let entry = cache.join(format!("models--{org}--{name}"));
+    let entry = entry(cache, org, name);
     if !entry.is_dir() {
         return Err(HubError::NotInCache { name: full_name, cache: cache.to_owned() });
     }
     snapshot(entry)
 }
 
+/// The folder of `org/name` in a cache.
+fn entry(cache: &Path, org: &str, name: &str) -> PathBuf {
+    cache.join(format!("models--{org}--{name}"))
+}
+
+/// [`cache_folder`] by this process's environment.
+#[must_use]
+pub fn default_cache() -> Option<PathBuf> {
+    cache_folder(|name| std::env::var_os(name).map(PathBuf::from))
+}
+
+/// The folder of the checkpoint `name` in `cache`, whether it is there or not.
+///
+/// # Errors
+/// A name that is not `org/name`.
+pub(super) fn entry_of(cache: &Path, name: &str) -> Result<PathBuf, HubError> {
+    let bad = || HubError::BadName { name: name.to_owned() };
+    let (org, repo) = repository(Path::new(name)).ok_or_else(bad)?;
+    Ok(entry(cache, org, repo))
+}
+
 /// The snapshot that `refs/main` of a cache entry points to.
-fn snapshot(entry: PathBuf) -> Result<PathBuf, HubError> {
+pub(super) fn snapshot(entry: PathBuf) -> Result<PathBuf, HubError> {
     let Ok(revision) = std::fs::read_to_string(entry.join("refs/main")) else {
         return Err(HubError::BrokenEntry { entry, reason: "refs/main is missing" });
     };
@@ -112,7 +90,7 @@ fn snapshot(entry: PathBuf) -> Result<PathBuf, HubError> {
 }
 
 /// `org` and `name` of `org/name`; `None` for anything else that a path can be, `..` included.
-fn repository(model: &Path) -> Option<(&str, &str)> {
+pub(super) fn repository(model: &Path) -> Option<(&str, &str)> {
     let mut parts = model.components().map(|part| match part {
         Component::Normal(part) => part.to_str().filter(|part| is_plain_name(part)),
         _ => None,
@@ -121,8 +99,14 @@ fn repository(model: &Path) -> Option<(&str, &str)> {
     parts.next().is_none().then_some((org, name))
 }
 
+/// Whether `model` can be the name of a checkpoint on a hub: `org/name`.
+#[must_use]
+pub fn is_repository(model: &str) -> bool {
+    repository(Path::new(model)).is_some()
+}
+
 /// Whether `name` is made of the characters that the hub allows, and no way out of a folder.
-fn is_plain_name(name: &str) -> bool {
+pub(super) fn is_plain_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     !name.is_empty() && !name.starts_with('.') && name.bytes().all(allowed)
 }

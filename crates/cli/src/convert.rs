@@ -1,0 +1,137 @@
+//! `mlxcel quantize` and `mlxcel convert`: one checkpoint from another.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use mlxcel_estimator::format_bytes;
+use mlxcel_runtime::FloatType;
+use mlxcel_runtime::convert::{self, Mixed, Options, Summary, Target};
+use mlxcel_runtime::engine::ModelSource;
+
+use crate::args::{ModelArgs, ThreadArgs};
+use crate::terminal::{Bars, Interrupt, Unit, note};
+
+/// Names of dropped tensors that are shown.
+const SHOWN_NAMES: usize = 3;
+
+/// What both commands need.
+#[derive(clap::Args)]
+struct CommonArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The folder to write; it must not exist
+    #[arg(short, long, value_name = "DIR")]
+    out: PathBuf,
+    /// Type of floats [default: torch_dtype of config.json, else as they are]
+    #[arg(long, value_enum)]
+    dtype: Option<FloatName>,
+    #[command(flatten)]
+    threads: ThreadArgs,
+    /// Print nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Values of `--dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FloatName {
+    /// IEEE half precision.
+    #[value(aliases = ["fp16", "f16"])]
+    Float16,
+    /// Half the bits, all of the range.
+    #[value(alias = "bf16")]
+    Bfloat16,
+    /// IEEE single precision.
+    #[value(aliases = ["fp32", "f32"])]
+    Float32,
+}
+
+/// Arguments of `mlxcel quantize`.
+#[derive(clap::Args)]
+#[command(after_help = "The result is bit for bit that of `mlx_lm.convert -q`, and loads there.")]
+pub(crate) struct QuantizeArgs {
+    #[command(flatten)]
+    common: CommonArgs,
+    /// Bits per weight: 2, 3, 4, 5, 6 or 8
+    #[arg(short, long, alias = "q-bits", default_value_t = 4, value_name = "N")]
+    bits: u8,
+    /// Weights that share a scale and a bias: 32, 64 or 128
+    #[arg(short, long, alias = "q-group-size", default_value_t = 64, value_name = "N")]
+    group_size: u16,
+    /// More bits where they matter: mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6
+    #[arg(long, alias = "quant-predicate", value_name = "RECIPE", conflicts_with = "bits")]
+    #[arg(value_parser = Mixed::parse)]
+    mixed: Option<Mixed>,
+}
+
+/// Arguments of `mlxcel convert`.
+#[derive(clap::Args)]
+#[command(after_help = "Tensors that the model does not use are left out, and named.")]
+pub(crate) struct ConvertArgs {
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Runs `mlxcel quantize`.
+pub(crate) fn quantize(args: &QuantizeArgs) -> Result<ExitCode> {
+    let QuantizeArgs { bits, group_size, mixed, .. } = *args;
+    let target = Target::Affine { bits, group_size, mixed };
+    args.common.run(target, "quantize")
+}
+
+/// Runs `mlxcel convert`.
+pub(crate) fn convert(args: &ConvertArgs) -> Result<ExitCode> {
+    args.common.run(Target::Plain, "convert")
+}
+
+impl CommonArgs {
+    fn run(&self, target: Target, what: &'static str) -> Result<ExitCode> {
+        let ModelSource::Folder(source) = self.model.source()? else {
+            bail!("{what} needs a model: give one with -m DIR (the built-in one is 4-bit already)");
+        };
+        let interrupt = Interrupt::install()?;
+        let started = Instant::now();
+        let dtype = self.dtype.map(|name| match name {
+            FloatName::Float16 => FloatType::F16,
+            FloatName::Bfloat16 => FloatType::Bf16,
+            FloatName::Float32 => FloatType::F32,
+        });
+        let options = Options { target, dtype };
+        let mut bars = Bars::new(interrupt.clone()).quiet(self.quiet);
+        let mut progress = |done, total| {
+            bars.show(what, Unit::Bytes, done, total);
+            interrupt.flow()
+        };
+        let threads = self.threads.count()?;
+        let summary = convert::convert(&source, &self.out, &options, threads, &mut progress)?;
+        drop(bars);
+        if !self.quiet {
+            self.report(&summary, started);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn report(&self, summary: &Summary, started: Instant) {
+        if !summary.dropped.is_empty() {
+            let mut names = summary.dropped.clone();
+            names.truncate(SHOWN_NAMES);
+            let count = summary.dropped.len();
+            note(&format!(
+                "left out {count} tensors that the model does not use, such as {}",
+                names.join(", ")
+            ));
+        }
+        eprintln!(
+            "{}: {} from {}, {:.3} bits per weight, {} tensors quantised, {:.1} s",
+            self.out.display(),
+            format_bytes(summary.bytes),
+            format_bytes(summary.source_bytes),
+            summary.bits_per_weight(),
+            summary.quantized,
+            started.elapsed().as_secs_f64()
+        );
+    }
+}

@@ -1,0 +1,201 @@
+//! `mlxcel download`, `list` and `rm`: models in the local Hugging Face cache.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use mlxcel_estimator::{DEFAULT_CONTEXT_TOKENS, Workload, format_bytes};
+use mlxcel_runtime::hub::{self, Download, Hub, LIST_SCHEMA, ModelEntry, Planned};
+use mlxcel_runtime::preflight::this_machine;
+use serde_json::json;
+
+use crate::terminal::{Bars, Interrupt, Unit, note, print};
+
+/// Arguments of `mlxcel download`.
+#[derive(clap::Args)]
+#[command(after_help = "Into the cache of the Hugging Face tools, which find it there. HF_TOKEN, \
+    HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean there. What was interrupted goes on where \
+    it was.")]
+pub(crate) struct DownloadArgs {
+    /// The model on the hub
+    #[arg(value_name = "ORG/NAME")]
+    name: String,
+    /// A branch, a tag or a commit
+    #[arg(long, default_value = "main", value_name = "R")]
+    revision: String,
+    /// Only files that match, such as '*.json' (may be repeated) [default: what running it needs]
+    #[arg(long, value_name = "GLOB")]
+    include: Vec<String>,
+    /// Download also what cannot fit into memory, without asking
+    #[arg(short, long)]
+    yes: bool,
+    /// Print nothing but errors and the folder
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Arguments of `mlxcel list`.
+#[derive(clap::Args)]
+pub(crate) struct ListArgs {
+    /// Print JSON (schema mlxcel.list/1)
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `mlxcel rm`.
+#[derive(clap::Args)]
+pub(crate) struct RemoveArgs {
+    /// Models to remove, with all their revisions
+    #[arg(value_name = "ORG/NAME", required = true)]
+    names: Vec<String>,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+}
+
+/// Runs `mlxcel download`.
+pub(crate) fn download(args: &DownloadArgs) -> Result<ExitCode> {
+    let Some(folder) = fetch(args, &Interrupt::install()?)? else { return Ok(ExitCode::FAILURE) };
+    print(&format!("{}\n", folder.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// At a terminal, asks whether to download `name`, and does; `None` where nobody wants it.
+pub(crate) fn offer(name: &str) -> Result<Option<PathBuf>> {
+    let asks = io::stdin().is_terminal() && io::stderr().is_terminal();
+    if !asks || !confirmed(&format!("{name} is not on this machine. Download it?"))? {
+        return Ok(None);
+    }
+    let args = DownloadArgs {
+        name: name.to_owned(),
+        revision: "main".to_owned(),
+        include: Vec::new(),
+        yes: false,
+        quiet: false,
+    };
+    fetch(&args, &Interrupt::install()?)
+}
+
+fn fetch(args: &DownloadArgs, interrupt: &Interrupt) -> Result<Option<PathBuf>> {
+    let hub = Hub::from_env();
+    let DownloadArgs { name, revision, include, .. } = args;
+    let planned = hub.plan(&Download { name, revision, include })?;
+    if !args.quiet {
+        announce(&planned);
+    }
+    if include.is_empty() && planned.missing_bytes > 0 && !worth_it(args, &hub, &planned)? {
+        return Ok(None);
+    }
+    let mut bars = Bars::new(interrupt.clone()).quiet(args.quiet);
+    let mut progress = |_: &str, done, total| {
+        bars.show("download", Unit::Bytes, done, total);
+        interrupt.flow()
+    };
+    Ok(Some(hub.download(&planned, &mut progress)?))
+}
+
+fn announce(planned: &Planned) {
+    eprintln!(
+        "{}: {} files, {}, of which {} are to be fetched",
+        planned.info.name,
+        planned.files.len(),
+        format_bytes(planned.total_bytes()),
+        format_bytes(planned.missing_bytes),
+    );
+}
+
+/// Sizes the model by its headers; says so when it cannot fit, and asks where somebody is there.
+fn worth_it(args: &DownloadArgs, hub: &Hub, planned: &Planned) -> Result<bool> {
+    let model = match hub.sized_from(&planned.info) {
+        Ok(model) => model,
+        Err(_) if args.quiet => return Ok(true),
+        Err(error) => {
+            note(&format!("its memory cannot be estimated: {error}"));
+            return Ok(true);
+        }
+    };
+    let most = model.spec.max_context_tokens.unwrap_or(DEFAULT_CONTEXT_TOKENS);
+    let context = DEFAULT_CONTEXT_TOKENS.min(most);
+    let report = model.report(&Workload::uniform(context, 1), &this_machine(None)?)?;
+    if report.fits != Some(false) {
+        return Ok(true);
+    }
+    let asks = !args.yes && io::stdin().is_terminal() && io::stderr().is_terminal();
+    if asks || !args.quiet {
+        eprintln!("warning: {} with {context} tokens: {}", args.name, report.verdict);
+    }
+    Ok(!asks || confirmed("Download it nevertheless?")?)
+}
+
+/// Runs `mlxcel list`.
+pub(crate) fn list(args: &ListArgs) -> Result<ExitCode> {
+    let cache = cache()?;
+    let models = hub::list(&cache, &this_machine(None)?)?;
+    if args.json {
+        let json = json!({ "schema": LIST_SCHEMA, "cache": cache, "models": models });
+        print(&(serde_json::to_string_pretty(&json)? + "\n"))?;
+    } else if models.is_empty() {
+        note(&format!("no models in {}; `mlxcel download ORG/NAME` fetches one", cache.display()));
+    } else {
+        print(&table(&models))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn cache() -> Result<PathBuf> {
+    let none = "without HF_HUB_CACHE, HF_HOME or HOME there is no Hugging Face cache to look in";
+    hub::default_cache().context(none)
+}
+
+fn table(models: &[ModelEntry]) -> String {
+    let width = models.iter().map(|model| model.name.len()).max().unwrap_or(0).max(5);
+    let mut text = format!(
+        "{:width$}  {:>10}  {:14}  {:>4}  {:>10}  fits now\n",
+        "model", "on disk", "architecture", "bits", "in memory"
+    );
+    for model in models {
+        let fits = match (&model.problem, model.fits) {
+            (Some(problem), _) => problem,
+            (None, Some(true)) => "yes",
+            (None, Some(false)) => "no",
+            (None, None) => "unknown",
+        };
+        text += &format!(
+            "{:width$}  {:>10}  {:14}  {:>4}  {:>10}  {fits}\n",
+            model.name,
+            format_bytes(model.disk_bytes),
+            model.model_type.as_deref().unwrap_or("-"),
+            model.bits.map_or("-".to_owned(), |bits| bits.to_string()),
+            model.total_bytes.map_or("-".to_owned(), format_bytes),
+        );
+    }
+    text
+}
+
+/// Runs `mlxcel rm`.
+pub(crate) fn remove(args: &RemoveArgs) -> Result<ExitCode> {
+    if !args.yes {
+        if !io::stdin().is_terminal() {
+            bail!("nobody can be asked here: give --yes to remove {}", args.names.join(", "));
+        }
+        if !confirmed(&format!("Remove {}?", args.names.join(", ")))? {
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    let cache = cache()?;
+    for name in &args.names {
+        let bytes = hub::remove(&cache, name)?;
+        eprintln!("removed {name}: {} are free", format_bytes(bytes));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks a person; no answer is no.
+fn confirmed(question: &str) -> Result<bool> {
+    eprint!("{question} [y/N] ");
+    io::stderr().flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
+}

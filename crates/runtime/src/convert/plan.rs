@@ -1,0 +1,241 @@
+//! Which tensor becomes what, decided from headers and `config.json` alone.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::Path;
+
+use mlxcel_core::FloatType;
+use mlxcel_core::quantize::Quantizer;
+use mlxcel_estimator::headers::{Checkpoint, TensorInfo};
+use mlxcel_estimator::{Dtype, ModelSpec, TensorPart, TensorRole, TensorSpec};
+use serde_json::{Map, Value, json};
+
+use super::{ConvertError, Mixed, Options, Target};
+use crate::{Error, Result};
+
+/// Everything that is to be written.
+pub(super) struct Plan {
+    /// In the order of the model's inventory.
+    pub(super) tensors: Vec<Planned>,
+    /// The new `config.json`.
+    pub(super) config: Value,
+    /// Parameters of the model.
+    pub(super) parameters: u64,
+    /// Tensors of the source that the model does not use.
+    pub(super) dropped: Vec<String>,
+}
+
+/// One tensor: where it lies and what becomes of it. A vector is one row.
+pub(super) struct Planned {
+    pub(super) name: String,
+    /// Position of the source file in the checkpoint.
+    pub(super) file: usize,
+    /// Bytes in that file.
+    pub(super) range: Range<u64>,
+    pub(super) shape: Vec<u64>,
+    pub(super) dtype: Dtype,
+    pub(super) action: Action,
+}
+
+/// What becomes of a tensor.
+#[derive(Clone, Copy)]
+pub(super) enum Action {
+    /// Its bytes stay.
+    Copy,
+    /// From one float type to another.
+    Cast(FloatType, FloatType),
+    /// Codes, scales and biases; floats are read as the first type.
+    Quantize(FloatType, Quantizer, FloatType),
+}
+
+impl Planned {
+    /// Elements of a row: the last dimension.
+    pub(super) fn columns(&self) -> u64 {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// Number of rows.
+    pub(super) fn rows(&self) -> u64 {
+        self.shape.iter().rev().skip(1).product()
+    }
+
+    pub(super) fn is_quantized(&self) -> bool {
+        matches!(self.action, Action::Quantize(..))
+    }
+}
+
+impl Plan {
+    /// Looks every tensor of the architecture up in `checkpoint`.
+    pub(super) fn new(
+        source: &Path,
+        checkpoint: &Checkpoint,
+        spec: &ModelSpec,
+        config: &Value,
+        options: &Options,
+    ) -> Result<Self> {
+        let unknown = || Error::config("the tensors of this architecture are not known");
+        let inventory = spec.tensors.as_deref().ok_or_else(unknown)?;
+        let rules = Rules::new(inventory, spec, config, options)?;
+        let (mut tensors, mut used) = (Vec::new(), BTreeSet::new());
+        for entry in inventory {
+            if entry.count != 1 || entry.shape.len() > 2 {
+                return Err(ConvertError::Experts { name: entry.name.clone() }.into());
+            }
+            tensors.push(rules.tensor(source, checkpoint, entry)?);
+            used.insert(entry.name.as_str());
+        }
+        if let (Target::Affine { group_size, .. }, false) =
+            (options.target, tensors.iter().any(Planned::is_quantized))
+        {
+            return Err(ConvertError::NothingToQuantize { group_size }.into());
+        }
+        let dropped = checkpoint.iter().filter(|(name, _)| !used.contains(name));
+        Ok(Self {
+            config: rules.config(config, &tensors),
+            dropped: dropped.map(|(name, _)| name.to_owned()).collect(),
+            parameters: spec.parameters()?.unwrap_or(0),
+            tensors,
+        })
+    }
+}
+
+/// The options, applied to one model.
+struct Rules {
+    target: Target,
+    dtype: Option<FloatType>,
+    layers: usize,
+}
+
+impl Rules {
+    fn new(
+        inventory: &[TensorSpec],
+        spec: &ModelSpec,
+        config: &Value,
+        options: &Options,
+    ) -> Result<Self> {
+        if let Target::Affine { bits, group_size, mixed } = options.target {
+            Quantizer::new(bits, group_size, FloatType::F32).map_err(mlxcel_core::Error::from)?;
+            let has = |part| inventory.iter().any(|tensor| tensor.name.contains(part));
+            if let Some(recipe) = mixed.filter(|_| !has("down_proj")) {
+                return Err(ConvertError::NoRecipe { recipe: recipe.name() }.into());
+            }
+        }
+        let stated = config["torch_dtype"].as_str().and_then(float_named);
+        let layers = spec.layers.as_ref().map_or(0, Vec::len);
+        Ok(Self { target: options.target, dtype: options.dtype.or(stated), layers })
+    }
+
+    fn tensor(&self, source: &Path, checkpoint: &Checkpoint, spec: &TensorSpec) -> Result<Planned> {
+        let name = spec.name.clone();
+        let missing = || Error::MissingTensor { name: name.clone(), dir: source.to_owned() };
+        let (_, info) = checkpoint.get(&name).ok_or_else(missing)?;
+        let file = *checkpoint.tensors.get(&name).ok_or_else(missing)?;
+        if info.shape != spec.shape {
+            let size = |dim: &u64| usize::try_from(*dim).unwrap_or(usize::MAX);
+            let sizes = |shape: &[u64]| shape.iter().map(size).collect();
+            let (found, expected) = (sizes(&info.shape), sizes(&spec.shape));
+            return Err(Error::TensorShape { name, found, expected });
+        }
+        let action = self.action(&name, info, spec)?;
+        let (range, shape) = (info.file_range.clone(), info.shape.clone());
+        Ok(Planned { name, file, range, shape, dtype: info.dtype, action })
+    }
+
+    fn action(&self, name: &str, info: &TensorInfo, spec: &TensorSpec) -> Result<Action> {
+        let Some(from) = float(info.dtype) else {
+            if is_integer(info.dtype) {
+                return Ok(Action::Copy);
+            }
+            let (name, found) = (name.to_owned(), info.dtype.name().to_owned());
+            return Err(Error::TensorDtype { name, found, expected: "F32, F16 or BF16" });
+        };
+        let to = self.dtype.unwrap_or(from);
+        let plain = if from == to { Action::Copy } else { Action::Cast(from, to) };
+        let Target::Affine { bits, group_size, mixed } = self.target else { return Ok(plain) };
+        let whole_groups = spec.shape.last().is_some_and(|n| n % u64::from(group_size) == 0);
+        if !whole_groups || !is_matrix(spec) {
+            return Ok(plain);
+        }
+        let bits = mixed.map_or(bits, |mixed| mixed.bits(module(name), self.layers));
+        let quantizer = Quantizer::new(bits, group_size, to).map_err(mlxcel_core::Error::from)?;
+        Ok(Action::Quantize(from, quantizer, to))
+    }
+
+    /// The configuration of the new checkpoint, keys sorted as mlx-lm sorts them.
+    fn config(&self, old: &Value, tensors: &[Planned]) -> Value {
+        let mut fields: Map<String, Value> = old.as_object().cloned().unwrap_or_default();
+        fields.remove("_name_or_path");
+        if let Some(dtype) = self.dtype {
+            let key = if fields.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+            fields.insert(key.to_owned(), json!(float_name(dtype)));
+            if fields.contains_key("torch_dtype") {
+                fields.insert("torch_dtype".to_owned(), json!(float_name(dtype)));
+            }
+        }
+        if let Target::Affine { bits, group_size, mixed } = self.target {
+            let block = quantization(bits, group_size, mixed, tensors);
+            fields.insert("quantization".to_owned(), block.clone());
+            fields.insert("quantization_config".to_owned(), block);
+        }
+        fields.sort_keys();
+        Value::Object(fields)
+    }
+}
+
+/// The `quantization` block; with a recipe it has an entry per module.
+fn quantization(bits: u8, group_size: u16, mixed: Option<Mixed>, tensors: &[Planned]) -> Value {
+    let entry = |bits| json!({ "group_size": group_size, "bits": bits, "mode": "affine" });
+    let mut block = entry(bits);
+    for tensor in tensors.iter().filter(|_| mixed.is_some()) {
+        if let Action::Quantize(_, quantizer, _) = tensor.action {
+            block[module(&tensor.name)] = entry(quantizer.bits());
+        }
+    }
+    block
+}
+
+/// What mlx-lm's `to_quantized` applies to: linear layers and embeddings of the language model.
+fn is_matrix(spec: &TensorSpec) -> bool {
+    let role = matches!(spec.role, TensorRole::Embedding | TensorRole::Head | TensorRole::Linear);
+    role && spec.part == TensorPart::Text && spec.shape.len() == 2 && spec.name.ends_with(".weight")
+}
+
+/// The name of the module that holds the weight `name`.
+pub(super) fn module(name: &str) -> &str {
+    name.strip_suffix(".weight").unwrap_or(name)
+}
+
+fn float(dtype: Dtype) -> Option<FloatType> {
+    match dtype {
+        Dtype::F32 => Some(FloatType::F32),
+        Dtype::F16 => Some(FloatType::F16),
+        Dtype::BF16 => Some(FloatType::Bf16),
+        _ => None,
+    }
+}
+
+fn is_integer(dtype: Dtype) -> bool {
+    matches!(
+        dtype,
+        Dtype::Bool
+            | Dtype::U8
+            | Dtype::I8
+            | Dtype::I16
+            | Dtype::U16
+            | Dtype::I32
+            | Dtype::U32
+            | Dtype::I64
+            | Dtype::U64
+    )
+}
+
+const FLOATS: [(FloatType, &str); 3] =
+    [(FloatType::F16, "float16"), (FloatType::Bf16, "bfloat16"), (FloatType::F32, "float32")];
+
+fn float_named(text: &str) -> Option<FloatType> {
+    FLOATS.iter().find(|(_, name)| *name == text).map(|(float, _)| *float)
+}
+
+fn float_name(float: FloatType) -> &'static str {
+    FLOATS.iter().find(|(known, _)| *known == float).map_or("", |(_, name)| name)
+}
