@@ -9,7 +9,7 @@ mod layout;
 mod random;
 mod tokenizer;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use mlxcel_estimator::{TensorRole, TensorSpec};
 use mlxcel_kernels::quantize::Quantizer;
 use serde_json::{Value, json};
