@@ -1,7 +1,7 @@
-"""Goldens of logits: logits.py CHECKPOINTS GOLDENS, called by `cargo xtask golden`.
+"""Goldens of logits: logits.py CHECKPOINTS GOLDENS NAME..., called by `cargo xtask golden`.
 
 CHECKPOINTS/NAME/VARIANT are the checkpoints that xtask made; GOLDENS/NAME.safetensors is
-written. xtask/src/golden.rs says what is in it.
+written. xtask/src/golden.rs says what is in it. The prompt of a golden that is there stays.
 """
 
 import pathlib
@@ -9,8 +9,11 @@ import sys
 import zlib
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
+from mlx_lm.models.base import create_attention_mask
 from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.utils import load_model
 
 from pinned import versions
@@ -21,6 +24,40 @@ POSITIONS = [0, 1, 2, 31, 63, 64, 65, 127, 128, 200, 255, 256, 289, 298, 299]
 COMPUTE = {"f32": mx.float32, "q4": mx.float32, "bf16": mx.bfloat16}
 
 
+def gather_in_f32(self, x, indices, sorted_indices=False):
+    """SwitchLinear: MLX's CPU backend gathers fp32 matrices only."""
+    weight = self["weight"].swapaxes(-1, -2).astype(mx.float32)
+    y = mx.gather_mm(
+        x.astype(mx.float32), weight, rhs_indices=indices, sorted_indices=sorted_indices
+    )
+    return y.astype(x.dtype)
+
+
+SwitchLinear.__call__ = gather_in_f32
+
+# Windows that mlx-lm leaves out, by layer, as transformers has them.
+SLIDES = {"gemma2": lambda layer: layer % 2 == 0, "starcoder2": lambda layer: True}
+
+
+class Windowed(nn.Module):
+    """An attention whose mask is that of a sliding window."""
+
+    def __init__(self, attention, window):
+        super().__init__()
+        self.attention, self.window = attention, window
+
+    def __call__(self, x, mask=None, cache=None):
+        mask = create_attention_mask(x, cache, self.window, return_array=True)
+        return self.attention(x, mask, cache)
+
+
+def add_windows(model, config):
+    slides = SLIDES.get(config["model_type"], lambda layer: False)
+    for index, layer in enumerate(model.layers):
+        if slides(index):
+            layer.self_attn = Windowed(layer.self_attn, config["sliding_window"])
+
+
 def forward(model, tokens, cache=None):
     """Logits [tokens, vocab] in f32."""
     logits = model(tokens[None], cache=cache)[0].astype(mx.float32)
@@ -29,8 +66,9 @@ def forward(model, tokens, cache=None):
 
 
 def goldens(folder, dtype, tokens):
-    model, _ = load_model(folder)
+    model, config = load_model(folder)
     model.set_dtype(dtype)
+    add_windows(model, config)
     full = forward(model, tokens)
     cache = make_prompt_cache(model)
     forward(model, tokens[: TOKENS - DECODED], cache)
@@ -48,16 +86,28 @@ def goldens(folder, dtype, tokens):
 def check(full, decoded, dtype):
     """mlx-lm itself: decoding is the full pass, within rounding; logits are not flat."""
     a, b = np.array(full[-DECODED:]), np.array(decoded)
-    cosine = (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())
-    assert cosine > (1 - 1e-6 if dtype == mx.float32 else 0.999), cosine
-    assert 1 < a.std() < 4, a.std()
+    cosine = (a * b).sum(axis=1) / np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+    if dtype == mx.float32:
+        assert cosine.min() > 1 - 1e-6, cosine
+    else:  # Rounding may send a token to another expert.
+        assert np.median(cosine) > 0.999, cosine
+    assert 1 < a.std() < 5, a.std()
 
 
-def main(checkpoints, out):
+def prompt(path):
+    """That of the golden where there is one, else one of the configuration's own."""
+    if path.exists():
+        return mx.load(str(path))["tokens"]
+    rng = np.random.default_rng([TOKENS, zlib.crc32(path.stem.encode())])
+    return mx.array(rng.integers(1, 512, TOKENS), mx.int32)
+
+
+def main(checkpoints, out, *names):
     pins = versions()
-    rng = np.random.default_rng(300)
-    for configuration in sorted(pathlib.Path(checkpoints).iterdir()):
-        tokens = mx.array(rng.integers(1, 512, TOKENS), mx.int32)
+    for name in names:
+        configuration = pathlib.Path(checkpoints) / name
+        path = pathlib.Path(out) / f"{name}.safetensors"
+        tokens = prompt(path)
         tensors = {"tokens": tokens, "positions": mx.array(POSITIONS, mx.int32)}
         metadata = dict(pins)
         for variant, dtype in COMPUTE.items():
@@ -66,7 +116,6 @@ def main(checkpoints, out):
                 tensors[f"{variant}.{name}"] = tensor
             bytes_ = (folder / "model.safetensors").read_bytes()
             metadata[f"{variant}.crc32"] = str(zlib.crc32(bytes_))
-        path = pathlib.Path(out) / f"{configuration.name}.safetensors"
         mx.save_safetensors(str(path), tensors, metadata)
         print(path.name, path.stat().st_size, "bytes")
 

@@ -37,6 +37,7 @@ const STEPS: &[Step] = &[
     Step { name: "clippy", run: clippy },
     Step { name: "test", run: test },
     Step { name: "shared-tests", run: shared_tests },
+    Step { name: "openai-client", run: openai_client },
     Step { name: "demo", run: demo },
     Step { name: "doc", run: doc },
     Step { name: "fuzz-targets", run: fuzz_targets },
@@ -126,6 +127,27 @@ fn shared_tests() -> Result<Outcome> {
         ],
         &[],
     )
+}
+
+/// OpenAI's Python client against the server; pip fetches it once, into `target`.
+fn openai_client() -> Result<Outcome> {
+    const PACKAGE: &str = "openai==3.52.0";
+    let folder = workspace_root().join("target").join(PACKAGE);
+    if !folder.join("openai").is_dir() {
+        let status = Command::new("python3")
+            .args(["-m", "pip", "install", "--quiet", "--target"])
+            .arg(&folder)
+            .arg(PACKAGE)
+            .status()
+            .context("running python3")?;
+        if !status.success() {
+            bail!("pip cannot install {PACKAGE}: {status}");
+        }
+    }
+    let folder = folder.to_str().context("the path is not UTF-8")?;
+    let client = ["--", "--ignored", "--exact", "api::the_official_client_is_content"];
+    let test = ["test", "--workspace", "--locked", "--test", "server"];
+    cargo(&[&test[..], &client].concat(), &[("PYTHONPATH", folder)])
 }
 
 /// The first command of the README, in the dev profile and shorter: it must print a text.

@@ -50,6 +50,8 @@ pub struct Arguments {
     /// A Python in which xtask/golden/requirements.txt is installed
     #[arg(long, default_value = "python3")]
     python: PathBuf,
+    /// Make only the logits of these configurations
+    names: Vec<String>,
 }
 
 /// Names of the configurations, in order.
@@ -82,21 +84,23 @@ pub fn path(name: &str) -> PathBuf {
     tests_folder().join(format!("golden/{name}.safetensors"))
 }
 
-/// Makes all goldens anew.
+/// Makes all goldens anew, or the logits of some configurations.
 ///
 /// # Errors
-/// A Python without the pinned packages; a file that cannot be written.
+/// A name that is no configuration's; a Python without the pinned packages; a file that cannot be written.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let checkpoints = workspace_root().join("target/golden");
-    for name in configurations()? {
+    let all = arguments.names.is_empty();
+    let names = if all { configurations()? } else { arguments.names.clone() };
+    for name in &names {
         for variant in &VARIANTS {
-            checkpoint(&name, variant, &checkpoints.join(&name).join(variant.name))?;
+            checkpoint(name, variant, &checkpoints.join(name).join(variant.name))?;
         }
     }
     let scripts = workspace_root().join("xtask/golden");
-    let python = |script: &str, folders: &[&Path]| -> Result<()> {
+    let python = |script: &str, folders: &[&Path], names: &[String]| -> Result<()> {
         let mut command = Command::new(&arguments.python);
-        command.arg(scripts.join(script)).args(folders);
+        command.arg(scripts.join(script)).args(folders).args(names);
         let status =
             command.status().with_context(|| format!("running {}", arguments.python.display()))?;
         if !status.success() {
@@ -106,10 +110,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     let goldens = tests_folder().join("golden");
     std::fs::create_dir_all(&goldens)?;
-    python("affine.py", &[])?;
-    python("logits.py", &[&checkpoints, &goldens])?;
-    python("convert.py", &[&checkpoints, &goldens])?;
-    python("demo.py", &[&workspace_root().join("models/demo"), &goldens])
+    python("logits.py", &[&checkpoints, &goldens], &names)?;
+    if !all {
+        return Ok(());
+    }
+    python("affine.py", &[], &[])?;
+    python("convert.py", &[&checkpoints, &goldens], &[])?;
+    python("demo.py", &[&workspace_root().join("models/demo"), &goldens], &[])
 }
 
 fn tests_folder() -> PathBuf {

@@ -31,6 +31,12 @@ impl ModelArgs {
             found => Ok(ModelSource::Folder(found?)),
         }
     }
+
+    /// The files of the flag, if they are on this machine.
+    pub(crate) fn files(&self) -> Option<ModelSource> {
+        let Some(name) = &self.model else { return Some(ModelSource::BuiltIn) };
+        hub::resolve(Path::new(name)).ok().map(ModelSource::Folder)
+    }
 }
 
 /// How keys and values are stored.
@@ -63,7 +69,7 @@ impl KvArgs {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ChunkArgs {
     /// Prompt tokens per pass
-    #[arg(long, default_value_t = 512, value_name = "N")]
+    #[arg(long, alias = "prefill-chunk-size", default_value_t = 512, value_name = "N")]
     pub(crate) prefill_chunk: usize,
 }
 

@@ -7,11 +7,14 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use clap::builder::NonEmptyStringValueParser;
+use mlxcel_estimator::Workload;
 use mlxcel_runtime::ModelText;
 use mlxcel_runtime::engine::{self, Engine, Finish, Generation, ModelSource, Outcome};
 use mlxcel_runtime::memory;
+use mlxcel_runtime::preflight::{Sized, this_machine};
 use mlxcel_runtime::sampling::{SamplingOptions, SamplingParams};
 
+use crate::advice;
 use crate::args::{Activations, ComputeArgs, KvArgs, ModelArgs};
 use crate::preflight::{self, Planned, PreflightArgs};
 use crate::prompt::PromptArgs;
@@ -20,6 +23,8 @@ use crate::terminal::{Bars, INTERRUPTED, Interrupt, Stdout};
 
 /// Tokens to generate when nothing is said.
 const DEFAULT_MAX_TOKENS: usize = 256;
+/// Context that advice is for when nothing is said, as with `inspect`.
+const DEFAULT_CONTEXT: u64 = 8192;
 
 /// Arguments of `mlxcel generate`.
 #[derive(clap::Args)]
@@ -46,6 +51,9 @@ pub(crate) struct Args {
     kv: KvArgs,
     #[command(flatten)]
     compute: ComputeArgs,
+    /// Advise on weight quantisation and KV cache, and exit; nothing is applied
+    #[arg(long, conflicts_with_all = ["kv_cache_mode", "cache_type_k", "cache_type_v"])]
+    recommend_quant: bool,
     #[command(flatten)]
     preflight: PreflightArgs,
     /// Write statistics as JSON to a file
@@ -96,6 +104,23 @@ impl SamplingArgs {
 }
 
 impl Args {
+    /// Prints advice for the context that was asked for.
+    fn recommend(&self, source: &ModelSource) -> Result<()> {
+        let mut model = Sized::read(source)?;
+        if let Some(name) = &self.model.model {
+            model.name.clone_from(name);
+        }
+        let most = model.spec.max_context_tokens.unwrap_or(u64::MAX);
+        let context = match self.ctx_size {
+            Some(0) => bail!("--ctx-size must be at least 1"),
+            Some(tokens) => tokens as u64,
+            None => DEFAULT_CONTEXT.min(most),
+        };
+        let chunk = self.compute.chunk.tokens()? as u64;
+        let workload = Workload::uniform(context, 1).with_prefill_chunk(chunk);
+        advice::print(&model, Some(source), &workload, &this_machine(None)?, self.preflight.json)
+    }
+
     /// Shows and stores statistics, as the flags say.
     fn report(&self, report: &Report) -> Result<()> {
         if !self.quiet {
@@ -124,6 +149,10 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let interrupt = Interrupt::install()?;
     let started = Instant::now();
     let source = args.model.source()?;
+    if args.recommend_quant {
+        args.recommend(&source)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let text = ModelText::load(&source)?;
     let sampling = args.sampling.params(text.sampling())?;
     let config = args.compute.engine(args.kv.mode()?, Activations::GENERATING)?;

@@ -12,6 +12,7 @@ use mlxcel_runtime::engine::ModelSource;
 use mlxcel_runtime::hub::{self, Hub, HubError};
 use mlxcel_runtime::preflight::{Sized, this_machine};
 
+use crate::advice;
 use crate::args::{ChunkArgs, KvArgs, ModelArgs};
 use crate::terminal::{Stdout, note};
 
@@ -48,6 +49,9 @@ pub(crate) struct Args {
     /// Print JSON (schema mlxcel.inspect/1)
     #[arg(long)]
     json: bool,
+    /// Advise on weight quantisation and KV cache instead; nothing is applied
+    #[arg(long, conflicts_with_all = ["kv_cache_mode", "cache_type_k", "cache_type_v", "quant", "exit_code"])]
+    recommend: bool,
     /// Exit with 2 when it does not fit
     #[arg(long)]
     exit_code: bool,
@@ -63,6 +67,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         .with_prefill_chunk(args.chunk.tokens()? as u64)
         .with_quant(args.quant);
     let (model, machine) = (model(&args.model)?, machine(args)?);
+    if args.recommend {
+        let files = args.model.files();
+        advice::print(&model, files.as_ref(), &workload, &machine, args.json)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let report = model.report(&workload, &machine)?;
     if let Some(path) = &args.plot {
         let svg = plot::svg(&model.name, &model.spec, &model.weights, &workload, &machine)?;

@@ -1,6 +1,7 @@
 //! The `mlxcel` command: arguments, exit codes, terminal output. Everything else is in the crates
 //! below, where another front end can use it.
 
+mod advice;
 mod args;
 mod bench;
 mod chat;
@@ -12,6 +13,7 @@ mod manners;
 mod models;
 mod preflight;
 mod prompt;
+mod serve;
 mod statistics;
 mod terminal;
 
@@ -42,6 +44,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Measure prefill and decode speed
     Bench(bench::Args),
+    /// Serve OpenAI's API over HTTP
+    Serve(Box<serve::Args>),
     /// Perplexity of a text, and logits
     Eval(eval::Args),
     /// Write a plain checkpoint anew in MLX's affine format, with 2 to 8 bits per weight
@@ -78,6 +82,7 @@ fn main() -> ExitCode {
         Command::Rm(args) => models::remove(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Quantize(args) => convert::quantize(&args),
         Command::Convert(args) => convert::convert(&args),
@@ -127,9 +132,7 @@ mod tests {
             SHARED.map(|id| face(find(id).expect(id))).to_vec()
         };
         assert_eq!(faces("inspect"), faces("generate"));
+        assert_eq!(faces("serve"), faces("generate"));
         assert_eq!(faces("chat"), faces("generate"));
-        if cli.find_subcommand("serve").is_some() {
-            assert_eq!(faces("serve"), faces("generate"));
-        }
     }
 }

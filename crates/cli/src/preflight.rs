@@ -25,18 +25,31 @@ pub(crate) struct PreflightArgs {
     #[arg(long, env = "MLXCEL_VISION_THRESHOLD", default_value_t = DEFAULT_VISION_THRESHOLD)]
     #[arg(value_name = "SHARE")]
     pub(crate) vision_threshold: f64,
-    /// Print a refusal as JSON (schema mlxcel.refusal/1)
+    /// Print a refusal (schema mlxcel.refusal/1) or advice (mlxcel.advice/1) as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 impl PreflightArgs {
-    fn policy(&self) -> Policy {
+    /// What to do when it does not fit.
+    pub(crate) fn policy(&self) -> Policy {
         match self {
             Self { force: true, .. } => Policy::Force,
             Self { estimate_memory: true, .. } => Policy::Refuse,
             _ => Policy::Warn,
         }
+    }
+}
+
+impl PreflightArgs {
+    /// Fails for values that mean nothing.
+    pub(crate) fn check(&self) -> Result<()> {
+        let threshold = self.vision_threshold;
+        ensure!(
+            threshold.is_finite() && threshold > 0.0,
+            "--vision-threshold {threshold}: a share of all memory such as 0.7 is needed"
+        );
+        Ok(())
     }
 }
 
@@ -70,24 +83,7 @@ impl Planned<'_> {
 
     /// The command line of a proposal.
     fn command(&self, proposal: &Proposal) -> String {
-        let model = self.model.model.as_deref().unwrap_or("DIR");
-        let mut command = String::new();
-        let mut folder = model.to_owned();
-        if let Some(quant) = proposal.quant {
-            let bits = quant.name().trim_start_matches("int");
-            folder = format!("{}-{bits}bit", model.trim_end_matches('/'));
-            command = format!("mlxcel quantize -m {model} --bits {bits} --out {folder} && ");
-        }
-        command += &format!("mlxcel {}", self.command);
-        if self.model.model.is_some() {
-            command += &format!(" -m {folder}");
-        }
-        if let Some(mode) = proposal.kv_mode {
-            command += &format!(" --kv-cache-mode {mode}");
-        }
-        if let Some(tokens) = proposal.prefill_chunk {
-            command += &format!(" --prefill-chunk {tokens}");
-        }
+        let command = command(self.command, self.model, proposal);
         if self.command == "chat" {
             let all = (self.prompt_tokens + self.max_tokens) as u64;
             return command + &format!(" -c {}", proposal.context_tokens.unwrap_or(all));
@@ -95,6 +91,29 @@ impl Planned<'_> {
         let new = proposal.context_tokens.map(|n| n.saturating_sub(self.prompt_tokens as u64));
         command + &format!(" -n {}", new.unwrap_or(self.max_tokens as u64))
     }
+}
+
+/// The command line of a proposal, up to the lengths.
+pub(crate) fn command(name: &str, model: &ModelArgs, proposal: &Proposal) -> String {
+    let path = model.model.as_deref().unwrap_or("DIR");
+    let mut command = String::new();
+    let mut folder = path.to_owned();
+    if let Some(quant) = proposal.quant {
+        let bits = quant.name().trim_start_matches("int");
+        folder = format!("{}-{bits}bit", path.trim_end_matches('/'));
+        command = format!("mlxcel quantize -m {path} --bits {bits} --out {folder} && ");
+    }
+    command += &format!("mlxcel {name}");
+    if model.model.is_some() {
+        command += &format!(" -m {folder}");
+    }
+    if let Some(mode) = proposal.kv_mode {
+        command += &format!(" --kv-cache-mode {mode}");
+    }
+    if let Some(tokens) = proposal.prefill_chunk {
+        command += &format!(" --prefill-chunk {tokens}");
+    }
+    command
 }
 
 /// A load that may happen, with its report where one was asked for.
@@ -118,11 +137,7 @@ pub(crate) fn check(
     source: &ModelSource,
     planned: &Planned<'_>,
 ) -> Result<Option<Checked>> {
-    let threshold = args.vision_threshold;
-    ensure!(
-        threshold.is_finite() && threshold > 0.0,
-        "--vision-threshold {threshold}: a share of all memory such as 0.7 is needed"
-    );
+    args.check()?;
     let model = Sized::read(source)?;
     let machine = preflight::this_machine(None)?;
     let load = planned.load(args, &model);
@@ -138,7 +153,7 @@ pub(crate) fn check(
         Outcome::Clear => {}
         Outcome::Warned(text) => eprintln!("warning: {text}; loading it nevertheless"),
         Outcome::Refused(refusal) => {
-            refuse(args, planned, &refusal)?;
+            refuse(args, &|proposal| planned.command(proposal), &refusal)?;
             return Ok(None);
         }
     }
@@ -146,8 +161,12 @@ pub(crate) fn check(
 }
 
 /// Prints a refusal and what would fit.
-fn refuse(args: &PreflightArgs, planned: &Planned<'_>, refusal: &Refusal) -> Result<()> {
-    let commands: Vec<String> = refusal.would_fit.iter().map(|p| planned.command(p)).collect();
+pub(crate) fn refuse(
+    args: &PreflightArgs,
+    command: &dyn Fn(&Proposal) -> String,
+    refusal: &Refusal,
+) -> Result<()> {
+    let commands: Vec<String> = refusal.would_fit.iter().map(command).collect();
     if args.json {
         let mut json = serde_json::to_value(refusal)?;
         json["commands"] = commands.clone().into();

@@ -185,3 +185,53 @@ fn generate_goes_on_by_force_and_only_warns_without_the_flag() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("note: expected peak ") && !text.contains("warning"), "{text}");
 }
+
+#[test]
+fn advice_is_printed_and_nothing_else_happens() {
+    let dir = folder(QWEN);
+    let path = dir.path().to_str().unwrap();
+    for command in [&["inspect", "--recommend"][..], &["generate", "--recommend-quant"]] {
+        let args = [command, &["--json", "-m", path]].concat();
+        let advice = json(&mlxcel(&args, Some(("MLXCEL_MEMORY_LIMIT", "24GiB"))));
+        assert_eq!(advice["schema"], "mlxcel.advice/1");
+        assert_eq!(advice["default_kv_mode"], "fp16");
+        assert_eq!(advice["asked"]["context_tokens"], 8192);
+        assert_eq!(advice["weights"]["quant"], "fp16");
+        let ranges = advice["kv_cache"].as_array().unwrap();
+        let modes: Vec<_> = ranges.iter().map(|range| &range["recommendation"]["mode"]).collect();
+        assert_eq!(modes, ["fp16", "fp16+turbo4", "fp16+turbo4"]);
+    }
+    let text = mlxcel(&["inspect", "--recommend", "-m", path], None);
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(text.contains("advice") && text.contains("fp16+turbo4"), "{text}");
+}
+
+#[test]
+fn what_eval_measured_beats_the_table() {
+    let data = tempfile::tempdir().unwrap();
+    let kept = ("XDG_DATA_HOME", data.path().to_str().unwrap());
+    let text = data.path().join("text.txt");
+    std::fs::write(&text, "Once upon a time there lived a king who had three sons. ".repeat(200))
+        .unwrap();
+    let modes = "fp16,int8,fp16+turbo4";
+    let eval = ["eval", "--text", text.to_str().unwrap(), "--kv-cache-mode", modes];
+    assert!(mlxcel(&eval, Some(kept)).status.success());
+    let advice = json(&mlxcel(&["inspect", "--recommend", "--json", "-n", "8192"], Some(kept)));
+    let sources: Vec<_> = advice["kv_cache"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|range| range["recommendation"]["source"].as_str().unwrap())
+        .collect();
+    assert!(sources.contains(&"measured"), "{sources:?}");
+}
+
+#[test]
+fn advice_takes_no_mode() {
+    for args in [
+        &["inspect", "--recommend", "--quant", "int4"][..],
+        &["generate", "--recommend-quant", "--kv-cache-mode", "int8"],
+    ] {
+        assert_eq!(mlxcel(args, None).status.code(), Some(2));
+    }
+}

@@ -27,6 +27,8 @@ pub struct LayerLayout {
     pub value_dim: usize,
     /// Tokens that a query sees, itself included; `None` sees all.
     pub window: Option<NonZeroUsize>,
+    /// Whether a value is the first `value_dim` elements of its key, stored once (MLA).
+    pub latent: bool,
 }
 
 impl AttentionSpec {
@@ -35,7 +37,27 @@ impl AttentionSpec {
     pub fn causal(query_heads: usize, kv_heads: usize, head_dim: usize) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "head dimensions are small")]
         let scale = (head_dim as f32).sqrt().recip();
-        let layout = LayerLayout { kv_heads, key_dim: head_dim, value_dim: head_dim, window: None };
+        let layout = LayerLayout {
+            kv_heads,
+            key_dim: head_dim,
+            value_dim: head_dim,
+            window: None,
+            latent: false,
+        };
+        Self { query_heads, layout, scale, softcap: None, sinks: None }
+    }
+
+    /// Multi-head latent attention in its absorbed form: every query head sees one key of
+    /// `latent` elements, which are also the value, and `rotary` more. Scores are scaled by `scale`.
+    #[must_use]
+    pub fn latent(query_heads: usize, latent: usize, rotary: usize, scale: f32) -> Self {
+        let layout = LayerLayout {
+            kv_heads: 1,
+            key_dim: latent + rotary,
+            value_dim: latent,
+            window: None,
+            latent: true,
+        };
         Self { query_heads, layout, scale, softcap: None, sinks: None }
     }
 
@@ -52,6 +74,37 @@ impl AttentionSpec {
             ),
         };
         Ok(self)
+    }
+
+    /// The same with another factor on the scores.
+    #[must_use]
+    pub fn with_scale(self, scale: f32) -> Self {
+        Self { scale, ..self }
+    }
+
+    /// The same with `cap · tanh(score / cap)` on the scores.
+    ///
+    /// # Errors
+    /// A cap that is not positive and finite.
+    pub fn with_softcap(self, softcap: Option<f32>) -> Result<Self> {
+        if let Some(cap) = softcap.filter(|cap| !(*cap > 0.0 && cap.is_finite())) {
+            return Err(Error::Config { what: format!("a soft cap of {cap} on attention scores") });
+        }
+        Ok(Self { softcap, ..self })
+    }
+
+    /// The same with one extra logit per query head in the softmax.
+    ///
+    /// # Errors
+    /// Another number of sinks than of query heads.
+    pub fn with_sinks(self, sinks: Arc<[f32]>) -> Result<Self> {
+        if sinks.len() != self.query_heads {
+            let (sinks, heads) = (sinks.len(), self.query_heads);
+            return Err(Error::Config {
+                what: format!("{sinks} attention sinks for {heads} heads"),
+            });
+        }
+        Ok(Self { sinks: Some(sinks), ..self })
     }
 
     /// Query heads, a multiple of the key-value heads.

@@ -9,7 +9,9 @@ use mlx_ffi::Array;
 
 use crate::attention::AttentionSpec;
 use crate::cache::SequenceCache;
+use crate::layers::Embedding;
 use crate::ops::Ops;
+use crate::recurrent::Mamba2;
 use crate::shape::int;
 use crate::{Error, Result, Rope};
 
@@ -112,6 +114,21 @@ impl<'a> Batch<'a> {
         self.ops.rope(self, x, heads, rope)
     }
 
+    /// The row of `table` for each row's position, `[total tokens, hidden]`.
+    ///
+    /// # Errors
+    /// A position beyond the table.
+    pub fn embed_positions(&self, table: &Embedding) -> Result<Array> {
+        let (rows, _) = table.weight.shape();
+        let last = self.positions.iter().copied().max().unwrap_or(0);
+        if usize::try_from(last).map_or(true, |last| last >= rows) {
+            let what = format!("position {last} is beyond the model's {rows} learned positions");
+            return Err(Error::Config { what });
+        }
+        let positions = Array::from_slice(&self.positions, &[int(self.positions.len())?])?;
+        self.ops.embed(&positions, table)
+    }
+
     /// Appends `k` and `v` to layer `layer`'s caches and attends with `q`.
     ///
     /// `q` is `[total tokens, query_heads · head_dim]`, `k` and `v` are
@@ -128,6 +145,35 @@ impl<'a> Batch<'a> {
         spec: &AttentionSpec,
     ) -> Result<Array> {
         self.ops.attention(self, layer, [q, k, v], spec)
+    }
+
+    /// [`Self::attention`] of absorbed queries, `[total tokens, query_heads · (latent + rotary)]`,
+    /// to latents with the rotary part of the key behind each, `[total tokens, latent + rotary]`.
+    /// The result has `latent` elements per query head.
+    ///
+    /// # Errors
+    /// As [`Self::attention`], and a spec that is not [`AttentionSpec::latent`].
+    pub fn latent_attention(
+        &self,
+        layer: usize,
+        q: &Array,
+        keys: &Array,
+        spec: &AttentionSpec,
+    ) -> Result<Array> {
+        if !spec.layout().latent {
+            return Err(Error::Config { what: "this attention has values of its own".into() });
+        }
+        self.ops.attention(self, layer, [q, keys, keys], spec)
+    }
+
+    /// Runs recurrent layer `index` (counted without the others) over each run: convolution, SiLU
+    /// and scan of `xbc`, `[total tokens, channels]`, with the steps `dt`, `[total tokens, heads]`.
+    /// The result is `[total tokens, heads · head_dim]`.
+    ///
+    /// # Errors
+    /// When shapes do not match the layer.
+    pub fn mamba2(&self, index: usize, xbc: &Array, dt: &Array, layer: &Mamba2) -> Result<Array> {
+        self.ops.mamba2(self, index, [xbc, dt], layer)
     }
 
     /// Records that the pass was evaluated: every cache now holds its run's tokens.

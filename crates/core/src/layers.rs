@@ -122,6 +122,27 @@ pub struct Embedding {
     pub weight: Weight,
 }
 
+/// Mean-and-variance norm over the last dimension.
+#[derive(Clone)]
+pub struct LayerNorm {
+    /// Factor per dimension, `[dim]`.
+    pub weight: Array,
+    /// Summand per dimension, `[dim]`.
+    pub bias: Option<Array>,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+/// A norm of either kind.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum Norm {
+    /// Root mean square.
+    Rms(RmsNorm),
+    /// Mean and variance.
+    Layer(LayerNorm),
+}
+
 /// Root-mean-square norm over the last dimension, or over groups of it as long as the weight.
 #[derive(Clone)]
 pub struct RmsNorm {

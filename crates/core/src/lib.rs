@@ -9,8 +9,10 @@ pub mod attention;
 mod batch;
 mod cache;
 mod error;
+pub mod experts;
 pub mod layers;
 pub mod ops;
+pub mod recurrent;
 mod rope;
 mod shape;
 
@@ -21,5 +23,5 @@ pub use error::{Error, Result};
 pub use mlx_ffi::{Array, Dtype, MappedFile, device, memory};
 pub use mlxcel_kernels::weights::FloatType;
 pub use mlxcel_kernels::{Pool, quantize};
-pub use ops::{ComputeDtype, KernelSet, Ops, OpsConfig, Precision};
+pub use ops::{Absorbed, Activation, ComputeDtype, KernelSet, Map, Ops, OpsConfig, Precision};
 pub use rope::{Rope, RopeScaling};

@@ -151,6 +151,8 @@ pub struct Scratch {
     pub activation_bytes: u64,
     /// One row of logits per sequence, fp32.
     pub logits_bytes: u64,
+    /// What running takes whatever the model: threads, code, buffers kept for reuse.
+    pub process_bytes: u64,
 }
 
 impl Scratch {
@@ -158,9 +160,8 @@ impl Scratch {
     #[must_use]
     pub fn total(&self) -> u64 {
         let moment = self.score_bytes.saturating_add(self.dequantised_bytes).max(self.growth_bytes);
-        [self.output_bytes, moment, self.activation_bytes, self.logits_bytes]
-            .into_iter()
-            .fold(0, u64::saturating_add)
+        let others = [self.output_bytes, self.activation_bytes, self.logits_bytes];
+        others.into_iter().fold(moment.saturating_add(self.process_bytes), u64::saturating_add)
     }
 }
 
@@ -168,6 +169,11 @@ impl Scratch {
 const SINGLE: u64 = 4;
 /// Bytes of an fp16 or bf16 element.
 const HALF: u64 = 2;
+
+/// Threads with their working memory, the code that runs, and small buffers that MLX keeps for
+/// reuse, with host kernels: 7 to 14 MiB over the matrix of `docs/calibration.md`. Other
+/// backends' published peaks leave it out.
+const HOST_PROCESS_BYTES: u64 = 8 << 20;
 
 /// What `step` needs. `layer_cache_bytes` is the fp16 size of the largest layer's cache of one
 /// sequence, `elem_bytes` the size of an activation.
@@ -200,6 +206,7 @@ pub fn scratch(
             KernelSet::Mlx => activation_bytes(widths, tokens, elem_bytes),
         },
         logits_bytes: product(&[step.sequences, widths.vocabulary, SINGLE]),
+        process_bytes: only(!mlx, HOST_PROCESS_BYTES),
     }
 }
 
@@ -235,13 +242,13 @@ fn activation_bytes(widths: &Widths, tokens: u64, elem_bytes: u64) -> u64 {
 }
 
 /// Host kernels compute in fp32, and MLX allocates the output of every node of a layer before
-/// the first runs: norms, projections, sums and the stream (7 × hidden), queries and their
-/// rotation (the attention's output is a part of its own), keys, their rotation and values, and
-/// the gated product, which is also the widest input that a matrix product copies.
+/// the first runs: norms, projections, sums and the stream (7 × hidden), queries, their norm and
+/// their rotation (the attention's output is a part of its own), keys with the same and values,
+/// and the gated product, which is also the widest input that a matrix product copies.
 fn host_activation_bytes(widths: &Widths, tokens: u64) -> u64 {
-    let queries = product(&[widths.query_heads, widths.head_dim, 2]);
+    let queries = product(&[widths.query_heads, widths.head_dim, 3]);
     let kv_heads = widths.query_heads.checked_div(widths.group).unwrap_or(0);
-    let keys = product(&[kv_heads, widths.head_dim, 3]);
+    let keys = product(&[kv_heads, widths.head_dim, 4]);
     let per_token =
         [widths.hidden.saturating_mul(7), queries, keys, widths.inner.saturating_mul(2)]
             .into_iter()

@@ -139,7 +139,8 @@ fn what_is_unknown_is_said_and_never_refuses() {
     let spec = spec(r#"{"model_type": "martian"}"#);
     let weights = WeightFootprint::analytical(&spec).unwrap();
     let estimate =
-        estimate_total_memory(&spec, &weights, &Workload::uniform(8192, 1), &cpu(MIB)).unwrap();
+        estimate_total_memory(&spec, &weights, &Workload::uniform(8192, 1), &cpu(16 * MIB))
+            .unwrap();
     assert_eq!((estimate.kv_cache_bytes, estimate.recurrent_state_bytes), (None, None));
     assert_eq!(estimate.fits, Some(false));
     assert!(!estimate.must_refuse());

@@ -1,4 +1,4 @@
-//! Element-wise functions: gated linear units and addition.
+//! Element-wise functions: activations, gated linear units, addition, scales and soft caps.
 
 use crate::error::{Result, check_len};
 use crate::isa::Cpu;
@@ -9,7 +9,7 @@ use crate::simd::{Kernel, LANES, Simd, dispatch};
 /// Values that are worth a parallel region of their own.
 const CHUNK: usize = 16 << 10;
 
-/// The activation of a gated linear unit, `activation(gate) · up`.
+/// An activation, alone or of a gated linear unit, `activation(gate) · up`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Glu {
     /// x · sigmoid(x): SwiGLU.
@@ -56,6 +56,22 @@ pub fn glu(pool: &Pool, activation: Glu, gate: &mut [f32], up: &[f32]) -> Result
 /// [`glu`] on the calling thread, for slices of the same length.
 pub(crate) fn glu_serial(cpu: Cpu, activation: Glu, gate: &mut [f32], up: &[f32]) {
     dispatch(cpu, Binary { op: Op::Glu(activation), target: gate, other: up });
+}
+
+/// A function of one element.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Map {
+    /// The activation.
+    Activation(Glu),
+    /// x · factor.
+    Scale(f32),
+    /// cap · tanh(x / cap), for a cap that is not 0.
+    Softcap(f32),
+}
+
+/// `x = f(x)`, element by element.
+pub fn map(pool: &Pool, function: Map, x: &mut [f32]) {
+    pool.for_rows_mut(x, 1, CHUNK, |_, _, x| dispatch(pool.cpu(), Unary { function, x }));
 }
 
 /// `target += other`, element by element.
@@ -111,5 +127,102 @@ fn binary<S: Simd>(simd: S, op: Op, target: &mut [f32; LANES], other: &[f32; LAN
             Op::Add => simd.add(a, b),
         };
         simd.store(target.as_mut_ptr(), result);
+    }
+}
+
+struct Unary<'a> {
+    function: Map,
+    x: &'a mut [f32],
+}
+
+impl Kernel for Unary<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let (chunks, tail) = self.x.as_chunks_mut::<LANES>();
+        for chunk in chunks {
+            unary(simd, self.function, chunk);
+        }
+        let mut last = [0.0; LANES];
+        last[..tail.len()].copy_from_slice(tail);
+        unary(simd, self.function, &mut last);
+        tail.copy_from_slice(&last[..tail.len()]);
+    }
+}
+
+#[inline(always)]
+fn unary<S: Simd>(simd: S, function: Map, x: &mut [f32; LANES]) {
+    // SAFETY: `x` has 16 values.
+    let value = unsafe { simd.load(x.as_ptr()) };
+    let result = match function {
+        Map::Activation(activation) => activation.apply(simd, value),
+        Map::Scale(factor) => simd.mul(value, simd.splat(factor)),
+        Map::Softcap(cap) => {
+            let inner = simd.mul(value, simd.splat(1.0 / cap));
+            simd.mul(math::tanh(simd, inner), simd.splat(cap))
+        }
+    };
+    // SAFETY: `x` has 16 values.
+    unsafe { simd.store(x.as_mut_ptr(), result) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Rng, pools};
+
+    /// erf by its series, which converges everywhere and is exact to rounding for |x| ≤ 4.
+    fn erf(x: f64) -> f64 {
+        let terms = (0..120).scan(x, |power, n| {
+            let term = *power / f64::from(2 * n + 1);
+            *power *= -x * x / f64::from(n + 1);
+            Some(term)
+        });
+        if x.abs() > 4.0 {
+            x.signum()
+        } else {
+            terms.sum::<f64>() * std::f64::consts::FRAC_2_SQRT_PI
+        }
+    }
+
+    fn oracle(function: Map, x: f64) -> f64 {
+        match function {
+            Map::Activation(Glu::Silu) => x / (1.0 + (-x).exp()),
+            Map::Activation(Glu::GeluTanh) => {
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+                0.5 * x * (1.0 + inner.tanh())
+            }
+            Map::Activation(Glu::GeluErf) => {
+                0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2))
+            }
+            Map::Scale(factor) => x * f64::from(factor),
+            Map::Softcap(cap) => f64::from(cap) * (x / f64::from(cap)).tanh(),
+        }
+    }
+
+    #[test]
+    fn functions_match_their_definitions() {
+        let mut rng = Rng::fresh();
+        let functions = [
+            Map::Activation(Glu::Silu),
+            Map::Activation(Glu::GeluTanh),
+            Map::Activation(Glu::GeluErf),
+            Map::Scale(-1.7),
+            Map::Softcap(3.0),
+        ];
+        for pool in pools() {
+            for (function, len) in
+                functions.iter().flat_map(|f| [1, 15, 17, 70_000].map(|n| (*f, n)))
+            {
+                let before: Vec<f32> = rng.normals(len).iter().map(|x| 2.0 * x).collect();
+                let mut after = before.clone();
+                map(&pool, function, &mut after);
+                for (x, y) in before.iter().zip(after) {
+                    let expected = oracle(function, f64::from(*x));
+                    let error = (f64::from(y) - expected).abs();
+                    assert!(error < 2e-6 * (1.0 + f64::from(x.abs())), "{function:?}({x}) = {y}");
+                }
+            }
+        }
     }
 }

@@ -25,7 +25,9 @@ pub mod norm;
 pub mod pool;
 pub mod probe;
 pub mod quantize;
+pub mod recurrent;
 pub mod rope;
+pub mod route;
 mod scratch;
 mod simd;
 #[cfg(test)]

@@ -17,10 +17,14 @@ pub(crate) enum Slot {
     Panel,
     /// Partial results, per worker.
     Output,
+    /// What the first products of the experts give, for every token and expert of it.
+    Hidden,
+    /// What the second ones give.
+    Down,
 }
 
 thread_local! {
-    static SLOTS: [Cell<Option<AlignedBuf>>; 3] = const { [const { Cell::new(None) }; 3] };
+    static SLOTS: [Cell<Option<AlignedBuf>>; 5] = const { [const { Cell::new(None) }; 5] };
 }
 
 /// Calls `body` with at least `bytes` bytes of arbitrary content, aligned to 64 bytes.

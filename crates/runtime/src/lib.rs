@@ -19,6 +19,7 @@ pub mod memory;
 mod model_text;
 pub mod preflight;
 pub mod sampling;
+pub mod server;
 pub mod text;
 
 pub use error::{Error, Result};

@@ -53,7 +53,9 @@ pub(super) struct Shard {
 pub(super) fn shards(inventory: &[TensorSpec], options: &Options) -> Result<Vec<Shard>> {
     let mut parts: Vec<Vec<Tensor>> = vec![Vec::new()];
     let mut filled = 0u64;
-    for spec in inventory {
+    let stacked: Vec<TensorSpec> =
+        inventory.iter().map(|spec| stacked(spec, options.weights)).collect();
+    for spec in &stacked {
         for name in spec.names() {
             let tensor = Tensor::new(name, spec, options.weights)?;
             let bytes = tensor.parts.iter().map(|part| part.bytes).sum::<u64>();
@@ -67,6 +69,26 @@ pub(super) fn shards(inventory: &[TensorSpec], options: &Options) -> Result<Vec<
     }
     let count = parts.len();
     parts.into_iter().enumerate().map(|(at, tensors)| Shard::new(at + 1, count, tensors)).collect()
+}
+
+/// The matrices of all experts as one tensor, where they are quantised: mlx-lm, when it quantises,
+/// stores them so and calls them `switch_mlp`.
+fn stacked(spec: &TensorSpec, weights: Weights) -> TensorSpec {
+    let mut spec = spec.clone();
+    let Some((layer, matrix)) = spec.name.split_once(".experts.{e}.") else { return spec };
+    if Affine::of(&spec, weights).is_none() {
+        return spec;
+    }
+    let matrix = match matrix {
+        "w1.weight" => "gate_proj.weight",
+        "w2.weight" => "down_proj.weight",
+        "w3.weight" => "up_proj.weight",
+        other => other,
+    };
+    spec.name = format!("{layer}.switch_mlp.{matrix}");
+    spec.shape.insert(0, spec.count);
+    spec.count = 1;
+    spec
 }
 
 /// The contents of `model.safetensors.index.json`.

@@ -9,7 +9,8 @@ mod layout;
 mod random;
 mod tokenizer;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use mlxcel_estimator::{TensorRole, TensorSpec};
 use mlxcel_kernels::quantize::Quantizer;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -93,7 +94,10 @@ pub struct Summary {
 /// MLX does not have, a vocabulary below 258 tokens, a file that cannot be written.
 pub fn checkpoint(config: &Value, options: &Options, folder: &Path) -> Result<Summary> {
     options.check()?;
-    let inventory = mlxcel_estimator::tensors(&config.to_string())?;
+    let mut inventory = mlxcel_estimator::tensors(&config.to_string())?;
+    if matches!(options.weights, Weights::Affine { .. }) && config["model_type"] == "gpt2" {
+        convert_gpt2(&mut inventory);
+    }
     let shards = layout::shards(&inventory, options)?;
     let vocab_size =
         config["vocab_size"].as_u64().context("the configuration has no vocab_size")?;
@@ -115,6 +119,17 @@ pub fn checkpoint(config: &Value, options: &Options, folder: &Path) -> Result<Su
     }
     let bytes = shards.iter().map(|shard| shard.file_bytes).sum();
     Ok(Summary { shards: shards.len(), bytes })
+}
+
+/// GPT-2's matrices are stored as `[in, out]`, in which there are no rows to quantise: mlx-lm, when
+/// it quantises, stores them as `[out, in]`, and everything below `model.`.
+fn convert_gpt2(inventory: &mut [TensorSpec]) {
+    for tensor in inventory {
+        tensor.name = format!("model.{}", tensor.name);
+        if tensor.role == TensorRole::Linear {
+            tensor.shape.reverse();
+        }
+    }
 }
 
 /// Reads `config.json`, given itself or its folder.
@@ -214,6 +229,26 @@ mod tests {
         let config = read_config(folder.path()).unwrap();
         assert_eq!(config["quantization"]["bits"], 4);
         assert_eq!(config["quantization_config"], config["quantization"]);
+    }
+
+    #[test]
+    fn quantised_experts_are_one_tensor() {
+        let mut config = config();
+        let experts = json!({
+            "model_type": "mixtral", "num_local_experts": 4, "intermediate_size": 192,
+        });
+        config.as_object_mut().unwrap().extend(experts.as_object().unwrap().clone());
+        let shape = |weights, name: &str| {
+            let folder = tempfile::tempdir().unwrap();
+            checkpoint(&config, &Options::new(weights), folder.path()).unwrap();
+            let name = format!("model.layers.1.block_sparse_moe.{name}");
+            contents(folder.path()).get(&name).map(|(_, shape, _)| shape.clone())
+        };
+        assert_eq!(shape(Q4, "switch_mlp.gate_proj.weight"), Some(vec![4, 192, 16]));
+        assert_eq!(shape(Q4, "switch_mlp.down_proj.scales"), Some(vec![4, 128, 3]));
+        assert_eq!(shape(Q4, "experts.0.w1.weight"), None);
+        let plain = Weights::Plain(Dtype::F16);
+        assert_eq!(shape(plain, "experts.3.w2.weight"), Some(vec![128, 192]));
     }
 
     #[test]

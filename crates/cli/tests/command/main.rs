@@ -9,6 +9,7 @@ mod everyday;
 #[expect(dead_code, reason = "the tests of the runtime use all of it")]
 mod hub_server;
 mod manners;
+mod recommended;
 mod support;
 #[cfg(unix)]
 mod terminal;

@@ -146,10 +146,11 @@ impl BlockCache {
         Ok(kv::append(pool, &mut targets, position % KV_BLOCK_TOKENS, k, v)?)
     }
 
-    /// Heads, elements of a key, elements of a value.
+    /// Heads, elements of a key, elements of a value (0 where a value is part of its key).
     fn shape(&self) -> (usize, usize, usize) {
         let open = &self.format.open;
-        (open.kv_heads(), open.key_dim(), open.value_dim())
+        let own = open.value() != ValueStore::KeyPrefix;
+        (open.kv_heads(), open.key_dim(), if own { open.value_dim() } else { 0 })
     }
 
     /// Re-codes the blocks before `position` that are still open, if this mode seals blocks.
@@ -173,6 +174,11 @@ impl BlockCache {
 
     pub(super) fn allocated_bytes(&self) -> usize {
         self.blocks.iter().map(|block| block.bytes().len()).sum()
+    }
+
+    /// Every block's identity and bytes.
+    pub(super) fn allocations(&self, visit: &mut dyn FnMut(usize, usize)) {
+        self.blocks.iter().for_each(|block| visit(Arc::as_ptr(block).addr(), block.bytes().len()));
     }
 
     /// Whether [`Self::trim`] to `tokens` keeps what the next query sees.

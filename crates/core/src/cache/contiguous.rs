@@ -31,7 +31,13 @@ impl ContiguousCache {
                 "the mlx kernel set caches in fp16 only; MLXCEL_KERNELS=host runs it on the CPU";
             return Err(Error::KvMode { mode, reason: reason.into() });
         }
-        Ok(Self { layout: *layout, buffers: None, first: 0, len: 0 })
+        // A latent and the rotary part of its key lie in buffers of their own.
+        let (key_dim, value_dim) = match layout.latent {
+            true => (layout.value_dim, layout.key_dim - layout.value_dim),
+            false => (layout.key_dim, layout.value_dim),
+        };
+        let layout = LayerLayout { key_dim, value_dim, ..*layout };
+        Ok(Self { layout, buffers: None, first: 0, len: 0 })
     }
 
     /// Appends `[1, kv_heads, tokens, dim]` keys and values and returns all that attention sees.
@@ -121,7 +127,7 @@ impl ContiguousCache {
 
     /// What is stored and how, as text; the element type is part of the state.
     pub(super) fn layout_text(&self) -> String {
-        let LayerLayout { kv_heads, key_dim, value_dim, window } = self.layout;
+        let LayerLayout { kv_heads, key_dim, value_dim, window, .. } = self.layout;
         let window = window.map_or(String::new(), |window| format!(" window {window}"));
         format!("arrays {kv_heads} x ({key_dim} + {value_dim}){window}")
     }

@@ -9,6 +9,7 @@ mod blocks;
 mod contiguous;
 mod modes;
 mod saved;
+mod states;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -19,8 +20,10 @@ use mlxcel_estimator::{KV_BLOCK_TOKENS, KvMode};
 pub(crate) use self::blocks::BlockCache;
 pub(crate) use self::contiguous::ContiguousCache;
 pub use self::saved::{SavedCache, SavedLayer};
+pub(crate) use self::states::{HostState, StateCache};
 use crate::attention::LayerLayout;
 use crate::ops::{KernelSet, Ops};
+use crate::recurrent::StateLayout;
 use crate::{Error, Result};
 
 /// The caches of all layers of one sequence. Cloning shares; [`Self::fork`] makes an independent one.
@@ -28,6 +31,7 @@ use crate::{Error, Result};
 pub struct SequenceCache {
     mode: KvMode,
     layers: Rc<[LayerCache]>,
+    states: Rc<[StateCache]>,
     tokens: Rc<Cell<usize>>,
 }
 
@@ -72,7 +76,21 @@ impl SequenceCache {
     pub fn new(ops: &Ops, layout: &[LayerLayout], mode: KvMode) -> Result<Self> {
         let layers =
             layout.iter().map(|layer| LayerCache::new(ops, layer, mode)).collect::<Result<_>>()?;
-        Ok(Self { mode, layers, tokens: Rc::new(Cell::new(0)) })
+        Ok(Self { mode, layers, states: Rc::new([]), tokens: Rc::new(Cell::new(0)) })
+    }
+
+    /// The same, empty, with the states of recurrent layers.
+    #[must_use]
+    pub fn with_states(self, ops: &Ops, layout: &[StateLayout]) -> Self {
+        let states = layout.iter().map(|layout| StateCache::new(ops, layout)).collect();
+        Self { states, ..self }
+    }
+
+    /// Whether [`Self::trim`] can go back to a place before the last token, and prefixes of the
+    /// sequence can be shared: not with recurrent layers, whose state is that after all tokens.
+    #[must_use]
+    pub fn can_trim(&self) -> bool {
+        self.states.is_empty()
     }
 
     /// Bytes that one token takes in all layers of `layout`, scales included, in the long run (a
@@ -101,7 +119,22 @@ impl SequenceCache {
     /// Bytes allocated for all layers.
     #[must_use]
     pub fn allocated_bytes(&self) -> usize {
-        self.layers.iter().map(LayerCache::allocated_bytes).sum()
+        let states: usize = self.states.iter().map(StateCache::allocated_bytes).sum();
+        self.layers.iter().map(LayerCache::allocated_bytes).sum::<usize>() + states
+    }
+
+    /// Tells `visit` every allocation of all layers: an identity, and its bytes. Blocks that
+    /// sequences share have the same identity in each, so that a sum over several can count once
+    /// what is held once.
+    pub fn allocations(&self, visit: &mut dyn FnMut(usize, usize)) {
+        for layer in self.layers.iter() {
+            match layer {
+                LayerCache::Blocks(blocks) => LayerCache::lock(blocks).allocations(visit),
+                LayerCache::Contiguous(cache) => {
+                    visit(std::ptr::from_ref(cache).addr(), cache.borrow().allocated_bytes());
+                }
+            }
+        }
     }
 
     /// Allocates what `tokens` more tokens need.
@@ -128,16 +161,34 @@ impl SequenceCache {
             .ok_or_else(|| Error::Cache { what: format!("layer {index} of {layers}") })
     }
 
+    /// The state of recurrent layer `index`.
+    pub(crate) fn state(&self, index: usize) -> Result<&StateCache> {
+        let states = self.states.len();
+        let missing = || Error::Cache { what: format!("recurrent layer {index} of {states}") };
+        self.states.get(index).ok_or_else(missing)
+    }
+
     /// Forgets all tokens from `tokens` on.
     ///
     /// # Errors
     /// More tokens than there are, a place that a sliding window has already dropped, or one inside
-    /// a sealed block (`turbo4-delegated`; its start is fine). Nothing is forgotten then.
+    /// a sealed block (`turbo4-delegated`; its start is fine), and with recurrent layers any place
+    /// but the start and the end. Nothing is forgotten then.
     pub fn trim(&self, tokens: usize) -> Result<()> {
         if tokens > self.tokens() {
             return Err(Error::Cache {
                 what: format!("cannot trim {} tokens to {tokens}", self.tokens()),
             });
+        }
+        if !self.can_trim() && tokens != 0 && tokens != self.tokens() {
+            let what = format!(
+                "cannot trim {} tokens to {tokens}: a recurrent state cannot go back; trim to 0",
+                self.tokens()
+            );
+            return Err(Error::Cache { what });
+        }
+        if tokens == 0 {
+            self.states.iter().for_each(StateCache::clear);
         }
         for layer in self.layers.iter() {
             match layer {
@@ -165,7 +216,8 @@ impl SequenceCache {
             LayerCache::Contiguous(cache) => LayerCache::Contiguous(cache.clone()),
         });
         let tokens = Rc::new(Cell::new(self.tokens()));
-        Self { mode: self.mode, layers: layers.collect(), tokens }
+        let states = self.states.iter().map(StateCache::fork).collect();
+        Self { mode: self.mode, layers: layers.collect(), states, tokens }
     }
 
     /// Fills an empty cache with `tokens` pseudo-random tokens, for measurements at depth.
@@ -189,6 +241,7 @@ impl SequenceCache {
                 LayerCache::Contiguous(cache) => cache.borrow_mut().fill_synthetic(ops, tokens)?,
             }
         }
+        self.states.iter().for_each(|state| state.fill_synthetic(tokens));
         self.tokens.set(tokens);
         Ok(())
     }

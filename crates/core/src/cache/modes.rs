@@ -31,7 +31,14 @@ impl HostFormat {
             CacheType::Turbo4Delegated => (float(dtype), Some(KvFormat::Turbo4)),
             other => (format(other, mode, dtype)?, None),
         };
-        let value = ValueStore::Own(open_value);
+        let value = match layout.latent {
+            true if mode.is_turbo() => {
+                let reason = "a latent cache (MLA) takes no turbo mode; use int8 or fp16";
+                return Err(Error::KvMode { mode, reason: reason.into() });
+            }
+            true => ValueStore::KeyPrefix,
+            false => ValueStore::Own(open_value),
+        };
         let open = BlockLayout::new(layout.kv_heads, layout.key_dim, layout.value_dim, key, value)
             .map_err(refuse)?
             .with_value_scale(VALUE_SCALE);
@@ -55,6 +62,9 @@ pub(super) fn block_bytes(layout: &LayerLayout, mode: KvMode) -> Result<u64> {
             .map_err(|error| Error::KvMode { mode, reason: error.to_string() })
     };
     let keys = side(mode.keys(), layout.key_dim)?;
+    if layout.latent {
+        return Ok(keys.total());
+    }
     Ok(keys.plus(side(mode.values(), layout.value_dim)?).total())
 }
 

@@ -39,8 +39,12 @@ impl SequenceCache {
     /// The cache as bytes; `model` names what it belongs to, such as a fingerprint.
     ///
     /// # Errors
-    /// Arrays that cannot be evaluated.
+    /// Arrays that cannot be evaluated, and recurrent layers, whose states are not saved.
     pub fn save(&self, ops: &Ops, model: &str) -> Result<SavedCache> {
+        if !self.states.is_empty() {
+            let what = "the state of recurrent layers cannot be saved".into();
+            return Err(Error::Cache { what });
+        }
         let layers = self.layers.iter().map(|layer| match layer {
             LayerCache::Blocks(blocks) => Ok(LayerCache::lock(blocks).save()),
             LayerCache::Contiguous(cache) => cache.borrow().save(),

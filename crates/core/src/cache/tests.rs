@@ -18,7 +18,7 @@ fn ops() -> Ops {
 
 fn layer(dim: usize, window: Option<usize>) -> LayerLayout {
     let window = window.and_then(NonZeroUsize::new);
-    LayerLayout { kv_heads: 2, key_dim: dim, value_dim: dim, window }
+    LayerLayout { kv_heads: 2, key_dim: dim, value_dim: dim, window, latent: false }
 }
 
 fn filled(ops: &Ops, layers: &[LayerLayout], tokens: usize) -> SequenceCache {

@@ -1,14 +1,21 @@
 //! The MLX kernel set: the operations that mlx-lm emits, run by run where MLX wants one sequence.
 
+mod experts;
+mod recurrent;
+
 use mlx_ffi::ops::{Mode, Orientation, Quantization, Quantized};
 use mlx_ffi::{Array, Dtype, fast, ops};
 
 use crate::attention::AttentionSpec;
 use crate::batch::{Batch, Span};
 use crate::cache::LayerCache;
-use crate::layers::{AffineWeight, Embedding, Linear, RmsNorm, Weight};
+use crate::layers::{AffineWeight, Embedding, LayerNorm, Linear, RmsNorm, Weight};
+use crate::ops::{Activation, Map};
 use crate::shape::{dims, int, ints, rows_cols};
 use crate::{Error, Result, Rope};
+
+pub(super) use self::experts::{absorbed, experts, heads, stack, stored_like};
+pub(super) use self::recurrent::mamba2;
 
 pub(super) fn embed(tokens: &Array, table: &Embedding) -> Result<Array> {
     Ok(match &table.weight {
@@ -53,8 +60,46 @@ fn scheme(w: &AffineWeight) -> Result<Quantization> {
     Ok(Quantization { mode: Mode::Affine, group_size: int(w.group_size)?, bits: int(w.bits)? })
 }
 
-pub(super) fn swiglu(x: &Array, gate: &Linear, up: &Linear) -> Result<Array> {
-    Ok(ops::multiply(&ops::silu(&linear(x, gate)?)?, &linear(x, up)?)?)
+pub(super) fn glu(
+    x: &Array,
+    (gate, up): (&Linear, &Linear),
+    activation: Activation,
+) -> Result<Array> {
+    Ok(ops::multiply(&activate(&linear(x, gate)?, activation)?, &linear(x, up)?)?)
+}
+
+fn activate(x: &Array, activation: Activation) -> Result<Array> {
+    Ok(match activation {
+        Activation::Silu => ops::silu(x)?,
+        Activation::GeluErf => {
+            let erf = ops::erf(&ops::divide_scalar(x, std::f64::consts::SQRT_2)?)?;
+            ops::divide_scalar(&ops::multiply(x, &ops::add_scalar(&erf, 1.0)?)?, 2.0)?
+        }
+        Activation::GeluTanh => {
+            let cube = ops::multiply(&ops::square(x)?, x)?;
+            let inner = ops::add(x, &ops::multiply_scalar(&cube, 0.044_715)?)?;
+            let root = (2.0 / std::f64::consts::PI).sqrt();
+            let tanh = ops::tanh(&ops::multiply_scalar(&inner, root)?)?;
+            ops::multiply(&ops::multiply_scalar(x, 0.5)?, &ops::add_scalar(&tanh, 1.0)?)?
+        }
+    })
+}
+
+pub(super) fn map(x: &Array, function: Map) -> Result<Array> {
+    Ok(match function {
+        Map::Activation(activation) => activate(x, activation)?,
+        Map::Scale(factor) => ops::multiply_scalar(x, factor.into())?,
+        Map::Softcap(cap) => softcap(x, cap)?,
+    })
+}
+
+fn softcap(x: &Array, cap: f32) -> Result<Array> {
+    let inner = ops::tanh(&ops::divide_scalar(x, cap.into())?)?;
+    Ok(ops::multiply_scalar(&inner, cap.into())?)
+}
+
+pub(super) fn layer_norm(x: &Array, norm: &LayerNorm) -> Result<Array> {
+    Ok(fast::layer_norm(x, Some(&norm.weight), norm.bias.as_ref(), norm.eps)?)
 }
 
 pub(super) fn rms_norm(x: &Array, norm: &RmsNorm) -> Result<Array> {
@@ -110,7 +155,11 @@ pub(super) fn attention(
             });
         };
         let queries = to_heads(q, span, spec.query_heads())?;
-        let (k, v) = (to_heads(k, span, spec.kv_heads())?, to_heads(v, span, spec.kv_heads())?);
+        let k = to_heads(k, span, spec.kv_heads())?;
+        let [k, v] = match spec.layout().latent {
+            true => latent_parts(&k, spec)?,
+            false => [k, to_heads(v, span, spec.kv_heads())?],
+        };
         let held = cache.borrow_mut().append(&k, &v)?;
         outputs.push(from_heads(&attend(&queries, &held, span, spec)?)?);
     }
@@ -124,7 +173,31 @@ pub(crate) struct Held {
     pub(crate) first: usize,
 }
 
+/// Queries or keys of latent attention in their two parts: for the latent, and rotary.
+fn latent_parts(x: &Array, spec: &AttentionSpec) -> Result<[Array; 2]> {
+    let layout = spec.layout();
+    let (latent, all) = (int(layout.value_dim)?, int(layout.key_dim)?);
+    Ok([ops::slice_axis(x, -1, 0, latent)?, ops::slice_axis(x, -1, latent, all)?])
+}
+
+/// Attention to latents, which are keys and values; the rotary part enters as a mask.
+fn attend_latent(queries: &Array, held: &Held, span: &Span, spec: &AttentionSpec) -> Result<Array> {
+    let [queries, rotary] = latent_parts(queries, spec)?;
+    let rotary = ops::multiply_scalar(&rotary, spec.scale().into())?;
+    let mut scores = ops::matmul(&rotary, &ops::swapaxes(&held.values, -1, -2)?)?;
+    if span.len > 1 {
+        let visible = visible_mask(span, held.first, dims(&held.keys)[2], usize::MAX)?;
+        let hidden = Array::scalar(f64::NEG_INFINITY, scores.dtype())?;
+        scores = ops::select(&visible, &scores, &hidden)?;
+    }
+    let (latents, mask) = (&held.keys, fast::Mask::Array(&scores));
+    Ok(fast::scaled_dot_product_attention(&queries, latents, latents, spec.scale(), mask, None)?)
+}
+
 fn attend(queries: &Array, held: &Held, span: &Span, spec: &AttentionSpec) -> Result<Array> {
+    if spec.layout().latent {
+        return attend_latent(queries, held, span, spec);
+    }
     let keys = dims(&held.keys)[2];
     let sinks = match spec.sinks() {
         Some(sinks) => {
@@ -132,14 +205,13 @@ fn attend(queries: &Array, held: &Held, span: &Span, spec: &AttentionSpec) -> Re
         }
         None => None,
     };
-    if spec.softcap().is_some() {
-        return Err(Error::Config {
-            what: "a soft cap on the scores is not available with MLXCEL_KERNELS=mlx".into(),
-        });
-    }
     let window = spec.layout().window.map(std::num::NonZeroUsize::get).filter(|w| *w < keys);
+    if let Some(cap) = spec.softcap() {
+        let mask = visible_mask(span, held.first, keys, window.unwrap_or(usize::MAX))?;
+        return capped(queries, held, spec, cap, &mask);
+    }
     let array = match window {
-        Some(window) => Some(window_mask(span, held.first, keys, window)?),
+        Some(window) => Some(visible_mask(span, held.first, keys, window)?),
         None => None,
     };
     let mask = match &array {
@@ -157,9 +229,33 @@ fn attend(queries: &Array, held: &Held, span: &Span, spec: &AttentionSpec) -> Re
     )?)
 }
 
+/// Attention with a soft cap on the scores, which MLX's fused one does not have; no sinks.
+fn capped(
+    queries: &Array,
+    held: &Held,
+    spec: &AttentionSpec,
+    cap: f32,
+    mask: &Array,
+) -> Result<Array> {
+    if spec.sinks().is_some() {
+        return Err(Error::Config { what: "attention with a soft cap and sinks".into() });
+    }
+    let [_, heads, tokens, dim] = dims(queries)[..] else {
+        return Err(Error::Config { what: "queries are not [1, heads, tokens, dim]".into() });
+    };
+    let groups = ints([1, spec.kv_heads(), heads / spec.kv_heads(), tokens, dim])?;
+    let queries = ops::multiply_scalar(&ops::reshape(queries, &groups)?, spec.scale().into())?;
+    let (keys, values) = (ops::expand_dims(&held.keys, 2)?, ops::expand_dims(&held.values, 2)?);
+    let scores = softcap(&ops::matmul(&queries, &ops::swapaxes(&keys, 3, 4)?)?, cap)?;
+    let lowest = ops::astype(&Array::from_slice(&[f32::NEG_INFINITY], &[1])?, scores.dtype())?;
+    let scores = ops::select(mask, &scores, &lowest)?;
+    let attended = ops::matmul(&ops::softmax(&scores, -1, ops::Precision::Float32)?, &values)?;
+    Ok(ops::reshape(&attended, &ints([1, heads, tokens, spec.layout().value_dim])?)?)
+}
+
 /// Boolean `[queries, keys]`: whether a query sees a key through a causal sliding window.
-fn window_mask(span: &Span, first: usize, keys: usize, window: usize) -> Result<Array> {
-    let visible = |query: usize, key: usize| key <= query && query < key + window;
+fn visible_mask(span: &Span, first: usize, keys: usize, window: usize) -> Result<Array> {
+    let visible = |query: usize, key: usize| key <= query && query - key < window;
     let rows = (span.position..span.position + span.len)
         .flat_map(|query| (first..first + keys).map(move |key| u8::from(visible(query, key))));
     let mask = Array::from_slice(&rows.collect::<Vec<u8>>(), &ints([span.len, keys])?)?;

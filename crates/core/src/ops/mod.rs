@@ -6,19 +6,22 @@
 //! would run is tested everywhere. Everything here is lazy: an operation adds nodes to MLX's graph.
 
 mod host;
+mod kinds;
 mod mlx;
 
 pub(crate) use self::mlx::Held;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use mlx_ffi::{Array, Dtype};
 use mlxcel_kernels::Pool;
+pub use mlxcel_kernels::elementwise::{Glu as Activation, Map};
 pub use mlxcel_kernels::matmul::Precision;
 
 use crate::attention::AttentionSpec;
 use crate::batch::Batch;
-use crate::layers::{Embedding, Linear, RmsNorm, Weight};
+use crate::layers::{Embedding, LayerNorm, Linear, Norm, RmsNorm, Weight};
 use crate::shape::{dims, int, rows_cols};
 use crate::{Error, Result, Rope};
 
@@ -62,6 +65,15 @@ pub enum ComputeDtype {
     Checkpoint,
     /// fp32 throughout.
     Fp32,
+}
+
+/// How [`Ops::absorbed`] stores what it makes of a quantised matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absorbed {
+    /// As floats.
+    Float,
+    /// Quantised anew in the same format, as mlx-lm does for DeepSeek V3.
+    AsStored,
 }
 
 /// How [`Ops`] computes.
@@ -127,6 +139,25 @@ impl Ops {
             KernelSet::Host => as_dtype(array, Dtype::Float32),
             KernelSet::Mlx => self.float(array),
         }
+    }
+
+    /// A vector parameter plus `value`, in the type that [`Self::vector`] gives it.
+    ///
+    /// # Errors
+    /// As [`Self::vector`].
+    pub fn shifted_vector(&self, array: Array, value: f64) -> Result<Array> {
+        Ok(mlx_ffi::ops::add_scalar(&self.vector(array)?, value)?)
+    }
+
+    /// The columns `columns` of a dense matrix, as rows: a copy, made at once.
+    ///
+    /// # Errors
+    /// Columns that the matrix does not have.
+    pub fn transposed(&self, matrix: &Array, columns: Range<usize>) -> Result<Array> {
+        let part = mlx_ffi::ops::slice_axis(matrix, 1, int(columns.start)?, int(columns.end)?)?;
+        let rows = mlx_ffi::ops::contiguous(&mlx_ffi::ops::swapaxes(&part, 0, 1)?)?;
+        rows.eval()?;
+        Ok(rows)
     }
 
     /// A matrix parameter as this kernel set wants it: host kernels read any storage type.
@@ -196,16 +227,59 @@ impl Ops {
         self.linear(x, &Linear { weight: table.weight.clone(), bias: None })
     }
 
-    /// `silu(x · gateᵀ) · (x · upᵀ)`.
+    /// `activation(x · gateᵀ) · (x · upᵀ)`.
     ///
     /// # Errors
     /// As [`Self::linear`].
-    pub fn swiglu(&self, x: &Array, gate: &Linear, up: &Linear) -> Result<Array> {
+    pub fn glu(
+        &self,
+        x: &Array,
+        gate: &Linear,
+        up: &Linear,
+        activation: Activation,
+    ) -> Result<Array> {
         check_columns(x, &gate.weight)?;
         check_columns(x, &up.weight)?;
         match self.config.kernels {
-            KernelSet::Host => host::swiglu(self, x, gate, up),
-            KernelSet::Mlx => mlx::swiglu(x, gate, up),
+            KernelSet::Host => host::glu(self, x, (gate, up), activation),
+            KernelSet::Mlx => mlx::glu(x, (gate, up), activation),
+        }
+    }
+
+    /// `function` of every element.
+    ///
+    /// # Errors
+    /// As [`Self::embed`].
+    pub fn map(&self, x: &Array, function: Map) -> Result<Array> {
+        match self.config.kernels {
+            KernelSet::Host => host::map(self, x, function),
+            KernelSet::Mlx => mlx::map(x, function),
+        }
+    }
+
+    /// A norm of either kind.
+    ///
+    /// # Errors
+    /// As [`Self::rms_norm`] and [`Self::layer_norm`].
+    pub fn norm(&self, x: &Array, norm: &Norm) -> Result<Array> {
+        match norm {
+            Norm::Rms(norm) => self.rms_norm(x, norm),
+            Norm::Layer(norm) => self.layer_norm(x, norm),
+        }
+    }
+
+    /// `(x − mean) / √(variance + eps) · weight + bias` over the last dimension.
+    ///
+    /// # Errors
+    /// When the last dimension is not the weight's length.
+    pub fn layer_norm(&self, x: &Array, norm: &LayerNorm) -> Result<Array> {
+        let dim = last_dim(&norm.weight);
+        if last_dim(x) != dim {
+            return Err(shape_error("layer_norm", "x", x, format!("rows of {dim}")));
+        }
+        match self.config.kernels {
+            KernelSet::Host => host::layer_norm(self, x, norm),
+            KernelSet::Mlx => mlx::layer_norm(x, norm),
         }
     }
 
@@ -270,10 +344,11 @@ impl Ops {
         spec: &AttentionSpec,
     ) -> Result<Array> {
         let layout = spec.layout();
+        let value_dim = if layout.latent { layout.key_dim } else { layout.value_dim };
         let widths = [
             spec.query_heads() * layout.key_dim,
             layout.kv_heads * layout.key_dim,
-            layout.kv_heads * layout.value_dim,
+            layout.kv_heads * value_dim,
         ];
         for ((array, width), name) in qkv.iter().zip(widths).zip(["q", "k", "v"]) {
             if last_dim(array) != width {

@@ -3,8 +3,11 @@
 //! This file knows that one quantity has many names and that the language part may be nested;
 //! it does not know any family. Class defaults belong to `families/`, see [`crate::family`].
 
+mod resolved;
+
 use serde_json::{Map, Value};
 
+pub use self::resolved::resolved_config;
 use crate::{EstimatorError, json};
 
 /// What a configuration calls its language part when it is nested.
@@ -92,10 +95,14 @@ pub(crate) struct Fields {
 impl Fields {
     /// Reads the text of a `config.json`.
     pub(crate) fn parse(text: &str) -> Result<Self, EstimatorError> {
-        let root = json::parse_object(text, "config.json")?;
+        Ok(Self::of(json::parse_object(text, "config.json")?))
+    }
+
+    /// The same of an object that is parsed already.
+    fn of(root: Map<String, Value>) -> Self {
         let text_path = text_path(&root);
         let vision_key = VISION_KEYS.into_iter().find(|key| is_described(root.get(*key)));
-        Ok(Self { root, text_path, vision_key })
+        Self { root, text_path, vision_key }
     }
 
     /// The language part: nested, or the whole object.

@@ -98,7 +98,7 @@ impl Kept {
     ) -> Result<KvBytes, EstimatorError> {
         match *self {
             Self::Attention { kv_heads, k_dim, v_dim, window } => {
-                let held = held_tokens(tokens, window);
+                let held = held_tokens(tokens, window, mode);
                 let keys = side_bytes(mode.keys(), kv_heads, k_dim, held)?;
                 Ok(keys.plus(side_bytes(mode.values(), kv_heads, v_dim, held)?))
             }
@@ -220,9 +220,18 @@ impl Kept {
 }
 
 /// Tokens that a layer with this window holds, in whole blocks.
-fn held_tokens(tokens: SequenceTokens, window: Option<u64>) -> u64 {
-    let limit = window.map_or(u64::MAX, |window| window.saturating_add(tokens.beyond_window));
-    kv::round_up_to_block(tokens.context.min(limit))
+///
+/// Behind a window blocks rotate, so that it takes the blocks of its tokens and no more. A sealed
+/// block takes no new tokens: a delegated mode holds every block that the window touches.
+fn held_tokens(tokens: SequenceTokens, window: Option<u64>, mode: KvMode) -> u64 {
+    let Some(window) = window else { return kv::round_up_to_block(tokens.context) };
+    let span = window.saturating_add(tokens.beyond_window);
+    let most = if mode.values() == CacheType::Turbo4Delegated {
+        kv::round_up_to_block(span.saturating_sub(1)).saturating_add(kv::KV_BLOCK_TOKENS)
+    } else {
+        kv::round_up_to_block(span)
+    };
+    kv::round_up_to_block(tokens.context).min(most)
 }
 
 /// Bytes of one side over `held` tokens, a whole number of blocks. The open block of a delegated
@@ -322,6 +331,17 @@ mod tests {
         assert_eq!(at(attention(Some(1024)), 0), 1024);
         assert_eq!(at(attention(Some(1024)), 511), 1536);
         assert_eq!(at(attention(Some(100_000)), 511), 10_240);
+    }
+
+    #[test]
+    fn a_delegated_window_holds_every_block_that_it_touches() {
+        let blocks = |window, context| {
+            let tokens = SequenceTokens { context, ..REST };
+            held_tokens(tokens, Some(window), KvMode::Turbo4Delegated) / 256
+        };
+        // Tokens 236 to 299 lie in two blocks, 255 and 256 in two, 255 to 512 in three.
+        assert_eq!([blocks(64, 256), blocks(64, 300), blocks(1, 300)], [1, 2, 1]);
+        assert_eq!([blocks(2, 300), blocks(257, 1000), blocks(258, 1000)], [2, 2, 3]);
     }
 
     #[test]

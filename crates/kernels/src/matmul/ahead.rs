@@ -9,9 +9,9 @@ use crate::simd::Simd;
 /// How far ahead lines are brought into the second-level cache.
 const FAR: usize = 24 << 10;
 /// How far ahead of the weights in use [`near`] looks.
-const NEAR: usize = 512;
+const NEAR: usize = 256;
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// A place in memory that moves with the computation, and the reads ahead of it.
 #[derive(Clone, Copy)]

@@ -1,6 +1,5 @@
-//! Products with an affine matrix row by row: each weight is read once and meets up to three
-//! *planes* of activations (tokens, or digits of a token). For decoding, where reading the
-//! weights is the bound.
+//! Products with an affine matrix row by row: each weight is unpacked once for up to four tokens.
+//! For decoding, alone or in a small batch, where reading the weights is the bound.
 #![expect(clippy::needless_range_loop, reason = "tiles of registers, indexed alike")]
 
 use super::ahead::{ReadAhead, near};
@@ -11,8 +10,10 @@ use crate::simd::{Kernel, LANES, Simd, UNIT, dispatch, tables};
 use crate::weights::Affine;
 use std::ops::Range;
 
-/// Most planes that [`AffineDot`] takes at once.
-pub(super) const MAX_PLANES: usize = 3;
+/// Most tokens that [`AffineDot`] takes, by digits less one: beyond, tiles are faster.
+const MOST_TOKENS: [usize; 3] = [5, 6, 3];
+/// Most tokens that meet an unpacked unit at once, by digits less one.
+const TOKENS_AT_ONCE: [usize; 3] = [4, 4, 2];
 /// How far ahead of the scales and biases in use the processor is told to read.
 const GROUP_PREFETCH_BYTES: usize = 2048;
 
@@ -20,16 +21,31 @@ const GROUP_PREFETCH_BYTES: usize = 2048;
 pub(super) struct AffineDot<'a> {
     pub(super) weights: &'a Affine<'a>,
     pub(super) input: &'a Digits<'a>,
-    /// First token of the input; the number of tokens times digits is at most [`MAX_PLANES`].
     pub(super) first_token: usize,
     pub(super) tokens: usize,
     pub(super) rows: RowRange,
     pub(super) out: Out<'a>,
 }
 
+/// Whether [`AffineDot`] suits `tokens` tokens of `digits` digits better than tiles.
+pub(super) fn suits(tokens: usize, digits: usize) -> bool {
+    tokens <= MOST_TOKENS[digits - 1]
+}
+
 impl AffineDot<'_> {
-    /// Computes the products. Every width and number of planes is a function of its own.
+    /// Computes the products.
     pub(super) fn dispatch(&self, cpu: Cpu) {
+        let (first, end) = (self.first_token, self.first_token + self.tokens);
+        let at_once = TOKENS_AT_ONCE[self.input.layout.digits - 1];
+        for first_token in (first..end).step_by(at_once) {
+            let tokens = at_once.min(end - first_token);
+            Self { first_token, tokens, ..*self }.dispatch_width(cpu);
+        }
+    }
+
+    /// Computes the products of tokens that go at once. Every width of codes and number of
+    /// tokens is a function of its own.
+    fn dispatch_width(&self, cpu: Cpu) {
         match self.weights.bits {
             2 => self.dispatch_bits::<2>(cpu),
             3 => self.dispatch_bits::<3>(cpu),
@@ -46,9 +62,14 @@ impl AffineDot<'_> {
                 (1, 1) => dispatch(cpu, self.block::<BITS, 1, 1>(block)),
                 (2, 1) => dispatch(cpu, self.block::<BITS, 2, 1>(block)),
                 (3, 1) => dispatch(cpu, self.block::<BITS, 3, 1>(block)),
+                (4, 1) => dispatch(cpu, self.block::<BITS, 4, 1>(block)),
                 (1, 2) => dispatch(cpu, self.block::<BITS, 1, 2>(block)),
+                (2, 2) => dispatch(cpu, self.block::<BITS, 2, 2>(block)),
+                (3, 2) => dispatch(cpu, self.block::<BITS, 3, 2>(block)),
+                (4, 2) => dispatch(cpu, self.block::<BITS, 4, 2>(block)),
                 (1, 3) => dispatch(cpu, self.block::<BITS, 1, 3>(block)),
-                (tokens, digits) => unreachable!("{tokens} tokens of {digits} digits are tiles"),
+                (2, 3) => dispatch(cpu, self.block::<BITS, 2, 3>(block)),
+                (tokens, digits) => unreachable!("{tokens} tokens of {digits} digits at once"),
             }
         }
     }
@@ -81,11 +102,11 @@ impl<const BITS: u32, const T: usize, const D: usize> Kernel for BlockDot<'_, BI
     fn run<S: Simd>(self, simd: S) {
         let mut row = self.dot.rows.first;
         // Several rows share the loads of the activations and hide each other's latencies.
-        while S::WIDE_TILES && row + 4 <= self.dot.rows.end {
+        while S::WIDE_TILES && T <= 2 && row + 4 <= self.dot.rows.end {
             self.rows::<S, 4>(simd, row);
             row += 4;
         }
-        while T * D == 1 && row + 2 <= self.dot.rows.end {
+        while (S::WIDE_TILES || T * D == 1) && row + 2 <= self.dot.rows.end {
             self.rows::<S, 2>(simd, row);
             row += 2;
         }

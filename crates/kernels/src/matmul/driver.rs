@@ -3,7 +3,7 @@
 
 use super::Precision;
 use super::dense::{DenseDot, DenseTiles, MAX_TOKENS};
-use super::dot::{AffineDot, MAX_PLANES};
+use super::dot::{self, AffineDot};
 use super::input::{DigitLayout, Digits, Floats, Source, pad, quantize};
 use super::panel::{CodePanel, PANEL_BYTES, PANEL_ROWS, TILE_FLOATS};
 use super::task::{Out, RowRange};
@@ -79,7 +79,7 @@ pub(super) fn run_jobs(
         match kind {
             Kind::Digits { group } => {
                 let digits = precision.digits();
-                let few = same.iter().all(|job| job.tokens.len() * digits <= MAX_PLANES);
+                let few = same.iter().all(|job| dot::suits(job.tokens.len(), digits));
                 let layout = if few { DigitLayout::flat } else { DigitLayout::blocked };
                 let layout = layout(tokens, source.cols, group, digits);
                 scratch::with(Slot::Input, layout.bytes(), |buf| {
@@ -209,7 +209,7 @@ fn affine_rows(
     out: Out<'_>,
 ) -> Result<()> {
     let (first_token, tokens) = (tokens.start, tokens.len());
-    if tokens * input.layout.digits <= MAX_PLANES {
+    if dot::suits(tokens, input.layout.digits) {
         AffineDot { weights, input, first_token, tokens, rows, out }.dispatch(pool.cpu());
         return Ok(());
     }

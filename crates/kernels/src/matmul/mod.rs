@@ -9,6 +9,7 @@ mod ahead;
 mod dense;
 mod dot;
 mod driver;
+mod experts;
 mod input;
 mod panel;
 mod task;
@@ -21,6 +22,7 @@ use crate::error::{KernelError, Result, check_len};
 use crate::pool::Pool;
 use crate::weights::WeightMatrix;
 use driver::{Job, run_jobs};
+pub use experts::{Expert, Routes, experts, matmul_heads};
 use input::Source;
 use task::Out;
 

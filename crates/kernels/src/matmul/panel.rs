@@ -1,6 +1,7 @@
 //! Weights unpacked for the tiles: 16 rows side by side, so that a product of a tile needs no
 //! horizontal sums. A panel covers some rows and one column block and lives in the L2 cache.
 
+use super::ahead::{LINE, near};
 use super::dot::unpack;
 use super::input::{DIGIT_COLS, FLOAT_COLS, GROUP_STRIDE};
 use crate::simd::{LANES, Simd, UNIT, row_pointers};
@@ -92,15 +93,16 @@ pub(super) unsafe fn pack_codes<S: Simd, const BITS: u32>(
 ) {
     // SAFETY: by contract; a unit is 32 quads of 64 bytes in the tile.
     unsafe {
-        for unit in 0..source.block_cols.div_ceil(UNIT) {
+        let units = source.block_cols.div_ceil(UNIT);
+        for unit in 0..units {
+            read_ahead::<S, BITS>(simd, weights, source, (unit, units));
             let cols = (source.block_cols - unit * UNIT).min(UNIT);
             let target = tile.codes.add(unit * LANES * UNIT);
             let mut rows = [std::ptr::null::<u8>(); LANES];
             for (i, row) in rows.iter_mut().enumerate() {
                 let at = (source.start(i) + unit * UNIT) / 8 * BITS as usize;
                 *row = weights.codes.get_unchecked(at..).as_ptr();
-                // The same columns of the next 16 rows.
-                simd.prefetch(row.wrapping_add(2 * source.cols * BITS as usize));
+                near(simd, *row);
             }
             if BITS == 4 && cols == UNIT {
                 pack_nibbles(simd, &rows, target);
@@ -111,6 +113,24 @@ pub(super) unsafe fn pack_codes<S: Simd, const BITS: u32>(
         }
         pack_groups(simd, weights, weights.scales, source, tile.scales);
         pack_groups(simd, weights, weights.biases, source, tile.biases);
+    }
+}
+
+/// Asks for the codes of the next 16 rows in the same column block, `unit` of `units` of them.
+/// Row by row, since the processor itself only follows one stream in a page.
+#[inline(always)]
+fn read_ahead<S: Simd, const BITS: u32>(
+    simd: S,
+    weights: &Affine<'_>,
+    source: TileSource,
+    (unit, units): (usize, usize),
+) {
+    for i in unit * LANES / units..(unit + 1) * LANES / units {
+        let at = ((source.row + LANES + i) * source.cols + source.first_col) / 8 * BITS as usize;
+        let row = weights.codes.as_ptr().wrapping_add(at);
+        for line in (0..source.block_cols / 8 * BITS as usize).step_by(LINE) {
+            simd.prefetch_far(row.wrapping_add(line));
+        }
     }
 }
 

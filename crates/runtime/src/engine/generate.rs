@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use mlxcel_core::{SequenceCache, SequenceRun};
 
+use super::text_stream::TextStream;
 use super::{Engine, LogitRows, Progress};
 use crate::sampling::{Sampler, SamplingParams};
-use crate::text::{Detokenizer, SpecialTokens, StopMatcher, Tokenizer};
+use crate::text::Tokenizer;
 use crate::{Error, Result};
 
 /// What to generate.
@@ -124,12 +125,7 @@ pub fn generate_into(
     emit: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Outcome> {
     room(engine.context(), request.prompt.len(), Some(request.max_tokens), request.max_tokens)?;
-    let text = TextOut {
-        stream: Detokenizer::new(tokenizer.clone(), SpecialTokens::Skip).continuing(),
-        stops: StopMatcher::new(request.stop.to_vec())?,
-        stopped: false,
-        emit,
-    };
+    let text = TextOut { stream: TextStream::new(tokenizer, request.stop)?, emit };
     let mut sampler = Sampler::new(&request.sampling, engine.vocab())?;
     let reused_tokens = cache.tokens();
     let start = Instant::now();
@@ -217,34 +213,26 @@ impl Decode<'_, '_> {
     }
 }
 
-/// From tokens to emitted text: whole characters, nothing of a stop string.
+/// From tokens to emitted text.
 struct TextOut<'e> {
-    stream: Detokenizer,
-    stops: StopMatcher,
-    stopped: bool,
+    stream: TextStream,
     emit: &'e mut dyn FnMut(&str) -> ControlFlow<()>,
 }
 
 impl TextOut<'_> {
     /// Feeds one token; returns why the generation ends, if it does.
     fn push(&mut self, token: u32) -> Option<Finish> {
-        let piece = self.stream.push(token)?;
-        let found = self.stops.push(&piece);
-        if !found.text.is_empty() && (self.emit)(&found.text).is_break() {
+        let text = self.stream.push(token);
+        if !text.is_empty() && (self.emit)(&text).is_break() {
             return Some(Finish::Interrupted);
         }
-        self.stopped = found.stop.is_some();
-        self.stopped.then_some(Finish::Stop)
+        self.stream.stopped().then_some(Finish::Stop)
     }
 
-    /// Emits what was held back, unless the generation was broken off or hit a stop string.
+    /// Emits what was held back, unless the generation was broken off.
     fn finish(&mut self, finish: Finish) {
-        if finish == Finish::Interrupted || self.stopped {
-            return;
-        }
-        let mut rest = self.stops.push(&self.stream.finish()).text;
-        rest.push_str(&self.stops.finish());
-        if !rest.is_empty() {
+        let rest = self.stream.finish();
+        if finish != Finish::Interrupted && !rest.is_empty() {
             let _ = (self.emit)(&rest);
         }
     }

@@ -5,14 +5,17 @@
 
 mod generate;
 mod progress;
+mod text_stream;
 
 use std::path::PathBuf;
 
+use mlxcel_core::recurrent::StateLayout;
 use mlxcel_core::{Batch, LayerLayout, Ops, OpsConfig, SequenceCache, SequenceRun};
 use mlxcel_estimator::KvMode;
 
 pub use self::generate::{Finish, Generation, Outcome, Statistics, generate, generate_into, room};
 pub use self::progress::{NoProgress, Progress};
+pub(crate) use self::text_stream::TextStream;
 use crate::families::{self, LanguageModel};
 use crate::loading::{Checkpoint, Source};
 use crate::{Error, Result};
@@ -55,6 +58,7 @@ pub struct Engine {
     model: Box<dyn LanguageModel>,
     ops: Ops,
     layout: Vec<LayerLayout>,
+    states: Vec<StateLayout>,
     config: EngineConfig,
     vocab: usize,
     context: Option<usize>,
@@ -78,6 +82,7 @@ impl Engine {
         let layout = model.cache_layout();
         SequenceCache::check(&ops, &layout, config.kv_mode)?;
         let engine = Self {
+            states: model.state_layout(),
             model,
             layout,
             config,
@@ -97,7 +102,7 @@ impl Engine {
         &self.ops
     }
 
-    /// What each layer keeps per sequence.
+    /// What each layer with attention keeps per sequence.
     #[must_use]
     pub fn layout(&self) -> &[LayerLayout] {
         &self.layout
@@ -132,7 +137,16 @@ impl Engine {
     /// # Errors
     /// When the mode does not fit the model's layers.
     pub fn new_cache(&self) -> Result<SequenceCache> {
-        Ok(SequenceCache::new(&self.ops, &self.layout, self.config.kv_mode)?)
+        self.new_cache_in(self.config.kv_mode)
+    }
+
+    /// The same in a mode of its own.
+    ///
+    /// # Errors
+    /// As [`Self::new_cache`].
+    pub fn new_cache_in(&self, mode: KvMode) -> Result<SequenceCache> {
+        let cache = SequenceCache::new(&self.ops, &self.layout, mode)?;
+        Ok(cache.with_states(&self.ops, &self.states))
     }
 
     /// One pass over a ragged batch; the caches then hold the runs' tokens.

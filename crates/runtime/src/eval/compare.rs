@@ -59,9 +59,7 @@ impl<'e> Comparison<'e> {
     /// Tokens outside the vocabulary, failed operations.
     pub fn add(&mut self, window: &[u32]) -> Result<()> {
         let (engine, vocab) = (self.engine, self.engine.vocab());
-        let cache = |mode| -> Result<SequenceCache> {
-            Ok(SequenceCache::new(engine.ops(), engine.layout(), mode)?)
-        };
+        let cache = |mode| -> Result<SequenceCache> { engine.new_cache_in(mode) };
         let fp16 = cache(KvMode::Fp16)?;
         let caches: Vec<_> = self.modes.iter().map(|m| cache(m.mode)).collect::<Result<_>>()?;
         let logits = |tokens: &[u32], cache: &SequenceCache| {

@@ -1,17 +1,74 @@
-//! What several families read from `config.json`: heads, rotary embeddings, windows per layer.
+//! What several families read from `config.json`: sizes, heads, rotary embeddings, windows per
+//! layer. [`DecoderConfig`] is all of it.
 
-use mlxcel_core::{AttentionSpec, Rope, RopeScaling};
+use mlxcel_core::{Activation, AttentionSpec, Rope, RopeScaling};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::loading::{NormKind, NormRule};
 use crate::{Error, Result};
 
 /// Largest value that any size in a configuration may have; products of two stay within `usize`.
 pub(super) const MAX_SIZE: usize = 1 << 28;
 
+/// What the configuration of every decoder with attention states.
+#[derive(Debug, Deserialize)]
+pub(super) struct DecoderConfig {
+    #[serde(flatten)]
+    pub(super) sizes: Sizes,
+    #[serde(flatten)]
+    heads: Heads,
+    #[serde(flatten)]
+    pub(super) rope: RopeConfig,
+    #[serde(flatten)]
+    pub(super) windows: LayerWindows,
+}
+
+impl DecoderConfig {
+    /// Tokens for which there are learned positions.
+    pub(super) fn positions(&self) -> Result<usize> {
+        let stated = self.rope.max_position_embeddings;
+        stated
+            .map(|tokens| tokens as usize)
+            .ok_or_else(|| Error::config("it has no max_position_embeddings (n_positions)"))
+    }
+
+    /// The head counts, which fit together.
+    pub(super) fn heads(&self) -> Result<HeadShape> {
+        self.heads.shape(self.sizes.hidden_size)
+    }
+}
+
+/// The sizes that most decoders state under the same names.
+#[derive(Debug, Deserialize)]
+pub(super) struct Sizes {
+    pub(super) hidden_size: usize,
+    pub(super) num_hidden_layers: usize,
+    pub(super) intermediate_size: usize,
+    #[serde(alias = "norm_epsilon", alias = "layer_norm_eps", alias = "layer_norm_epsilon")]
+    rms_norm_eps: Option<f32>,
+    pub(super) vocab_size: usize,
+    pub(super) tie_word_embeddings: Option<bool>,
+}
+
+impl Sizes {
+    /// The rule of the decoder's norms; the configuration must state their epsilon.
+    pub(super) fn norm(&self, kind: NormKind) -> Result<NormRule> {
+        let eps = self.rms_norm_eps.ok_or_else(|| {
+            Error::config("it has no rms_norm_eps (norm_epsilon, layer_norm_eps)")
+        })?;
+        Ok(NormRule { kind, eps })
+    }
+
+    /// The same with the epsilon that the family's class takes where none is stated.
+    pub(super) fn norm_or(&self, kind: NormKind, eps: f32) -> NormRule {
+        NormRule { kind, eps: self.rms_norm_eps.unwrap_or(eps) }
+    }
+}
+
 /// The head counts of grouped-query attention as a configuration states them.
 #[derive(Debug, Deserialize)]
-pub(super) struct Heads {
+struct Heads {
     num_attention_heads: usize,
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
@@ -27,7 +84,7 @@ pub(super) struct HeadShape {
 
 impl Heads {
     /// Checks the counts against each other; `head_dim` defaults to `hidden_size / heads`.
-    pub(super) fn shape(&self, hidden_size: usize) -> Result<HeadShape> {
+    fn shape(&self, hidden_size: usize) -> Result<HeadShape> {
         let query_heads = self.num_attention_heads;
         let kv_heads = self.num_key_value_heads.unwrap_or(query_heads);
         let sizes = [
@@ -77,37 +134,78 @@ impl HeadShape {
     }
 }
 
-/// `dims · factor`, truncated as the reference implementations do; the whole head without a factor.
+/// `dims · factor`, truncated as the reference implementations do.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     clippy::cast_precision_loss,
     reason = "head dimensions are small"
 )]
-pub(super) fn partial(dims: usize, factor: Option<f64>) -> usize {
-    factor.map_or(dims, |f| (dims as f64 * f) as usize)
+fn partial(dims: usize, factor: f64) -> usize {
+    (dims as f64 * factor) as usize
+}
+
+/// The activation of this name in `config.json`.
+pub(super) fn activation(name: &str) -> Result<Activation> {
+    match name {
+        "silu" | "swish" => Ok(Activation::Silu),
+        "gelu" => Ok(Activation::GeluErf),
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
+        other => Err(Error::config(format!(
+            "activation \"{other}\" is not supported (supported: silu, gelu, gelu_new, gelu_pytorch_tanh)"
+        ))),
+    }
+}
+
+/// What a family's class takes where the configuration does not say.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RopeDefaults {
+    pub(super) theta: f64,
+    /// Whether neighbours are paired, rather than halves.
+    pub(super) traditional: bool,
+    /// Share of a head that is rotated.
+    pub(super) partial: f64,
+}
+
+impl Default for RopeDefaults {
+    fn default() -> Self {
+        Self { theta: 10_000.0, traditional: false, partial: 1.0 }
+    }
 }
 
 /// The rotary keys of a configuration, in transformers 4 (`rope_theta`, `rope_scaling`) or 5
 /// (`rope_parameters`) spelling.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub(super) struct RopeConfig {
     rope_theta: Option<f64>,
     rope_scaling: Option<Map<String, Value>>,
     rope_parameters: Option<Map<String, Value>>,
-    max_position_embeddings: Option<f64>,
+    max_position_embeddings: Option<u32>,
     original_max_position_embeddings: Option<f64>,
-    #[serde(default)]
-    rope_traditional: bool,
+    partial_rotary_factor: Option<f64>,
+    rope_traditional: Option<bool>,
 }
 
 impl RopeConfig {
-    /// The rotary embedding over `dims` dimensions of a head.
-    pub(super) fn build(&self, dims: usize) -> Result<Rope> {
-        let nested =
-            self.rope_parameters.as_ref().and_then(|p| p.get("rope_theta")).and_then(Value::as_f64);
-        let theta = self.rope_theta.or(nested).unwrap_or(10_000.0);
-        Ok(Rope::new(dims, theta, self.rope_traditional, &self.scaling()?)?)
+    /// What is stated for layers of the type `kind` alone (transformers 5).
+    pub(super) fn of_layer_type(&self, kind: &str) -> Option<Self> {
+        let parameters = self.rope_parameters.as_ref()?.get(kind)?.as_object()?.clone();
+        Some(Self { rope_parameters: Some(parameters), ..Self::default() })
+    }
+
+    /// The rotary embedding of heads of `head_dim` dimensions.
+    pub(super) fn build(&self, head_dim: usize) -> Result<Rope> {
+        self.build_or(head_dim, RopeDefaults::default())
+    }
+
+    /// The same with a family's own defaults.
+    pub(super) fn build_or(&self, head_dim: usize, defaults: RopeDefaults) -> Result<Rope> {
+        let nested = |key: &str| self.rope_parameters.as_ref().and_then(|p| p.get(key)?.as_f64());
+        let theta = self.rope_theta.or_else(|| nested("rope_theta")).unwrap_or(defaults.theta);
+        let share = self.partial_rotary_factor.or_else(|| nested("partial_rotary_factor"));
+        let dims = partial(head_dim, share.unwrap_or(defaults.partial));
+        let traditional = self.rope_traditional.unwrap_or(defaults.traditional);
+        Ok(Rope::new(dims, theta, traditional, &self.scaling()?)?)
     }
 
     fn scaling(&self) -> Result<RopeScaling> {
@@ -150,7 +248,7 @@ impl RopeConfig {
             .or(self.original_max_position_embeddings);
         Ok(RopeScaling::LongRope {
             long_factor: keys.list("long_factor")?,
-            max_context: self.max_position_embeddings.unwrap_or(131_072.0),
+            max_context: self.max_position_embeddings.map_or(131_072.0, f64::from),
             original_context: original.unwrap_or(4096.0),
         })
     }
@@ -202,6 +300,11 @@ pub(super) struct LayerWindows {
 }
 
 impl LayerWindows {
+    /// The window of a family whose layers all have it, in tokens.
+    pub(super) fn everywhere(&self) -> Option<usize> {
+        self.sliding_window
+    }
+
     /// The window of layer `layer`, in tokens, where `use_sliding_window` decides.
     pub(super) fn opt_in(&self, layer: usize) -> Result<Option<usize>> {
         if !self.use_sliding_window.unwrap_or(false) {
@@ -214,7 +317,15 @@ impl LayerWindows {
     pub(super) fn of(&self, layer: usize, by_default: bool) -> Result<Option<usize>> {
         let slides = match self.layer_types.as_ref().map(|types| types.get(layer)) {
             None => by_default,
-            Some(Some(kind)) => kind == "sliding_attention",
+            Some(Some(kind)) => match kind.as_str() {
+                "sliding_attention" => true,
+                "full_attention" => false,
+                other => {
+                    return Err(Error::config(format!(
+                        "layer_types says \"{other}\" of layer {layer} (known: full_attention, sliding_attention)"
+                    )));
+                }
+            },
             Some(None) => {
                 return Err(Error::config(format!("layer_types has no entry for layer {layer}")));
             }

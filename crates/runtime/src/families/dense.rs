@@ -1,35 +1,40 @@
-//! The pre-norm decoder that most dense families share: RMS norm, grouped-query attention with
-//! rotary embeddings, SwiGLU.
+//! The decoder that dense families share: embeddings, layers of attention and a feed-forward part
+//! with norms around each, a last norm and a head.
 //!
-//! Owns the four blocks `Attention`, `Mlp`, `Block`, `Model`; a family that uses them adds its
-//! `Config` and says how its attention is built. A family whose blocks differ writes its own.
+//! Owns the blocks `Attention`, `Mlp` (gated) and `PlainMlp`, `Block` and `Model`; a family that
+//! uses them adds its `Config` and says which norms, scales and parts there are. A family whose
+//! blocks differ writes its own behind [`Layer`], [`Mixer`] or [`FeedForward`].
 
-use mlxcel_core::layers::{Embedding, Linear, RmsNorm};
-use mlxcel_core::{Array, AttentionSpec, Batch, LayerLayout, Ops, Rope};
-use serde::Deserialize;
+use mlxcel_core::layers::{Embedding, Linear, Norm, RmsNorm};
+use mlxcel_core::{Activation, Array, AttentionSpec, Batch, LayerLayout, Map, Ops, Rope};
 
 use super::LanguageModel;
-use super::config::HeadShape;
+use super::config::{DecoderConfig, HeadShape, Sizes};
 use crate::Result;
-use crate::loading::{Bias, Weights};
+use crate::loading::{Bias, NormKind, NormRule, Weights};
 
-/// The sizes that every family of this layout states under the same names.
-#[derive(Debug, Deserialize)]
-pub(super) struct Sizes {
-    pub(super) hidden_size: usize,
-    pub(super) num_hidden_layers: usize,
-    pub(super) intermediate_size: usize,
-    pub(super) rms_norm_eps: f32,
-    pub(super) vocab_size: usize,
-    pub(super) tie_word_embeddings: Option<bool>,
+/// What mixes the tokens of a sequence: attention, or something that takes its place.
+pub(super) trait Mixer {
+    /// What it keeps per token.
+    fn layout(&self) -> LayerLayout;
+
+    /// `[total tokens, hidden]` to the same; `layer` is the index of its cache.
+    fn forward(&self, cx: &Batch, layer: usize, x: &Array) -> Result<Array>;
 }
 
-/// Grouped-query attention; norms over heads and rotation only where the family has them.
+/// What transforms each token by itself.
+pub(super) trait FeedForward {
+    /// `[total tokens, hidden]` to the same.
+    fn forward(&self, cx: &Batch, x: &Array) -> Result<Array>;
+}
+
+/// Grouped-query attention; norms and rotation only where the family has them.
 pub(super) struct Attention {
     pub(super) q_proj: Linear,
     pub(super) k_proj: Linear,
     pub(super) v_proj: Linear,
     pub(super) o_proj: Linear,
+    /// Over each head or over all of them, as long as the norms' weights are.
     pub(super) qk_norm: Option<(RmsNorm, RmsNorm)>,
     pub(super) rope: Option<Rope>,
     pub(super) spec: AttentionSpec,
@@ -58,11 +63,24 @@ impl Attention {
         bias: ProjectionBias,
         rope: Option<Rope>,
     ) -> Result<Self> {
+        let o_proj = w.linear("o_proj", heads.query_size(), hidden, bias.output)?;
+        Self::with_output(w, heads, bias.qkv, o_proj, rope)
+    }
+
+    /// The same around an output projection of another name.
+    pub(super) fn with_output(
+        w: &Weights,
+        heads: HeadShape,
+        bias: Bias,
+        o_proj: Linear,
+        rope: Option<Rope>,
+    ) -> Result<Self> {
+        let (hidden, _) = o_proj.weight.shape();
         Ok(Self {
-            q_proj: w.linear("q_proj", hidden, heads.query_size(), bias.qkv)?,
-            k_proj: w.linear("k_proj", hidden, heads.kv_size(), bias.qkv)?,
-            v_proj: w.linear("v_proj", hidden, heads.kv_size(), bias.qkv)?,
-            o_proj: w.linear("o_proj", heads.query_size(), hidden, bias.output)?,
+            q_proj: w.linear("q_proj", hidden, heads.query_size(), bias)?,
+            k_proj: w.linear("k_proj", hidden, heads.kv_size(), bias)?,
+            v_proj: w.linear("v_proj", hidden, heads.kv_size(), bias)?,
+            o_proj,
             qk_norm: None,
             rope,
             spec: heads.attention(),
@@ -73,6 +91,12 @@ impl Attention {
     pub(super) fn windowed(mut self, window: Option<usize>) -> Result<Self> {
         self.spec = self.spec.with_window(window)?;
         Ok(self)
+    }
+}
+
+impl Mixer for Attention {
+    fn layout(&self) -> LayerLayout {
+        self.spec.layout()
     }
 
     fn forward(&self, cx: &Batch, layer: usize, x: &Array) -> Result<Array> {
@@ -90,104 +114,220 @@ impl Attention {
     }
 }
 
-/// SwiGLU: `down(silu(gate(x)) · up(x))`.
+/// A gated linear unit: `down(activation(gate(x)) · up(x))`; SwiGLU with SiLU.
 pub(super) struct Mlp {
     pub(super) gate_proj: Linear,
     pub(super) up_proj: Linear,
     pub(super) down_proj: Linear,
+    pub(super) activation: Activation,
 }
 
 impl Mlp {
-    /// Reads `gate_proj`, `up_proj` and `down_proj`.
+    /// Reads the SwiGLU of `gate_proj`, `up_proj` and `down_proj`.
     pub(super) fn load(w: &Weights, s: &Sizes, bias: Bias) -> Result<Self> {
         Ok(Self {
             gate_proj: w.linear("gate_proj", s.hidden_size, s.intermediate_size, bias)?,
             up_proj: w.linear("up_proj", s.hidden_size, s.intermediate_size, bias)?,
             down_proj: w.linear("down_proj", s.intermediate_size, s.hidden_size, bias)?,
+            activation: Activation::Silu,
         })
     }
 
+    /// Reads the SwiGLU of `gate_up_proj`, where both are stacked, and `down_proj`.
+    pub(super) fn load_fused(w: &Weights, s: &Sizes) -> Result<Self> {
+        let rows = [s.intermediate_size, s.intermediate_size];
+        let [gate_proj, up_proj] =
+            w.fused_linear("gate_up_proj", s.hidden_size, rows, Bias::None)?;
+        let down_proj = w.linear("down_proj", s.intermediate_size, s.hidden_size, Bias::None)?;
+        Ok(Self { gate_proj, up_proj, down_proj, activation: Activation::Silu })
+    }
+}
+
+impl FeedForward for Mlp {
     fn forward(&self, cx: &Batch, x: &Array) -> Result<Array> {
-        let hidden = cx.ops().swiglu(x, &self.gate_proj, &self.up_proj)?;
+        let hidden = cx.ops().glu(x, &self.gate_proj, &self.up_proj, self.activation)?;
         Ok(cx.ops().linear(&hidden, &self.down_proj)?)
     }
 }
 
-/// One pre-norm layer.
+/// Two projections: `output(activation(input(x)))`.
+pub(super) struct PlainMlp {
+    pub(super) input: Linear,
+    pub(super) output: Linear,
+    pub(super) activation: Activation,
+}
+
+impl FeedForward for PlainMlp {
+    fn forward(&self, cx: &Batch, x: &Array) -> Result<Array> {
+        let hidden = cx.ops().linear(x, &self.input)?;
+        let hidden = cx.ops().map(&hidden, Map::Activation(self.activation))?;
+        Ok(cx.ops().linear(&hidden, &self.output)?)
+    }
+}
+
+/// What stands around a part of a block: `x + scale · after(part(before(x)))`.
+#[derive(Default)]
+pub(super) struct Around {
+    pub(super) before: Option<Norm>,
+    pub(super) after: Option<Norm>,
+    pub(super) scale: Option<f32>,
+}
+
+impl Around {
+    fn apply(
+        &self,
+        ops: &Ops,
+        x: &Array,
+        part: impl FnOnce(&Array) -> Result<Array>,
+    ) -> Result<Array> {
+        let mut y = match &self.before {
+            Some(norm) => part(&ops.norm(x, norm)?)?,
+            None => part(x)?,
+        };
+        if let Some(norm) = &self.after {
+            y = ops.norm(&y, norm)?;
+        }
+        if let Some(scale) = self.scale {
+            y = ops.map(&y, Map::Scale(scale))?;
+        }
+        Ok(ops.add(x, &y)?)
+    }
+}
+
+/// One layer of a [`Model`].
+pub(super) trait Layer {
+    /// What it keeps per token.
+    fn layout(&self) -> LayerLayout;
+
+    /// `[total tokens, hidden]` to the same; `layer` is its index.
+    fn forward(&self, cx: &Batch, layer: usize, x: &Array) -> Result<Array>;
+}
+
+/// A mixer, then a feed-forward part.
 pub(super) struct Block {
-    self_attn: Attention,
-    mlp: Mlp,
-    input_layernorm: RmsNorm,
-    post_attention_layernorm: RmsNorm,
+    pub(super) mixer: Box<dyn Mixer>,
+    pub(super) mlp: Box<dyn FeedForward>,
+    pub(super) around_mixer: Around,
+    pub(super) around_mlp: Around,
 }
 
 impl Block {
-    fn load(w: &Weights, s: &Sizes, self_attn: Attention, mlp: Mlp) -> Result<Self> {
-        let norm = |name| w.rms_norm(name, s.hidden_size, s.rms_norm_eps);
+    /// A block with `input_layernorm` before the mixer and `post_attention_layernorm` before the
+    /// feed-forward part.
+    pub(super) fn pre_norm(
+        w: &Weights,
+        hidden: usize,
+        norm: NormRule,
+        mixer: impl Mixer + 'static,
+        mlp: impl FeedForward + 'static,
+    ) -> Result<Self> {
+        let before = |name| {
+            Ok::<_, crate::Error>(Around {
+                before: Some(w.norm(name, hidden, norm)?),
+                ..Around::default()
+            })
+        };
         Ok(Self {
-            self_attn,
-            mlp,
-            input_layernorm: norm("input_layernorm")?,
-            post_attention_layernorm: norm("post_attention_layernorm")?,
+            mixer: Box::new(mixer),
+            mlp: Box::new(mlp),
+            around_mixer: before("input_layernorm")?,
+            around_mlp: before("post_attention_layernorm")?,
         })
+    }
+}
+
+impl Layer for Block {
+    fn layout(&self) -> LayerLayout {
+        self.mixer.layout()
     }
 
     fn forward(&self, cx: &Batch, layer: usize, x: &Array) -> Result<Array> {
-        let normed = cx.ops().rms_norm(x, &self.input_layernorm)?;
-        let x = cx.ops().add(x, &self.self_attn.forward(cx, layer, &normed)?)?;
-        let normed = cx.ops().rms_norm(&x, &self.post_attention_layernorm)?;
-        Ok(cx.ops().add(&x, &self.mlp.forward(cx, &normed)?)?)
+        let x = self.around_mixer.apply(cx.ops(), x, |x| self.mixer.forward(cx, layer, x))?;
+        self.around_mlp.apply(cx.ops(), &x, |x| self.mlp.forward(cx, x))
     }
 }
 
 /// The whole decoder.
 pub(super) struct Model {
-    embed_tokens: Embedding,
-    layers: Vec<Block>,
-    norm: RmsNorm,
-    lm_head: Option<Linear>,
+    pub(super) embed_tokens: Embedding,
+    /// Learned positions, added to the tokens.
+    pub(super) positions: Option<Embedding>,
+    /// Factor on the embeddings.
+    pub(super) embed_scale: Option<f32>,
+    pub(super) layers: Vec<Box<dyn Layer>>,
+    pub(super) norm: Norm,
+    /// `None` where the embedding serves as head.
+    pub(super) lm_head: Option<Linear>,
+    /// What is done to the logits.
+    pub(super) logits: Option<Map>,
 }
 
 impl Model {
-    /// Reads the decoder; `attention` and `mlp` build those of a layer from its `self_attn` and
-    /// `mlp` tensors and its index.
-    pub(super) fn load(
+    /// Reads `model.embed_tokens`, `model.layers`, `model.norm` and `lm_head`; `layer` builds a
+    /// layer from its tensors and index.
+    pub(super) fn load<L: Layer + 'static>(
         w: &Weights,
         s: &Sizes,
-        attention: impl Fn(&Weights, usize) -> Result<Attention>,
-        mlp: impl Fn(&Weights) -> Result<Mlp>,
+        norm: NormRule,
+        layer: impl Fn(&Weights, usize) -> Result<L>,
     ) -> Result<Self> {
         let model = w.at("model");
-        let block = |w: &Weights, layer| {
-            Block::load(w, s, attention(&w.at("self_attn"), layer)?, mlp(&w.at("mlp"))?)
-        };
+        let boxed = |w: &Weights, i| Ok(Box::new(layer(w, i)?) as Box<dyn Layer>);
         Ok(Self {
             embed_tokens: model.embedding("embed_tokens", s.vocab_size, s.hidden_size)?,
-            layers: model.layers(s.num_hidden_layers, block)?,
-            norm: model.rms_norm("norm", s.hidden_size, s.rms_norm_eps)?,
+            positions: None,
+            embed_scale: None,
+            layers: model.layers("layers", s.num_hidden_layers, boxed)?,
+            norm: model.norm("norm", s.hidden_size, norm)?,
             lm_head: w.lm_head(s.tie_word_embeddings, s.hidden_size, s.vocab_size)?,
+            logits: None,
+        })
+    }
+
+    /// Reads a decoder of Llama's layout: RMS norms before each part. `attention` and `mlp` build
+    /// those of a layer from its `self_attn` and `mlp` tensors and its index.
+    pub(super) fn pre_norm<M: FeedForward + 'static>(
+        w: &Weights,
+        c: &DecoderConfig,
+        attention: impl Fn(&Weights, usize) -> Result<Attention>,
+        mlp: impl Fn(&Weights) -> Result<M>,
+    ) -> Result<Self> {
+        let norm = c.sizes.norm(NormKind::Rms)?;
+        Self::load(w, &c.sizes, norm, |w, layer| {
+            let attention = attention(&w.at("self_attn"), layer)?;
+            Block::pre_norm(w, c.sizes.hidden_size, norm, attention, mlp(&w.at("mlp"))?)
         })
     }
 }
 
 impl LanguageModel for Model {
     fn cache_layout(&self) -> Vec<LayerLayout> {
-        self.layers.iter().map(|layer| layer.self_attn.spec.layout()).collect()
+        self.layers.iter().map(|layer| layer.layout()).collect()
     }
 
     fn forward(&self, cx: &Batch) -> Result<Array> {
         let mut x = cx.ops().embed(cx.tokens(), &self.embed_tokens)?;
+        if let Some(scale) = self.embed_scale {
+            x = cx.ops().map(&x, Map::Scale(scale))?;
+        }
+        if let Some(positions) = &self.positions {
+            x = cx.ops().add(&x, &cx.embed_positions(positions)?)?;
+        }
         for (i, layer) in self.layers.iter().enumerate() {
             x = layer.forward(cx, i, &x)?;
             cx.ops().settle(&x)?;
         }
-        Ok(cx.ops().rms_norm(&x, &self.norm)?)
+        Ok(cx.ops().norm(&x, &self.norm)?)
     }
 
     fn logits(&self, ops: &Ops, hidden: &Array) -> Result<Array> {
-        match &self.lm_head {
-            Some(head) => Ok(ops.linear(hidden, head)?),
-            None => Ok(ops.embedding_logits(hidden, &self.embed_tokens)?),
+        let logits = match &self.lm_head {
+            Some(head) => ops.linear(hidden, head)?,
+            None => ops.embedding_logits(hidden, &self.embed_tokens)?,
+        };
+        match self.logits {
+            Some(function) => Ok(ops.map(&logits, function)?),
+            None => Ok(logits),
         }
     }
 }

@@ -3,34 +3,28 @@
 
 use serde::Deserialize;
 
-use super::config::{Heads, LayerWindows, RopeConfig};
-use super::dense::{Attention, Mlp, Model, ProjectionBias, Sizes};
+use super::config::DecoderConfig;
+use super::dense::{Attention, Mlp, Model, ProjectionBias};
 use crate::Result;
 use crate::loading::{Bias, Weights};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(flatten)]
-    sizes: Sizes,
-    #[serde(flatten)]
-    heads: Heads,
-    #[serde(flatten)]
-    rope: RopeConfig,
-    #[serde(flatten)]
-    windows: LayerWindows,
+    decoder: DecoderConfig,
 }
 
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    let heads = c.heads.shape(c.sizes.hidden_size)?;
+    let heads = c.decoder.heads()?;
     let bias = ProjectionBias::all(Bias::None);
-    let rope = c.rope.build(heads.head_dim)?;
-    Model::load(
+    let rope = c.decoder.rope.build(heads.head_dim)?;
+    Model::pre_norm(
         w,
-        &c.sizes,
+        &c.decoder,
         |w, layer| {
-            Attention::load(w, c.sizes.hidden_size, heads, bias, Some(rope.clone()))?
-                .windowed(c.windows.of(layer, true)?)
+            Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, Some(rope.clone()))?
+                .windowed(c.decoder.windows.of(layer, true)?)
         },
-        |w| Mlp::load(w, &c.sizes, Bias::None),
+        |w| Mlp::load(w, &c.decoder.sizes, Bias::None),
     )
 }

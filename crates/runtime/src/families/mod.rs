@@ -7,14 +7,30 @@
 
 mod check;
 mod config;
+mod deepseek;
 mod dense;
+mod gemma2;
+mod gemma3;
+mod glm4;
+mod gpt2;
+mod granite;
 mod llama;
+mod mamba2;
 mod mistral;
+mod mixtral;
+mod mla;
+mod moe;
+mod olmo2;
+mod olmoe;
+mod phi;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 mod smollm3;
+mod starcoder2;
 
+use mlxcel_core::recurrent::StateLayout;
 use mlxcel_core::{Array, Batch, LayerLayout, Ops};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -24,8 +40,13 @@ use crate::{Error, Result};
 
 /// A decoder that maps a ragged batch of tokens to hidden states and logits.
 pub trait LanguageModel {
-    /// What each layer keeps per sequence, in layer order.
+    /// What each layer with attention keeps per sequence, in layer order.
     fn cache_layout(&self) -> Vec<LayerLayout>;
+
+    /// What each recurrent layer keeps per sequence, in layer order, the others left out.
+    fn state_layout(&self) -> Vec<StateLayout> {
+        Vec::new()
+    }
 
     /// Runs every layer over the batch: `[total tokens, hidden]`, the final norm applied.
     ///
@@ -44,12 +65,27 @@ type Loader = fn(&Weights, &Value) -> Result<Box<dyn LanguageModel>>;
 
 /// Every family, by the `model_type` of its `config.json`.
 const FAMILIES: &[(&str, Loader)] = &[
+    ("deepseek_v2", |w, c| boxed(deepseek::load_v2(w, &parse(c)?, &parse(c)?)?)),
+    ("deepseek_v3", |w, c| boxed(deepseek::load_v3(w, &parse(c)?, &parse(c)?)?)),
+    ("gemma2", |w, c| boxed(gemma2::load(w, &parse(c)?)?)),
+    ("gemma3", |w, c| boxed(gemma3::load(w, &parse(c)?)?)),
+    ("gemma3_text", |w, c| boxed(gemma3::load(w, &parse(c)?)?)),
+    ("glm4", |w, c| boxed(glm4::load(w, &parse(c)?)?)),
+    ("gpt2", |w, c| boxed(gpt2::load(w, &parse(c)?)?)),
+    ("granite", |w, c| boxed(granite::load(w, &parse(c)?)?)),
     ("llama", |w, c| boxed(llama::load(w, &parse(c)?)?)),
+    ("mamba2", |w, c| boxed(mamba2::load(w, &parse(c)?)?)),
     ("mistral", |w, c| boxed(mistral::load(w, &parse(c)?)?)),
+    ("mixtral", |w, c| boxed(mixtral::load(w, &parse(c)?)?)),
+    ("olmo2", |w, c| boxed(olmo2::load(w, &parse(c)?)?)),
+    ("olmoe", |w, c| boxed(olmoe::load(w, &parse(c)?)?)),
+    ("phi", |w, c| boxed(phi::load(w, &parse(c)?)?)),
     ("phi3", |w, c| boxed(phi3::load(w, &parse(c)?)?)),
     ("qwen2", |w, c| boxed(qwen2::load(w, &parse(c)?)?)),
     ("qwen3", |w, c| boxed(qwen3::load(w, &parse(c)?)?)),
+    ("qwen3_moe", |w, c| boxed(qwen3_moe::load(w, &parse(c)?)?)),
     ("smollm3", |w, c| boxed(smollm3::load(w, &parse(c)?)?)),
+    ("starcoder2", |w, c| boxed(starcoder2::load(w, &parse(c)?)?)),
 ];
 
 /// The `model_type`s that this crate runs, sorted.

@@ -2,34 +2,28 @@
 
 use serde::Deserialize;
 
-use super::config::{Heads, LayerWindows, RopeConfig};
-use super::dense::{Attention, Mlp, Model, ProjectionBias, Sizes};
+use super::config::DecoderConfig;
+use super::dense::{Attention, Mlp, Model, ProjectionBias};
 use crate::Result;
 use crate::loading::{Bias, Weights};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(flatten)]
-    sizes: Sizes,
-    #[serde(flatten)]
-    heads: Heads,
-    #[serde(flatten)]
-    rope: RopeConfig,
-    #[serde(flatten)]
-    windows: LayerWindows,
+    decoder: DecoderConfig,
 }
 
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    let heads = c.heads.shape(c.sizes.hidden_size)?;
+    let heads = c.decoder.heads()?;
     let bias = ProjectionBias { qkv: Bias::Required, output: Bias::None };
-    let rope = c.rope.build(heads.head_dim)?;
-    Model::load(
+    let rope = c.decoder.rope.build(heads.head_dim)?;
+    Model::pre_norm(
         w,
-        &c.sizes,
+        &c.decoder,
         |w, layer| {
-            Attention::load(w, c.sizes.hidden_size, heads, bias, Some(rope.clone()))?
-                .windowed(c.windows.opt_in(layer)?)
+            Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, Some(rope.clone()))?
+                .windowed(c.decoder.windows.opt_in(layer)?)
         },
-        |w| Mlp::load(w, &c.sizes, Bias::None),
+        |w| Mlp::load(w, &c.decoder.sizes, Bias::None),
     )
 }

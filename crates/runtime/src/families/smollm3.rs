@@ -2,21 +2,15 @@
 
 use serde::Deserialize;
 
-use super::config::{Heads, LayerWindows, RopeConfig};
-use super::dense::{Attention, Mlp, Model, ProjectionBias, Sizes};
+use super::config::DecoderConfig;
+use super::dense::{Attention, Mlp, Model, ProjectionBias};
 use crate::loading::{Bias, Weights};
 use crate::{Error, Result};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(flatten)]
-    sizes: Sizes,
-    #[serde(flatten)]
-    heads: Heads,
-    #[serde(flatten)]
-    rope: RopeConfig,
-    #[serde(flatten)]
-    windows: LayerWindows,
+    decoder: DecoderConfig,
     #[serde(default)]
     attention_bias: bool,
     #[serde(default)]
@@ -31,24 +25,28 @@ impl Config {
         let interval = self.no_rope_layer_interval.unwrap_or(4).max(1);
         match &self.no_rope_layers {
             None => Ok(!(layer + 1).is_multiple_of(interval)),
-            Some(list) if list.len() == self.sizes.num_hidden_layers => Ok(list[layer] != 0),
+            Some(list) if list.len() == self.decoder.sizes.num_hidden_layers => {
+                Ok(list[layer] != 0)
+            }
             Some(list) => Err(Error::config(format!(
                 "no_rope_layers has {} entries for {} layers",
                 list.len(),
-                self.sizes.num_hidden_layers
+                self.decoder.sizes.num_hidden_layers
             ))),
         }
     }
 }
 
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    let heads = c.heads.shape(c.sizes.hidden_size)?;
+    let heads = c.decoder.heads()?;
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));
-    let rope = c.rope.build(heads.head_dim)?;
+    let rope = c.decoder.rope.build(heads.head_dim)?;
     let attention = |w: &Weights, layer| {
         let rope = c.rotates(layer)?.then(|| rope.clone());
-        Attention::load(w, c.sizes.hidden_size, heads, bias, rope)?
-            .windowed(c.windows.opt_in(layer)?)
+        Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, rope)?
+            .windowed(c.decoder.windows.opt_in(layer)?)
     };
-    Model::load(w, &c.sizes, attention, |w| Mlp::load(w, &c.sizes, Bias::when(c.mlp_bias)))
+    Model::pre_norm(w, &c.decoder, attention, |w| {
+        Mlp::load(w, &c.decoder.sizes, Bias::when(c.mlp_bias))
+    })
 }

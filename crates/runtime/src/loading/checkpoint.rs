@@ -9,6 +9,7 @@ use mlxcel_estimator::Dtype as FileDtype;
 use mlxcel_estimator::headers::{self, Header, TensorInfo};
 use serde_json::Value;
 
+use super::fingerprint::Fnv;
 use crate::engine::ModelSource;
 use crate::{Error, Result, builtin};
 
@@ -18,12 +19,19 @@ pub(super) struct Rows {
     pub(super) first: usize,
     pub(super) count: usize,
     pub(super) total: usize,
+    /// Where the file holds the matrix as a stack of that many.
+    pub(super) parts: Option<usize>,
 }
 
 impl Rows {
     /// All of `total` rows.
     pub(super) fn all(total: usize) -> Self {
-        Self { first: 0, count: total, total }
+        Self { first: 0, count: total, total, parts: None }
+    }
+
+    /// All rows of a stack of `parts` matrices of `rows` rows, one after the other.
+    pub(super) fn stack(parts: usize, rows: usize) -> Self {
+        Self { parts: Some(parts), ..Self::all(parts * rows) }
     }
 }
 
@@ -94,18 +102,34 @@ impl Checkpoint {
         self.tensors.contains_key(name)
     }
 
-    /// The rows `rows` of the tensor `name`, which must have the shape `expected` as a whole.
+    /// A checksum (FNV-1a) of every tensor's name, type, shape and bytes as they are mapped now:
+    /// whoever uses the tensors must leave it as it is.
+    #[must_use]
+    pub fn checksum(&self) -> u64 {
+        let mut names: Vec<_> = self.tensors.iter().collect();
+        names.sort_by_key(|(name, _)| *name);
+        let mut hash = Fnv::default();
+        for (name, (file, info)) in names {
+            let bytes = row_range(info, Rows::all(1));
+            hash.tensor(name, info, self.files[*file].bytes().get(bytes).unwrap_or_default());
+        }
+        hash.0
+    }
+
+    /// The rows `rows` of the tensor `name`, which must have the shape `expected` as a whole; a
+    /// stack of matrices has one dimension more in the file.
     pub(super) fn tensor(&self, name: &str, expected: &[usize], rows: Rows) -> Result<Array> {
         let missing = || Error::MissingTensor { name: name.to_owned(), dir: self.origin.clone() };
         let (file, info) = self.tensors.get(name).ok_or_else(missing)?;
         let found: Vec<usize> =
             info.shape.iter().map(|&d| usize::try_from(d).unwrap_or(usize::MAX)).collect();
-        if found != expected {
-            return Err(Error::TensorShape {
-                name: name.to_owned(),
-                found,
-                expected: expected.to_vec(),
-            });
+        let mut stored = expected.to_vec();
+        if let Some(parts) = rows.parts {
+            stored[0] /= parts.max(1);
+            stored.insert(0, parts);
+        }
+        if found != stored {
+            return Err(Error::TensorShape { name: name.to_owned(), found, expected: stored });
         }
         let dtype = array_dtype(name, info.dtype)?;
         let range = row_range(info, rows);
@@ -130,7 +154,8 @@ fn row_range(info: &TensorInfo, rows: Rows) -> Range<usize> {
     start + rows.first * row_bytes..start + (rows.first + rows.count) * row_bytes
 }
 
-/// Reads a model's `config.json` and checks what can be checked without its tensors.
+/// Reads a model's `config.json`, its language part flat and with its class's sizes
+/// ([`mlxcel_estimator::resolved_config`]), and checks what can be checked without its tensors.
 ///
 /// `Infinity` and `NaN`, which Python's tools write, are read as strings.
 ///
@@ -151,7 +176,7 @@ pub fn read_config(source: &ModelSource) -> Result<Value> {
     let text = std::str::from_utf8(&bytes)
         .map_err(|_| Error::config(format!("{} is not UTF-8 text", path.display())))?;
     let config = mlxcel_estimator::parse_object(text, &path.display().to_string())?;
-    let config = Value::Object(config);
+    let config = Value::Object(mlxcel_estimator::resolved_config(&config)?);
     crate::families::check_supported(&config)?;
     Ok(config)
 }

@@ -89,7 +89,7 @@ fn sample(info: &TensorInfo) -> (u64, u64) {
 }
 
 /// FNV-1a, 64 bits (Fowler, Noll and Vo).
-struct Fnv(u64);
+pub(super) struct Fnv(pub(super) u64);
 
 impl Default for Fnv {
     fn default() -> Self {
@@ -110,7 +110,7 @@ impl Fnv {
         self.bytes(bytes);
     }
 
-    fn tensor(&mut self, name: &str, info: &TensorInfo, sample: &[u8]) {
+    pub(super) fn tensor(&mut self, name: &str, info: &TensorInfo, sample: &[u8]) {
         self.field(name.as_bytes());
         self.field(info.dtype.name().as_bytes());
         let shape: Vec<u8> = info.shape.iter().flat_map(|dim| dim.to_le_bytes()).collect();

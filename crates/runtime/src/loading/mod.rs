@@ -4,11 +4,14 @@
 //! an array over the mapped bytes when a family asks for it by name and shape.
 
 mod checkpoint;
+mod experts;
 mod fingerprint;
 mod quantization;
+mod recurrent;
 mod weights;
 
 pub(crate) use self::checkpoint::size_of;
 pub use self::checkpoint::{Checkpoint, read_config};
+pub use self::experts::ExpertShape;
 pub use self::fingerprint::Fingerprint;
-pub use self::weights::{Bias, Source, Weights};
+pub use self::weights::{Bias, NormKind, NormRule, Source, Weights};

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use mlxcel_core::layers::{AffineWeight, Embedding, Linear, RmsNorm, Weight};
+use mlxcel_core::layers::{AffineWeight, Embedding, LayerNorm, Linear, Norm, RmsNorm, Weight};
 use mlxcel_core::{Array, Ops};
 
 use super::Checkpoint;
@@ -26,6 +26,26 @@ impl Bias {
     pub fn when(configured: bool) -> Self {
         if configured { Self::Required } else { Self::None }
     }
+}
+
+/// What kind of norm a family has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// Root mean square.
+    Rms,
+    /// Root mean square whose files hold the weight minus 1.
+    RmsPlusOne,
+    /// Mean and variance, with a bias.
+    Layer,
+}
+
+/// A kind of norm and what it adds to the variance or mean square.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NormRule {
+    /// What is computed.
+    pub kind: NormKind,
+    /// Added under the root.
+    pub eps: f32,
 }
 
 /// A checkpoint's tensors below a path such as `model.layers.3.mlp`.
@@ -70,6 +90,12 @@ impl<'a> Weights<'a> {
         Self { source: self.source, prefix: self.path(name) }
     }
 
+    /// All tensors of the checkpoint.
+    #[must_use]
+    pub fn root(&self) -> Self {
+        self.source.root()
+    }
+
     fn path(&self, name: &str) -> String {
         if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
     }
@@ -80,18 +106,19 @@ impl<'a> Weights<'a> {
         self.source.checkpoint.has(&self.path(name))
     }
 
-    /// Builds layers `layers.0` to `layers.{count − 1}`, reporting progress.
+    /// Builds layers `{name}.0` to `{name}.{count − 1}`, reporting progress.
     ///
     /// # Errors
     /// What `build` fails with.
     pub fn layers<T>(
         &self,
+        name: &str,
         count: usize,
         build: impl Fn(&Weights<'a>, usize) -> Result<T>,
     ) -> Result<Vec<T>> {
         let mut layers = Vec::with_capacity(count);
         for i in 0..count {
-            layers.push(build(&self.at(&format!("layers.{i}")), i)?);
+            layers.push(build(&self.at(&format!("{name}.{i}")), i)?);
             self.source.progress.borrow_mut().loading(i + 1, count);
         }
         Ok(layers)
@@ -102,12 +129,8 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// Missing or misshapen tensors, by name.
     pub fn linear(&self, name: &str, cols: usize, rows: usize, bias: Bias) -> Result<Linear> {
-        let layer = self.at(name);
-        let bias = match bias {
-            Bias::None => None,
-            Bias::Required => Some(layer.vector("bias", rows)?),
-        };
-        Ok(Linear { weight: layer.matrix(Rows::all(rows), cols)?, bias })
+        let [layer] = self.fused_linear(name, cols, [rows], bias)?;
+        Ok(layer)
     }
 
     /// Projections that the files hold stacked in one matrix: row ranges of it, without a copy.
@@ -119,17 +142,35 @@ impl<'a> Weights<'a> {
         name: &str,
         cols: usize,
         sizes: [usize; N],
+        bias: Bias,
+    ) -> Result<[Linear; N]> {
+        let layer = self.at(name);
+        stacked(sizes, |rows| {
+            Ok(Linear { weight: layer.matrix(rows, cols)?, bias: layer.bias(bias, rows)? })
+        })
+    }
+
+    /// The same where the files hold the matrix as `[in, out]` (GPT-2): a transposed copy.
+    ///
+    /// # Errors
+    /// As [`Self::linear`].
+    pub fn transposed_linear<const N: usize>(
+        &self,
+        name: &str,
+        cols: usize,
+        sizes: [usize; N],
+        bias: Bias,
     ) -> Result<[Linear; N]> {
         let layer = self.at(name);
         let total = sizes.iter().sum();
-        let mut first = 0;
-        let mut parts = Vec::with_capacity(N);
-        for size in sizes {
-            let rows = Rows { first, count: size, total };
-            parts.push(Linear { weight: layer.matrix(rows, cols)?, bias: None });
-            first += size;
-        }
-        parts.try_into().map_err(|_| Error::config("a fused projection has no parts"))
+        let shape = [cols, total];
+        let path = layer.path("weight");
+        let stored = self.source.checkpoint.tensor(&path, &shape, Rows::all(cols))?;
+        stacked(sizes, |rows| {
+            let range = rows.first..rows.first + rows.count;
+            let weight = Weight::Dense(self.source.ops.transposed(&stored, range)?);
+            Ok(Linear { weight: self.source.ops.matrix(weight)?, bias: layer.bias(bias, rows)? })
+        })
     }
 
     /// A token embedding table.
@@ -156,30 +197,81 @@ impl<'a> Weights<'a> {
         if tied { Ok(None) } else { self.linear("lm_head", hidden, vocab, Bias::None).map(Some) }
     }
 
-    /// An RMS norm's weight.
+    /// A norm over `dim` dimensions.
     ///
     /// # Errors
     /// As [`Self::linear`].
-    pub fn rms_norm(&self, name: &str, dim: usize, eps: f32) -> Result<RmsNorm> {
-        Ok(RmsNorm { weight: self.at(name).vector("weight", dim)?, eps })
+    pub fn norm(&self, name: &str, dim: usize, rule: NormRule) -> Result<Norm> {
+        if rule.kind != NormKind::Layer {
+            return self.rms_norm(name, dim, rule).map(Norm::Rms);
+        }
+        let layer = self.at(name);
+        let weight = layer.vector("weight", Rows::all(dim))?;
+        let bias = layer.bias(Bias::Required, Rows::all(dim))?;
+        Ok(Norm::Layer(LayerNorm { weight, bias, eps: rule.eps }))
     }
 
-    fn vector(&self, name: &str, len: usize) -> Result<Array> {
-        let array = self.source.checkpoint.tensor(&self.path(name), &[len], Rows::all(len))?;
-        Ok(self.source.ops.vector(array)?)
-    }
-
-    fn matrix(&self, rows: Rows, cols: usize) -> Result<Weight> {
-        let weight = if self.has("scales") {
-            self.affine(rows, cols, self.source.quantization.scheme(&self.prefix)?)?
-        } else {
-            Weight::Dense(self.source.checkpoint.tensor(
-                &self.path("weight"),
-                &[rows.total, cols],
-                rows,
-            )?)
+    /// An RMS norm over `dim` dimensions.
+    ///
+    /// # Errors
+    /// As [`Self::linear`], and a rule of another kind.
+    pub fn rms_norm(&self, name: &str, dim: usize, rule: NormRule) -> Result<RmsNorm> {
+        let layer = self.at(name);
+        let weight = match rule.kind {
+            NormKind::Rms => layer.vector("weight", Rows::all(dim))?,
+            NormKind::RmsPlusOne => {
+                let stored = layer.stored_vector("weight", Rows::all(dim))?;
+                self.source.ops.shifted_vector(stored, 1.0)?
+            }
+            NormKind::Layer => return Err(Error::config(format!("{name} is no RMS norm"))),
         };
-        Ok(self.source.ops.matrix(weight)?)
+        Ok(RmsNorm { weight, eps: rule.eps })
+    }
+
+    /// The elements of the vector `name` in fp32.
+    ///
+    /// # Errors
+    /// As [`Self::linear`].
+    pub fn values(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        Ok(self.source.ops.to_f32(&self.stored_vector(name, Rows::all(len))?)?)
+    }
+
+    fn bias(&self, bias: Bias, rows: Rows) -> Result<Option<Array>> {
+        match bias {
+            Bias::None => Ok(None),
+            Bias::Required => self.vector("bias", rows).map(Some),
+        }
+    }
+
+    /// What the tensors are prepared for.
+    pub(super) fn ops(&self) -> &Ops {
+        self.source.ops
+    }
+
+    pub(super) fn vector(&self, name: &str, rows: Rows) -> Result<Array> {
+        Ok(self.source.ops.vector(self.stored_vector(name, rows)?)?)
+    }
+
+    /// The tensor `name` in the type of the files.
+    pub(super) fn stored_tensor(&self, name: &str, shape: &[usize], rows: Rows) -> Result<Array> {
+        self.source.checkpoint.tensor(&self.path(name), shape, rows)
+    }
+
+    fn stored_vector(&self, name: &str, rows: Rows) -> Result<Array> {
+        self.source.checkpoint.tensor(&self.path(name), &[rows.total], rows)
+    }
+
+    pub(super) fn matrix(&self, rows: Rows, cols: usize) -> Result<Weight> {
+        Ok(self.source.ops.matrix(self.stored_matrix(rows, cols)?)?)
+    }
+
+    /// The matrix in the types of the files.
+    pub(super) fn stored_matrix(&self, rows: Rows, cols: usize) -> Result<Weight> {
+        if self.has("scales") {
+            return self.affine(rows, cols, self.source.quantization.scheme(&self.prefix)?);
+        }
+        let (name, shape) = (self.path("weight"), [rows.total, cols]);
+        Ok(Weight::Dense(self.source.checkpoint.tensor(&name, &shape, rows)?))
     }
 
     fn affine(&self, rows: Rows, cols: usize, scheme: Scheme) -> Result<Weight> {
@@ -204,4 +296,19 @@ impl<'a> Weights<'a> {
             bits,
         )?))
     }
+}
+
+/// Calls `part` with the row range of each of `sizes`, stacked in this order.
+fn stacked<const N: usize>(
+    sizes: [usize; N],
+    part: impl Fn(Rows) -> Result<Linear>,
+) -> Result<[Linear; N]> {
+    let total = sizes.iter().sum();
+    let mut first = 0;
+    let mut parts = Vec::with_capacity(N);
+    for count in sizes {
+        parts.push(part(Rows { first, count, total, parts: None })?);
+        first += count;
+    }
+    parts.try_into().map_err(|_| Error::config("a fused projection has no parts"))
 }

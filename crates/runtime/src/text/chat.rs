@@ -70,6 +70,17 @@ impl ChatMessage {
         Self { role: role.into(), content, extra: Map::new() }
     }
 
+    /// Whether the content is text alone, or absent.
+    #[must_use]
+    pub fn is_text(&self) -> bool {
+        match &self.content {
+            None | Some(Content::Text(_)) => true,
+            Some(Content::Parts(parts)) => {
+                parts.iter().all(|part| part.kind == "text" && part.text.is_some())
+            }
+        }
+    }
+
     /// The message as a template sees it. Three things differ from what was received, as they do
     /// in mlx-lm's server and in transformers: a content of text parts alone is one string, and an
     /// absent one is `""`; tool-call arguments that are JSON in a string are the JSON; and what a

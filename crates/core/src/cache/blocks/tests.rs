@@ -194,7 +194,7 @@ fn tolerance(stored: CacheType) -> f32 {
 
 fn layout(window: Option<usize>) -> LayerLayout {
     let window = window.and_then(NonZeroUsize::new);
-    LayerLayout { kv_heads: HEADS, key_dim: DIM, value_dim: DIM, window }
+    LayerLayout { kv_heads: HEADS, key_dim: DIM, value_dim: DIM, window, latent: false }
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {

@@ -43,7 +43,8 @@ fn check(held: &Held, written: &[u16], seen_from: usize) {
 
 fn run(window: Option<usize>, steps: &[(usize, usize)]) {
     let window = window.and_then(NonZeroUsize::new);
-    let layout = LayerLayout { kv_heads: HEADS, key_dim: DIM, value_dim: DIM, window };
+    let layout =
+        LayerLayout { kv_heads: HEADS, key_dim: DIM, value_dim: DIM, window, latent: false };
     let mut cache = ContiguousCache::new(&layout, KvMode::Fp16).unwrap();
     let mut written: Vec<u16> = Vec::new();
     for (time, &(tokens, back)) in (0u16..).zip(steps) {

@@ -99,7 +99,8 @@ impl Pass {
         let rows = |dim: usize| {
             span.start * layout.kv_heads * dim..(span.start + span.len) * layout.kv_heads * dim
         };
-        let (k, v) = (&k[rows(layout.key_dim)], &v[rows(layout.value_dim)]);
+        let own_values = if layout.latent { 0..0 } else { rows(layout.value_dim) };
+        let (k, v) = (&k[rows(layout.key_dim)], &v[own_values]);
         cache.append(&self.pool, span.position, k, v)
     }
 

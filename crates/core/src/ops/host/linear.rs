@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mlx_ffi::host::{HostInputs, HostOutputs, call, call_one};
 use mlx_ffi::{Array, Dtype};
-use mlxcel_kernels::elementwise::{Glu, glu};
+use mlxcel_kernels::elementwise::{self as kernel, Glu};
 use mlxcel_kernels::matmul::{matmul, matmul_glu};
 use mlxcel_kernels::weights::{Affine, FloatType, WeightMatrix};
 
@@ -15,20 +15,19 @@ use crate::shape::{ints, rows_cols};
 use crate::{Error, Result};
 
 /// What a kernel needs to know of a matrix besides its bytes.
-#[derive(Clone, Copy)]
-struct MatrixShape {
+#[derive(Clone, Copy, PartialEq)]
+pub(super) struct MatrixShape {
     rows: usize,
     cols: usize,
     /// Bits and group size; `None` for a dense matrix.
     affine: Option<(u32, usize)>,
     float: FloatType,
-    bias: bool,
 }
 
 impl MatrixShape {
-    fn of(layer: &Linear) -> Result<Self> {
-        let (rows, cols) = layer.weight.shape();
-        let (affine, floats) = match &layer.weight {
+    pub(super) fn of(weight: &Weight) -> Result<Self> {
+        let (rows, cols) = weight.shape();
+        let (affine, floats) = match weight {
             Weight::Dense(array) => (None, array),
             Weight::Affine(w) => {
                 let bits = u32::try_from(w.bits)
@@ -36,22 +35,16 @@ impl MatrixShape {
                 (Some((bits, w.group_size)), &w.scales)
             }
         };
-        Ok(Self {
-            rows,
-            cols,
-            affine,
-            float: float_type(floats.dtype())?,
-            bias: layer.bias.is_some(),
-        })
+        Ok(Self { rows, cols, affine, float: float_type(floats.dtype())? })
     }
 
-    /// How many inputs of a node hold this layer.
-    fn inputs(&self) -> usize {
-        usize::from(self.bias) + if self.affine.is_some() { 3 } else { 1 }
+    /// How many inputs of a node hold the matrix.
+    pub(super) fn inputs(&self) -> usize {
+        if self.affine.is_some() { 3 } else { 1 }
     }
 
     /// The matrix over the inputs from `at` on.
-    fn view<'a>(&self, inputs: &HostInputs<'a>, at: usize) -> Result<WeightMatrix<'a>> {
+    pub(super) fn view<'a>(&self, inputs: &HostInputs<'a>, at: usize) -> Result<WeightMatrix<'a>> {
         Ok(match self.affine {
             None => WeightMatrix::dense(self.rows, self.cols, self.float, inputs.bytes(at)?)?,
             Some((bits, group)) => {
@@ -74,7 +67,8 @@ type LayerView<'a> = (WeightMatrix<'a>, Option<&'a [f32]>);
 
 /// Several layers as the inputs of one node, after the activations (input 0).
 struct Layers {
-    shapes: Vec<MatrixShape>,
+    /// Of the matrix, and whether there is a bias.
+    shapes: Vec<(MatrixShape, bool)>,
 }
 
 impl Layers {
@@ -85,7 +79,8 @@ impl Layers {
             inputs.extend(layer.weight.arrays());
             inputs.extend(&layer.bias);
         }
-        let shapes = layers.iter().map(|layer| MatrixShape::of(layer)).collect::<Result<_>>()?;
+        let shape = |layer: &&Linear| Ok((MatrixShape::of(&layer.weight)?, layer.bias.is_some()));
+        let shapes = layers.iter().map(shape).collect::<Result<_>>()?;
         Ok((Self { shapes }, inputs))
     }
 
@@ -93,9 +88,9 @@ impl Layers {
     fn views<'a>(&self, inputs: &HostInputs<'a>) -> Result<Vec<LayerView<'a>>> {
         let mut at = 1;
         let mut views = Vec::with_capacity(self.shapes.len());
-        for shape in &self.shapes {
-            let next = at + shape.inputs();
-            let bias = if shape.bias { Some(inputs.f32(next - 1)?) } else { None };
+        for (shape, biased) in &self.shapes {
+            let next = at + shape.inputs() + usize::from(*biased);
+            let bias = if *biased { Some(inputs.f32(next - 1)?) } else { None };
             views.push((shape.view(inputs, at)?, bias));
             at = next;
         }
@@ -110,8 +105,11 @@ pub(crate) fn linears<const N: usize>(
 ) -> Result<[Array; N]> {
     let (shapes, inputs) = Layers::of(x, &layers)?;
     let (tokens, _) = rows_cols(x);
-    let outputs =
-        shapes.shapes.iter().map(|shape| ints([tokens, shape.rows])).collect::<Result<Vec<_>>>()?;
+    let outputs = shapes
+        .shapes
+        .iter()
+        .map(|(shape, _)| ints([tokens, shape.rows]))
+        .collect::<Result<Vec<_>>>()?;
     let specs: Vec<_> = outputs.iter().map(|shape| (&shape[..], Dtype::Float32)).collect();
     let (pool, precision) = (Arc::clone(ops.pool()), ops.precision());
     let results = call("linear", &inputs, &specs, move |inputs, mut outputs: HostOutputs<'_>| {
@@ -136,23 +134,28 @@ fn add_bias(bias: Option<&[f32]>, out: &mut [f32]) {
     }
 }
 
-pub(crate) fn swiglu(ops: &Ops, x: &Array, gate: &Linear, up: &Linear) -> Result<Array> {
+pub(crate) fn glu(
+    ops: &Ops,
+    x: &Array,
+    (gate, up): (&Linear, &Linear),
+    activation: Glu,
+) -> Result<Array> {
     if gate.bias.is_some() || up.bias.is_some() {
         let [gate, up] = linears(ops, x, [gate, up])?;
-        return elementwise(ops, "swiglu", &[&gate, &up], |pool, inputs, out| {
+        return elementwise(ops, "glu", &[&gate, &up], move |pool, inputs, out| {
             out.copy_from_slice(inputs.f32(0)?);
-            Ok(glu(pool, Glu::Silu, out, inputs.f32(1)?)?)
+            Ok(kernel::glu(pool, activation, out, inputs.f32(1)?)?)
         });
     }
     let (shapes, inputs) = Layers::of(x, &[gate, up])?;
     let (pool, precision) = (Arc::clone(ops.pool()), ops.precision());
     let shape = ints([rows_cols(x).0, gate.weight.shape().0])?;
-    let node = call_one("swiglu", &inputs, (&shape, Dtype::Float32), move |inputs, mut outputs| {
+    let node = call_one("glu", &inputs, (&shape, Dtype::Float32), move |inputs, mut outputs| {
         let views = shapes.views(&inputs)?;
         let [(gate, _), (up, _)] = views[..] else {
             return Err(Error::Config { what: "a gated layer has two matrices".into() });
         };
-        Ok(matmul_glu(&pool, inputs.f32(0)?, (gate, up), Glu::Silu, outputs.f32(0)?, precision)?)
+        Ok(matmul_glu(&pool, inputs.f32(0)?, (gate, up), activation, outputs.f32(0)?, precision)?)
     });
     Ok(node?)
 }

@@ -1,21 +1,25 @@
 //! The host kernel set: `mlxcel-kernels` as MLX graph nodes. Activations are fp32, row-contiguous.
 
 mod attention;
+mod experts;
 mod linear;
+mod recurrent;
 
 use std::sync::Arc;
 
 use mlx_ffi::host::{HostInputs, HostOutputs, call_one};
 use mlx_ffi::{Array, Dtype};
-use mlxcel_kernels::elementwise::add_assign;
+use mlxcel_kernels::elementwise::{self as kernel, Map, add_assign};
 use mlxcel_kernels::rope::{Pairing, Rotation, rope as rotate};
 use mlxcel_kernels::{Pool, norm};
 
 pub(super) use self::attention::attention;
-pub(super) use self::linear::{embed, linears, swiglu};
+pub(super) use self::experts::{experts, heads};
+pub(super) use self::linear::{embed, glu, linears};
+pub(super) use self::recurrent::mamba2;
 use super::Ops;
 use crate::batch::Batch;
-use crate::layers::RmsNorm;
+use crate::layers::{LayerNorm, RmsNorm};
 use crate::shape::rows_cols;
 use crate::{Result, Rope};
 
@@ -39,6 +43,32 @@ pub(super) fn rms_norm(ops: &Ops, x: &Array, norm: &RmsNorm) -> Result<Array> {
     let eps = norm.eps;
     elementwise(ops, "rms_norm", &[x, &norm.weight], move |pool, inputs, out| {
         Ok(norm::rms_norm(pool, inputs.f32(0)?, inputs.f32(1)?, eps, out)?)
+    })
+}
+
+pub(super) fn layer_norm(ops: &Ops, x: &Array, norm: &LayerNorm) -> Result<Array> {
+    let eps = norm.eps;
+    let mut inputs = vec![x, &norm.weight];
+    inputs.extend(&norm.bias);
+    let biased = norm.bias.is_some();
+    elementwise(ops, "layer_norm", &inputs, move |pool, inputs, out| {
+        let bias = if biased { inputs.f32(2)? } else { &[] };
+        Ok(norm::layer_norm(pool, inputs.f32(0)?, (inputs.f32(1)?, bias), eps, out)?)
+    })
+}
+
+pub(super) fn map(ops: &Ops, x: &Array, function: Map) -> Result<Array> {
+    elementwise(ops, "map", &[x], move |pool, inputs, out| {
+        out.copy_from_slice(inputs.f32(0)?);
+        kernel::map(pool, function, out);
+        Ok(())
+    })
+}
+
+pub(super) fn gated(ops: &Ops, gate: &Array, x: &Array) -> Result<Array> {
+    elementwise(ops, "gated", &[gate, x], |pool, inputs, out| {
+        out.copy_from_slice(inputs.f32(0)?);
+        Ok(kernel::glu(pool, kernel::Glu::Silu, out, inputs.f32(1)?)?)
     })
 }
 

@@ -1,0 +1,48 @@
+//! `generate --recommend-quant` and `inspect --recommend`: advice, printed instead of anything.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use mlxcel_advisor::{Measurements, advise};
+use mlxcel_estimator::{Machine, Workload};
+use mlxcel_runtime::engine::ModelSource;
+use mlxcel_runtime::eval::measurement::{Measurement, data_folder};
+use mlxcel_runtime::loading::Fingerprint;
+use mlxcel_runtime::preflight::Sized;
+
+use crate::terminal::{Stdout, note};
+
+/// Prints what the advisor says of `model`. `files` are what its fingerprint is taken from;
+/// without them, as with a lone `config.json`, nothing measured is looked up.
+pub(crate) fn print(
+    model: &Sized,
+    files: Option<&ModelSource>,
+    workload: &Workload,
+    machine: &Machine,
+    json: bool,
+) -> Result<()> {
+    let measured = files.map(measurements).transpose()?.flatten();
+    let advice = advise(&model.spec, &model.weights, machine, workload, measured.as_ref())?;
+    let advice = advice.named(&model.name);
+    let text = if json { advice.to_json()? + "\n" } else { advice.to_text() };
+    let mut out = Stdout::new();
+    let _ = out.write(&text);
+    out.check()
+}
+
+/// What `mlxcel eval` stored of this model. A file that is not understood is left out, aloud.
+fn measurements(source: &ModelSource) -> Result<Option<Measurements>> {
+    let Some(data) = data_folder(|name| std::env::var_os(name).map(PathBuf::from)) else {
+        return Ok(None);
+    };
+    // A configuration without weights has no fingerprint, and nothing was measured of it.
+    let Ok(fingerprint) = Fingerprint::of(source) else { return Ok(None) };
+    match Measurement::load(&data, fingerprint) {
+        Ok(Some(found)) => Ok(Some(Measurements::from_json(&serde_json::to_string(&found)?)?)),
+        Ok(None) => Ok(None),
+        Err(error) => {
+            note(&format!("nothing measured is used: {error}"));
+            Ok(None)
+        }
+    }
+}

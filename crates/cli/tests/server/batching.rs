@@ -1,0 +1,129 @@
+//! A text does not depend on who else is answered, nor on what is cached.
+
+use std::io::{Read, Write};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::support::{Server, post};
+
+/// About 300 tokens, so that a whole block can be shared.
+fn tale(number: usize) -> String {
+    let beginning =
+        format!("Tale {number}. Once upon a time there was a king who had {number} sons. ");
+    let middle = "He said to them: go out into the world, and whoever comes back with the finest \
+        ring shall have my kingdom. So they went out, the eldest to the east and the youngest to \
+        the west, and they walked until the evening came. ";
+    beginning + &middle.repeat(5)
+}
+
+fn body(prompt: &str, max_tokens: usize) -> Value {
+    json!({ "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": true })
+}
+
+/// What `prompts` give when they are asked at the same time.
+fn together(server: &Server, prompts: &[String]) -> Vec<String> {
+    std::thread::scope(|scope| {
+        let ask = |prompt: &String| {
+            let body = body(prompt, 48);
+            scope.spawn(move || server.complete(&body).text())
+        };
+        let threads: Vec<_> = prompts.iter().map(ask).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// Alone, among eight, and over a cached prefix; the latter in several cache modes.
+#[test]
+fn the_text_is_the_same_alone_batched_and_cached() {
+    for mode in ["fp16", "int8", "turbo4", "turbo4-delegated"] {
+        let flags = ["--kv-cache-mode", mode, "--prompt-cache-bytes"];
+        let plain = Server::start(&[flags[0], flags[1], flags[2], "0"]);
+        let prompts: Vec<String> = (0..8).map(tale).collect();
+        let alone: Vec<String> =
+            prompts.iter().map(|prompt| plain.complete(&body(prompt, 48)).text()).collect();
+        // Codes of a quantised cache may flip with the last bit of a sum, and sums over keys are
+        // split by how much there is to compute in a pass.
+        if mode == "fp16" {
+            assert_eq!(together(&plain, &prompts), alone, "{mode}: batched");
+        }
+        assert_eq!(plain.metric("cached_prompt_tokens_total"), 0);
+        drop(plain);
+
+        let cached = Server::start(&[flags[0], flags[1], flags[2], "64MiB"]);
+        cached.complete(&body(&prompts[3], 1));
+        let reply = cached.complete(&body(&prompts[3], 48));
+        assert_eq!(reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"], 256);
+        assert_eq!(reply.text(), alone[3], "{mode}: cached");
+        assert!(cached.metric("prompt_cache_bytes") > 0);
+    }
+}
+
+/// The MLX kernel set copies what the host set shares; the text is the same.
+#[test]
+fn the_mlx_kernel_set_serves_prefixes_too() {
+    let server = Server::with(512, &["--parallel", "2"], &[("MLXCEL_KERNELS", "mlx")]);
+    let first = server.complete(&body(&tale(1), 4)).text();
+    let again = server.complete(&body(&tale(1), 4));
+    assert_eq!(again.json()["usage"]["prompt_tokens_details"]["cached_tokens"], 256);
+    assert_eq!(again.text(), first);
+}
+
+#[test]
+fn a_client_that_leaves_frees_its_blocks() {
+    let server = Server::with(65536, &["--prompt-cache-bytes", "0", "--ctx-size", "65536"], &[]);
+    let long =
+        json!({ "prompt": "Once", "max_tokens": 60_000, "stream": true, "ignore_eos": true });
+    let mut stream = server.connect();
+    stream.write_all(post("/v1/completions", &long.to_string()).as_bytes()).unwrap();
+    let mut buffer = [0; 2048];
+    assert!(stream.read(&mut buffer).unwrap() > 0);
+    // One that waits for its whole answer is noticed too.
+    let mut whole = long;
+    whole["stream"] = json!(false);
+    let mut silent = server.connect();
+    silent.write_all(post("/v1/completions", &whole.to_string()).as_bytes()).unwrap();
+    let start = Instant::now();
+    while server.metric("requests_running") < 2 {
+        assert!(start.elapsed() < Duration::from_secs(10));
+    }
+    assert!(server.metric("kv_used_bytes") > 0 && server.metric("kv_reserved_bytes") > 300 << 20);
+    drop((stream, silent));
+    let start = Instant::now();
+    while server.metric("kv_used_bytes") + server.metric("kv_reserved_bytes") > 0 {
+        assert!(start.elapsed() < Duration::from_secs(5), "blocks are still held");
+    }
+    assert_eq!(server.metric("requests_cancelled_total"), 2);
+    server.terminate();
+}
+
+/// A short question is answered while a long prompt is read.
+#[test]
+fn a_short_prompt_does_not_wait_for_a_long_one() {
+    let server = Server::with(16384, &["--ctx-size", "16384"], &[]);
+    std::thread::scope(|scope| {
+        let long = scope.spawn(|| {
+            server.complete(&json!({ "prompt": vec![5; 8000], "max_tokens": 1 }));
+            Instant::now()
+        });
+        while server.metric("requests_running") == 0 {}
+        server.complete(&body("Once upon a time", 4)).text();
+        let short = Instant::now();
+        assert!(short < long.join().unwrap(), "the short one came last");
+    });
+}
+
+#[test]
+fn the_end_finishes_what_runs() {
+    let server = Server::start(&[]);
+    let mut stream = server.connect();
+    let request =
+        json!({ "prompt": "Once", "max_tokens": 300, "stream": true, "ignore_eos": true });
+    stream.write_all(post("/v1/completions", &request.to_string()).as_bytes()).unwrap();
+    let mut buffer = [0; 64];
+    assert!(stream.read(&mut buffer).unwrap() > 0);
+    server.terminate();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("data: [DONE]"), "{rest}");
+}

@@ -1,0 +1,120 @@
+//! What does not fit is refused with numbers, waits, or is answered 507; nothing is cut short.
+
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::support::{Server, model, post};
+
+const LIMIT: (&str, &str) = ("MLXCEL_MEMORY_LIMIT", "64MiB");
+
+#[test]
+fn a_request_that_never_fits_is_refused_with_numbers() {
+    let server = Server::with(131_072, &["--ctx-size", "131072"], &[LIMIT]);
+    let ask = |tokens: u64, stream: bool| {
+        let body =
+            json!({ "prompt": "Once", "max_tokens": tokens, "ignore_eos": true, "stream": stream });
+        server.complete(&body)
+    };
+    let refused = ask(100_000, true);
+    assert!(!refused.head.contains("event-stream"), "before any header of a stream");
+    let error = refused.error(413);
+    assert_eq!(error["code"], "prefill_memory_exceeded");
+    assert_eq!(error["limit_bytes"], 64 << 20);
+    assert!(error["estimated_bytes"].as_u64().unwrap() > 100_000 * 3072);
+    let most = error["max_context_tokens"].as_u64().unwrap();
+    assert!((10_000..20_000).contains(&most), "{most}");
+    assert_eq!(ask(most, false).error(413)["max_context_tokens"], most);
+    assert_eq!(server.metric("requests_refused_total"), 2);
+    // The longest that fits is admitted: its stream begins.
+    let body =
+        json!({ "prompt": "Once", "max_tokens": most - 1, "ignore_eos": true, "stream": true });
+    let mut stream = server.connect();
+    stream.write_all(post("/v1/completions", &body.to_string()).as_bytes()).unwrap();
+    let mut start = [0; 12];
+    stream.read_exact(&mut start).unwrap();
+    assert_eq!(&start, b"HTTP/1.1 200");
+    // Another of its size must wait, and is answered when the first has gone.
+    let body = json!({ "prompt": "Once", "max_tokens": 9000, "stop": ["a", "e", "t"] });
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| server.complete(&body));
+        let began = Instant::now();
+        while server.metric("requests_waiting") == 0 {
+            assert!(began.elapsed() < Duration::from_secs(10), "it does not wait");
+        }
+        drop(stream);
+        assert_eq!(second.join().unwrap().status, 200);
+    });
+}
+
+#[test]
+fn a_full_queue_says_when_to_come_back() {
+    let flags = ["--parallel", "1", "--max-queue-depth", "0", "--ctx-size", "32768"];
+    let server = Server::with(32768, &flags, &[]);
+    let long =
+        json!({ "prompt": "Once", "max_tokens": 30_000, "stream": true, "ignore_eos": true });
+    let mut stream = server.connect();
+    stream.write_all(post("/v1/completions", &long.to_string()).as_bytes()).unwrap();
+    assert!(stream.read(&mut [0; 256]).unwrap() > 0);
+    let refused = server.complete(&json!({ "prompt": "Once", "max_tokens": 1 }));
+    assert_eq!(refused.error(503)["code"], "queue_full");
+    assert!(refused.head.to_lowercase().contains("retry-after: 1"), "{}", refused.head);
+    drop(stream);
+    server.wait_until_idle();
+    assert_eq!(server.complete(&json!({ "prompt": "Once", "max_tokens": 1 })).status, 200);
+}
+
+#[test]
+fn a_vision_model_over_the_threshold_answers_507() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = json!({
+        "model_type": "llava",
+        "text_config": { "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128,
+            "vocab_size": 1000, "max_position_embeddings": 512 },
+        "vision_config": { "model_type": "clip_vision_model", "hidden_size": 64, "image_size": 28,
+            "patch_size": 14, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "intermediate_size": 128 },
+    });
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let path = folder.path().to_str().unwrap();
+    let flags = ["-m", path, "--vision-threshold", "0.0000001"];
+    let strict = Command::new(env!("CARGO_BIN_EXE_mlxcel"))
+        .args(["serve", "--port", "0", "--strict"])
+        .args(flags)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&strict.stderr).into_owned();
+    assert_eq!(strict.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("exceeds 0% of system memory"), "{stderr}");
+    let server = Server::only(&flags);
+    for path in ["/v1/models", "/v1/memory", "/metrics", "/health"] {
+        assert_eq!(server.get(path).error(507)["code"], "model_not_loaded", "{path}");
+    }
+    for path in ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"] {
+        server.post(path, &json!({})).error(507);
+    }
+    server.terminate();
+}
+
+#[test]
+fn the_load_is_checked_with_every_answer_at_its_longest() {
+    let folder = model(131_072);
+    let run = |flags: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_mlxcel"))
+            .args(["serve", "--port", "0", "--estimate-memory", "-m"])
+            .arg(folder.path())
+            .args(flags)
+            .env(LIMIT.0, LIMIT.1)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    };
+    let output = run(&["--ctx-size", "8192", "--parallel", "8"]);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("DOES NOT FIT") && stderr.contains("mlxcel serve -m"), "{stderr}");
+}

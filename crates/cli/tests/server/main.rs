@@ -1,0 +1,10 @@
+//! `mlxcel serve` from outside, through real sockets.
+
+#![cfg(test)]
+
+mod api;
+mod batching;
+mod limits;
+mod malformed;
+mod nothing_dies;
+mod support;

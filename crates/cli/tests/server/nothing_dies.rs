@@ -1,0 +1,114 @@
+//! Under a tight memory limit, with clients of all sizes that come and go: every request gets an
+//! answer or a proper error, and at the end nothing is held.
+
+use std::io::{Read, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::support::{Server, parse, post};
+
+const CLIENTS: usize = 16;
+
+/// What became of a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Answered,
+    Refused,
+    Left,
+    Full,
+}
+
+fn storm(requests: usize) {
+    let flags = [
+        "--ctx-size",
+        "131072",
+        "--parallel",
+        "8",
+        "--max-queue-depth",
+        "6",
+        "--prompt-cache-bytes",
+        "8MiB",
+    ];
+    let limit = ("MLXCEL_MEMORY_LIMIT", "192MiB");
+    let server = Server::with(131_072, &flags, &[limit]);
+    let idle = server.get("/v1/memory").json()["kv"].clone();
+    let (next, answered) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::SeqCst);
+                    if number >= requests {
+                        break;
+                    }
+                    let outcome = loop {
+                        match one(&server, number) {
+                            Outcome::Full => std::thread::sleep(Duration::from_millis(20)),
+                            other => break other,
+                        }
+                    };
+                    if outcome == Outcome::Answered {
+                        answered.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+            });
+        }
+    });
+    server.wait_until_idle();
+    assert!(answered.load(Ordering::SeqCst) > requests / 4, "{answered:?} of {requests}");
+    assert_eq!(server.get("/v1/memory").json()["kv"]["used_bytes"], idle["used_bytes"]);
+    assert_eq!(server.metric("kv_reserved_bytes"), 0);
+    assert_eq!(server.metric("requests_aborted_total"), 0, "the estimate held");
+    assert!(server.metric("prompt_cache_bytes") <= 8 << 20);
+    server.terminate();
+}
+
+/// One request of some length. Most of the length is reserved for an
+/// answer that ends early, so that time goes into admission and not into arithmetic.
+fn one(server: &Server, number: usize) -> Outcome {
+    let mix = number.wrapping_mul(2_654_435_761) >> 7;
+    let length = if mix.is_multiple_of(8) { 1000 + mix % 2000 } else { 1 + mix % 400 };
+    let prompt: Vec<usize> = (0..length).map(|i| (i * 31 + mix % 3) % 4000 + 1).collect();
+    let max_tokens = if mix % 3 == 1 { 1 + mix % 120_000 } else { 1 + mix % 24 };
+    let stream = mix.is_multiple_of(3);
+    let body = json!({ "prompt": prompt, "max_tokens": max_tokens, "stream": stream,
+        "stop": ["a", "e", "i", "o"] });
+    let mut connection = server.connect();
+    connection.write_all(post("/v1/completions", &body.to_string()).as_bytes()).unwrap();
+    if mix.is_multiple_of(5) {
+        // Leaves, sometimes after the first bytes.
+        if mix.is_multiple_of(2) {
+            let _ = connection.read(&mut [0; 16]);
+        }
+        return Outcome::Left;
+    }
+    let mut answer = Vec::new();
+    connection.read_to_end(&mut answer).unwrap();
+    let reply = parse(&answer);
+    match reply.status {
+        200 if stream => assert!(reply.body.ends_with("data: [DONE]\n\n"), "{reply:?}"),
+        200 => assert!(!reply.json()["choices"].as_array().unwrap().is_empty()),
+        413 => assert_eq!(reply.error(413)["code"], "prefill_memory_exceeded"),
+        400 => assert_eq!(reply.error(400)["code"], "context_length_exceeded"),
+        503 => assert_eq!(reply.error(503)["code"], "queue_full"),
+        other => panic!("{other}: {reply:?}"),
+    }
+    match reply.status {
+        200 => Outcome::Answered,
+        503 => Outcome::Full,
+        _ => Outcome::Refused,
+    }
+}
+
+#[test]
+fn nothing_dies() {
+    storm(200);
+}
+
+#[test]
+#[ignore = "needs minutes"]
+fn nothing_dies_of_2000_requests() {
+    storm(2000);
+}

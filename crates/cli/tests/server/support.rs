@@ -1,0 +1,227 @@
+//! A running server over the built-in model's files, and a client that writes bytes to a socket.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const MLXCEL: &str = env!("CARGO_BIN_EXE_mlxcel");
+
+/// A server that ends with the test.
+pub(crate) struct Server {
+    process: Running,
+    pub(crate) address: String,
+    /// One server at a time: several would fight over the cores.
+    #[expect(dead_code, reason = "held as long as the server lives")]
+    turn: MutexGuard<'static, ()>,
+    #[expect(dead_code, reason = "the folder lives as long as the server")]
+    model: Option<TempDir>,
+}
+
+/// A process that ends with its owner.
+struct Running(Child);
+
+/// What came back.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Reply {
+    /// The body as JSON.
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// The `error` object of a failure with this status.
+    #[track_caller]
+    pub(crate) fn error(&self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{self:?}");
+        let error = self.json()["error"].clone();
+        assert!(error["message"].is_string() && error["type"].is_string(), "{self:?}");
+        error
+    }
+
+    /// The values of a stream's events but the last, which must be `[DONE]`.
+    #[track_caller]
+    pub(crate) fn events(&self) -> Vec<Value> {
+        assert_eq!(self.status, 200, "{self:?}");
+        assert!(self.head.contains("text/event-stream"), "{}", self.head);
+        let mut events: Vec<&str> = self.body.split("\n\n").filter(|e| !e.is_empty()).collect();
+        assert_eq!(events.pop(), Some("data: [DONE]"));
+        let json = |event: &str| serde_json::from_str(event.strip_prefix("data: ").unwrap());
+        events.into_iter().map(|event| json(event).unwrap()).collect()
+    }
+
+    /// The text of a completion.
+    #[track_caller]
+    pub(crate) fn text(&self) -> String {
+        assert_eq!(self.status, 200, "{self:?}");
+        self.json()["choices"][0]["text"].as_str().unwrap().to_owned()
+    }
+}
+
+/// The built-in model as a folder, with a chat template and this context.
+pub(crate) fn model(context_tokens: usize) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
+    for entry in std::fs::read_dir(demo).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let config = dir.path().join("config.json");
+    let mut value: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    value["max_position_embeddings"] = json!(context_tokens);
+    std::fs::write(&config, value.to_string()).unwrap();
+    let template = "{% for m in messages %}{{ m.content }} {% endfor %}";
+    std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+    dir
+}
+
+impl Server {
+    /// A server with a context of 512 and these flags.
+    pub(crate) fn start(flags: &[&str]) -> Self {
+        Self::with(512, flags, &[])
+    }
+
+    /// The same with another context and with variables.
+    pub(crate) fn with(context: usize, flags: &[&str], variables: &[(&str, &str)]) -> Self {
+        let folder = model(context);
+        let path = folder.path().to_str().unwrap();
+        let all = [&["--alias", "demo", "--log-level", "error", "-m", path], flags].concat();
+        let server = Self::run(&all, variables);
+        Self { model: Some(folder), ..server }
+    }
+
+    /// The same over whatever model the flags name.
+    pub(crate) fn only(flags: &[&str]) -> Self {
+        Self::run(flags, &[])
+    }
+
+    fn run(flags: &[&str], variables: &[(&str, &str)]) -> Self {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut process = Command::new(MLXCEL)
+            .args(["serve", "--port", "0"])
+            .args(flags)
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on http://").expect("an address");
+        Self { address: address.to_owned(), process: Running(process), turn, model: None }
+    }
+
+    /// A connection that gives up after a while.
+    pub(crate) fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+        stream
+    }
+
+    /// Writes `bytes` and reads to the end.
+    pub(crate) fn raw(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut stream = self.connect();
+        // The server may answer and close before it has read everything.
+        let _ = stream.write_all(bytes);
+        let _ = stream.flush();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let _ = stream.shutdown(Shutdown::Both);
+        answer
+    }
+
+    /// One request on a connection of its own.
+    #[track_caller]
+    pub(crate) fn send(&self, request: &str) -> Reply {
+        parse(&self.raw(request.as_bytes()))
+    }
+
+    #[track_caller]
+    pub(crate) fn get(&self, path: &str) -> Reply {
+        self.send(&format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+    }
+
+    #[track_caller]
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Reply {
+        self.send(&post(path, &body.to_string()))
+    }
+
+    #[track_caller]
+    pub(crate) fn complete(&self, body: &Value) -> Reply {
+        self.post("/v1/completions", body)
+    }
+
+    /// A number of `/metrics`.
+    pub(crate) fn metric(&self, name: &str) -> u64 {
+        let text = self.get("/metrics").body;
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("mlxcel_{name} ")));
+        line.unwrap_or_else(|| panic!("{name} in {text}")).parse().unwrap()
+    }
+
+    /// Waits until nothing runs or waits.
+    pub(crate) fn wait_until_idle(&self) {
+        let start = Instant::now();
+        while self.metric("requests_running") + self.metric("requests_waiting") > 0 {
+            assert!(start.elapsed() < Duration::from_secs(30), "never idle");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Tells the server to end, and waits; fails unless it ends well.
+    pub(crate) fn terminate(mut self) {
+        let pid = self.process.0.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert!(self.process.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A POST as it goes over the wire.
+pub(crate) fn post(path: &str, body: &str) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// Splits an answer; chunks of a stream are put together.
+#[track_caller]
+pub(crate) fn parse(answer: &[u8]) -> Reply {
+    let text = String::from_utf8(answer.to_vec()).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head: {text:?}"));
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap();
+    let chunked = head.to_lowercase().contains("transfer-encoding: chunked");
+    let body = if chunked { unchunk(body) } else { body.to_owned() };
+    Reply { status, head: head.to_owned(), body }
+}
+
+fn unchunk(mut rest: &str) -> String {
+    let mut body = String::new();
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).unwrap();
+        if size == 0 {
+            break;
+        }
+        body.push_str(&after[..size]);
+        rest = &after[size + 2..];
+    }
+    body
+}

@@ -1,0 +1,102 @@
+//! Experts, and products with one matrix per head.
+
+use std::sync::Arc;
+
+use mlx_ffi::host::{HostInputs, call_one};
+use mlx_ffi::{Array, Dtype};
+use mlxcel_kernels::elementwise::Glu;
+use mlxcel_kernels::matmul::{Expert, Routes, experts as run_experts, matmul_heads};
+use mlxcel_kernels::route::route;
+use mlxcel_kernels::weights::WeightMatrix;
+
+use super::linear::MatrixShape;
+use crate::experts::{ExpertMatrices, Experts};
+use crate::layers::Weight;
+use crate::ops::Ops;
+use crate::shape::{ints, rows_cols};
+use crate::{Error, Result};
+
+/// Where the inputs of a node hold the matrices of all experts.
+struct Stack {
+    /// Of a part.
+    shape: MatrixShape,
+    /// First input.
+    at: usize,
+    /// 1, or as many as there are experts.
+    parts: usize,
+    /// Rows of one expert.
+    rows: usize,
+}
+
+impl Stack {
+    /// Adds the arrays of `matrices` to `inputs`.
+    fn push<'a>(
+        matrices: &'a ExpertMatrices,
+        experts: usize,
+        inputs: &mut Vec<&'a Array>,
+    ) -> Result<Self> {
+        let weights = match matrices {
+            ExpertMatrices::Stacked(weight) => std::slice::from_ref(weight),
+            ExpertMatrices::Separate(weights) => weights,
+        };
+        let (at, parts) = (inputs.len(), weights.len());
+        let shapes = weights.iter().map(MatrixShape::of).collect::<Result<Vec<_>>>()?;
+        let Some(shape) = shapes.first().copied().filter(|first| shapes.iter().all(|s| s == first))
+        else {
+            return Err(Error::Config { what: "experts of different formats".into() });
+        };
+        inputs.extend(weights.iter().flat_map(Weight::arrays));
+        Ok(Self { shape, at, parts, rows: weights[0].shape().0 * parts / experts })
+    }
+
+    fn view<'a>(&self, inputs: &HostInputs<'a>, expert: usize) -> Result<WeightMatrix<'a>> {
+        if self.parts == 1 {
+            let all = self.shape.view(inputs, self.at)?;
+            return Ok(all.row_range(expert * self.rows, self.rows)?);
+        }
+        self.shape.view(inputs, self.at + expert * self.shape.inputs())
+    }
+}
+
+pub(crate) fn experts(ops: &Ops, x: &Array, logits: &Array, layer: &Experts) -> Result<Array> {
+    let rule = *layer.rule();
+    let mut inputs = vec![x, logits];
+    inputs.extend(layer.bias());
+    let biased = layer.bias().is_some();
+    let mut stacks = Vec::with_capacity(3);
+    for matrices in layer.matrices() {
+        stacks.push(Stack::push(matrices, rule.experts, &mut inputs)?);
+    }
+    let (pool, precision) = (Arc::clone(ops.pool()), ops.precision());
+    let output = (x.shape(), Dtype::Float32);
+    let node = call_one("experts", &inputs, output, move |inputs, mut outputs| {
+        let bias = if biased { Some(inputs.f32(2)?) } else { None };
+        let (chosen, weights) = route(inputs.f32(1)?, &rule, bias)?;
+        let routes = Routes::new(&chosen, weights, rule.active, rule.experts)?;
+        let expert = |index| {
+            let [gate, up, down] = &stacks[..] else {
+                return Err(Error::Config { what: "an expert has three matrices".into() });
+            };
+            let view = |stack: &Stack| stack.view(&inputs, index);
+            Ok(Expert { gate: view(gate)?, up: view(up)?, down: view(down)? })
+        };
+        let used = routes.used().map(expert).collect::<Result<Vec<_>>>()?;
+        let (x, out) = (inputs.f32(0)?, outputs.f32(0)?);
+        Ok::<_, Error>(run_experts(&pool, x, &routes, &used, Glu::Silu, out, precision)?)
+    });
+    Ok(node?)
+}
+
+pub(crate) fn heads(ops: &Ops, x: &Array, weight: &Weight, heads: usize) -> Result<Array> {
+    let mut inputs = vec![x];
+    inputs.extend(weight.arrays());
+    let shape = MatrixShape::of(weight)?;
+    let (pool, precision) = (Arc::clone(ops.pool()), ops.precision());
+    let output = ints([rows_cols(x).0, weight.shape().0])?;
+    let node = call_one("heads", &inputs, (&output, Dtype::Float32), move |inputs, mut outputs| {
+        let matrix = shape.view(&inputs, 1)?;
+        let (x, out) = (inputs.f32(0)?, outputs.f32(0)?);
+        Ok::<_, Error>(matmul_heads(&pool, x, &matrix, heads, out, precision)?)
+    });
+    Ok(node?)
+}

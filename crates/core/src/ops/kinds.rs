@@ -1,0 +1,162 @@
+//! Operations of particular kinds of layers: experts, latent attention, recurrent layers.
+
+use mlx_ffi::{Array, Dtype};
+
+use super::{Absorbed, ComputeDtype, KernelSet, Ops, host, last_dim, mlx, shape_error};
+use crate::batch::Batch;
+use crate::experts::{ExpertMatrices, Experts};
+use crate::layers::Weight;
+use crate::recurrent::Mamba2;
+use crate::shape::{dims, int, ints, rows_cols};
+use crate::{Error, Result};
+
+impl Ops {
+    /// The matrices of all experts as this kernel set wants them: host kernels read each where it
+    /// is, MLX's want one array (a copy).
+    ///
+    /// # Errors
+    /// Matrices of different formats, for MLX.
+    pub fn expert_matrices(&self, weights: Vec<Weight>) -> Result<ExpertMatrices> {
+        if self.config.kernels == KernelSet::Host {
+            return Ok(ExpertMatrices::Separate(weights));
+        }
+        let stacked = mlx::stack(&weights)?;
+        mlx_ffi::eval(&stacked.arrays())?;
+        Ok(ExpertMatrices::Stacked(stacked))
+    }
+
+    /// The experts that `logits`, `[tokens, experts]`, choose for each row of `x`,
+    /// `[tokens, hidden]`, summed with their weights. Experts that nobody chose are not read.
+    ///
+    /// # Errors
+    /// When the shapes do not match.
+    pub fn experts(&self, x: &Array, logits: &Array, layer: &Experts) -> Result<Array> {
+        let (tokens, experts) = (rows_cols(x).0, layer.rule().experts);
+        if dims(logits) != [tokens, experts] {
+            let expected = format!("[{tokens}, {experts}]");
+            return Err(shape_error("experts", "logits", logits, expected));
+        }
+        match self.config.kernels {
+            KernelSet::Host => host::experts(self, x, logits, layer),
+            KernelSet::Mlx => mlx::experts(x, logits, layer),
+        }
+    }
+
+    /// Head `h` of each row of `x`, `[tokens, heads · cols]`, with the rows of `weight`,
+    /// `[heads · rows, cols]`, that are its own: `[tokens, heads · rows]`.
+    ///
+    /// # Errors
+    /// When the shapes do not match.
+    pub fn heads(&self, x: &Array, weight: &Weight, heads: usize) -> Result<Array> {
+        let (rows, cols) = weight.shape();
+        if heads == 0 || !rows.is_multiple_of(heads) || last_dim(x) != heads * cols {
+            let expected = format!("rows of {heads} heads of {cols}");
+            return Err(shape_error("heads", "x", x, expected));
+        }
+        match self.config.kernels {
+            KernelSet::Host => host::heads(self, x, weight, heads),
+            KernelSet::Mlx => mlx::heads(x, weight, heads),
+        }
+    }
+
+    /// The first `at` elements of each head of `x`, `[rows, heads · dim]`, and the others.
+    ///
+    /// # Errors
+    /// Heads of fewer elements.
+    pub fn split_heads(&self, x: &Array, heads: usize, at: usize) -> Result<[Array; 2]> {
+        let (rows, width) = rows_cols(x);
+        if heads == 0 || !width.is_multiple_of(heads) || at >= width / heads {
+            let expected = format!("rows of {heads} heads of more than {at}");
+            return Err(shape_error("split_heads", "x", x, expected));
+        }
+        let dim = width / heads;
+        let by_head = mlx_ffi::ops::reshape(x, &ints([rows, heads, dim])?)?;
+        let part = |from: usize, to: usize| {
+            let part = mlx_ffi::ops::slice_axis(&by_head, -1, int(from)?, int(to)?)?;
+            let flat = mlx_ffi::ops::reshape(&part, &ints([rows, heads * (to - from)])?)?;
+            Ok::<_, Error>(mlx_ffi::ops::contiguous(&flat)?)
+        };
+        Ok([part(0, at)?, part(at, dim)?])
+    }
+
+    /// The heads of `a` and `b`, `[rows, heads · dim]` each, one after the other within each head.
+    ///
+    /// # Errors
+    /// Rows that are not heads.
+    pub fn join_heads(&self, a: &Array, b: &Array, heads: usize) -> Result<Array> {
+        let ((rows, first), (_, second)) = (rows_cols(a), rows_cols(b));
+        for (array, width) in [(a, first), (b, second)] {
+            if heads == 0 || !width.is_multiple_of(heads) {
+                let expected = format!("rows of {heads} heads");
+                return Err(shape_error("join_heads", "operand", array, expected));
+            }
+        }
+        let by_head = |x: &Array, width: usize| {
+            mlx_ffi::ops::reshape(x, &ints([rows, heads, width / heads])?).map_err(Error::from)
+        };
+        let joined = mlx_ffi::ops::concatenate(&[&by_head(a, first)?, &by_head(b, second)?], -1)?;
+        Ok(mlx_ffi::ops::reshape(&joined, &ints([rows, first + second])?)?)
+    }
+
+    /// The two matrices of absorbed latent attention, made of `kv_b`,
+    /// `[heads · (nope + value), latent]`, as stored: from a head's query to the latent,
+    /// `[heads · latent, nope]`, and from the latent to a head's value, `[heads · value, latent]`.
+    /// Copies.
+    ///
+    /// # Errors
+    /// When the copies cannot be made.
+    pub fn absorbed(
+        &self,
+        kv_b: &Weight,
+        heads: usize,
+        nope: usize,
+        storage: Absorbed,
+    ) -> Result<[Weight; 2]> {
+        let exact = (self.config.dtype == ComputeDtype::Fp32).then_some(Dtype::Float32);
+        let parts = match storage {
+            Absorbed::Float => mlx::absorbed(kv_b, heads, nope, exact)?.map(Weight::Dense),
+            Absorbed::AsStored => {
+                let [keys, values] = mlx::absorbed(kv_b, heads, nope, None)?;
+                [mlx::stored_like(keys, kv_b)?, mlx::stored_like(values, kv_b)?]
+            }
+        };
+        for part in &parts {
+            mlx_ffi::eval(&part.arrays())?;
+        }
+        let [keys, values] = parts;
+        Ok([self.matrix(keys)?, self.matrix(values)?])
+    }
+
+    /// `silu(gate) · x`, shapes equal.
+    ///
+    /// # Errors
+    /// When shapes differ.
+    pub fn gated(&self, gate: &Array, x: &Array) -> Result<Array> {
+        if gate.shape() != x.shape() {
+            return Err(shape_error("gated", "gate", gate, format!("{:?}", x.shape())));
+        }
+        match self.config.kernels {
+            KernelSet::Host => host::gated(self, gate, x),
+            KernelSet::Mlx => Ok(mlx_ffi::ops::multiply(&mlx_ffi::ops::silu(gate)?, x)?),
+        }
+    }
+
+    /// See [`Batch::mamba2`].
+    pub(crate) fn mamba2(
+        &self,
+        batch: &Batch,
+        index: usize,
+        [xbc, dt]: [&Array; 2],
+        layer: &Mamba2,
+    ) -> Result<Array> {
+        for (array, width) in [(xbc, layer.channels()), (dt, layer.heads())] {
+            if last_dim(array) != width {
+                return Err(shape_error("mamba2", "input", array, format!("rows of {width}")));
+            }
+        }
+        match self.config.kernels {
+            KernelSet::Host => host::mamba2(self, batch, index, [xbc, dt], layer),
+            KernelSet::Mlx => mlx::mamba2(batch, index, [xbc, dt], layer),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Recurrent layers of the operations that mlx-lm emits, run by run.
+
+use mlx_ffi::ops::Conv;
+use mlx_ffi::{Array, Dtype, ops};
+
+use super::join;
+use crate::batch::{Batch, Span};
+use crate::cache::StateCache;
+use crate::recurrent::Mamba2;
+use crate::shape::{dims, int, ints};
+use crate::{Error, Result};
+
+/// Tokens that the quadratic form of the scan takes at once.
+const STEP: usize = 256;
+
+pub(crate) fn mamba2(
+    batch: &Batch,
+    index: usize,
+    [xbc, dt]: [&Array; 2],
+    layer: &Mamba2,
+) -> Result<Array> {
+    let mut outputs = Vec::with_capacity(batch.spans().len());
+    for (span, cache) in batch.spans().iter().zip(batch.caches()) {
+        let StateCache::Arrays(state) = cache.state(index)? else {
+            return Err(Error::Cache {
+                what: "a host state was given to the mlx kernel set".into(),
+            });
+        };
+        let mut state = state.borrow_mut();
+        state.advance(span.position, span.len)?;
+        let [window, sums] = match state.arrays.take() {
+            Some([window, sums]) => [Some(window), Some(sums)],
+            None => [None, None],
+        };
+        let (mixed, window) = convolve(&rows(xbc, span)?, window, layer)?;
+        let (y, sums) = scan(&mixed, &rows(dt, span)?, sums, layer)?;
+        state.arrays = Some([window, sums]);
+        outputs.push(ops::reshape(&y, &ints([span.len, layer.inner()])?)?);
+    }
+    join(&outputs)
+}
+
+/// Rows of one run as `[1, tokens, width]`.
+fn rows(x: &Array, span: &Span) -> Result<Array> {
+    let part = ops::slice_axis(x, 0, int(span.start)?, int(span.start + span.len)?)?;
+    Ok(ops::expand_dims(&part, 0)?)
+}
+
+/// The causal convolution with SiLU, and its last inputs.
+fn convolve(x: &Array, window: Option<Array>, layer: &Mamba2) -> Result<(Array, Array)> {
+    let (kept, channels) = (layer.kernel() - 1, layer.channels());
+    let window = match window {
+        Some(window) => window,
+        None => Array::zeros(&ints([1, kept, channels])?, x.dtype())?,
+    };
+    let padded = ops::concatenate(&[&window, x], 1)?;
+    let total = dims(&padded)[1];
+    let last = ops::slice_axis(&padded, 1, int(total - kept)?, int(total)?)?;
+    let taps = ops::astype(&ops::swapaxes(&layer.taps, 0, 1)?, x.dtype())?;
+    let conv = Conv { groups: int(channels)?, ..Conv::default() };
+    let mut y = ops::conv1d(&padded, &ops::expand_dims(&taps, -1)?, conv)?;
+    if let Some(bias) = &layer.conv_bias {
+        y = ops::add(&y, &ops::astype(bias, x.dtype())?)?;
+    }
+    // A copy: a view would keep all inputs of the run alive.
+    Ok((ops::silu(&y)?, ops::contiguous(&last)?))
+}
+
+/// Inputs of a scan, `[1, tokens, …]`.
+struct Steps {
+    /// `[heads, head_dim]` each, times the step.
+    dtx: Array,
+    /// `[heads]` each, times the rate of decay.
+    dta: Array,
+    /// `[groups, state_size]` each.
+    b: Array,
+    c: Array,
+}
+
+/// The scan over a run; the outputs are `[1, tokens, heads, head_dim]`.
+fn scan(
+    mixed: &Array,
+    dt: &Array,
+    mut sums: Option<Array>,
+    layer: &Mamba2,
+) -> Result<(Array, Array)> {
+    let tokens = dims(mixed)[1];
+    let (heads, inner) = (layer.heads(), layer.inner());
+    let wide = layer.groups * layer.state_size;
+    let part = |from: usize, to: usize, shape: [usize; 4]| {
+        let part = ops::slice_axis(mixed, -1, int(from)?, int(to)?)?;
+        Ok::<_, Error>(ops::reshape(&part, &ints(shape)?)?)
+    };
+    let x = part(0, inner, [1, tokens, heads, layer.head_dim])?;
+    let grouped = [1, tokens, layer.groups, layer.state_size];
+    let b = part(inner, inner + wide, grouped)?;
+    let c = part(inner + wide, inner + 2 * wide, grouped)?;
+    let dt = step_sizes(dt, layer)?;
+    let dta = ops::multiply(&dt, &ops::negative(&ops::exp(&layer.a_log)?)?)?;
+    let dtx = ops::multiply(&ops::expand_dims(&dt, -1)?, &x)?;
+    let mut outputs = Vec::with_capacity(tokens.div_ceil(STEP));
+    for first in (0..tokens).step_by(STEP) {
+        let cut = |a: &Array| {
+            ops::slice_axis(a, 1, int(first)?, int(tokens.min(first + STEP))?).map_err(Error::from)
+        };
+        let steps = Steps { dtx: cut(&dtx)?, dta: cut(&dta)?, b: cut(&b)?, c: cut(&c)? };
+        let (y, next) = chunk(&steps, sums.as_ref(), layer)?;
+        outputs.push(ops::astype(&y, x.dtype())?);
+        sums = Some(next);
+    }
+    let y = ops::concatenate(&outputs.iter().collect::<Vec<_>>(), 1)?;
+    let d = ops::astype(&ops::expand_dims(&layer.d, -1)?, x.dtype())?;
+    let none = || Error::Cache { what: "a run of no tokens".into() };
+    Ok((ops::add(&y, &ops::multiply(&x, &d)?)?, sums.ok_or_else(none)?))
+}
+
+fn step_sizes(dt: &Array, layer: &Mamba2) -> Result<Array> {
+    let dt = ops::add(&ops::astype(dt, Dtype::Float32)?, &layer.dt_bias)?;
+    let number = |value: f32| Array::scalar(value.into(), Dtype::Float32);
+    let dt = ops::logaddexp(&dt, &number(0.0)?)?;
+    Ok(ops::minimum(&ops::maximum(&dt, &number(layer.limits.0)?)?, &number(layer.limits.1)?)?)
+}
+
+/// The scan over a few tokens in its quadratic form (state space duality, arXiv 2405.21060): the
+/// outputs, and the sums after them.
+fn chunk(steps: &Steps, sums: Option<&Array>, layer: &Mamba2) -> Result<(Array, Array)> {
+    let tokens = dims(&steps.dta)[1];
+    let repeats = int(layer.heads() / layer.groups)?;
+    let dtx = ops::swapaxes(&steps.dtx, 1, 2)?;
+    let b = ops::transpose(&steps.b, &[0, 2, 3, 1])?;
+    let cb = ops::repeat(&ops::matmul(&ops::swapaxes(&steps.c, 1, 2)?, &b)?, repeats, 1)?;
+    let rates = ops::expand_dims(&ops::swapaxes(&steps.dta, 1, 2)?, -1)?;
+    let rates = ops::tril(&ops::repeat(&rates, int(tokens)?, -1)?, -1)?;
+    let decay = ops::exp(&ops::cumsum(&rates, -2, false, true)?)?;
+    let y = ops::matmul(&ops::tril(&ops::multiply(&cb, &decay)?, 0)?, &dtx)?;
+    let y = ops::swapaxes(&y, 1, 2)?;
+    let last = ops::slice_axis(&decay, 2, int(tokens - 1)?, int(tokens)?)?;
+    let decayed = ops::multiply(&dtx, &ops::swapaxes(&last, 2, 3)?)?;
+    let b = ops::swapaxes(&ops::repeat(&b, repeats, 1)?, 2, 3)?;
+    let next = ops::matmul(&ops::swapaxes(&decayed, 2, 3)?, &b)?;
+    match sums {
+        Some(sums) => with_earlier(&y, &next, sums, steps, layer),
+        None => Ok((y, next)),
+    }
+}
+
+/// Adds what the sums before these tokens contribute.
+fn with_earlier(
+    y: &Array,
+    next: &Array,
+    sums: &Array,
+    steps: &Steps,
+    layer: &Mamba2,
+) -> Result<(Array, Array)> {
+    let (tokens, heads, groups) = (dims(&steps.dta)[1], layer.heads(), layer.groups);
+    let (dim, size) = (layer.head_dim, layer.state_size);
+    let left = ops::exp(&ops::cumsum(&steps.dta, -2, false, true)?)?;
+    let last = ops::slice_axis(&left, 1, int(tokens - 1)?, int(tokens)?)?;
+    let last = ops::reshape(&last, &ints([1, heads, 1, 1])?)?;
+    let next = ops::add(next, &ops::multiply(&last, sums)?)?;
+    let c = ops::reshape(&steps.c, &ints([1, tokens, groups, 1, size, 1])?)?;
+    let by_group = ops::reshape(sums, &ints([1, 1, groups, heads / groups, dim, size])?)?;
+    let seen = ops::reshape(&ops::matmul(&by_group, &c)?, &ints([1, tokens, heads, dim])?)?;
+    let seen = ops::multiply(&ops::expand_dims(&left, -1)?, &seen)?;
+    Ok((ops::add(y, &seen)?, next))
+}

@@ -1,0 +1,139 @@
+//! Every instruction set against an f64 oracle, and what is refused.
+
+use super::*;
+use crate::testing::{RandomAffine, Rng, oracle, pools, store};
+use crate::weights::FloatType;
+
+const ACTIVE: usize = 3;
+const EXPERTS: usize = 7;
+
+/// Experts 1 and 4 are never chosen.
+fn chosen(rng: &mut Rng, tokens: usize) -> Vec<u32> {
+    let sets: [[u32; ACTIVE]; 4] = [[0, 2, 3], [6, 5, 0], [3, 6, 2], [5, 2, 6]];
+    (0..tokens).flat_map(|_| sets[rng.below(4)]).collect()
+}
+
+fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
+
+/// The layer in f64 of one token, and the size that rounding errors are relative to.
+fn layer(x: &[f32], expert: &Expert<'_>) -> Vec<(f64, f64)> {
+    let (gate, up) = (oracle(x, &expert.gate), oracle(x, &expert.up));
+    let middle: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| silu(g.0) * u.0).collect();
+    let slack: Vec<f64> =
+        gate.iter().zip(&up).map(|(g, u)| g.1 * u.0.abs() + u.1 * silu(g.0).abs()).collect();
+    let mut w = vec![0.0; expert.down.cols()];
+    let row = |row| {
+        expert.down.dequantize_row(row, &mut w).unwrap();
+        let sum = middle.iter().zip(&w).map(|(m, w)| m * f64::from(*w)).sum();
+        let largest = middle.iter().fold(0.0, |a: f64, m| a.max(m.abs()));
+        let size: f64 = slack.iter().zip(&w).map(|(s, w)| (s + largest) * f64::from(w.abs())).sum();
+        (sum, size)
+    };
+    (0..expert.down.rows()).map(row).collect()
+}
+
+fn check(pool: &Pool, rng: &mut Rng, stacks: &[WeightMatrix<'_>; 3], tokens: usize) {
+    let [gate, up, down] = stacks;
+    let (inner, hidden) = (gate.rows() / EXPERTS, gate.cols());
+    let expert = |e: usize| Expert {
+        gate: gate.row_range(e * inner, inner).unwrap(),
+        up: up.row_range(e * inner, inner).unwrap(),
+        down: down.row_range(e * hidden, hidden).unwrap(),
+    };
+    let (x, chosen) = (rng.normals(tokens * hidden), chosen(rng, tokens));
+    let weights: Vec<f32> = chosen.iter().map(|_| rng.uniform()).collect();
+    let routes = Routes::new(&chosen, weights.clone(), ACTIVE, EXPERTS).unwrap();
+    let used: Vec<Expert<'_>> = routes.used().map(expert).collect();
+    let mut out = vec![f32::NAN; x.len()];
+    experts(pool, &x, &routes, &used, Glu::Silu, &mut out, Precision::Exact).unwrap();
+    for token in 0..tokens {
+        let mut expected = vec![(0.0, 0.0); hidden];
+        for slot in token * ACTIVE..(token + 1) * ACTIVE {
+            let parts = layer(&x[token * hidden..][..hidden], &expert(chosen[slot] as usize));
+            let weight = f64::from(weights[slot]);
+            for (sum, (part, size)) in expected.iter_mut().zip(parts) {
+                *sum = (sum.0 + weight * part, sum.1 + weight.abs() * size);
+            }
+        }
+        for (got, (sum, size)) in out[token * hidden..].iter().zip(expected) {
+            let tolerance = 1e-5 * (size + 1.0);
+            assert!((f64::from(*got) - sum).abs() <= tolerance, "{pool:?} {tokens}: {got} {sum}");
+        }
+    }
+}
+
+#[test]
+fn affine_experts_match_the_oracle() {
+    let mut rng = Rng::fresh();
+    for pool in pools() {
+        for (bits, inner, hidden) in [(4, 64, 128), (8, 32, 64), (3, 96, 32), (6, 160, 96)] {
+            let mut stack = |rows, cols| {
+                RandomAffine::new(&mut rng, (EXPERTS * rows, cols), bits, 32, FloatType::Bf16)
+            };
+            let own = [stack(inner, hidden), stack(inner, hidden), stack(hidden, inner)];
+            for tokens in [1, 2, 61] {
+                check(&pool, &mut rng, &own.each_ref().map(RandomAffine::matrix), tokens);
+            }
+        }
+    }
+}
+
+#[test]
+fn dense_experts_match_the_oracle() {
+    let mut rng = Rng::fresh();
+    for pool in pools() {
+        for ty in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
+            let (inner, hidden) = (37, 50);
+            let data = store(&rng.normals(EXPERTS * inner * hidden), ty);
+            let wide = WeightMatrix::dense(EXPERTS * inner, hidden, ty, &data).unwrap();
+            let down = WeightMatrix::dense(EXPERTS * hidden, inner, ty, &data).unwrap();
+            for tokens in [1, 5, 40] {
+                check(&pool, &mut rng, &[wide, wide, down], tokens);
+            }
+        }
+    }
+}
+
+#[test]
+fn heads_have_their_own_matrices() {
+    let mut rng = Rng::fresh();
+    for pool in pools() {
+        let (heads, rows, cols) = (5, 33, 64);
+        let own = RandomAffine::new(&mut rng, (heads * rows, cols), 4, 32, FloatType::F16);
+        let data = store(&rng.normals(heads * rows * cols), FloatType::Bf16);
+        let dense = WeightMatrix::dense(heads * rows, cols, FloatType::Bf16, &data).unwrap();
+        for (weights, tokens) in [(own.matrix(), 1), (own.matrix(), 30), (dense, 1), (dense, 9)] {
+            let x = rng.normals(tokens * heads * cols);
+            let mut out = vec![f32::NAN; tokens * heads * rows];
+            matmul_heads(&pool, &x, &weights, heads, &mut out, Precision::Exact).unwrap();
+            for (slot, out) in out.chunks_exact(rows).enumerate() {
+                let matrix = weights.row_range(slot % heads * rows, rows).unwrap();
+                for (got, (sum, size)) in out.iter().zip(oracle(&x[slot * cols..][..cols], &matrix))
+                {
+                    assert!((f64::from(*got) - sum).abs() <= 1e-5 * (size + 1.0), "{pool:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn only_used_experts_are_asked_for() {
+    let routes = Routes::new(&[5, 2, 2, 6], vec![0.5; 4], 2, 7).unwrap();
+    assert_eq!(routes.used().collect::<Vec<_>>(), [2, 5, 6]);
+    assert_eq!(routes.used[0].1, 0..2);
+    assert_eq!(routes.tokens, [0, 1, 0, 1]);
+}
+
+#[test]
+fn impossible_routes_are_refused() {
+    let refused = |chosen: &[u32], active| {
+        Routes::new(chosen, vec![1.0; chosen.len()], active, 4).unwrap_err().to_string()
+    };
+    assert!(refused(&[0, 4], 2).contains("expert 4 is out of range for 4"));
+    assert!(refused(&[0, 1, 2], 2).contains("active experts is 2"));
+    assert!(refused(&[], 0).contains("active experts is 0"));
+    assert!(Routes::new(&[1], vec![], 1, 4).is_err());
+}

@@ -1,0 +1,89 @@
+//! Recurrent layers: short causal convolutions and the selective scan of Mamba 2.
+//!
+//! A sequence keeps a [`RecurrentState`] of fixed size: the last inputs of the convolution, and
+//! what the scan has summed up. Kernels read it, run over the new tokens, and leave it behind them.
+
+mod conv;
+mod scan2;
+#[cfg(test)]
+mod tests;
+
+pub use conv::{Conv, causal_conv};
+pub use scan2::{Scan2, Steps2, scan2};
+
+use half::f16;
+
+use crate::error::{Result, check_len};
+
+/// What one recurrent layer keeps of one sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecurrentState {
+    window: Window,
+    /// The sums of the scan, in the order of its kernel.
+    pub sums: Vec<f32>,
+}
+
+/// The last inputs of a convolution, oldest first.
+#[derive(Clone, Debug, PartialEq)]
+enum Window {
+    Half(Vec<f16>),
+    Full(Vec<f32>),
+}
+
+/// How the window of a convolution is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WindowStore {
+    /// In fp16.
+    Half,
+    /// In fp32.
+    Full,
+}
+
+impl RecurrentState {
+    /// The state before the first token: zeros.
+    #[must_use]
+    pub fn new(window_elems: usize, sum_elems: usize, store: WindowStore) -> Self {
+        let window = match store {
+            WindowStore::Half => Window::Half(vec![f16::ZERO; window_elems]),
+            WindowStore::Full => Window::Full(vec![0.0; window_elems]),
+        };
+        Self { window, sums: vec![0.0; sum_elems] }
+    }
+
+    /// Bytes that it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let window = match &self.window {
+            Window::Half(values) => size_of_val(&**values),
+            Window::Full(values) => size_of_val(&**values),
+        };
+        window + size_of_val(&*self.sums)
+    }
+
+    /// The convolution's window.
+    #[must_use]
+    pub fn window(&self) -> Vec<f32> {
+        match &self.window {
+            Window::Half(values) => values.iter().map(|value| value.to_f32()).collect(),
+            Window::Full(values) => values.clone(),
+        }
+    }
+
+    /// Replaces the convolution's window.
+    ///
+    /// # Errors
+    /// [`crate::KernelError::Length`] for another number of elements.
+    pub fn set_window(&mut self, new: &[f32]) -> Result<()> {
+        match &mut self.window {
+            Window::Half(values) => {
+                check_len("window of a convolution", new.len(), values.len())?;
+                values.iter_mut().zip(new).for_each(|(old, new)| *old = f16::from_f32(*new));
+            }
+            Window::Full(values) => {
+                check_len("window of a convolution", new.len(), values.len())?;
+                values.copy_from_slice(new);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,143 @@
+//! `deepseek_v2` (also V2-Lite) and `deepseek_v3` (also R1, V3.1): latent attention, experts chosen
+//! from the best groups, experts that every token passes. Kimi K2 says `deepseek_v3`, too.
+
+use mlxcel_core::Absorbed;
+use mlxcel_core::experts::{GroupLimit, GroupScore, RouteRule, Scores};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::config::{DecoderConfig, RopeDefaults};
+use super::dense::{Block, FeedForward, Mlp, Model};
+use super::mla::{Attention, LatentSizes};
+use super::moe::{Moe, NAMES, swiglu};
+use crate::loading::{Bias, ExpertShape, NormKind, Weights};
+use crate::{Error, Result};
+
+/// What a configuration states beside [`DecoderConfig`].
+#[derive(Debug, Deserialize)]
+pub(super) struct Config {
+    #[serde(flatten)]
+    latent: LatentSizes,
+    num_experts: Option<usize>,
+    num_experts_per_tok: Option<usize>,
+    #[serde(default)]
+    moe_intermediate_size: usize,
+    n_shared_experts: Option<usize>,
+    #[serde(default)]
+    first_k_dense_replace: usize,
+    moe_layer_freq: Option<usize>,
+    n_group: Option<usize>,
+    topk_group: Option<usize>,
+    topk_method: Option<String>,
+    scoring_func: Option<String>,
+    routed_scaling_factor: Option<f32>,
+    norm_topk_prob: Option<bool>,
+    rope_scaling: Option<Map<String, Value>>,
+}
+
+impl Config {
+    /// The number of experts of layer `layer`, where it has any.
+    fn experts(&self, layer: usize) -> Option<usize> {
+        let sparse = layer >= self.first_k_dense_replace
+            && layer.is_multiple_of(self.moe_layer_freq.unwrap_or(1).max(1));
+        self.num_experts.filter(|experts| sparse && *experts > 0)
+    }
+
+    fn active(&self) -> Result<usize> {
+        self.num_experts_per_tok.ok_or_else(|| Error::config("it has no num_experts_per_tok"))
+    }
+
+    fn limit(&self, score: GroupScore) -> Option<GroupLimit> {
+        let groups = self.n_group.unwrap_or(1);
+        let active = self.topk_group.unwrap_or(1);
+        (groups > 1).then_some(GroupLimit { groups, active, score })
+    }
+
+    /// V2: the highest softmax, over all experts or in the groups with the best one.
+    fn rule_v2(&self, experts: usize) -> Result<RouteRule> {
+        let limit = match self.topk_method.as_deref() {
+            None | Some("greedy") => None,
+            Some("group_limited_greedy") => self.limit(GroupScore::Best),
+            Some(other) => return Err(unknown("topk_method", other)),
+        };
+        // Published code scales what it does not normalise.
+        let normalise = self.norm_topk_prob.unwrap_or(false) && self.active()? > 1;
+        let scale = if normalise { 1.0 } else { self.routed_scaling_factor.unwrap_or(1.0) };
+        Ok(RouteRule { limit, scale, ..RouteRule::softmax(experts, self.active()?, normalise) })
+    }
+
+    /// V3: the highest sigmoid with a bias, in the groups with the two best ones.
+    fn rule_v3(&self, experts: usize) -> Result<RouteRule> {
+        if let Some(other) = self.topk_method.as_deref().filter(|method| *method != "noaux_tc") {
+            return Err(unknown("topk_method", other));
+        }
+        if let Some(other) = self.scoring_func.as_deref().filter(|name| *name != "sigmoid") {
+            return Err(unknown("scoring_func", other));
+        }
+        Ok(RouteRule {
+            experts,
+            active: self.active()?,
+            scores: Scores::Sigmoid,
+            limit: self.limit(GroupScore::BestTwo),
+            normalise: self.norm_topk_prob.unwrap_or(true) && self.active()? > 1,
+            scale: self.routed_scaling_factor.unwrap_or(1.0),
+        })
+    }
+
+    /// YaRN's factor on the scores, which comes with a longer context.
+    #[expect(clippy::cast_possible_truncation, reason = "a factor near 1")]
+    fn temperature(&self) -> f32 {
+        let number = |key: &str| self.rope_scaling.as_ref()?.get(key)?.as_f64();
+        let (mscale, factor) =
+            (number("mscale_all_dim").unwrap_or(0.0), number("factor").unwrap_or(1.0));
+        let m = if factor > 1.0 { 0.1 * mscale * factor.ln() + 1.0 } else { 1.0 };
+        (m * m) as f32
+    }
+}
+
+fn unknown(key: &str, word: &str) -> Error {
+    Error::config(format!("{key} \"{word}\" is not supported"))
+}
+
+pub(super) fn load_v2(w: &Weights, decoder: &DecoderConfig, c: &Config) -> Result<Model> {
+    load(w, decoder, c, Absorbed::Float, |w, shape, experts| {
+        Moe::load(w, shape, c.rule_v2(experts)?, None)
+    })
+}
+
+pub(super) fn load_v3(w: &Weights, decoder: &DecoderConfig, c: &Config) -> Result<Model> {
+    load(w, decoder, c, Absorbed::AsStored, |w, shape, experts| {
+        Moe::load(w, shape, c.rule_v3(experts)?, Some("gate.e_score_correction_bias"))
+    })
+}
+
+fn load(
+    w: &Weights,
+    decoder: &DecoderConfig,
+    c: &Config,
+    storage: Absorbed,
+    moe: impl Fn(&Weights, ExpertShape, usize) -> Result<Moe>,
+) -> Result<Model> {
+    let s = &decoder.sizes;
+    let hidden = s.hidden_size;
+    let norm = s.norm_or(NormKind::Rms, 1e-6);
+    let defaults = RopeDefaults { traditional: true, ..RopeDefaults::default() };
+    let rope = decoder.rope.build_or(c.latent.qk_rope_head_dim, defaults)?;
+    let shape = ExpertShape { hidden, inner: c.moe_intermediate_size, names: NAMES };
+    let feed_forward = |w: &Weights, layer| -> Result<Box<dyn FeedForward>> {
+        let Some(experts) = c.experts(layer) else {
+            return Ok(Box::new(Mlp::load(w, s, Bias::None)?));
+        };
+        let mut moe = moe(w, shape, experts)?;
+        if let Some(shared) = c.n_shared_experts.filter(|shared| *shared > 0) {
+            let inner = c.moe_intermediate_size.saturating_mul(shared);
+            moe.shared_experts = Some(swiglu(&w.at("shared_experts"), hidden, inner)?);
+        }
+        Ok(Box::new(moe))
+    };
+    Model::load(w, s, norm, |w, layer| {
+        let turn = (rope.clone(), c.temperature());
+        let attention = Attention::load(&w.at("self_attn"), hidden, &c.latent, turn, storage)?;
+        Block::pre_norm(w, hidden, norm, attention, feed_forward(&w.at("mlp"), layer)?)
+    })
+}

@@ -1,0 +1,88 @@
+//! `gemma2`, and what later Gemmas share with it: four norms a layer whose files hold the weight
+//! minus 1, a GELU-gated MLP, scaled embeddings. Its own are soft caps on scores and logits, and a
+//! window over every other layer.
+
+use mlxcel_core::{Activation, Map};
+use serde::Deserialize;
+
+use super::config::{DecoderConfig, HeadShape};
+use super::dense::{Attention, Block, Mlp, Model, ProjectionBias};
+use crate::loading::{Bias, NormKind, NormRule, Weights};
+use crate::{Error, Result};
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Config {
+    #[serde(flatten)]
+    decoder: DecoderConfig,
+    query_pre_attn_scalar: Option<f32>,
+    #[serde(default = "score_cap")]
+    attn_logit_softcapping: Option<f32>,
+    #[serde(default = "logit_cap")]
+    final_logit_softcapping: Option<f32>,
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "a default for serde, where null means none")]
+fn score_cap() -> Option<f32> {
+    Some(50.0)
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "a default for serde, where null means none")]
+fn logit_cap() -> Option<f32> {
+    Some(30.0)
+}
+
+/// Gemma's norms.
+pub(super) fn norm(c: &DecoderConfig) -> NormRule {
+    c.sizes.norm_or(NormKind::RmsPlusOne, 1e-6)
+}
+
+/// `1/√scalar`, the factor on Gemma's scores.
+pub(super) fn score_scale(scalar: Option<f32>) -> Result<f32> {
+    let scalar = scalar.unwrap_or(256.0);
+    if scalar > 0.0 && scalar.is_finite() {
+        return Ok(scalar.sqrt().recip());
+    }
+    Err(Error::config(format!("query_pre_attn_scalar is {scalar}")))
+}
+
+/// `√hidden`, the factor on Gemma's embeddings.
+#[expect(clippy::cast_precision_loss, reason = "hidden sizes are below 2^24")]
+pub(super) fn embed_scale(c: &DecoderConfig) -> f32 {
+    (c.sizes.hidden_size as f32).sqrt()
+}
+
+/// A layer of Gemma 2 or 3 around `attention`.
+pub(super) fn block(w: &Weights, c: &DecoderConfig, attention: Attention) -> Result<Block> {
+    let (hidden, norm) = (c.sizes.hidden_size, norm(c));
+    let mlp = Mlp::load(&w.at("mlp"), &c.sizes, Bias::None)?;
+    let mlp = Mlp { activation: Activation::GeluTanh, ..mlp };
+    let mut block = Block::pre_norm(w, hidden, norm, attention, mlp)?;
+    block.around_mixer.after = block.around_mlp.before.take();
+    block.around_mlp.before = Some(w.norm("pre_feedforward_layernorm", hidden, norm)?);
+    block.around_mlp.after = Some(w.norm("post_feedforward_layernorm", hidden, norm)?);
+    Ok(block)
+}
+
+fn attention(w: &Weights, c: &Config, heads: HeadShape, layer: usize) -> Result<Attention> {
+    let bias = ProjectionBias::all(Bias::None);
+    let rope = c.decoder.rope.build(heads.head_dim)?;
+    let plain = Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, Some(rope))?;
+    let spec = plain.spec.with_scale(score_scale(c.query_pre_attn_scalar)?);
+    let spec = spec.with_softcap(c.attn_logit_softcapping)?;
+    Attention { spec, ..plain }.windowed(c.decoder.windows.of(layer, layer.is_multiple_of(2))?)
+}
+
+pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
+    let heads = c.decoder.heads()?;
+    let cap = c.final_logit_softcapping;
+    if let Some(cap) = cap.filter(|cap| !(*cap > 0.0 && cap.is_finite())) {
+        return Err(Error::config(format!("final_logit_softcapping is {cap}")));
+    }
+    Ok(Model {
+        embed_scale: Some(embed_scale(&c.decoder)),
+        logits: cap.map(Map::Softcap),
+        ..Model::load(w, &c.decoder.sizes, norm(&c.decoder), |w, layer| {
+            block(w, &c.decoder, attention(&w.at("self_attn"), c, heads, layer)?)
+        })?
+    })
+}

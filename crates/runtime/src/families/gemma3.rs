@@ -1,0 +1,74 @@
+//! `gemma3_text` and the language model of `gemma3`: Gemma 2's layers with norms over each query
+//! and key head, and five windowed layers to one global, each kind with its own rotary base.
+
+use mlxcel_core::{Rope, RopeScaling};
+use serde::Deserialize;
+
+use super::config::{DecoderConfig, HeadShape, RopeDefaults};
+use super::dense::{Attention, Model, ProjectionBias};
+use super::gemma2::{block, embed_scale, norm, score_scale};
+use crate::Result;
+use crate::loading::{Bias, Weights};
+
+/// What the class takes for global layers where the configuration does not say.
+const GLOBAL: RopeDefaults = RopeDefaults { theta: 1_000_000.0, traditional: false, partial: 1.0 };
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Config {
+    #[serde(flatten)]
+    decoder: DecoderConfig,
+    query_pre_attn_scalar: Option<f32>,
+    sliding_window_pattern: Option<usize>,
+    rope_local_base_freq: Option<f64>,
+}
+
+impl Config {
+    /// The window of layer `layer`.
+    fn window(&self, layer: usize) -> Result<Option<usize>> {
+        let pattern = self.sliding_window_pattern.unwrap_or(6).max(1);
+        self.decoder.windows.of(layer, !(layer + 1).is_multiple_of(pattern))
+    }
+
+    /// The rotary embedding of windowed layers, then of global ones.
+    fn ropes(&self, head_dim: usize) -> Result<[Rope; 2]> {
+        let rope = &self.decoder.rope;
+        let local = match rope.of_layer_type("sliding_attention") {
+            Some(stated) => stated.build(head_dim)?,
+            None => {
+                let base = self.rope_local_base_freq.unwrap_or(10_000.0);
+                Rope::new(head_dim, base, false, &RopeScaling::None)?
+            }
+        };
+        let stated = rope.of_layer_type("full_attention");
+        Ok([local, stated.as_ref().unwrap_or(rope).build_or(head_dim, GLOBAL)?])
+    }
+}
+
+fn attention(w: &Weights, c: &Config, heads: HeadShape, layer: usize) -> Result<Attention> {
+    let bias = ProjectionBias::all(Bias::None);
+    let [local, global] = c.ropes(heads.head_dim)?;
+    let window = c.window(layer)?;
+    let rope = if window.is_some() { local } else { global };
+    let plain = Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, Some(rope))?;
+    let head_norm = |name| w.rms_norm(name, heads.head_dim, norm(&c.decoder));
+    let spec = plain.spec.with_scale(score_scale(c.query_pre_attn_scalar)?);
+    let qk_norm = Some((head_norm("q_norm")?, head_norm("k_norm")?));
+    Attention { qk_norm, spec, ..plain }.windowed(window)
+}
+
+/// `√hidden` in bfloat16, as the reference implementations have it in every precision.
+fn rounded_scale(c: &DecoderConfig) -> f32 {
+    half::bf16::from_f32(embed_scale(c)).to_f32()
+}
+
+pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
+    let heads = c.decoder.heads()?;
+    let text = w.at("language_model");
+    let w = if text.has("model.embed_tokens.weight") { &text } else { w };
+    Ok(Model {
+        embed_scale: Some(rounded_scale(&c.decoder)),
+        ..Model::load(w, &c.decoder.sizes, norm(&c.decoder), |w, layer| {
+            block(w, &c.decoder, attention(&w.at("self_attn"), c, heads, layer)?)
+        })?
+    })
+}

@@ -1,0 +1,39 @@
+//! `glm4`: GLM-4 0414: norms before and after each part, neighbours rotated in the first half of
+//! each head, a fused gate and up projection.
+
+use mlxcel_core::Rope;
+use serde::Deserialize;
+
+use super::config::{DecoderConfig, HeadShape, RopeDefaults};
+use super::dense::{Attention, Block, Mlp, Model, ProjectionBias};
+use crate::Result;
+use crate::loading::{Bias, NormKind, NormRule, Weights};
+
+/// What the class takes where the configuration does not say.
+const ROPE: RopeDefaults = RopeDefaults { theta: 10_000.0, traditional: true, partial: 0.5 };
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Config {
+    #[serde(flatten)]
+    decoder: DecoderConfig,
+    attention_bias: Option<bool>,
+}
+
+fn block(w: &Weights, c: &Config, heads: HeadShape, norm: NormRule, rope: Rope) -> Result<Block> {
+    let hidden = c.decoder.sizes.hidden_size;
+    let qkv = Bias::when(c.attention_bias.unwrap_or(true));
+    let bias = ProjectionBias { qkv, output: Bias::None };
+    let attention = Attention::load(&w.at("self_attn"), hidden, heads, bias, Some(rope))?;
+    let mlp = Mlp::load_fused(&w.at("mlp"), &c.decoder.sizes)?;
+    let mut block = Block::pre_norm(w, hidden, norm, attention, mlp)?;
+    block.around_mixer.after = Some(w.norm("post_self_attn_layernorm", hidden, norm)?);
+    block.around_mlp.after = Some(w.norm("post_mlp_layernorm", hidden, norm)?);
+    Ok(block)
+}
+
+pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
+    let heads = c.decoder.heads()?;
+    let rope = c.decoder.rope.build_or(heads.head_dim, ROPE)?;
+    let norm = c.decoder.sizes.norm(NormKind::Rms)?;
+    Model::load(w, &c.decoder.sizes, norm, |w, _| block(w, c, heads, norm, rope.clone()))
+}

@@ -1,0 +1,71 @@
+//! `granite`: the dense Granite 3 models: Llama's layout with a factor on embeddings, scores,
+//! residuals and logits.
+
+use mlxcel_core::Map;
+use serde::Deserialize;
+
+use super::config::DecoderConfig;
+use super::dense::{Attention, Block, Mlp, Model, ProjectionBias};
+use crate::loading::{Bias, NormKind, Weights};
+use crate::{Error, Result};
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Config {
+    #[serde(flatten)]
+    decoder: DecoderConfig,
+    #[serde(flatten)]
+    factors: Multipliers,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+}
+
+/// Factors, 1 where they are not stated.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default)]
+struct Multipliers {
+    embedding_multiplier: f32,
+    attention_multiplier: f32,
+    residual_multiplier: f32,
+    /// The logits are divided by it.
+    logits_scaling: f32,
+}
+
+impl Default for Multipliers {
+    fn default() -> Self {
+        Self {
+            embedding_multiplier: 1.0,
+            attention_multiplier: 1.0,
+            residual_multiplier: 1.0,
+            logits_scaling: 1.0,
+        }
+    }
+}
+
+pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
+    let (s, factors) = (&c.decoder.sizes, c.factors);
+    if !(factors.logits_scaling.is_finite() && factors.logits_scaling > 0.0) {
+        return Err(Error::config(format!("logits_scaling is {}", factors.logits_scaling)));
+    }
+    let heads = c.decoder.heads()?;
+    let bias = ProjectionBias::all(Bias::when(c.attention_bias));
+    let rope = c.decoder.rope.build(heads.head_dim)?;
+    let norm = s.norm(NormKind::Rms)?;
+    let layer = |w: &Weights, _| {
+        let plain =
+            Attention::load(&w.at("self_attn"), s.hidden_size, heads, bias, Some(rope.clone()))?;
+        let spec = plain.spec.with_scale(factors.attention_multiplier);
+        let attention = Attention { spec, ..plain };
+        let mlp = Mlp::load(&w.at("mlp"), s, Bias::when(c.mlp_bias))?;
+        let mut block = Block::pre_norm(w, s.hidden_size, norm, attention, mlp)?;
+        block.around_mixer.scale = Some(factors.residual_multiplier);
+        block.around_mlp.scale = Some(factors.residual_multiplier);
+        Ok(block)
+    };
+    Ok(Model {
+        embed_scale: Some(factors.embedding_multiplier),
+        logits: Some(Map::Scale(factors.logits_scaling.recip())),
+        ..Model::load(w, s, norm, layer)?
+    })
+}

@@ -1,0 +1,62 @@
+//! Mixtures of experts: a router, experts, and experts that every token passes.
+
+use mlxcel_core::experts::{Experts, RouteRule};
+use mlxcel_core::layers::Linear;
+use mlxcel_core::{Activation, Array, Batch};
+
+use super::dense::{FeedForward, Mlp};
+use crate::Result;
+use crate::loading::{Bias, ExpertShape, Weights};
+
+/// What gate, up and down are called in most checkpoints.
+pub(super) const NAMES: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+
+/// `Σ weight · expert(x)` over the experts that the router chooses, and the shared ones.
+pub(super) struct Moe {
+    pub(super) gate: Linear,
+    pub(super) experts: Experts,
+    pub(super) shared_experts: Option<Mlp>,
+}
+
+impl Moe {
+    /// Reads the router `gate` and the experts; `bias` names what is added to the scores for the
+    /// choice, where there is such a thing.
+    pub(super) fn load(
+        w: &Weights,
+        shape: ExpertShape,
+        rule: RouteRule,
+        bias: Option<&str>,
+    ) -> Result<Self> {
+        let experts = w.experts(shape, rule, bias)?;
+        let gate = w.linear("gate", shape.hidden, rule.experts, Bias::None)?;
+        Ok(Self { gate, experts, shared_experts: None })
+    }
+}
+
+impl FeedForward for Moe {
+    fn forward(&self, cx: &Batch, x: &Array) -> Result<Array> {
+        let logits = cx.ops().linear(x, &self.gate)?;
+        let y = cx.ops().experts(x, &logits, &self.experts)?;
+        match &self.shared_experts {
+            Some(shared) => Ok(cx.ops().add(&y, &shared.forward(cx, x)?)?),
+            None => Ok(y),
+        }
+    }
+}
+
+/// Layers of both kinds in one model.
+impl FeedForward for Box<dyn FeedForward> {
+    fn forward(&self, cx: &Batch, x: &Array) -> Result<Array> {
+        self.as_ref().forward(cx, x)
+    }
+}
+
+/// A SwiGLU of `gate_proj`, `up_proj` and `down_proj` with `inner` elements between them.
+pub(super) fn swiglu(w: &Weights, hidden: usize, inner: usize) -> Result<Mlp> {
+    Ok(Mlp {
+        gate_proj: w.linear("gate_proj", hidden, inner, Bias::None)?,
+        up_proj: w.linear("up_proj", hidden, inner, Bias::None)?,
+        down_proj: w.linear("down_proj", inner, hidden, Bias::None)?,
+        activation: Activation::Silu,
+    })
+}

@@ -1,0 +1,50 @@
+//! `olmo2`: OLMo 2: Llama's parts with a norm after each instead of before, and norms over whole
+//! queries and keys.
+
+use mlxcel_core::Rope;
+use mlxcel_core::layers::Norm;
+use serde::Deserialize;
+
+use super::config::{DecoderConfig, HeadShape};
+use super::dense::{Around, Attention, Block, Mlp, Model, ProjectionBias};
+use crate::Result;
+use crate::loading::{Bias, NormKind, NormRule, Weights};
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Config {
+    #[serde(flatten)]
+    decoder: DecoderConfig,
+    #[serde(default)]
+    attention_bias: bool,
+}
+
+fn attention(w: &Weights, c: &Config, heads: HeadShape, rope: Rope) -> Result<Attention> {
+    let bias = ProjectionBias::all(Bias::when(c.attention_bias));
+    let norm = c.decoder.sizes.norm(NormKind::Rms)?;
+    let q_norm = w.rms_norm("q_norm", heads.query_size(), norm)?;
+    let k_norm = w.rms_norm("k_norm", heads.kv_size(), norm)?;
+    let plain = Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, Some(rope))?;
+    Ok(Attention { qk_norm: Some((q_norm, k_norm)), ..plain })
+}
+
+fn block(w: &Weights, c: &Config, norm: NormRule, attention: Attention) -> Result<Block> {
+    let after = |name| -> Result<Around> {
+        let norm: Norm = w.norm(name, c.decoder.sizes.hidden_size, norm)?;
+        Ok(Around { after: Some(norm), ..Around::default() })
+    };
+    Ok(Block {
+        mixer: Box::new(attention),
+        mlp: Box::new(Mlp::load(&w.at("mlp"), &c.decoder.sizes, Bias::None)?),
+        around_mixer: after("post_attention_layernorm")?,
+        around_mlp: after("post_feedforward_layernorm")?,
+    })
+}
+
+pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
+    let heads = c.decoder.heads()?;
+    let rope = c.decoder.rope.build(heads.head_dim)?;
+    let norm = c.decoder.sizes.norm(NormKind::Rms)?;
+    Model::load(w, &c.decoder.sizes, norm, |w, _| {
+        block(w, c, norm, attention(&w.at("self_attn"), c, heads, rope.clone())?)
+    })
+}

@@ -1,0 +1,91 @@
+//! `phi`: Phi 1, 1.5 and 2: attention and MLP in parallel behind one layer norm, a part of each
+//! head rotated, biases everywhere, the head's too.
+
+use mlxcel_core::layers::Norm;
+use mlxcel_core::{Array, Batch, LayerLayout, Rope};
+use serde::Deserialize;
+
+use super::config::{DecoderConfig, HeadShape, RopeDefaults, activation};
+use super::dense::{Attention, FeedForward, Layer, Mixer, Model, PlainMlp};
+use crate::loading::{Bias, NormKind, NormRule, Weights};
+use crate::{Error, Result};
+
+/// What the class takes where the configuration does not say.
+const ROPE: RopeDefaults = RopeDefaults { theta: 10_000.0, traditional: false, partial: 0.5 };
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Config {
+    #[serde(flatten)]
+    decoder: DecoderConfig,
+    #[serde(default)]
+    qk_layernorm: bool,
+    hidden_act: Option<String>,
+}
+
+fn attention(w: &Weights, hidden: usize, heads: HeadShape, rope: Rope) -> Result<Attention> {
+    let dense = w.linear("dense", heads.query_size(), hidden, Bias::Required)?;
+    Attention::with_output(w, heads, Bias::Required, dense, Some(rope))
+}
+
+fn mlp(w: &Weights, c: &Config) -> Result<PlainMlp> {
+    let s = &c.decoder.sizes;
+    Ok(PlainMlp {
+        input: w.linear("fc1", s.hidden_size, s.intermediate_size, Bias::Required)?,
+        output: w.linear("fc2", s.intermediate_size, s.hidden_size, Bias::Required)?,
+        activation: activation(c.hidden_act.as_deref().unwrap_or("gelu_new"))?,
+    })
+}
+
+/// `x + attention(norm(x)) + mlp(norm(x))`.
+struct Block {
+    self_attn: Attention,
+    mlp: PlainMlp,
+    input_layernorm: Norm,
+}
+
+impl Block {
+    fn load(w: &Weights, c: &Config, norm: NormRule, self_attn: Attention) -> Result<Self> {
+        Ok(Self {
+            self_attn,
+            mlp: mlp(&w.at("mlp"), c)?,
+            input_layernorm: w.norm("input_layernorm", c.decoder.sizes.hidden_size, norm)?,
+        })
+    }
+}
+
+impl Layer for Block {
+    fn layout(&self) -> LayerLayout {
+        self.self_attn.layout()
+    }
+
+    fn forward(&self, cx: &Batch, layer: usize, x: &Array) -> Result<Array> {
+        let normed = cx.ops().norm(x, &self.input_layernorm)?;
+        let attended = self.self_attn.forward(cx, layer, &normed)?;
+        let sum = cx.ops().add(&attended, &self.mlp.forward(cx, &normed)?)?;
+        Ok(cx.ops().add(&sum, x)?)
+    }
+}
+
+pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
+    if c.qk_layernorm {
+        return Err(Error::config("qk_layernorm is not supported"));
+    }
+    let s = &c.decoder.sizes;
+    let heads = c.decoder.heads()?;
+    let rope = c.decoder.rope.build_or(heads.head_dim, ROPE)?;
+    let norm = s.norm_or(NormKind::Layer, 1e-5);
+    let model = w.at("model");
+    let layers = model.layers("layers", s.num_hidden_layers, |w, _| {
+        let attention = attention(&w.at("self_attn"), s.hidden_size, heads, rope.clone())?;
+        Ok(Box::new(Block::load(w, c, norm, attention)?) as Box<dyn Layer>)
+    })?;
+    Ok(Model {
+        embed_tokens: model.embedding("embed_tokens", s.vocab_size, s.hidden_size)?,
+        positions: None,
+        embed_scale: None,
+        layers,
+        norm: model.norm("final_layernorm", s.hidden_size, norm)?,
+        lm_head: Some(w.linear("lm_head", s.hidden_size, s.vocab_size, Bias::Required)?),
+        logits: None,
+    })
+}

@@ -1,0 +1,91 @@
+//! The matrices of a layer's experts, stacked or one by one, and those of latent attention.
+
+use mlxcel_core::Absorbed;
+use mlxcel_core::experts::{ExpertMatrices, Experts, RouteRule};
+use mlxcel_core::layers::Weight;
+
+use super::Weights;
+use super::checkpoint::Rows;
+use crate::Result;
+
+/// What the experts of a layer are called and how large they are.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpertShape {
+    /// Elements of their input and output.
+    pub hidden: usize,
+    /// Elements between their matrices.
+    pub inner: usize,
+    /// What gate, up and down are called where each expert has tensors of its own.
+    pub names: [&'static str; 3],
+}
+
+impl Weights<'_> {
+    /// The experts of a layer: `switch_mlp.{gate,up,down}_proj` with all of them in each (as MLX's
+    /// checkpoints have them), or `experts.N.` and the names that `shape` gives.
+    ///
+    /// `bias` names the vector that is added to the scores for the choice, where there is one.
+    ///
+    /// # Errors
+    /// Missing or misshapen tensors, by name, and a rule that cannot choose.
+    pub fn experts(
+        &self,
+        shape: ExpertShape,
+        rule: RouteRule,
+        bias: Option<&str>,
+    ) -> Result<Experts> {
+        rule.check().map_err(mlxcel_core::Error::from)?;
+        let ExpertShape { hidden, inner, names } = shape;
+        let [gate, up, down] = names;
+        let matrices = [
+            self.expert_matrices("gate_proj", gate, rule.experts, (inner, hidden))?,
+            self.expert_matrices("up_proj", up, rule.experts, (inner, hidden))?,
+            self.expert_matrices("down_proj", down, rule.experts, (hidden, inner))?,
+        ];
+        let bias = match bias {
+            Some(name) => Some(self.vector(name, Rows::all(rule.experts))?),
+            None => None,
+        };
+        Ok(Experts::new(matrices, rule, bias)?)
+    }
+
+    fn expert_matrices(
+        &self,
+        stacked: &str,
+        separate: &str,
+        experts: usize,
+        (rows, cols): (usize, usize),
+    ) -> Result<ExpertMatrices> {
+        let stack = self.at(&format!("switch_mlp.{stacked}"));
+        if stack.has("weight") {
+            return Ok(ExpertMatrices::Stacked(stack.matrix(Rows::stack(experts, rows), cols)?));
+        }
+        let one = |expert| self.at(&format!("experts.{expert}.{separate}"));
+        let each = (0..experts).map(|expert| one(expert).matrix(Rows::all(rows), cols));
+        Ok(self.ops().expert_matrices(each.collect::<Result<_>>()?)?)
+    }
+
+    /// The matrices of absorbed latent attention, from a head's query to the latent and from the
+    /// latent to a head's value: `embed_q` and `unembed_out` where the files hold them (as MLX's
+    /// newer checkpoints do), else made of `kv_b_proj`.
+    ///
+    /// # Errors
+    /// Missing or misshapen tensors, by name.
+    pub fn latent_matrices(
+        &self,
+        heads: usize,
+        latent: usize,
+        (nope, value): (usize, usize),
+        storage: Absorbed,
+    ) -> Result<[Weight; 2]> {
+        let (embed, unembed) = (self.at("embed_q"), self.at("unembed_out"));
+        if embed.has("weight") {
+            return Ok([
+                embed.matrix(Rows::stack(heads, latent), nope)?,
+                unembed.matrix(Rows::stack(heads, value), latent)?,
+            ]);
+        }
+        let rows = Rows::all(heads * (nope + value));
+        let stored = self.at("kv_b_proj").stored_matrix(rows, latent)?;
+        Ok(self.ops().absorbed(&stored, heads, nope, storage)?)
+    }
+}

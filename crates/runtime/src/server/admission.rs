@@ -1,0 +1,212 @@
+//! Whether a request fits, now or ever: questions to the estimator, in bytes.
+//!
+//! Owns no formula. A request is a [`Sequence`]; all that run and the one that asks are a
+//! [`Workload`], and the same function that sizes a load before it happens says whether it fits.
+//! Blocks that sequences and cached prefixes share are held once: they are taken off what is
+//! available, and the sequences over them count only what they add.
+
+use mlxcel_estimator::{
+    EstimatorError, KvMode, Machine, MemoryEstimate, Sequence, Solver, Workload,
+    estimate_total_memory,
+};
+
+use crate::preflight::Sized;
+
+/// The smallest prefill chunk that is worth a step: a request that fits only with less waits.
+pub(super) const LEAST_CHUNK_TOKENS: u64 = 32;
+
+/// Asks the estimator on behalf of requests.
+#[derive(Clone, Debug)]
+pub(super) struct Admission {
+    model: Sized,
+    machine: Machine,
+    kv_mode: KvMode,
+    chunk_tokens: u64,
+    /// Tokens that a sequence may have.
+    context_tokens: u64,
+}
+
+/// A request that does not fit even alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TooLarge {
+    /// What it needs, weights and headroom included.
+    pub(super) estimated_bytes: u64,
+    /// What there is.
+    pub(super) limit_bytes: u64,
+    /// The longest sequence that would fit alone, prompt and answer together.
+    pub(super) max_context_tokens: u64,
+}
+
+/// What a request takes of the cache.
+pub(super) fn sequence(cached: usize, total: usize, count: usize) -> Sequence {
+    let (cached_tokens, total) = (cached as u64, total as u64);
+    let new_tokens = total.saturating_sub(cached_tokens);
+    Sequence { cached_tokens, new_tokens, image_tokens: 0, count: count as u64 }
+}
+
+/// What `n` answers to one prompt take: the first with the prompt, the others beside it.
+pub(super) fn answers(
+    cached: usize,
+    prompt: usize,
+    max_tokens: usize,
+    n: usize,
+) -> impl Iterator<Item = Sequence> {
+    let total = prompt.saturating_add(max_tokens);
+    let others = (n > 1).then(|| sequence(prompt, total, n - 1));
+    [sequence(cached, total, 1)].into_iter().chain(others)
+}
+
+impl Admission {
+    /// For `model` on `machine`, whose available bytes are the limit.
+    pub(super) fn new(
+        model: Sized,
+        machine: Machine,
+        kv_mode: KvMode,
+        chunk_tokens: usize,
+        context_tokens: usize,
+    ) -> Self {
+        let (chunk_tokens, context_tokens) = (chunk_tokens as u64, context_tokens as u64);
+        Self { model, machine, kv_mode, chunk_tokens, context_tokens }
+    }
+
+    /// What may be used; `None` where nothing limits.
+    pub(super) fn limit_bytes(&self) -> Option<u64> {
+        self.machine.available_bytes
+    }
+
+    /// Tokens that the model knows.
+    pub(super) fn vocabulary(&self) -> u64 {
+        self.model.spec.widths.vocabulary
+    }
+
+    /// What the machine has.
+    pub(super) fn total_memory_bytes(&self) -> Option<u64> {
+        self.machine.total_bytes
+    }
+
+    fn workload(&self, sequences: &[Sequence], chunk_tokens: u64) -> Workload {
+        Workload { sequences: sequences.to_vec(), ..Workload::uniform(0, 0) }
+            .with_kv_mode(self.kv_mode)
+            .with_prefill_chunk(chunk_tokens)
+    }
+
+    /// The machine without what is held already.
+    fn machine(&self, held_bytes: u64) -> Machine {
+        let mut machine = self.machine.clone();
+        machine.available_bytes = machine.available_bytes.map(|b| b.saturating_sub(held_bytes));
+        machine
+    }
+
+    /// The whole estimate for `sequences`, read with `chunk_tokens` at a time.
+    ///
+    /// # Errors
+    /// A cache mode that the model cannot take.
+    pub(super) fn estimate(
+        &self,
+        sequences: &[Sequence],
+        chunk_tokens: u64,
+    ) -> Result<MemoryEstimate, EstimatorError> {
+        let workload = self.workload(sequences, chunk_tokens);
+        estimate_total_memory(&self.model.spec, &self.model.weights, &workload, &self.machine)
+    }
+
+    /// Why `sequences` do not fit even alone and in the smallest chunks, if they do not.
+    ///
+    /// # Errors
+    /// As [`Self::estimate`].
+    pub(super) fn too_large(
+        &self,
+        sequences: &[Sequence],
+    ) -> Result<Option<TooLarge>, EstimatorError> {
+        let chunk = LEAST_CHUNK_TOKENS.min(self.chunk_tokens);
+        let estimate = self.estimate(sequences, chunk)?;
+        let Some(limit_bytes) = estimate.available_bytes.filter(|_| estimate.fits == Some(false))
+        else {
+            return Ok(None);
+        };
+        let workload = self.workload(&[], chunk);
+        let solver = self.solver(&self.machine);
+        let longest = solver.max_context(&workload, 1)?.value.unwrap_or(u64::MAX);
+        let max_context_tokens = longest.min(self.context_tokens);
+        let estimated_bytes = estimate.total_bytes;
+        Ok(Some(TooLarge { estimated_bytes, limit_bytes, max_context_tokens }))
+    }
+
+    /// The chunk with which `sequences` fit beside `held_bytes`: the configured one, or as much of
+    /// it as fits; `None` when they must wait.
+    ///
+    /// # Errors
+    /// As [`Self::estimate`].
+    pub(super) fn chunk_that_fits(
+        &self,
+        sequences: &[Sequence],
+        held_bytes: u64,
+    ) -> Result<Option<u64>, EstimatorError> {
+        let machine = self.machine(held_bytes);
+        let workload = self.workload(sequences, self.chunk_tokens);
+        let Sized { spec, weights, .. } = &self.model;
+        if estimate_total_memory(spec, weights, &workload, &machine)?.fits != Some(false) {
+            return Ok(Some(self.chunk_tokens));
+        }
+        let most = self.solver(&machine).max_chunk(&workload)?.value.unwrap_or(u64::MAX);
+        let chunk = most.min(self.chunk_tokens);
+        Ok((chunk >= LEAST_CHUNK_TOKENS.min(self.chunk_tokens)).then_some(chunk))
+    }
+
+    fn solver<'a>(&'a self, machine: &'a Machine) -> Solver<'a> {
+        Solver { spec: &self.model.spec, weights: &self.model.weights, machine }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlxcel_estimator::{AvailableSource, Backend, estimate_total_memory};
+
+    use super::*;
+    use crate::engine::ModelSource;
+
+    fn admission(limit: u64) -> Admission {
+        let machine =
+            Machine::new(Backend::Cpu).with_available(limit, AvailableSource::MemoryLimitVariable);
+        let model = Sized::read(&ModelSource::BuiltIn).unwrap();
+        Admission::new(model, machine, KvMode::Fp16, 512, 1 << 20)
+    }
+
+    #[test]
+    fn the_numbers_are_the_estimators() {
+        let admission = admission(64 << 20);
+        let wanted = [sequence(0, 100_000, 1)];
+        let refused = admission.too_large(&wanted).unwrap().unwrap();
+        let workload = Workload::uniform(100_000, 1).with_prefill_chunk(LEAST_CHUNK_TOKENS);
+        let Sized { spec, weights, .. } = &admission.model;
+        let expected = estimate_total_memory(spec, weights, &workload, &admission.machine).unwrap();
+        assert_eq!(refused.estimated_bytes, expected.total_bytes);
+        assert_eq!(refused.limit_bytes, 64 << 20);
+        let most = usize::try_from(refused.max_context_tokens).unwrap();
+        assert_eq!(admission.too_large(&[sequence(0, most, 1)]).unwrap(), None);
+        assert!(admission.too_large(&[sequence(0, most + 1, 1)]).unwrap().is_some());
+    }
+
+    #[test]
+    fn held_bytes_wait_and_a_chunk_shrinks_first() {
+        let admission = admission(64 << 20);
+        let one = [sequence(0, 4096, 1)];
+        assert_eq!(admission.chunk_that_fits(&one, 0).unwrap(), Some(512));
+        let smaller: Vec<_> =
+            (0..64).filter_map(|mib| admission.chunk_that_fits(&one, mib << 20).unwrap()).collect();
+        assert!(smaller.is_sorted_by(|a, b| a >= b), "{smaller:?}");
+        assert!(smaller.iter().any(|chunk| *chunk < 512), "{smaller:?}");
+        assert_eq!(admission.chunk_that_fits(&one, 63 << 20).unwrap(), None);
+    }
+
+    #[test]
+    fn a_cached_prefix_takes_nothing_new() {
+        let all: Vec<_> = answers(0, 2048, 100, 3).collect();
+        let hit: Vec<_> = answers(2048, 2048, 100, 3).collect();
+        let kv = |sequences: &[Sequence]| {
+            admission(1 << 30).estimate(sequences, 512).unwrap().kv_cache_bytes.unwrap()
+        };
+        assert_eq!(kv(&all), kv(&[sequence(0, 2148, 1)]) + 2 * kv(&[sequence(0, 100, 1)]));
+        assert_eq!(kv(&hit), 3 * kv(&[sequence(0, 100, 1)]));
+    }
+}

@@ -1,0 +1,138 @@
+//! Connections: limits on what is read and how long it may take, and the end of serving.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use serde::Serialize;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+
+use super::error::ApiError;
+
+/// Time for a request's head, and for the next request of an open connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for a request's body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of a request's head.
+const HEAD_BYTES: usize = 32 << 10;
+/// Headers of a request.
+const HEADERS: usize = 64;
+/// Connections at once; more wait in the system's queue.
+const CONNECTIONS: usize = 512;
+
+/// Accepts connections until `end` completes, and lets those that are open finish their request
+/// for at most `grace`.
+pub(super) async fn accept(
+    listener: TcpListener,
+    router: Router,
+    end: impl Future<Output = ()>,
+    grace: Duration,
+) {
+    let (ending, watched) = watch::channel(false);
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    tokio::pin!(end);
+    loop {
+        let place = tokio::select! {
+            place = Arc::clone(&places).acquire_owned() => place,
+            () = &mut end => break,
+        };
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut end => break,
+        };
+        match stream {
+            Ok((stream, _)) => {
+                let (router, watched) = (router.clone(), watched.clone());
+                tokio::spawn(async move {
+                    connection(stream, router, watched).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                // Too many open files, or a client that is gone already.
+                tracing::warn!(%error, "accept");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    drop(listener);
+    ending.send_replace(true);
+    drop(watched);
+    if tokio::time::timeout(grace, ending.closed()).await.is_err() {
+        tracing::warn!("some clients did not read their answers in time");
+    }
+}
+
+/// Serves one connection.
+async fn connection(stream: TcpStream, router: Router, mut ending: watch::Receiver<bool>) {
+    // Tokens are small packets that must not wait for each other.
+    let _ = stream.set_nodelay(true);
+    let service = TowerToHyperService::new(router);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES)
+        .max_headers(HEADERS)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        _ = async { ending.wait_for(|ending| *ending).await.is_ok() } => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "connection");
+    }
+}
+
+/// A whole body of at most `limit` bytes.
+///
+/// # Errors
+/// 413, 408, or 400 for one that breaks off.
+pub(super) async fn read_body(request: Request, limit: usize) -> Result<Bytes, ApiError> {
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let length = length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > limit as u64) {
+        return Err(ApiError::large_body(limit));
+    }
+    let body = axum::body::to_bytes(request.into_body(), limit.saturating_add(1));
+    match tokio::time::timeout(BODY_TIMEOUT, body).await {
+        Err(_) => Err(ApiError::slow()),
+        Ok(Ok(bytes)) if bytes.len() <= limit => Ok(bytes),
+        Ok(Ok(_)) => Err(ApiError::large_body(limit)),
+        Ok(Err(error)) => {
+            use std::error::Error as _;
+            let limited = error.source().is_some_and(|source| source.to_string().contains("limit"));
+            Err(match limited {
+                true => ApiError::large_body(limit),
+                false => ApiError::invalid("the request's body broke off"),
+            })
+        }
+    }
+}
+
+/// A response of JSON.
+pub(super) fn json_response(status: StatusCode, value: &impl Serialize) -> Response {
+    // Numbers, strings and maps with string keys: this cannot fail.
+    let text = serde_json::to_string(value).unwrap_or_default();
+    response(status, "application/json", Body::from(text))
+}
+
+/// A response of some type.
+pub(super) fn response(status: StatusCode, kind: &'static str, body: Body) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}

@@ -1,0 +1,187 @@
+//! Cached prefixes: whole blocks of earlier sequences, shared copy on write.
+//!
+//! An entry is a sequence's cache cut to whole blocks, with its tokens. A new prompt takes the
+//! longest prefix that any entry has in common with it. The entry used longest ago goes first when
+//! the bytes of all, blocks that several share counted once, exceed the limit.
+
+use std::collections::HashMap;
+
+use mlxcel_core::SequenceCache;
+use mlxcel_estimator::KV_BLOCK_TOKENS;
+
+/// Tokens in whole blocks of `tokens` tokens.
+pub(super) fn whole_blocks(tokens: usize) -> usize {
+    let rest = tokens as u64 % KV_BLOCK_TOKENS;
+    tokens.saturating_sub(usize::try_from(rest).unwrap_or(0))
+}
+
+/// A part of `cache` that others may hold: its first `tokens` tokens, whole blocks; `None` where
+/// there is none, or where a sliding window has dropped what a continuation would see.
+pub(super) fn share(cache: &SequenceCache, tokens: usize) -> Option<SequenceCache> {
+    if tokens == 0 {
+        return None;
+    }
+    let fork = cache.fork();
+    fork.trim(tokens).ok().map(|()| fork)
+}
+
+/// Bytes of all blocks that `caches` hold, each counted once.
+pub(super) fn distinct_bytes<'a>(caches: impl IntoIterator<Item = &'a SequenceCache>) -> u64 {
+    let mut blocks = HashMap::new();
+    for cache in caches {
+        cache.allocations(&mut |identity, bytes| {
+            blocks.insert(identity, bytes as u64);
+        });
+    }
+    blocks.values().sum()
+}
+
+/// The entries.
+#[derive(Default)]
+pub(super) struct PrefixCache {
+    entries: Vec<Entry>,
+    limit_bytes: u64,
+    /// Counts uses; the entry with the smallest count was used longest ago.
+    clock: u64,
+}
+
+struct Entry {
+    tokens: Vec<u32>,
+    cache: SequenceCache,
+    used: u64,
+}
+
+impl PrefixCache {
+    /// Nothing yet; a limit of 0 keeps it so.
+    pub(super) fn new(limit_bytes: u64) -> Self {
+        Self { limit_bytes, ..Self::default() }
+    }
+
+    /// Whether anything is ever kept.
+    pub(super) fn enabled(&self) -> bool {
+        self.limit_bytes > 0
+    }
+
+    /// The caches of all entries.
+    pub(super) fn caches(&self) -> impl Iterator<Item = &SequenceCache> {
+        self.entries.iter().map(|entry| &entry.cache)
+    }
+
+    /// Number of entries.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The longest prefix of `prompt` that is there, in whole blocks, and short of the last token,
+    /// which must be computed for its logits. The result is the caller's own.
+    pub(super) fn find(&mut self, prompt: &[u32]) -> Option<SequenceCache> {
+        let most = whole_blocks(prompt.len().saturating_sub(1));
+        let prompt = prompt.get(..most)?;
+        let mut candidates: Vec<(usize, usize)> = self
+            .entries
+            .iter()
+            .enumerate()
+            .map(|(index, entry)| (whole_blocks(common(&entry.tokens, prompt)), index))
+            .filter(|(tokens, _)| *tokens > 0)
+            .collect();
+        candidates.sort_unstable_by(|a, b| b.cmp(a));
+        let (cache, index) = candidates.into_iter().find_map(|(tokens, index)| {
+            Some((share(&self.entries.get(index)?.cache, tokens)?, index))
+        })?;
+        self.clock += 1;
+        if let Some(entry) = self.entries.get_mut(index) {
+            entry.used = self.clock;
+        }
+        Some(cache)
+    }
+
+    /// Keeps `cache`, which holds exactly `tokens`, whole blocks; an entry that it continues is
+    /// dropped, since a shorter prefix can be cut from the longer one.
+    pub(super) fn insert(&mut self, tokens: &[u32], cache: SequenceCache) {
+        if !self.enabled() || tokens.is_empty() || cache.tokens() != tokens.len() {
+            return;
+        }
+        self.clock += 1;
+        let used = self.clock;
+        if let Some(known) = self.entries.iter_mut().find(|entry| entry.tokens == tokens) {
+            known.used = used;
+            return;
+        }
+        self.entries.retain(|entry| {
+            let cut = || share(&cache, entry.tokens.len()).is_some();
+            !(tokens.starts_with(&entry.tokens) && cut())
+        });
+        self.entries.push(Entry { tokens: tokens.to_vec(), cache, used });
+        while self.entries.len() > 1 && distinct_bytes(self.caches()) > self.limit_bytes {
+            self.evict();
+        }
+        if distinct_bytes(self.caches()) > self.limit_bytes {
+            self.entries.clear();
+        }
+    }
+
+    /// Drops the entry used longest ago; `false` when there is none.
+    pub(super) fn evict(&mut self) -> bool {
+        let oldest = (0..self.entries.len()).min_by_key(|i| self.entries.get(*i).map(|e| e.used));
+        oldest.map(|index| self.entries.swap_remove(index)).is_some()
+    }
+}
+
+/// Length of the common prefix.
+fn common(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Engine, EngineConfig, ModelSource, NoProgress};
+    use crate::{ComputeDtype, KernelSet, OpsConfig, Precision};
+    use mlxcel_estimator::KvMode;
+
+    fn tokens(len: usize, seed: u32) -> Vec<u32> {
+        (0..u32::try_from(len).unwrap()).map(|i| (i * 31 + seed * 977) % 4096).collect()
+    }
+
+    /// One engine for all cases: MLX belongs to one thread.
+    #[test]
+    fn prefixes_are_found_shared_and_evicted() {
+        let ops = OpsConfig {
+            kernels: KernelSet::Host,
+            threads: Some(1),
+            precision: Precision::Int8,
+            dtype: ComputeDtype::Checkpoint,
+        };
+        let config = EngineConfig { ops, kv_mode: KvMode::Turbo4, prefill_chunk: 512 };
+        let engine = Engine::load(&ModelSource::BuiltIn, config, &mut NoProgress).unwrap();
+        let filled = |tokens: usize| {
+            let cache = engine.new_cache().unwrap();
+            cache.fill_synthetic(engine.ops(), tokens).unwrap();
+            cache
+        };
+        let one = filled(768);
+        let bytes = distinct_bytes([&one]);
+        assert_eq!(bytes, one.allocated_bytes() as u64);
+        let mut prefixes = PrefixCache::new(2 * bytes);
+        prefixes.insert(&tokens(768, 1), share(&one, 768).unwrap());
+        assert_eq!(distinct_bytes(prefixes.caches().chain([&one])), bytes, "shared");
+
+        let mut other = tokens(600, 1);
+        other.extend(tokens(300, 9));
+        assert_eq!(prefixes.find(&other).unwrap().tokens(), 512);
+        assert_eq!(prefixes.find(&tokens(768, 1)).unwrap().tokens(), 512, "one is computed");
+        assert_eq!(prefixes.find(&tokens(769, 1)).unwrap().tokens(), 768);
+        assert!(prefixes.find(&tokens(255, 1)).is_none());
+        assert!(prefixes.find(&tokens(900, 2)).is_none());
+
+        prefixes.insert(&tokens(512, 1), share(&one, 512).unwrap());
+        assert_eq!(distinct_bytes(prefixes.caches()), bytes);
+        prefixes.insert(&tokens(768, 2), filled(768));
+        assert!(prefixes.find(&tokens(900, 1)).is_some());
+        prefixes.insert(&tokens(768, 3), filled(768));
+        assert!(prefixes.find(&tokens(900, 2)).is_none(), "used longest ago");
+        assert!(prefixes.find(&tokens(900, 1)).is_some());
+        while prefixes.evict() {}
+        assert_eq!((prefixes.len(), distinct_bytes(prefixes.caches())), (0, 0));
+    }
+}

@@ -1,0 +1,315 @@
+//! The addresses and what they answer.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde_json::{Value, json};
+use subtle::ConstantTimeEq;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::admission::{Admission, answers};
+use super::error::ApiError;
+use super::http::{json_response, read_body, response};
+use super::job::{Command, Event, Job};
+use super::reply::{Gathered, Reply};
+use super::request::{Api, Asked, Detokenize, Tokenize, parse_json};
+use super::shared::Shared;
+use super::stream::EventStream;
+use super::{memory, metrics, request};
+use crate::ModelText;
+use crate::engine::room;
+use crate::text::SpecialTokens;
+
+/// What handlers need.
+pub(super) struct App {
+    /// The model, or why there is none.
+    pub(super) model: Result<Served, String>,
+    pub(super) name: String,
+    pub(super) total_memory_bytes: Option<u64>,
+    pub(super) api_key: Option<String>,
+    pub(super) max_body_bytes: usize,
+    /// Whether the server is ending.
+    pub(super) ending: AtomicBool,
+    pub(super) started: SystemTime,
+}
+
+/// A model that is loaded.
+pub(super) struct Served {
+    pub(super) text: ModelText,
+    pub(super) admission: Arc<Admission>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) commands: Mutex<Sender<Command>>,
+    /// Tokens of a sequence at most.
+    pub(super) context: usize,
+    /// Tokens of an answer where nothing is said.
+    pub(super) max_tokens: usize,
+    pub(super) jobs: AtomicU64,
+    /// What was resident before the load.
+    pub(super) baseline_bytes: u64,
+}
+
+type Reaction = Result<Response, ApiError>;
+
+/// The router.
+pub(super) fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/completions", post(completions))
+        .route("/v1/models", get(models))
+        .route("/v1/memory", get(memory_route))
+        .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
+        .route("/metrics", get(metrics_route))
+        .route_layer(from_fn_with_state(Arc::clone(&app), authorize))
+        .route("/health", get(health))
+        .fallback(async || ApiError::no_route())
+        .method_not_allowed_fallback(async || ApiError::method())
+        .with_state(app)
+}
+
+/// Lets through who has the key, compared in constant time.
+async fn authorize(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    if let Some(key) = &app.api_key {
+        let given = request.headers().get(header::AUTHORIZATION);
+        let given = given.and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        let equal = given.is_some_and(|given| bool::from(given.ct_eq(key.as_bytes())));
+        if !equal {
+            return ApiError::unauthorized().into_response();
+        }
+    }
+    next.run(request).await
+}
+
+impl App {
+    fn served(&self) -> Result<&Served, ApiError> {
+        self.model.as_ref().map_err(|message| ApiError::not_loaded(message))
+    }
+
+    /// Fails for another model than the one that is served.
+    fn check_name(&self, name: Option<&str>) -> Result<(), ApiError> {
+        match name {
+            Some(other) if other != self.name => Err(ApiError::unknown_model(other, &self.name)),
+            _ => Ok(()),
+        }
+    }
+}
+
+async fn chat(State(app): State<Arc<App>>, request: Request) -> Reaction {
+    complete(app, request, Api::Chat).await
+}
+
+async fn completions(State(app): State<Arc<App>>, request: Request) -> Reaction {
+    complete(app, request, Api::Completions).await
+}
+
+/// Both APIs: read, understand, submit, answer.
+async fn complete(app: Arc<App>, request: Request, api: Api) -> Reaction {
+    app.served()?;
+    let bytes = read_body(request, app.max_body_bytes).await?;
+    let worker = Arc::clone(&app);
+    // Templates and tokenizers take a while for long texts; other connections must not wait.
+    let (asked, max_tokens) = blocking(move || {
+        let body = request::Body::parse(&bytes)?;
+        worker.check_name(body.model.as_deref())?;
+        let served = worker.served()?;
+        let asked = body.understand(api, &served.text)?;
+        let max_tokens = served.check(&asked)?;
+        Ok((asked, max_tokens))
+    })
+    .await?;
+    let served = app.served()?;
+    if app.ending.load(Ordering::SeqCst) {
+        return Err(ApiError::shutting_down());
+    }
+    let reply = served.reply(api, &app, &asked);
+    let (stream, include_usage) = (asked.stream, asked.include_usage);
+    let mut events = served.submit(asked, &max_tokens)?;
+    let gone = || ApiError::internal("the engine has ended");
+    let first = match events.recv().await.ok_or_else(gone)? {
+        Event::Failed(error) => return Err(error),
+        event => event,
+    };
+    if stream {
+        return Ok(streamed(EventStream::new(reply, first, events, include_usage)));
+    }
+    let mut gathered = Gathered::new(reply.answers);
+    gathered.take(first);
+    while !gathered.complete() {
+        match events.recv().await.ok_or_else(gone)? {
+            Event::Failed(error) => return Err(error),
+            event => gathered.take(event),
+        }
+    }
+    Ok(json_response(StatusCode::OK, &reply.whole(&gathered)))
+}
+
+fn streamed(body: EventStream) -> Response {
+    let mut response = response(StatusCode::OK, "text/event-stream", Body::new(body));
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
+/// Runs what takes a while beside the connections.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(ApiError::internal(error.to_string())))
+}
+
+impl Served {
+    /// How many tokens each prompt's answers may have.
+    ///
+    /// # Errors
+    /// Tokens that do not exist, a prompt beyond the context, a request that never fits.
+    fn check(&self, asked: &Asked) -> Result<Vec<usize>, ApiError> {
+        if asked.n > self.shared.parallel {
+            let parallel = self.shared.parallel;
+            let message = format!("`n` is at most {parallel} here (--parallel)");
+            return Err(ApiError::parameter("n", message));
+        }
+        let vocab = self.admission.vocabulary();
+        let rooms = asked.prompts.iter().map(|prompt| {
+            if let Some(&token) = prompt.iter().find(|token| u64::from(**token) >= vocab) {
+                let vocab = usize::try_from(vocab).unwrap_or(usize::MAX);
+                return Err(crate::Error::TokenOutOfRange { token, vocab }.into());
+            }
+            let (context, wanted) = (Some(self.context), asked.max_tokens);
+            let most = room(context, prompt.len(), wanted, self.max_tokens)?;
+            let wanted: Vec<_> = answers(0, prompt.len(), most, asked.n).collect();
+            match self.admission.too_large(&wanted).map_err(crate::Error::from)? {
+                Some(too_large) => {
+                    self.shared.metrics.refused.add(1);
+                    Err(ApiError::never_fits(&too_large))
+                }
+                None => Ok(most),
+            }
+        });
+        rooms.collect()
+    }
+
+    fn reply(&self, api: Api, app: &App, asked: &Asked) -> Reply {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let number = self.jobs.load(Ordering::Relaxed);
+        let prefix = if api == Api::Chat { "chatcmpl" } else { "cmpl" };
+        Reply {
+            api,
+            id: format!("{prefix}-{:x}{number:06x}", now.as_micros()),
+            created: now.as_secs(),
+            model: app.name.clone(),
+            tokenizer: self.text.tokenizer().clone(),
+            prompt_tokens: asked.prompts.iter().map(Vec::len).sum(),
+            answers: asked.n * asked.prompts.len(),
+        }
+    }
+
+    /// Hands a request to the engine's thread, a job per prompt.
+    ///
+    /// # Errors
+    /// A full queue.
+    fn submit(
+        &self,
+        asked: Asked,
+        max_tokens: &[usize],
+    ) -> Result<UnboundedReceiver<Event>, ApiError> {
+        if !self.shared.enter_queue(asked.prompts.len()) {
+            self.shared.metrics.refused.add(1);
+            return Err(ApiError::queue_full());
+        }
+        let (sender, receiver) = unbounded_channel();
+        let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        for (index, (prompt, max_tokens)) in asked.prompts.into_iter().zip(max_tokens).enumerate() {
+            let job = Job {
+                id: self.jobs.fetch_add(1, Ordering::Relaxed),
+                first_answer: index * asked.n,
+                prompt,
+                n: asked.n,
+                max_tokens: *max_tokens,
+                sampling: asked.sampling.clone(),
+                stop: asked.stop.clone(),
+                ignore_eos: asked.ignore_eos,
+                events: sender.clone(),
+                since: Instant::now(),
+            };
+            let sent = commands.send(Command::Submit(Box::new(job)));
+            sent.map_err(|_| ApiError::internal("the engine has ended"))?;
+        }
+        Ok(receiver)
+    }
+}
+
+async fn models(State(app): State<Arc<App>>) -> Reaction {
+    let served = app.served()?;
+    let created = app.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let model = json!({
+        "id": app.name, "object": "model", "created": created, "owned_by": "mlxcel",
+        "context_length": served.context,
+    });
+    Ok(json_response(
+        StatusCode::OK,
+        &json!({
+            "object": "list", "data": [model],
+            "system": { "memory_total_bytes": app.total_memory_bytes },
+        }),
+    ))
+}
+
+async fn health(State(app): State<Arc<App>>) -> Reaction {
+    if app.ending.load(Ordering::SeqCst) {
+        return Err(ApiError::shutting_down());
+    }
+    app.served()?;
+    Ok(json_response(StatusCode::OK, &json!({ "status": "ok" })))
+}
+
+async fn memory_route(State(app): State<Arc<App>>) -> Reaction {
+    let value: Value = memory::budget(&app, app.served()?);
+    Ok(json_response(StatusCode::OK, &value))
+}
+
+async fn metrics_route(State(app): State<Arc<App>>) -> Reaction {
+    let text = metrics::text(app.served()?);
+    Ok(response(StatusCode::OK, "text/plain; version=0.0.4", Body::from(text)))
+}
+
+async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Reaction {
+    app.served()?;
+    let bytes = read_body(request, app.max_body_bytes).await?;
+    blocking(move || {
+        let body: Tokenize = parse_json(&bytes)?;
+        let tokenizer = app.served()?.text.tokenizer();
+        let tokens = match body.add_special {
+            true => tokenizer.encode_prompt(&body.content),
+            false => tokenizer.encode_verbatim(&body.content),
+        };
+        let tokens = tokens.map_err(crate::Error::from)?;
+        Ok(json_response(StatusCode::OK, &json!({ "tokens": tokens })))
+    })
+    .await
+}
+
+async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Reaction {
+    app.served()?;
+    let bytes = read_body(request, app.max_body_bytes).await?;
+    blocking(move || {
+        let body: Detokenize = parse_json(&bytes)?;
+        let tokenizer = app.served()?.text.tokenizer();
+        if let Some(token) = body.tokens.iter().find(|t| tokenizer.vocabulary_form(**t).is_none()) {
+            let message = format!("token {token} is not in the vocabulary");
+            return Err(ApiError::parameter("tokens", message));
+        }
+        let content = tokenizer.decode(&body.tokens, SpecialTokens::Keep);
+        Ok(json_response(StatusCode::OK, &json!({ "content": content })))
+    })
+    .await
+}

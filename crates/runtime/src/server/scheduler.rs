@@ -1,0 +1,421 @@
+//! Continuous batching: what each pass computes, who joins, and who leaves.
+//!
+//! A pass is one token of every answer that is being written, and one chunk of one prompt. Which
+//! prompt: in turn the one with the least left to read, so that a short question does not wait for
+//! a long one, and the oldest, so that the long one is read too. Jobs join in the order in which
+//! they came, as soon as the estimator says that they fit beside what runs.
+//!
+//! Lives on the engine's thread. Invariant: what is admitted fits, together with what is held.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use mlxcel_core::{KernelSet, SequenceCache, SequenceRun};
+use mlxcel_estimator::Sequence;
+
+use super::admission::{Admission, answers};
+use super::error::ApiError;
+use super::job::{Event, Job};
+use super::prefix::{PrefixCache, distinct_bytes, whole_blocks};
+use super::sequence::{Answer, Chunks};
+use super::shared::{RequestMemory, Shared, Snapshot};
+use super::watch::{Pressure, Watch};
+use crate::engine::{Engine, Finish, LogitRows};
+use crate::memory::Usage;
+use crate::text::Tokenizer;
+use crate::{Error, Result};
+
+/// Prompt tokens of a pass while answers are being written: they wait for the whole pass.
+const CHUNK_BESIDE_ANSWERS: usize = 128;
+
+/// Everything that runs or waits.
+pub(super) struct Scheduler {
+    engine: Engine,
+    tokenizer: Tokenizer,
+    admission: Arc<Admission>,
+    shared: Arc<Shared>,
+    queue: VecDeque<Job>,
+    running: Vec<Answer>,
+    prefixes: PrefixCache,
+    watch: Watch,
+    /// Answers at once.
+    parallel: usize,
+    /// Prompt tokens per pass with which everything that runs fits.
+    chunk: usize,
+    /// Whether the next chunk is the oldest prompt's.
+    oldest_next: bool,
+    published: Option<Instant>,
+}
+
+impl Scheduler {
+    pub(super) fn new(
+        engine: Engine,
+        tokenizer: Tokenizer,
+        admission: Arc<Admission>,
+        shared: Arc<Shared>,
+        watch: Watch,
+        prompt_cache_bytes: u64,
+    ) -> Self {
+        let mut scheduler = Self {
+            chunk: engine.prefill_chunk(),
+            watch,
+            parallel: shared.parallel,
+            engine,
+            tokenizer,
+            admission,
+            shared,
+            queue: VecDeque::new(),
+            running: Vec::new(),
+            prefixes: PrefixCache::new(prompt_cache_bytes),
+            oldest_next: false,
+            published: None,
+        };
+        scheduler.publish(true);
+        scheduler
+    }
+
+    /// Puts a job at the end of the queue.
+    pub(super) fn submit(&mut self, job: Job) {
+        self.queue.push_back(job);
+    }
+
+    /// Whether there is nothing to do.
+    pub(super) fn idle(&self) -> bool {
+        self.queue.is_empty() && self.running.is_empty()
+    }
+
+    /// One pass, with whatever joins before it and leaves after it.
+    pub(super) fn step(&mut self) {
+        let before = (self.queue.len(), self.running.len());
+        self.drop_abandoned();
+        let pressure = self.relieve();
+        if pressure == Pressure::None || self.running.is_empty() {
+            self.admit();
+        }
+        let plan = self.plan();
+        if !plan.is_empty() {
+            match self.compute(&plan) {
+                Ok(logits) => self.take(&plan, &logits),
+                Err(error) => self.fail_newest(error.into()),
+            }
+        }
+        let changed = before != (self.queue.len(), self.running.len());
+        self.publish(changed);
+    }
+
+    /// Fails everything that is left.
+    pub(super) fn fail_all(&mut self, error: &ApiError) {
+        self.running.drain(..).for_each(|answer| answer.fail(error.clone()));
+        for job in self.queue.drain(..) {
+            let _ = job.events.send(Event::Failed(error.clone()));
+            self.shared.left_queue();
+        }
+        self.publish(true);
+    }
+
+    /// Forgets those for whom nobody waits; their blocks are free at once.
+    fn drop_abandoned(&mut self) {
+        let before = self.running.len() + self.queue.len();
+        self.running.retain(|answer| !answer.abandoned());
+        let waiting = self.queue.len();
+        self.queue.retain(|job| !job.events.is_closed());
+        (self.queue.len()..waiting).for_each(|_| self.shared.left_queue());
+        let dropped = before - self.running.len() - self.queue.len();
+        self.shared.metrics.cancelled.add(dropped as u64);
+    }
+
+    /// Keeps measured bytes within the limit.
+    fn relieve(&mut self) -> Pressure {
+        let pressure = self.watch.look();
+        if pressure != Pressure::None && !self.prefixes.evict() && pressure == Pressure::Hard {
+            tracing::warn!("memory is over its limit: the newest request is given up");
+            self.shared.metrics.aborted.add(1);
+            self.fail_newest(ApiError::memory_pressure());
+        }
+        pressure
+    }
+
+    /// Gives up the job that joined last.
+    fn fail_newest(&mut self, error: ApiError) {
+        let Some(newest) = self.running.last() else { return };
+        tracing::error!(request = newest.job.id, error = %error.json()["error"]["message"], "failed");
+        newest.fail(error);
+        let id = newest.job.id;
+        self.running.retain(|answer| answer.job.id != id);
+        self.shared.metrics.failed.add(1);
+    }
+
+    /// Answers that run or are about to.
+    fn slots(&self) -> usize {
+        let of = |answer: &Answer| if answer.prefilling() { answer.job.n } else { 1 };
+        self.running.iter().map(of).sum()
+    }
+
+    /// Lets jobs join, in order, as long as they fit.
+    fn admit(&mut self) {
+        while let Some(job) = self.queue.front() {
+            if self.slots() + job.n > self.parallel {
+                break;
+            }
+            let hit = self.prefixes.find(&job.prompt);
+            let wanted: Vec<Sequence> = {
+                let cached =
+                    hit.as_ref().filter(|_| self.shares()).map_or(0, SequenceCache::tokens);
+                answers(cached, job.prompt.len(), job.max_tokens, job.n).collect()
+            };
+            match self.fit(&wanted, hit.as_ref()) {
+                Ok(true) => {}
+                Ok(false) if !self.running.is_empty() => break,
+                Ok(false) => {
+                    self.refuse(&wanted);
+                    continue;
+                }
+                Err(error) => {
+                    self.refuse_with(error.into());
+                    continue;
+                }
+            }
+            self.start(hit);
+        }
+    }
+
+    /// Tells how many answers could start now.
+    fn count_slots(&self) {
+        self.shared.metrics.free_slots.set(self.parallel.saturating_sub(self.slots()) as u64);
+    }
+
+    /// Whether sequences share blocks, or copy.
+    fn shares(&self) -> bool {
+        self.engine.ops().kernels() == KernelSet::Host
+    }
+
+    /// Makes room for `wanted` over the blocks of `hit`, at the cost of cached prefixes; sets the
+    /// chunk with which it fits.
+    fn fit(&mut self, wanted: &[Sequence], hit: Option<&SequenceCache>) -> Result<bool> {
+        let mut all: Vec<Sequence> = self.running.iter().flat_map(Answer::account).collect();
+        all.extend(wanted);
+        loop {
+            let held = self.held_bytes(hit);
+            if let Some(chunk) = self.admission.chunk_that_fits(&all, held)? {
+                self.chunk = usize::try_from(chunk).unwrap_or(usize::MAX).max(1);
+                return Ok(true);
+            }
+            if !self.prefixes.evict() {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Bytes of blocks that no running sequence counts as its own.
+    fn held_bytes(&self, hit: Option<&SequenceCache>) -> u64 {
+        let shared = self.running.iter().filter_map(|answer| answer.shared.as_ref());
+        distinct_bytes(self.prefixes.caches().chain(shared).chain(hit.filter(|_| self.shares())))
+    }
+
+    /// The first of the queue does not fit although nothing runs.
+    fn refuse(&mut self, wanted: &[Sequence]) {
+        let error = match self.admission.too_large(wanted) {
+            Ok(Some(too_large)) => ApiError::never_fits(&too_large),
+            Ok(None) => ApiError::memory_pressure(),
+            Err(error) => Error::from(error).into(),
+        };
+        self.refuse_with(error);
+    }
+
+    fn refuse_with(&mut self, error: ApiError) {
+        if let Some(job) = self.queue.pop_front() {
+            self.shared.left_queue();
+            self.shared.metrics.failed.add(1);
+            let _ = job.events.send(Event::Failed(error));
+        }
+    }
+
+    /// Lets the first of the queue join, with the cached part of its prompt.
+    fn start(&mut self, hit: Option<SequenceCache>) {
+        let Some(job) = self.queue.pop_front() else { return };
+        self.shared.left_queue();
+        let cached_tokens = hit.as_ref().map_or(0, SequenceCache::tokens);
+        let shared = hit.as_ref().filter(|_| self.shares()).map(SequenceCache::fork);
+        let cache = hit.map_or_else(|| self.engine.new_cache(), Ok);
+        let events = job.events.clone();
+        let made = cache.and_then(|cache| {
+            Answer::new(job, cache, shared, &self.tokenizer, self.engine.vocab())
+        });
+        match made {
+            Ok(answer) => {
+                self.shared.metrics.prompt_tokens.add(answer.job.prompt.len() as u64);
+                self.shared.metrics.cached_tokens.add(cached_tokens as u64);
+                self.running.push(answer);
+                // Who sees that this one runs must see that its slot is taken.
+                self.publish(true);
+                let _ = events.send(Event::Started { cached_tokens });
+            }
+            Err(error) => {
+                self.shared.metrics.failed.add(1);
+                let _ = events.send(Event::Failed(error.into()));
+            }
+        }
+    }
+
+    /// Which answers take part in the next pass: all that are being written, then one prompt.
+    fn plan(&mut self) -> Vec<usize> {
+        let prompts = || (0..self.running.len()).filter(|i| self.running[*i].prefilling());
+        let prompt = match self.oldest_next {
+            true => prompts().next(),
+            false => prompts().min_by_key(|i| self.running[*i].unread()),
+        };
+        self.oldest_next = prompt != prompts().next();
+        let mut plan: Vec<usize> =
+            (0..self.running.len()).filter(|i| !self.running[*i].prefilling()).collect();
+        plan.extend(prompt);
+        plan
+    }
+
+    /// Runs the pass; one row of logits per answer, none where only a part of a prompt was read.
+    fn compute(&self, plan: &[usize]) -> Result<Vec<f32>> {
+        let answers: Vec<&Answer> = plan.iter().filter_map(|i| self.running.get(*i)).collect();
+        let writing = answers.iter().filter(|answer| !answer.prefilling()).count();
+        let bulk = if writing > 0 { self.chunk.min(CHUNK_BESIDE_ANSWERS) } else { self.chunk };
+        let chunks = Chunks { bulk, tail: self.chunk };
+        let runs: Vec<SequenceRun<'_>> = answers
+            .iter()
+            .map(|answer| SequenceRun { tokens: answer.next_tokens(chunks), cache: &answer.cache })
+            .collect();
+        let partial =
+            answers.last().is_some_and(|last| last.unread() > last.next_tokens(chunks).len());
+        let rows = if partial && writing == 0 { LogitRows::None } else { LogitRows::Last };
+        self.engine.forward(&runs, rows)
+    }
+
+    /// Hands each answer of the pass its logits.
+    fn take(&mut self, plan: &[usize], logits: &[f32]) {
+        let mut joined = Vec::new();
+        let mut failed = Vec::new();
+        for (index, row) in plan.iter().zip(logits.chunks_exact(self.engine.vocab())) {
+            let Some(answer) = self.running.get_mut(*index) else { continue };
+            if answer.unread() > 0 {
+                continue;
+            }
+            let mut others = Vec::new();
+            let mut result = Ok(());
+            if answer.prefilling() {
+                if self.engine.ops().kernels() == KernelSet::Host {
+                    answer.share();
+                }
+                match answer.others(&self.tokenizer, self.engine.vocab()) {
+                    Ok(made) => others = made,
+                    Err(error) => result = Err(error),
+                }
+                keep(&mut self.prefixes, answer);
+            }
+            for answer in others.iter_mut().chain([answer]) {
+                result = result.and_then(|()| answer.take(row, &self.tokenizer));
+            }
+            if let (Err(error), Some(answer)) = (result, self.running.get(*index)) {
+                failed.push((answer.job.id, error));
+            }
+            joined.extend(others);
+        }
+        self.running.extend(joined);
+        for (id, error) in failed {
+            let error = ApiError::from(error);
+            self.running
+                .iter()
+                .filter(|a| a.job.id == id)
+                .take(1)
+                .for_each(|a| a.fail(error.clone()));
+            self.running.retain(|answer| answer.job.id != id);
+            self.shared.metrics.failed.add(1);
+        }
+        self.leave();
+    }
+
+    /// Lets those go that are complete.
+    fn leave(&mut self) {
+        let (done, running) =
+            std::mem::take(&mut self.running).into_iter().partition(|a| a.finished.is_some());
+        self.running = running;
+        let done: Vec<Answer> = done;
+        for mut answer in done {
+            let finish = answer.finished.unwrap_or(Finish::Stop);
+            keep(&mut self.prefixes, &answer);
+            self.report(&answer, finish);
+            answer.finish(finish);
+        }
+    }
+
+    /// Counts and logs an answer that is complete; never its text.
+    fn report(&self, answer: &Answer, finish: Finish) {
+        let metrics = &self.shared.metrics;
+        let estimate = self.admission.estimate(&answer.own(), self.chunk as u64).ok();
+        let estimated = estimate.and_then(|e| Some(e.kv_cache_bytes? + e.kv_scale_bytes?));
+        let measured = answer.cache.allocated_bytes() as u64;
+        metrics.finished.add(1);
+        metrics.generated_tokens.add(answer.generated as u64);
+        metrics.kv_estimated_bytes.add(estimated.unwrap_or(0));
+        metrics.kv_measured_bytes.add(measured);
+        let first = answer.time_to_first_token();
+        metrics
+            .first_token_microseconds
+            .add(first.map_or(0, |t| u64::try_from(t.as_micros()).unwrap_or(0)));
+        tracing::info!(
+            request = answer.job.id,
+            answer = answer.index,
+            finish = finish.name(),
+            prompt_tokens = answer.job.prompt.len(),
+            generated_tokens = answer.generated,
+            first_token_seconds = first.map(|t| t.as_secs_f64()),
+            seconds = answer.job.since.elapsed().as_secs_f64(),
+            estimated_kv_bytes = estimated,
+            measured_kv_bytes = measured,
+            resident_bytes = Usage::now().resident_bytes,
+            "answered"
+        );
+    }
+
+    /// Writes down what is held and reserved, when that has changed or some time has passed.
+    fn publish(&mut self, changed: bool) {
+        const INTERVAL_MS: u128 = 250;
+        if !changed && self.published.is_some_and(|at| at.elapsed().as_millis() < INTERVAL_MS) {
+            return;
+        }
+        self.published = Some(Instant::now());
+        let accounts: Vec<Sequence> = self.running.iter().flat_map(Answer::account).collect();
+        let Ok(estimate) = self.admission.estimate(&accounts, self.chunk as u64) else { return };
+        let kv = |e: Option<u64>| e.unwrap_or(0);
+        let held = self.held_bytes(None);
+        let snapshot = Snapshot {
+            weights_bytes: estimate.weights.bytes,
+            kv_used_bytes: distinct_bytes(self.running.iter().map(|a| &a.cache)),
+            kv_reserved_bytes: kv(estimate.kv_cache_bytes)
+                + kv(estimate.kv_scale_bytes)
+                + kv(estimate.recurrent_state_bytes),
+            held_bytes: held,
+            prefix_bytes: distinct_bytes(self.prefixes.caches()),
+            prefix_entries: self.prefixes.len(),
+            scratch_bytes: match accounts.is_empty() {
+                true => 0,
+                false => estimate.prefill_scratch.total().max(estimate.decode_scratch.total()),
+            },
+            headroom_bytes: estimate.runtime_headroom_bytes,
+            prefill_chunk_tokens: self.chunk,
+            waiting: self.queue.len(),
+            requests: self.running.iter().map(RequestMemory::of).collect(),
+        };
+        self.count_slots();
+        self.shared.store(snapshot);
+    }
+}
+
+/// Keeps the whole blocks of an answer for later prompts.
+fn keep(prefixes: &mut PrefixCache, answer: &Answer) {
+    if !prefixes.enabled() {
+        return;
+    }
+    let tokens = whole_blocks(answer.cache.tokens());
+    let cut = super::prefix::share(&answer.cache, tokens);
+    if let (Some(cache), Some(tokens)) = (cut, answer.history.get(..tokens)) {
+        prefixes.insert(tokens, cache);
+    }
+}
