@@ -62,6 +62,8 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    // The editor catches SIGINT when it is made; ours must be the later one.
+    let lines = Lines::new()?;
     let interrupt = Interrupt::install()?;
     let source = args.model.source()?;
     let text = ModelText::load(&source)?;
@@ -81,7 +83,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let engine = Engine::load(&source, config, &mut bars)?;
     let conversation = Conversation::new(&engine, &text, args.system.as_deref())?;
     let quiet = args.quiet;
-    Chat { conversation, options, interrupt, bars, quiet }.run(Lines::new()?)
+    Chat { conversation, options, interrupt, bars, quiet }.run(lines)
 }
 
 impl Args {
