@@ -31,9 +31,9 @@ fn folders() {
 
 #[test]
 fn an_unknown_family_is_named_before_anything_else() {
-    let supported = "supported: llama, mistral, phi3, qwen2, qwen3, smollm3";
-    let model = Model::new().config("model_type", "\"gpt_oss\"").replaced(b"rubbish");
-    model.without("tokenizer.json").refused(&["\"gpt_oss\" is not supported", supported]);
+    let model = Model::new().config("model_type", "\"martian\"").replaced(b"rubbish");
+    let said = ["\"martian\" is not supported", "(supported: ", " llama, mistral, ", "starcoder2)"];
+    model.without("tokenizer.json").refused(&said);
     Model::new().config("model_type", "null").refused(&["no \"model_type\""]);
 }
 
@@ -48,7 +48,7 @@ fn config_files_that_are_no_configuration() {
     broken(b"{\"model_type\": \"llama\"", "not usable JSON");
     broken(b"[1, 2]", "instead of an object");
     broken(b"{\"model_type\": \"llama\xff\"}", "not UTF-8");
-    broken(b"{\"model_type\": \"llama\"}", "missing field");
+    broken(b"{\"model_type\": \"llama\"}", "it has no ");
 }
 
 #[test]
