@@ -152,7 +152,7 @@ fn a_factor_that_is_no_number_keeps_nothing_and_says_so() {
 }
 
 const GENERATE: [&str; 7] = ["generate", "-p", "Once", "-n", "300", "--temp", "0"];
-const SMALL: Option<(&str, &str)> = Some(("MLXCEL_MEMORY_LIMIT", "4500KiB"));
+const SMALL: Option<(&str, &str)> = Some(("MLXCEL_MEMORY_LIMIT", "13200KiB"));
 
 #[test]
 fn generate_refuses_before_loading_and_names_what_fits() {
