@@ -73,7 +73,10 @@ fn build() -> Result<Built> {
     let library = linked.map(folder).find(|folder| has_library(folder));
     Ok(Built {
         program: program.context("cargo names no executable")?.into(),
-        library: library.context("no linked folder holds libmlx: is it linked statically?")?,
+        // The build links the wheel's folder into its own; what lies beside it counts.
+        library: library
+            .context("no linked folder holds libmlx: is it linked statically?")?
+            .canonicalize()?,
     })
 }
 
