@@ -23,6 +23,11 @@ CASES = [
     {"config": "smollm3", "variant": "bf16", "bits": 4, "group_size": 64, "dtype": "float16"},
     {"config": "qwen2", "variant": "bf16", "dtype": "float32"},
     {"config": "mistral", "variant": "f32", "dtype": "float16"},
+    {"config": "mixtral", "variant": "bf16", "bits": 4, "group_size": 64},
+    {"config": "olmoe", "variant": "f32", "bits": 8, "group_size": 32},
+    {"config": "qwen3_moe", "variant": "bf16", "bits": 4, "group_size": 64},
+    {"config": "qwen3_moe", "variant": "bf16", "mixed": "mixed_3_6", "group_size": 64},
+    {"config": "olmoe", "variant": "bf16", "dtype": "float16"},
 ]
 
 

@@ -7,6 +7,7 @@ use mlxcel_estimator::KvMode;
 use mlxcel_runtime::bench::{Measurement, Plan, Test};
 use mlxcel_runtime::engine::Engine;
 use mlxcel_runtime::memory;
+use mlxcel_runtime::preflight::{Sized, keep_to_limit};
 use serde::Serialize;
 
 use crate::args::{Activations, ComputeArgs, ModelArgs};
@@ -66,6 +67,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     for name in &args.kv_cache_mode {
         let mode = KvMode::parse(name)?;
         let config = args.compute.engine(mode, Activations::GENERATING)?;
+        keep_to_limit(&Sized::read(&source)?)?;
         let engine = Engine::load(&source, config, &mut Bars::new(interrupt.clone()))?;
         for plan in plans(args) {
             if interrupt.raised() {

@@ -79,7 +79,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     else {
         return Ok(ExitCode::FAILURE);
     };
-    let mut bars = Bars::new(interrupt.clone()).quiet(args.quiet);
+    let mut bars = Bars::new(interrupt.clone()).quiet(args.quiet).with_title(options.context);
     let engine = Engine::load(&source, config, &mut bars)?;
     let conversation = Conversation::new(&engine, &text, args.system.as_deref())?;
     let quiet = args.quiet;

@@ -18,6 +18,7 @@ use mlxcel_runtime::eval::compare::Comparison;
 use mlxcel_runtime::eval::measurement::{self, Measurement, ModeRow};
 use mlxcel_runtime::eval::{self, Perplexity};
 use mlxcel_runtime::loading::Fingerprint;
+use mlxcel_runtime::preflight::{Sized, keep_to_limit};
 use serde_json::json;
 
 use crate::args::{Activations, ComputeArgs, KvArgs, ModelArgs};
@@ -78,6 +79,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     let first = modes.first().copied().unwrap_or_default();
     let config = args.compute.engine(first, Activations::Exact)?;
+    keep_to_limit(&Sized::read(&source)?)?;
     let engine = Engine::load(&source, config, &mut Bars::new(interrupt.clone()))?;
     let window = args.window.unwrap_or_else(|| engine.context().unwrap_or(2048).min(2048));
     if window == 0 {

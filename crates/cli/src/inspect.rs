@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use mlxcel_estimator::report::plot;
+use mlxcel_estimator::report::Curves;
 use mlxcel_estimator::{
     AvailableSource, Backend, Machine, WeightQuant, Workload, format_bytes, parse_bytes,
 };
@@ -14,6 +14,7 @@ use mlxcel_runtime::preflight::{Sized, this_machine};
 
 use crate::advice;
 use crate::args::{ChunkArgs, KvArgs, ModelArgs};
+use crate::plot;
 use crate::terminal::{Stdout, note};
 
 /// Arguments of `mlxcel inspect`. With -m, a path to a config.json works too.
@@ -74,7 +75,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     let report = model.report(&workload, &machine)?;
     if let Some(path) = &args.plot {
-        let svg = plot::svg(&model.name, &model.spec, &model.weights, &workload, &machine)?;
+        let curves = Curves::new(&model.spec, &model.weights, &workload, &machine)?;
+        let svg = plot::svg(&model.name, &curves, machine.available_bytes)?;
         std::fs::write(path, svg).with_context(|| format!("cannot write {}", path.display()))?;
     }
     let text = if args.json { report.to_json()? + "\n" } else { report.to_text() };

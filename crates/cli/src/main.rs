@@ -11,6 +11,7 @@ mod generate;
 mod inspect;
 mod manners;
 mod models;
+mod plot;
 mod preflight;
 mod prompt;
 mod serve;

@@ -150,7 +150,7 @@ pub(crate) fn check(
         }
     }
     match preflight::check(&model, &load, &machine)? {
-        Outcome::Clear => {}
+        Outcome::Clear => preflight::keep_to_limit(&model)?,
         Outcome::Warned(text) => eprintln!("warning: {text}; loading it nevertheless"),
         Outcome::Refused(refusal) => {
             refuse(args, &|proposal| planned.command(proposal), &refusal)?;

@@ -4,10 +4,12 @@ use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use mlxcel_runtime::engine::Progress;
+use mlxcel_estimator::format_bytes;
+use mlxcel_runtime::engine::{Progress, Statistics};
 
 /// Prints one error as one sentence on stderr.
 pub(crate) fn print_error(error: &anyhow::Error) {
@@ -79,6 +81,7 @@ impl Interrupt {
 /// Progress bars on stderr, drawn only when it is a terminal.
 pub(crate) struct Bars {
     bar: Option<ProgressBar>,
+    title: Option<Title>,
     visible: bool,
     interrupt: Interrupt,
 }
@@ -86,7 +89,15 @@ pub(crate) struct Bars {
 impl Bars {
     /// No bar yet; it appears with the first progress.
     pub(crate) fn new(interrupt: Interrupt) -> Self {
-        Self { bar: None, visible: io::stderr().is_terminal(), interrupt }
+        Self { bar: None, title: None, visible: io::stderr().is_terminal(), interrupt }
+    }
+
+    /// The same with live figures in the terminal's title while tokens are sampled, out of
+    /// `context` tokens.
+    pub(crate) fn with_title(mut self, context: Option<usize>) -> Self {
+        let plain = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        self.title = (self.visible && !plain).then(|| Title::new(context));
+        self
     }
 
     /// The same without anything to see, for `--quiet`.
@@ -111,6 +122,44 @@ impl Bars {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Figures in the title of a terminal's window, where they disturb no text; the title that was
+/// there comes back in the end.
+struct Title {
+    context: Option<usize>,
+    shown: Option<Instant>,
+}
+
+/// Between two titles: often enough to be live, seldom enough to cost nothing.
+const TITLE_INTERVAL: Duration = Duration::from_millis(250);
+
+impl Title {
+    fn new(context: Option<usize>) -> Self {
+        eprint!("\x1b[22;2t");
+        Self { context, shown: None }
+    }
+
+    fn show(&mut self, so_far: &Statistics) {
+        if self.shown.is_none_or(|at| at.elapsed() >= TITLE_INTERVAL) {
+            self.shown = Some(Instant::now());
+            eprint!("\x1b]2;{}\x07", title(so_far, self.context));
+        }
+    }
+}
+
+impl Drop for Title {
+    fn drop(&mut self) {
+        eprint!("\x1b[23;2t");
+    }
+}
+
+/// Context used, bytes of the cache, tokens per second.
+fn title(so_far: &Statistics, context: Option<usize>) -> String {
+    let used = so_far.prompt_tokens + so_far.generated_tokens;
+    let most = context.map_or(String::new(), |most| format!("/{most}"));
+    let rate = so_far.decode_rate().map_or(String::new(), |rate| format!(", {rate:.1} tok/s"));
+    format!("mlxcel: {used}{most} tokens, KV {}{rate}", format_bytes(so_far.kv_cache_bytes as u64))
 }
 
 /// What a bar counts.
@@ -156,7 +205,10 @@ impl Progress for Bars {
         self.interrupt.flow()
     }
 
-    fn decoded(&mut self, _count: usize) -> ControlFlow<()> {
+    fn decoded(&mut self, so_far: &Statistics) -> ControlFlow<()> {
+        if let Some(title) = &mut self.title {
+            title.show(so_far);
+        }
         self.interrupt.flow()
     }
 }
@@ -189,5 +241,20 @@ impl Stdout {
             None => Ok(()),
             Some(error) => Err(error).context("cannot write to standard output"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_title_has_context_cache_and_rate() {
+        let mut so_far =
+            Statistics { prompt_tokens: 7, kv_cache_bytes: 3 << 20, ..Statistics::default() };
+        assert_eq!(title(&so_far, None), "mlxcel: 7 tokens, KV 3.0 MiB");
+        so_far.generated_tokens = 21;
+        so_far.decode_time = Duration::from_secs(2);
+        assert_eq!(title(&so_far, Some(64)), "mlxcel: 28/64 tokens, KV 3.0 MiB, 10.0 tok/s");
     }
 }

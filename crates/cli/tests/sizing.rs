@@ -187,6 +187,17 @@ fn generate_goes_on_by_force_and_only_warns_without_the_flag() {
 }
 
 #[test]
+fn a_cache_keeps_to_the_limit() {
+    let args = ["bench", "-p", "256", "-n", "0", "-r", "1", "-d", "60000"];
+    let limit = |size| mlxcel(&args, Some(("MLXCEL_MEMORY_LIMIT", size)));
+    let output = limit("40MiB");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("more bytes would pass the memory limit"), "{text}");
+    assert!(limit("4GiB").status.success());
+}
+
+#[test]
 fn advice_is_printed_and_nothing_else_happens() {
     let dir = folder(QWEN);
     let path = dir.path().to_str().unwrap();

@@ -22,6 +22,6 @@ pub use cache::{SavedCache, SavedLayer, SequenceCache};
 pub use error::{Error, Result};
 pub use mlx_ffi::{Array, Dtype, MappedFile, device, memory};
 pub use mlxcel_kernels::weights::FloatType;
-pub use mlxcel_kernels::{Pool, quantize};
+pub use mlxcel_kernels::{Pool, allowance, quantize};
 pub use ops::{Absorbed, Activation, ComputeDtype, KernelSet, Map, Ops, OpsConfig, Precision};
 pub use rope::{Rope, RopeScaling};

@@ -1,5 +1,6 @@
 //! Zeroed, aligned memory with safe typed access.
 
+use crate::allowance::Share;
 use crate::error::{KernelError, Result};
 use bytemuck::{AnyBitPattern, NoUninit};
 use memmap2::MmapMut;
@@ -20,6 +21,7 @@ const MAPPED_FROM_BYTES: usize = 128 << 10;
 pub struct AlignedBuf {
     memory: Memory,
     len: usize,
+    _share: Share,
 }
 
 /// Where a buffer lives.
@@ -38,33 +40,35 @@ impl AlignedBuf {
     /// `bytes` zero bytes. Large buffers take physical memory when they are first touched.
     ///
     /// # Errors
-    /// [`KernelError::OutOfMemory`].
+    /// [`KernelError::OutOfMemory`]; [`KernelError::OverLimit`].
     pub fn zeroed(bytes: usize) -> Result<Self> {
         let layout = layout(bytes, ALIGN_BYTES)?;
+        let share = Share::take(layout.size())?;
         if bytes >= MAPPED_FROM_BYTES {
             // Pages are aligned to more than a cache line, and zero.
             let mapped = MmapMut::map_anon(layout.size());
             let mapped = mapped.map_err(|_| KernelError::OutOfMemory { bytes })?;
-            return Ok(Self { memory: Memory::Mapped(mapped), len: bytes });
+            return Ok(Self { memory: Memory::Mapped(mapped), len: bytes, _share: share });
         }
         // SAFETY: `layout` has a non-zero size.
         let ptr = unsafe { alloc_zeroed(layout) };
-        Self::own(ptr, layout, bytes)
+        Self::own(ptr, layout, bytes, share)
     }
 
     /// `bytes` zero bytes, on huge pages where the system has them and the size is worth it;
     /// the memory is touched at once. Streaming reads are about 4 % faster this way.
     ///
     /// # Errors
-    /// [`KernelError::OutOfMemory`].
+    /// [`KernelError::OutOfMemory`]; [`KernelError::OverLimit`].
     pub fn zeroed_huge(bytes: usize) -> Result<Self> {
         if bytes < HUGE_PAGE_BYTES {
             return Self::zeroed(bytes);
         }
         let layout = layout(bytes, HUGE_PAGE_BYTES)?;
+        let share = Share::take(layout.size())?;
         // SAFETY: `layout` has a non-zero size.
         let ptr = unsafe { alloc(layout) };
-        let buf = Self::own(ptr, layout, bytes)?;
+        let buf = Self::own(ptr, layout, bytes, share)?;
         // SAFETY: the allocation is `layout.size()` bytes long and exclusively ours.
         unsafe {
             advise_huge(ptr, layout.size());
@@ -73,9 +77,9 @@ impl AlignedBuf {
         Ok(buf)
     }
 
-    fn own(ptr: *mut u8, layout: Layout, len: usize) -> Result<Self> {
+    fn own(ptr: *mut u8, layout: Layout, len: usize, share: Share) -> Result<Self> {
         let ptr = NonNull::new(ptr).ok_or(KernelError::OutOfMemory { bytes: len })?;
-        Ok(Self { memory: Memory::Heap(ptr, layout), len })
+        Ok(Self { memory: Memory::Heap(ptr, layout), len, _share: share })
     }
 
     /// Length in bytes, as asked for.

@@ -43,6 +43,19 @@ pub enum KernelError {
         /// The size that was asked for.
         bytes: usize,
     },
+    /// A buffer would pass what [`crate::allowance`] leaves.
+    #[error(
+        "{bytes} more bytes would pass the memory limit: caches and scratch hold {held} of {most} \
+         bytes that it leaves beside the weights"
+    )]
+    OverLimit {
+        /// The size that was asked for.
+        bytes: usize,
+        /// What buffers hold already.
+        held: usize,
+        /// The most that they may.
+        most: usize,
+    },
     /// A slice has the wrong number of elements for the shape it stands for.
     #[error("{what}: expected {expected} elements, got {actual}")]
     Length {

@@ -14,6 +14,7 @@
 )]
 
 pub mod aligned;
+pub mod allowance;
 pub mod attention;
 pub mod elementwise;
 pub mod error;

@@ -7,6 +7,7 @@ mod proposal;
 
 use std::path::{Path, PathBuf};
 
+use mlxcel_core::allowance;
 use mlxcel_core::device::{Device, mlx_version};
 use mlxcel_estimator::headers::{Checkpoint, parse_header};
 use mlxcel_estimator::report::Report;
@@ -19,7 +20,7 @@ use serde::Serialize;
 
 pub use self::proposal::{Proposal, proposals};
 use crate::engine::ModelSource;
-use crate::memory::{Available, Usage};
+use crate::memory::{Available, Usage, memory_limit};
 use crate::{Error, Result, builtin};
 
 /// What the JSON of a refusal calls its format.
@@ -206,6 +207,18 @@ pub fn check(model: &Sized, load: &Load, machine: &Machine) -> Result<Outcome> {
     }
     let would_fit = proposals(model, load, machine)?;
     Ok(Outcome::Refused(Box::new(Refusal { schema: REFUSAL_SCHEMA, reason, message, would_fit })))
+}
+
+/// Makes caches and scratch keep to what `MLXCEL_MEMORY_LIMIT` leaves beside the weights, where it
+/// is set and the weights are within it. On the CPU no allocator does that. Not for a load whose
+/// estimate is beyond the limit and that somebody wants nevertheless.
+///
+/// # Errors
+/// A limit that is no size.
+pub fn keep_to_limit(model: &Sized) -> Result<()> {
+    let room = memory_limit()?.and_then(|limit| limit.checked_sub(model.weights.bytes));
+    allowance::allow_bytes(room.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)));
+    Ok(())
 }
 
 /// One line that compares an estimate with what the process has really used since it held

@@ -88,7 +88,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let entry = entry(backend, &samples, &band);
     let page = arguments.page.clone().unwrap_or_else(|| root.join("docs/calibration.md"));
     write(&page, &page::render(&entry, &samples, &band))?;
-    write(&page.with_extension("svg"), &plot::render(&samples))?;
+    write(&page.with_extension("svg"), &plot::render(&samples)?)?;
     let out = arguments.out.clone().or_else(|| calibration_path(|name| std::env::var_os(name)));
     save(&out.context("there is no home folder: name a file with --out")?, entry)
 }

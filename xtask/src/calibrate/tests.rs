@@ -41,7 +41,7 @@ fn an_entry_replaces_its_own_kind_only() {
 
 #[test]
 fn the_plot_has_a_dot_per_sample() {
-    let svg = plot::render(&[sample(1, 100, 90), sample(1, 100, 110)]);
-    assert_eq!(svg.matches("<circle").count(), 2);
-    assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"));
+    let svg = plot::render(&[sample(1, 100, 90), sample(1, 100, 110)]).unwrap();
+    assert_eq!(svg.matches("<circle").count(), 3, "two dots and the key");
+    assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
 }

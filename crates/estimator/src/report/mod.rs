@@ -4,10 +4,12 @@
 //! with its reason in `assumptions`, never 0. `docs/memory-estimator.md` lists the values of the
 //! `*_source`, `peak_phase` and `binding_term` keys.
 
-pub mod plot;
+mod curves;
 mod text;
 
 use serde::Serialize;
+
+pub use self::curves::{Curves, FIRST_TOKENS};
 
 use crate::error::EstimatorError;
 use crate::estimate::{KvSource, MemoryEstimate, Term, estimate_total_memory};

@@ -19,8 +19,16 @@ pub enum ConvertError {
         folder: PathBuf,
     },
     /// Quantising this kind of tensor is not known.
-    #[error("tensor \"{name}\" belongs to a mixture of experts, which is not converted yet")]
+    #[error(
+        "tensor \"{name}\" belongs to a mixture of experts; of those mixtral, olmoe and qwen3_moe are converted"
+    )]
     Experts {
+        /// The tensor.
+        name: String,
+    },
+    /// Experts that cannot be stacked.
+    #[error("tensor \"{name}\" has another element type than the other experts")]
+    MixedTypes {
         /// The tensor.
         name: String,
     },

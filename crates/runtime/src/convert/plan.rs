@@ -25,16 +25,22 @@ pub(super) struct Plan {
     pub(super) dropped: Vec<String>,
 }
 
-/// One tensor: where it lies and what becomes of it. A vector is one row.
+/// One new tensor and where it comes from. A vector is one row.
 pub(super) struct Planned {
     pub(super) name: String,
-    /// Position of the source file in the checkpoint.
-    pub(super) file: usize,
-    /// Bytes in that file.
-    pub(super) range: Range<u64>,
+    /// What is stacked: one tensor, or one of every expert.
+    pub(super) sources: Vec<Stored>,
     pub(super) shape: Vec<u64>,
     pub(super) dtype: Dtype,
     pub(super) action: Action,
+}
+
+/// Where a tensor of the source lies.
+pub(super) struct Stored {
+    /// Position of the file in the checkpoint.
+    pub(super) file: usize,
+    /// Bytes in that file.
+    pub(super) range: Range<u64>,
 }
 
 /// What becomes of a tensor.
@@ -78,18 +84,15 @@ impl Plan {
         let rules = Rules::new(inventory, spec, config, options)?;
         let (mut tensors, mut used) = (Vec::new(), BTreeSet::new());
         for entry in inventory {
-            if entry.count != 1 || entry.shape.len() > 2 {
-                return Err(ConvertError::Experts { name: entry.name.clone() }.into());
-            }
             tensors.push(rules.tensor(source, checkpoint, entry)?);
-            used.insert(entry.name.as_str());
+            used.extend(entry.names());
         }
         if let (Target::Affine { group_size, .. }, false) =
             (options.target, tensors.iter().any(Planned::is_quantized))
         {
             return Err(ConvertError::NothingToQuantize { group_size }.into());
         }
-        let dropped = checkpoint.iter().filter(|(name, _)| !used.contains(name));
+        let dropped = checkpoint.iter().filter(|(name, _)| !used.contains(*name));
         Ok(Self {
             config: rules.config(config, &tensors),
             dropped: dropped.map(|(name, _)| name.to_owned()).collect(),
@@ -104,6 +107,7 @@ struct Rules {
     target: Target,
     dtype: Option<FloatType>,
     layers: usize,
+    experts: Option<&'static Experts>,
 }
 
 impl Rules {
@@ -122,31 +126,42 @@ impl Rules {
         }
         let stated = config["torch_dtype"].as_str().and_then(float_named);
         let layers = spec.layers.as_ref().map_or(0, Vec::len);
-        Ok(Self { target: options.target, dtype: options.dtype.or(stated), layers })
+        let experts = Experts::of(config);
+        let unknown = inventory.iter().find(|entry| entry.count != 1 || entry.shape.len() > 2);
+        if let (Some(entry), None) = (unknown, experts) {
+            return Err(ConvertError::Experts { name: entry.name.clone() }.into());
+        }
+        Ok(Self { target: options.target, dtype: options.dtype.or(stated), layers, experts })
     }
 
     fn tensor(&self, source: &Path, checkpoint: &Checkpoint, spec: &TensorSpec) -> Result<Planned> {
-        let name = spec.name.clone();
-        let missing = || Error::MissingTensor { name: name.clone(), dir: source.to_owned() };
-        let (_, info) = checkpoint.get(&name).ok_or_else(missing)?;
-        let file = *checkpoint.tensors.get(&name).ok_or_else(missing)?;
-        if info.shape != spec.shape {
-            let size = |dim: &u64| usize::try_from(*dim).unwrap_or(usize::MAX);
-            let sizes = |shape: &[u64]| shape.iter().map(size).collect();
-            let (found, expected) = (sizes(&info.shape), sizes(&spec.shape));
-            return Err(Error::TensorShape { name, found, expected });
+        let mut sources = Vec::new();
+        let mut dtype = None;
+        for name in spec.names() {
+            let missing = || Error::MissingTensor { name: name.clone(), dir: source.to_owned() };
+            let (_, info) = checkpoint.get(&name).ok_or_else(missing)?;
+            let file = *checkpoint.tensors.get(&name).ok_or_else(missing)?;
+            check_shape(&name, info, spec)?;
+            if *dtype.get_or_insert(info.dtype) != info.dtype {
+                return Err(ConvertError::MixedTypes { name }.into());
+            }
+            sources.push(Stored { file, range: info.file_range.clone() });
         }
-        let action = self.action(&name, info, spec)?;
-        let (range, shape) = (info.file_range.clone(), info.shape.clone());
-        Ok(Planned { name, file, range, shape, dtype: info.dtype, action })
+        let dtype = dtype.ok_or_else(|| Error::config("a stack of no experts"))?;
+        let (mut name, mut shape) = (spec.name.clone(), spec.shape.clone());
+        if let (2.., Some(experts)) = (spec.count, self.experts) {
+            name = experts.stacked(&name);
+            shape.insert(0, spec.count);
+        }
+        Ok(Planned { action: self.action(&name, dtype, spec)?, name, sources, shape, dtype })
     }
 
-    fn action(&self, name: &str, info: &TensorInfo, spec: &TensorSpec) -> Result<Action> {
-        let Some(from) = float(info.dtype) else {
-            if is_integer(info.dtype) {
+    fn action(&self, name: &str, dtype: Dtype, spec: &TensorSpec) -> Result<Action> {
+        let Some(from) = float(dtype) else {
+            if is_integer(dtype) {
                 return Ok(Action::Copy);
             }
-            let (name, found) = (name.to_owned(), info.dtype.name().to_owned());
+            let (name, found) = (name.to_owned(), dtype.name().to_owned());
             return Err(Error::TensorDtype { name, found, expected: "F32, F16 or BF16" });
         };
         let to = self.dtype.unwrap_or(from);
@@ -156,9 +171,18 @@ impl Rules {
         if !whole_groups || !is_matrix(spec) {
             return Ok(plain);
         }
-        let bits = mixed.map_or(bits, |mixed| mixed.bits(module(name), self.layers));
+        let (bits, group_size) = match (mixed, self.router(module(name))) {
+            (Some(mixed), _) => (mixed.bits(module(name), self.layers), group_size),
+            (None, Some(router)) => router,
+            (None, None) => (bits, group_size),
+        };
         let quantizer = Quantizer::new(bits, group_size, to).map_err(mlxcel_core::Error::from)?;
         Ok(Action::Quantize(from, quantizer, to))
+    }
+
+    /// Bits and group of `module`, where it is a router with its own.
+    fn router(&self, module: &str) -> Option<(u8, u16)> {
+        self.experts?.router.filter(|_| module.ends_with(".mlp.gate"))
     }
 
     /// The configuration of the new checkpoint, keys sorted as mlx-lm sorts them.
@@ -173,25 +197,87 @@ impl Rules {
             }
         }
         if let Target::Affine { bits, group_size, mixed } = self.target {
-            let block = quantization(bits, group_size, mixed, tensors);
+            let block = self.quantization(bits, group_size, mixed, tensors);
             fields.insert("quantization".to_owned(), block.clone());
             fields.insert("quantization_config".to_owned(), block);
         }
         fields.sort_keys();
         Value::Object(fields)
     }
+
+    /// The `quantization` block; with a recipe it has an entry per module, else one per router
+    /// that differs.
+    fn quantization(
+        &self,
+        bits: u8,
+        group_size: u16,
+        mixed: Option<Mixed>,
+        tensors: &[Planned],
+    ) -> Value {
+        let mut block = json!({ "group_size": group_size, "bits": bits, "mode": "affine" });
+        for tensor in tensors {
+            let Action::Quantize(_, quantizer, _) = tensor.action else { continue };
+            let module = module(&tensor.name);
+            let mut entry =
+                json!({ "group_size": quantizer.group_size(), "bits": quantizer.bits() });
+            if mixed.is_some() {
+                entry["mode"] = "affine".into();
+            } else if self.router(module).is_none() {
+                continue;
+            }
+            block[module] = entry;
+        }
+        block
+    }
 }
 
-/// The `quantization` block; with a recipe it has an entry per module.
-fn quantization(bits: u8, group_size: u16, mixed: Option<Mixed>, tensors: &[Planned]) -> Value {
-    let entry = |bits| json!({ "group_size": group_size, "bits": bits, "mode": "affine" });
-    let mut block = entry(bits);
-    for tensor in tensors.iter().filter(|_| mixed.is_some()) {
-        if let Action::Quantize(_, quantizer, _) = tensor.action {
-            block[module(&tensor.name)] = entry(quantizer.bits());
-        }
+/// How a family's experts are stored once they are converted: each matrix of all experts in one
+/// tensor, under the names of mlx-lm.
+struct Experts {
+    model_type: &'static str,
+    /// The expert's matrices as published, and as mlx-lm calls them.
+    matrices: [(&'static str, &'static str); 3],
+    /// Bits and group of the router, where they are not those of everything else.
+    router: Option<(u8, u16)>,
+}
+
+const GATED: [(&str, &str); 3] =
+    [("gate_proj", "gate_proj"), ("up_proj", "up_proj"), ("down_proj", "down_proj")];
+const NUMBERED: [(&str, &str); 3] = [("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj")];
+
+const EXPERTS: [Experts; 3] = [
+    Experts { model_type: "mixtral", matrices: NUMBERED, router: None },
+    Experts { model_type: "olmoe", matrices: GATED, router: None },
+    Experts { model_type: "qwen3_moe", matrices: GATED, router: Some((8, 64)) },
+];
+
+impl Experts {
+    fn of(config: &Value) -> Option<&'static Self> {
+        let model_type = config["model_type"].as_str()?;
+        EXPERTS.iter().find(|experts| experts.model_type == model_type)
     }
-    block
+
+    /// `mlp.experts.{e}.up_proj.weight` → `mlp.switch_mlp.up_proj.weight`.
+    fn stacked(&self, name: &str) -> String {
+        let Some((block, matrix)) = name.split_once(".experts.{e}.") else {
+            return name.to_owned();
+        };
+        let known = self.matrices.iter().find_map(|(published, new)| {
+            let rest = matrix.strip_prefix(published)?.strip_prefix('.')?;
+            Some(format!("{block}.switch_mlp.{new}.{rest}"))
+        });
+        known.unwrap_or_else(|| name.to_owned())
+    }
+}
+
+fn check_shape(name: &str, info: &TensorInfo, spec: &TensorSpec) -> Result<()> {
+    if info.shape == spec.shape {
+        return Ok(());
+    }
+    let size = |dim: &u64| usize::try_from(*dim).unwrap_or(usize::MAX);
+    let sizes = |shape: &[u64]| shape.iter().map(size).collect();
+    let (found, expected) = (sizes(&info.shape), sizes(&spec.shape));
+    Err(Error::TensorShape { name: name.to_owned(), found, expected })
 }
 
 /// What mlx-lm's `to_quantized` applies to: linear layers and embeddings of the language model.

@@ -12,7 +12,7 @@ use mlxcel_core::quantize::QuantizedRows;
 use mlxcel_estimator::headers::Checkpoint;
 
 use super::layout::{Item, Shard};
-use super::plan::{Action, Planned};
+use super::plan::{Action, Planned, Stored};
 use crate::{Error, Result};
 
 /// Elements of a block, or one row.
@@ -36,10 +36,14 @@ struct Source<'a> {
     workers: Vec<Mutex<Buffers>>,
 }
 
-/// Rows of one tensor.
+/// Rows of one tensor, all from one source.
 struct Block<'a> {
     tensor: &'a Planned,
     item: &'a Item,
+    source: &'a Stored,
+    /// Rows of the source that lie before.
+    skipped: u64,
+    /// Rows of the tensor.
     rows: Range<u64>,
 }
 
@@ -106,7 +110,7 @@ impl<'a> Stream<'a> {
 impl Source<'_> {
     fn convert(&self, worker: usize, block: &Block<'_>, out: &File, path: &Path) -> Result<()> {
         let mut buffers = self.workers[worker].lock().unwrap_or_else(PoisonError::into_inner);
-        let (name, source) = &self.files[block.tensor.file];
+        let (name, source) = &self.files[block.source.file];
         buffers
             .read(block, source)
             .map_err(|source| Error::Io { path: name.to_path_buf(), source })?;
@@ -125,11 +129,17 @@ fn blocks<'a>(shard: &'a Shard, tensors: &'a [Planned]) -> Vec<Block<'a>> {
     for item in &shard.items {
         let tensor = &tensors[item.tensor];
         let step = (BLOCK_ELEMS / tensor.columns().max(1)).max(1);
-        let mut start = 0;
-        while start < tensor.rows() {
-            let end = tensor.rows().min(start + step);
-            blocks.push(Block { tensor, item, rows: start..end });
-            start = end;
+        let rows_of_source = tensor.rows() / (tensor.sources.len() as u64).max(1);
+        let mut first = 0;
+        for source in &tensor.sources {
+            let mut skipped = 0;
+            while skipped < rows_of_source {
+                let count = step.min(rows_of_source - skipped);
+                let start = first + skipped;
+                blocks.push(Block { tensor, item, source, skipped, rows: start..start + count });
+                skipped += count;
+            }
+            first += rows_of_source;
         }
     }
     blocks
@@ -137,7 +147,8 @@ fn blocks<'a>(shard: &'a Shard, tensors: &'a [Planned]) -> Vec<Block<'a>> {
 
 impl Block<'_> {
     fn row_bytes(&self) -> u64 {
-        (self.tensor.range.end - self.tensor.range.start) / self.tensor.rows().max(1)
+        let rows = self.tensor.rows() / (self.tensor.sources.len() as u64).max(1);
+        (self.source.range.end - self.source.range.start) / rows.max(1)
     }
 
     fn source_bytes(&self) -> u64 {
@@ -149,7 +160,7 @@ impl Buffers {
     #[expect(clippy::cast_possible_truncation, reason = "a block is a few megabytes, or one row")]
     fn read(&mut self, block: &Block<'_>, file: &File) -> std::io::Result<()> {
         self.source.resize(block.source_bytes() as usize, 0);
-        let at = block.tensor.range.start + block.rows.start * block.row_bytes();
+        let at = block.source.range.start + block.skipped * block.row_bytes();
         file.read_exact_at(&mut self.source, at)
     }
 

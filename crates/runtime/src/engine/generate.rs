@@ -127,21 +127,23 @@ pub fn generate_into(
     room(engine.context(), request.prompt.len(), Some(request.max_tokens), request.max_tokens)?;
     let text = TextOut { stream: TextStream::new(tokenizer, request.stop)?, emit };
     let mut sampler = Sampler::new(&request.sampling, engine.vocab())?;
-    let reused_tokens = cache.tokens();
-    let start = Instant::now();
+    let (reused_tokens, start) = (cache.tokens(), Instant::now());
     let new = request.prompt.get(reused_tokens..).unwrap_or_default();
     let logits = engine.prefill(new, cache, progress)?;
-    let mut decode = Decode { engine, tokenizer, request, text, tokens: Vec::new(), first: None };
-    let finish = decode.run(cache, logits, &mut sampler, progress)?;
-    let first = decode.first.unwrap_or_else(Instant::now);
-    let statistics = Statistics {
-        prompt_tokens: request.prompt.len(),
+    let tokens = Vec::new();
+    let mut decode = Decode {
+        engine,
+        tokenizer,
+        request,
+        cache,
+        text,
         reused_tokens,
-        prompt_time: first - start,
-        generated_tokens: decode.tokens.len(),
-        decode_time: first.elapsed(),
-        kv_cache_bytes: cache.allocated_bytes(),
+        start,
+        tokens,
+        first: None,
     };
+    let finish = decode.run(logits, &mut sampler, progress)?;
+    let statistics = decode.statistics();
     decode.text.finish(finish);
     Ok(Outcome { finish, tokens: decode.tokens, statistics })
 }
@@ -174,7 +176,11 @@ struct Decode<'a, 'e> {
     engine: &'a Engine,
     tokenizer: &'a Tokenizer,
     request: &'a Generation<'a>,
+    cache: &'a SequenceCache,
     text: TextOut<'e>,
+    /// Tokens that the cache held before.
+    reused_tokens: usize,
+    start: Instant,
     tokens: Vec<u32>,
     first: Option<Instant>,
 }
@@ -183,7 +189,6 @@ impl Decode<'_, '_> {
     /// Samples until something ends the generation; `logits` are those after the prompt.
     fn run(
         &mut self,
-        cache: &SequenceCache,
         mut logits: Vec<f32>,
         sampler: &mut Sampler,
         progress: &mut dyn Progress,
@@ -201,15 +206,28 @@ impl Decode<'_, '_> {
             if let Some(end) = self.text.push(token) {
                 return Ok(end);
             }
-            if progress.decoded(self.tokens.len()).is_break() {
+            if progress.decoded(&self.statistics()).is_break() {
                 return Ok(Finish::Interrupted);
             }
             if self.tokens.len() < request.max_tokens {
-                let run = SequenceRun { tokens: &[token], cache };
+                let run = SequenceRun { tokens: &[token], cache: self.cache };
                 logits = self.engine.forward(&[run], LogitRows::Last)?;
             }
         }
         Ok(Finish::Length)
+    }
+
+    /// Counts and times up to now.
+    fn statistics(&self) -> Statistics {
+        let first = self.first.unwrap_or_else(Instant::now);
+        Statistics {
+            prompt_tokens: self.request.prompt.len(),
+            reused_tokens: self.reused_tokens,
+            prompt_time: first - self.start,
+            generated_tokens: self.tokens.len(),
+            decode_time: first.elapsed(),
+            kv_cache_bytes: self.cache.allocated_bytes(),
+        }
     }
 }
 

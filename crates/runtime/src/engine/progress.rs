@@ -2,6 +2,8 @@
 
 use std::ops::ControlFlow;
 
+use super::Statistics;
+
 /// Receives progress; every method has a default that ignores it.
 pub trait Progress {
     /// `done` of `total` layers are built.
@@ -18,9 +20,10 @@ pub trait Progress {
         ControlFlow::Continue(())
     }
 
-    /// `count` tokens are sampled. `Break` ends the generation, also where a token made no text.
-    fn decoded(&mut self, count: usize) -> ControlFlow<()> {
-        let _ = count;
+    /// A token is sampled, and the counts are `so_far`. `Break` ends the generation, also where a
+    /// token made no text.
+    fn decoded(&mut self, so_far: &Statistics) -> ControlFlow<()> {
+        let _ = so_far;
         ControlFlow::Continue(())
     }
 }
