@@ -17,7 +17,7 @@ use std::sync::Arc;
 use mlx_ffi::{Array, Dtype};
 use mlxcel_kernels::Pool;
 pub use mlxcel_kernels::elementwise::{Glu as Activation, Map};
-pub use mlxcel_kernels::matmul::Precision;
+pub use mlxcel_kernels::matmul::{FEW_TOKENS, Precision};
 
 use crate::attention::AttentionSpec;
 use crate::batch::Batch;

@@ -1,9 +1,10 @@
 //! Cutting a call into pieces of work: which query rows, which KV head, which keys.
 //!
 //! A *unit* is one KV head of some consecutive query tokens of a run: up to [`UNIT_ROWS`] rows
-//! (tokens × query heads of the group) that share every load of keys and values. When there are
+//! (tokens × query heads of the group) that share every load of keys and values. When a run has
 //! too few units for the threads, their keys are split as well, in whole blocks, and the parts
-//! are merged.
+//! are merged. What other runs the call has does not matter, so that a sequence gets the same
+//! sums alone and in a batch.
 
 use super::{AttentionParams, AttentionRun, Mask};
 use crate::kv::KV_BLOCK_TOKENS;
@@ -90,21 +91,19 @@ pub(crate) fn visible(
     start.min(end)..end
 }
 
-/// The parts of `units` when there are too few of them for `threads`; empty when there are enough.
-/// Parts of a unit are consecutive.
+/// The parts of `units`, where any run has too few of them for `threads`; empty when all have
+/// enough. Parts of a unit are consecutive.
 pub(crate) fn parts(units: &[Unit<'_>], threads: usize) -> Vec<Part> {
     let wanted = if threads == 1 { 1 } else { threads * PIECES_PER_THREAD };
-    if units.len() >= wanted || units.is_empty() {
-        return Vec::new();
+    let mut parts = Vec::with_capacity(units.len());
+    let mut first = 0;
+    for run in units.chunk_by(|a, b| a.run == b.run) {
+        let splits = wanted.div_ceil(run.len());
+        for (unit, of) in (first..).zip(run) {
+            parts.extend(split(&of.keys, splits).into_iter().map(|keys| Part { unit, keys }));
+        }
+        first += run.len();
     }
-    let splits = wanted.div_ceil(units.len());
-    let parts: Vec<Part> = units
-        .iter()
-        .enumerate()
-        .flat_map(|(unit, of)| {
-            split(&of.keys, splits).into_iter().map(move |keys| Part { unit, keys })
-        })
-        .collect();
     if parts.len() == units.len() { Vec::new() } else { parts }
 }
 
@@ -119,7 +118,7 @@ fn split(keys: &Range<usize>, splits: usize) -> Vec<Range<usize>> {
         .collect()
 }
 
-/// Most parts that a call with `threads` threads can have.
+/// Most parts that a run which is split can have with `threads` threads.
 pub(crate) fn most_parts(threads: usize) -> usize {
     if threads == 1 { 0 } else { 2 * threads * PIECES_PER_THREAD }
 }

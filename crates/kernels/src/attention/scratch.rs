@@ -63,13 +63,14 @@ impl Sizes {
     }
 }
 
-/// Bytes that [`super::attention`] may allocate besides its output with `threads` threads: the
-/// scratch of every thread, kept between calls, and the partial outputs of split contexts.
+/// Bytes that [`super::attention`] may allocate besides its output with `threads` threads and
+/// `runs` runs: the scratch of every thread, kept between calls, and the partial outputs of split
+/// contexts.
 #[must_use]
-pub fn scratch_bytes(params: &AttentionParams<'_>, threads: usize) -> usize {
+pub fn scratch_bytes(params: &AttentionParams<'_>, threads: usize, runs: usize) -> usize {
     let sizes = Sizes::of(params);
     let part = 4 * (sizes.acc + 2 * sizes.rows);
-    threads * sizes.bytes() + most_parts(threads) * part
+    threads * sizes.bytes() + runs * most_parts(threads) * part
 }
 
 thread_local! {

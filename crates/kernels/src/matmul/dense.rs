@@ -10,10 +10,12 @@ use crate::isa::Cpu;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 use crate::weights::FloatType;
 
-/// Most tokens that [`DenseDot`] takes at once.
-pub(super) const MAX_TOKENS: usize = 4;
+/// Most tokens that meet a row at once.
+const TOKENS_AT_ONCE: usize = 4;
 
-/// `out[token][row] = Σ w·x` for some rows of a dense matrix and up to [`MAX_TOKENS`] tokens.
+/// `out[token][row] = Σ w·x` for some rows of a dense matrix and a few tokens, each summed in
+/// the same order whatever comes with it.
+#[derive(Clone, Copy)]
 pub(super) struct DenseDot<'a> {
     pub(super) ty: FloatType,
     /// `[rows, cols]` of `ty`.
@@ -27,13 +29,16 @@ pub(super) struct DenseDot<'a> {
 }
 
 impl DenseDot<'_> {
-    /// Computes the products. Every number of tokens is a function of its own.
+    /// Computes the products. Every number of tokens at once is a function of its own.
     pub(super) fn dispatch(&self, cpu: Cpu) {
-        match self.x.len() {
-            1 => dispatch(cpu, TokenDot::<1>(self)),
-            2 => dispatch(cpu, TokenDot::<2>(self)),
-            3 => dispatch(cpu, TokenDot::<3>(self)),
-            _ => dispatch(cpu, TokenDot::<4>(self)),
+        for (i, x) in self.x.chunks(TOKENS_AT_ONCE).enumerate() {
+            let part = Self { x, first_token: self.first_token + i * TOKENS_AT_ONCE, ..*self };
+            match x.len() {
+                1 => dispatch(cpu, TokenDot::<1>(&part)),
+                2 => dispatch(cpu, TokenDot::<2>(&part)),
+                3 => dispatch(cpu, TokenDot::<3>(&part)),
+                _ => dispatch(cpu, TokenDot::<4>(&part)),
+            }
         }
     }
 }

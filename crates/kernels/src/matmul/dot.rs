@@ -1,5 +1,6 @@
 //! Products with an affine matrix row by row: each weight is unpacked once for up to four tokens.
-//! For decoding, alone or in a small batch, where reading the weights is the bound.
+//! For decoding, alone or in a small batch, where reading the weights is the bound. A token's
+//! sums are taken in the same order whatever comes with it.
 #![expect(clippy::needless_range_loop, reason = "tiles of registers, indexed alike")]
 
 use super::ahead::{ReadAhead, near};
@@ -10,8 +11,6 @@ use crate::simd::{Kernel, LANES, Simd, UNIT, dispatch, tables};
 use crate::weights::Affine;
 use std::ops::Range;
 
-/// Most tokens that [`AffineDot`] takes, by digits less one: beyond, tiles are faster.
-const MOST_TOKENS: [usize; 3] = [5, 6, 3];
 /// Most tokens that meet an unpacked unit at once, by digits less one.
 const TOKENS_AT_ONCE: [usize; 3] = [4, 4, 2];
 /// How far ahead of the scales and biases in use the processor is told to read.
@@ -25,11 +24,6 @@ pub(super) struct AffineDot<'a> {
     pub(super) tokens: usize,
     pub(super) rows: RowRange,
     pub(super) out: Out<'a>,
-}
-
-/// Whether [`AffineDot`] suits `tokens` tokens of `digits` digits better than tiles.
-pub(super) fn suits(tokens: usize, digits: usize) -> bool {
-    tokens <= MOST_TOKENS[digits - 1]
 }
 
 impl AffineDot<'_> {
@@ -245,30 +239,41 @@ impl<const BITS: u32, const T: usize, const D: usize> BlockDot<'_, BITS, T, D> {
     /// # Safety
     /// The planes have whole units of digits at `col`.
     #[inline(always)]
-    unsafe fn digits<S: Simd>(
+    unsafe fn digits<S: Simd>(&self, simd: S, t: usize, col: usize, codes: (S::B, S::B)) -> S::F {
+        let zero = simd.zero_int();
+        // Two digits of eight products fit into 32 bits, three need not.
+        // SAFETY: by contract.
+        unsafe {
+            if D == 1 {
+                return simd.to_float(self.digit(simd, zero, (t, 0, col), codes));
+            }
+            let second = simd.times_256(self.digit(simd, zero, (t, 1, col), codes));
+            let low = simd.to_float(self.digit(simd, second, (t, 0, col), codes));
+            if D == 2 {
+                return low;
+            }
+            let high = simd.to_float(self.digit(simd, zero, (t, 2, col), codes));
+            simd.fma(high, simd.splat(65536.0), low)
+        }
+    }
+
+    /// `before` plus the product of a unit of codes with one digit of token `t`, in 16 lanes.
+    ///
+    /// # Safety
+    /// As for [`Self::digits`]; the token has the digit.
+    #[inline(always)]
+    unsafe fn digit<S: Simd>(
         &self,
         simd: S,
-        t: usize,
-        col: usize,
+        before: S::I,
+        (t, digit, col): (usize, usize, usize),
         (even, odd): (S::B, S::B),
-    ) -> S::F {
-        let dot = |before, digit: usize| {
-            // SAFETY: by contract.
-            unsafe {
-                let x = self.planes[t][digit].digits.add(col);
-                let dot = simd.dot::<BITS>(before, even, simd.load_bytes(x));
-                simd.dot::<BITS>(dot, odd, simd.load_bytes(x.add(64)))
-            }
-        };
-        // Two digits of eight products fit into 32 bits, three need not.
-        match D {
-            1 => simd.to_float(dot(simd.zero_int(), 0)),
-            2 => simd.to_float(dot(simd.times_256(dot(simd.zero_int(), 1)), 0)),
-            _ => {
-                let low = simd.to_float(dot(simd.times_256(dot(simd.zero_int(), 1)), 0));
-                let high = simd.to_float(dot(simd.zero_int(), 2));
-                simd.fma(high, simd.splat(65536.0), low)
-            }
+    ) -> S::I {
+        // SAFETY: by contract.
+        unsafe {
+            let x = self.planes[t][digit].digits.add(col);
+            let dot = simd.dot::<BITS>(before, even, simd.load_bytes(x));
+            simd.dot::<BITS>(dot, odd, simd.load_bytes(x.add(64)))
         }
     }
 

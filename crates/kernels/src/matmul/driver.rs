@@ -1,13 +1,13 @@
 //! Runs products: prepares the activations once per kind of weights, then spreads rows over
 //! the workers.
 
-use super::Precision;
-use super::dense::{DenseDot, DenseTiles, MAX_TOKENS};
-use super::dot::{self, AffineDot};
+use super::dense::{DenseDot, DenseTiles};
+use super::dot::AffineDot;
 use super::input::{DigitLayout, Digits, Floats, Source, pad, quantize};
 use super::panel::{CodePanel, PANEL_BYTES, PANEL_ROWS, TILE_FLOATS};
 use super::task::{Out, RowRange};
 use super::tile::AffineTiles;
+use super::{FEW_TOKENS, Precision};
 use crate::elementwise::{Glu, glu_serial};
 use crate::error::Result;
 use crate::pool::Pool;
@@ -54,7 +54,7 @@ pub(super) fn same_kind(a: &WeightMatrix<'_>, b: &WeightMatrix<'_>) -> bool {
 #[derive(Clone, Copy)]
 enum Prepared<'a> {
     Digits(Digits<'a>),
-    /// The padded copy is only made for jobs of more than [`MAX_TOKENS`] tokens.
+    /// The padded copy is only made for jobs of more than [`FEW_TOKENS`].
     Floats(Source<'a>, Option<Floats<'a>>),
 }
 
@@ -79,7 +79,7 @@ pub(super) fn run_jobs(
         match kind {
             Kind::Digits { group } => {
                 let digits = precision.digits();
-                let few = same.iter().all(|job| dot::suits(job.tokens.len(), digits));
+                let few = same.iter().all(|job| job.tokens.len() <= FEW_TOKENS);
                 let layout = if few { DigitLayout::flat } else { DigitLayout::blocked };
                 let layout = layout(tokens, source.cols, group, digits);
                 scratch::with(Slot::Input, layout.bytes(), |buf| {
@@ -87,7 +87,7 @@ pub(super) fn run_jobs(
                     run_region(pool, &same, input)
                 })??;
             }
-            Kind::Floats if same.iter().all(|job| job.tokens.len() <= MAX_TOKENS) => {
+            Kind::Floats if same.iter().all(|job| job.tokens.len() <= FEW_TOKENS) => {
                 run_region(pool, &same, Prepared::Floats(source, None))?;
             }
             Kind::Floats => {
@@ -138,7 +138,7 @@ fn run_region(pool: &Pool, jobs: &[&Job<'_>], input: Prepared<'_>) -> Result<()>
 /// decoding, at most a panel otherwise.
 fn chunk_rows(job: &Job<'_>, share: usize) -> usize {
     let row_bytes = job.weights.bytes() / job.weights.rows();
-    let bytes = if job.tokens.len() <= MAX_TOKENS { share.min(CHUNK_BYTES) } else { share };
+    let bytes = if job.tokens.len() <= FEW_TOKENS { share.min(CHUNK_BYTES) } else { share };
     let rows = bytes / row_bytes.max(1) / LANES * LANES;
     rows.clamp(LANES, PANEL_ROWS)
 }
@@ -178,7 +178,7 @@ fn run_rows(
             affine_rows(pool, weights, tokens, input, rows, out)
         }
         (&Format::Dense(ty, weights), Prepared::Floats(source, floats)) => match floats {
-            Some(input) if tokens.len() > MAX_TOKENS => {
+            Some(input) if tokens.len() > FEW_TOKENS => {
                 let first_token = tokens.start;
                 scratch::with(Slot::Panel, PANEL_ROWS / LANES * TILE_FLOATS * 4, |buf| {
                     let panel = bytemuck::cast_slice_mut(buf);
@@ -188,7 +188,7 @@ fn run_rows(
                 })
             }
             _ => {
-                let mut x: [&[f32]; MAX_TOKENS] = [&[]; MAX_TOKENS];
+                let mut x: [&[f32]; FEW_TOKENS] = [&[]; FEW_TOKENS];
                 let (first_token, count) = (tokens.start, tokens.len());
                 tokens.zip(&mut x).for_each(|(token, x)| *x = source.row(token));
                 let x = &x[..count];
@@ -209,7 +209,7 @@ fn affine_rows(
     out: Out<'_>,
 ) -> Result<()> {
     let (first_token, tokens) = (tokens.start, tokens.len());
-    if dot::suits(tokens, input.layout.digits) {
+    if tokens <= FEW_TOKENS {
         AffineDot { weights, input, first_token, tokens, rows, out }.dispatch(pool.cpu());
         return Ok(());
     }

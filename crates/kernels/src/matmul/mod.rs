@@ -1,9 +1,12 @@
 //! Matrix products `y = x · Wᵀ` of `f32` activations with weights as checkpoints store them.
 //!
 //! One call is one parallel region (two where the activations are worth preparing in parallel).
-//! Few tokens go row by row ([`dot`]: each weight is read once, memory is the bound), more go
-//! tile by tile ([`tile`]: weights are unpacked into a panel in the cache, arithmetic is the
-//! bound). Neither keeps a second copy of a matrix. Biases are added by the caller.
+//! Up to [`FEW_TOKENS`] go row by row ([`dot`]: each weight is read once, memory is the bound),
+//! more go tile by tile ([`tile`]: weights are unpacked into a panel in the cache, arithmetic is
+//! the bound). Neither keeps a second copy of a matrix. Biases are added by the caller.
+//!
+//! The two sum in different orders, so their results differ in the last bits. Within each, a
+//! token's results are the same to the bit whatever other tokens are in the call.
 
 mod ahead;
 mod dense;
@@ -25,6 +28,10 @@ use driver::{Job, run_jobs};
 pub use experts::{Expert, Routes, experts, matmul_heads};
 use input::Source;
 use task::Out;
+
+/// Most tokens that go row by row. A step of this many sequences gives each what it would get
+/// alone, to the bit.
+pub const FEW_TOKENS: usize = 8;
 
 /// How precisely activations enter a product with quantised weights.
 ///

@@ -1,10 +1,11 @@
 //! Every instruction set, format and way of computing against an f64 oracle.
 
-use super::{Precision, matmul, matmul_glu};
+use super::{FEW_TOKENS, Precision, matmul, matmul_glu};
 use crate::elementwise::Glu;
 use crate::pool::Pool;
 use crate::testing::{RandomAffine, Rng, oracle, pools, store};
 use crate::weights::{FloatType, WeightMatrix};
+use std::ops::Range;
 
 const FLOATS: [FloatType; 3] = [FloatType::F32, FloatType::F16, FloatType::Bf16];
 const PRECISIONS: [Precision; 3] = [Precision::Exact, Precision::Int16, Precision::Int8];
@@ -108,6 +109,38 @@ fn dense_products_match_the_oracle() {
                 for tokens in [1, 2, 3, 4, 5, 13, 29] {
                     check(&pool, &mut rng, &weights, 0, tokens, Precision::Exact);
                 }
+            }
+        }
+    }
+}
+
+/// The products of the rows `tokens` of `x`.
+fn part(pool: &Pool, x: &[f32], weights: &WeightMatrix<'_>, tokens: Range<usize>) -> Vec<f32> {
+    let mut out = vec![f32::NAN; tokens.len() * weights.rows()];
+    let x = &x[tokens.start * weights.cols()..tokens.end * weights.cols()];
+    matmul(pool, x, &[*weights], &mut [&mut out], Precision::Int16).unwrap();
+    out
+}
+
+#[test]
+fn a_token_gets_the_same_to_the_bit_whatever_comes_with_it() {
+    let mut rng = Rng::fresh();
+    for pool in pools() {
+        let (rows, cols) = (37, 2048 + 128);
+        let x = rng.normals(40 * cols);
+        let bits = [2, 3, 4, 5, 6, 8][rng.below(6)];
+        let affine = RandomAffine::new(&mut rng, (rows, cols), bits, 64, FloatType::F16);
+        let data = store(&rng.normals(rows * cols), FloatType::Bf16);
+        let dense = WeightMatrix::dense(rows, cols, FloatType::Bf16, &data).unwrap();
+        for weights in [affine.matrix(), dense] {
+            let few = part(&pool, &x, &weights, 0..FEW_TOKENS);
+            for (token, row) in few.chunks(rows).enumerate() {
+                assert_eq!(part(&pool, &x, &weights, token..token + 1), row, "{pool:?} {token}");
+            }
+            let many = part(&pool, &x, &weights, 0..40);
+            for range in [0..FEW_TOKENS + 1, 3..19, 7..40] {
+                let rows = range.start * rows..range.end * rows;
+                assert_eq!(part(&pool, &x, &weights, range), many[rows], "{pool:?}");
             }
         }
     }

@@ -105,9 +105,10 @@ fn scratch_does_not_grow_with_the_context_and_bounds_a_threads_buffer() {
     let case = Case::new((32, 8), 64, KvFormat::F16, &[(1, 1)]);
     let setup = Setup::new(&case);
     let params = setup.params(&case);
-    let one = scratch_bytes(&params, 1);
+    let one = scratch_bytes(&params, 1, 1);
     assert!(one < 1 << 20, "{one}");
-    assert!(scratch_bytes(&params, 4) >= 4 * one);
+    assert!(scratch_bytes(&params, 4, 1) >= 4 * one);
+    assert_eq!(scratch_bytes(&params, 1, 9), one, "one thread splits nothing");
 }
 
 #[test]

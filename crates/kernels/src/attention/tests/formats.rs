@@ -63,6 +63,30 @@ fn prefill_equals_oracle_and_decodes() {
 }
 
 #[test]
+fn a_run_gets_the_same_to_the_bit_alone_and_in_a_batch() {
+    let runs = [(700, 1), (0, 5), (2000, 1), (250, 40), (0, 1), (511, 2)];
+    for format in [KvFormat::F16, KvFormat::Int8, KvFormat::Turbo4] {
+        // Few units that are split, and enough that are not.
+        for heads in [(4, 1), (6, 3), (12, 12)] {
+            let case = Case::new(heads, 64, format, &runs);
+            let mut setup = Setup::new(&case);
+            for cpu in cpus() {
+                let pool = Pool::with_cpu(3, cpu).unwrap();
+                let mut together = setup.attention(&case, &pool).into_iter();
+                for run in runs {
+                    let one = Case { runs: vec![run], ..case.clone() };
+                    let alone = setup.attention(&one, &pool);
+                    let same: Vec<f32> = together.by_ref().take(alone.len()).collect();
+                    assert!(alone == same, "{cpu:?} {run:?} {case:?}");
+                    setup.queries.rotate_left(1);
+                    setup.blocks.rotate_left(1);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn ragged_batches() {
     for format in KvFormat::ALL {
         let runs = [(700, 1), (0, 5), (255, 1), (250, 40), (0, 1), (511, 2)];
