@@ -100,7 +100,7 @@ impl<const BITS: u32, const T: usize, const D: usize> Kernel for BlockDot<'_, BI
             self.rows::<S, 4>(simd, row);
             row += 4;
         }
-        while (S::WIDE_TILES || T * D == 1) && row + 2 <= self.dot.rows.end {
+        while (S::WIDE_TILES || T * D <= 2) && row + 2 <= self.dot.rows.end {
             self.rows::<S, 2>(simd, row);
             row += 2;
         }
@@ -240,24 +240,23 @@ impl<const BITS: u32, const T: usize, const D: usize> BlockDot<'_, BITS, T, D> {
     /// The planes have whole units of digits at `col`.
     #[inline(always)]
     unsafe fn digits<S: Simd>(&self, simd: S, t: usize, col: usize, codes: (S::B, S::B)) -> S::F {
-        let zero = simd.zero_int();
         // Two digits of eight products fit into 32 bits, three need not.
         // SAFETY: by contract.
         unsafe {
+            let low = self.digit(simd, (t, 0, col));
             if D == 1 {
-                return simd.to_float(self.digit(simd, zero, (t, 0, col), codes));
+                return simd.to_float(simd.dot_unit::<BITS>(codes, low));
             }
-            let second = simd.times_256(self.digit(simd, zero, (t, 1, col), codes));
-            let low = simd.to_float(self.digit(simd, second, (t, 0, col), codes));
+            let two = simd.dot_unit_wide::<BITS>(codes, self.digit(simd, (t, 1, col)), low);
             if D == 2 {
-                return low;
+                return simd.to_float(two);
             }
-            let high = simd.to_float(self.digit(simd, zero, (t, 2, col), codes));
-            simd.fma(high, simd.splat(65536.0), low)
+            let third = simd.to_float(simd.dot_unit::<BITS>(codes, self.digit(simd, (t, 2, col))));
+            simd.fma(third, simd.splat(65536.0), simd.to_float(two))
         }
     }
 
-    /// `before` plus the product of a unit of codes with one digit of token `t`, in 16 lanes.
+    /// A unit of one digit of token `t`, from column `col` of the block on.
     ///
     /// # Safety
     /// As for [`Self::digits`]; the token has the digit.
@@ -265,15 +264,12 @@ impl<const BITS: u32, const T: usize, const D: usize> BlockDot<'_, BITS, T, D> {
     unsafe fn digit<S: Simd>(
         &self,
         simd: S,
-        before: S::I,
         (t, digit, col): (usize, usize, usize),
-        (even, odd): (S::B, S::B),
-    ) -> S::I {
+    ) -> (S::B, S::B) {
         // SAFETY: by contract.
         unsafe {
             let x = self.planes[t][digit].digits.add(col);
-            let dot = simd.dot::<BITS>(before, even, simd.load_bytes(x));
-            simd.dot::<BITS>(dot, odd, simd.load_bytes(x.add(64)))
+            (simd.load_bytes(x), simd.load_bytes(x.add(64)))
         }
     }
 

@@ -95,6 +95,34 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
+    fn dot_unit<const BITS: u32>(self, u: (I, I), s: (I, I)) -> I {
+        if VNNI || !pairs_fit(BITS) {
+            return self.dot::<BITS>(self.dot::<BITS>(self.zero_int(), u.0, s.0), u.1, s.1);
+        }
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            let first = pairs((u.0[0], u.1[0]), (s.0[0], s.1[0]));
+            let second = pairs((u.0[1], u.1[1]), (s.0[1], s.1[1]));
+            [_mm256_madd_epi16(first, ones), _mm256_madd_epi16(second, ones)]
+        }
+    }
+    #[inline(always)]
+    fn dot_unit_wide<const BITS: u32>(self, u: (I, I), high: (I, I), low: (I, I)) -> I {
+        if VNNI || !pairs_fit(BITS) {
+            let high = self.times_256(self.dot_unit::<BITS>(u, high));
+            return self.dot::<BITS>(self.dot::<BITS>(high, u.0, low.0), u.1, low.1);
+        }
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let (first, second) = ((u.0[0], u.1[0]), (u.0[1], u.1[1]));
+            [
+                wide(pairs(first, (high.0[0], high.1[0])), pairs(first, (low.0[0], low.1[0]))),
+                wide(pairs(second, (high.0[1], high.1[1])), pairs(second, (low.0[1], low.1[1]))),
+            ]
+        }
+    }
+    #[inline(always)]
     fn prefetch(self, ptr: *const u8) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr.cast()) }
@@ -251,6 +279,35 @@ unsafe fn dot_plain<const BITS: u32>(acc: __m256i, u: __m256i, s: __m256i) -> __
         let top = _mm256_maddubs_epi16(top, s);
         let acc = _mm256_add_epi32(acc, _mm256_madd_epi16(low, ones));
         _mm256_add_epi32(acc, _mm256_madd_epi16(top, _mm256_set1_epi16(128)))
+    }
+}
+
+/// Whether sums of four products of a code and a signed byte fit into an `i16`.
+const fn pairs_fit(bits: u32) -> bool {
+    bits <= 6
+}
+
+/// Sums of four products, in 16 bits: two neighbours of each vector. The codes have at most 6
+/// bits ([`pairs_fit`]).
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn pairs(u: (__m256i, __m256i), s: (__m256i, __m256i)) -> __m256i {
+    // SAFETY: registers only.
+    unsafe { _mm256_add_epi16(_mm256_maddubs_epi16(u.0, s.0), _mm256_maddubs_epi16(u.1, s.1)) }
+}
+
+/// `256·high + low` of neighbours, added in 32 bits.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn wide(high: __m256i, low: __m256i) -> __m256i {
+    // SAFETY: registers only.
+    unsafe {
+        let high = _mm256_madd_epi16(high, _mm256_set1_epi16(256));
+        _mm256_add_epi32(high, _mm256_madd_epi16(low, _mm256_set1_epi16(1)))
     }
 }
 

@@ -99,6 +99,22 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `acc + Σ₄ u·s` per dword lane: `u` unsigned and `s` signed bytes.
     /// With `BITS` ≤ 7, `u` must stay below 2^`BITS`; the sum must fit into an `i32`.
     fn dot<const BITS: u32>(self, acc: Self::I, u: Self::B, s: Self::B) -> Self::I;
+    /// The same over both vectors of a unit, from zero.
+    #[inline(always)]
+    fn dot_unit<const BITS: u32>(self, u: (Self::B, Self::B), s: (Self::B, Self::B)) -> Self::I {
+        self.dot::<BITS>(self.dot::<BITS>(self.zero_int(), u.0, s.0), u.1, s.1)
+    }
+    /// The same with numbers of two digits: `Σ u·(256·high + low)`.
+    #[inline(always)]
+    fn dot_unit_wide<const BITS: u32>(
+        self,
+        u: (Self::B, Self::B),
+        high: (Self::B, Self::B),
+        low: (Self::B, Self::B),
+    ) -> Self::I {
+        let high = self.times_256(self.dot_unit::<BITS>(u, high));
+        self.dot::<BITS>(self.dot::<BITS>(high, u.0, low.0), u.1, low.1)
+    }
     /// Lane `l` gets `values[lanes[l]]`; `lanes` is a row of [`tables::EXPAND`].
     fn expand(self, values: Self::F, lanes: &[i32; LANES]) -> Self::F;
 
