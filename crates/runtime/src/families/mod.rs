@@ -14,7 +14,9 @@ mod gemma3;
 mod glm4;
 mod gpt2;
 mod granite;
+mod kept;
 mod llama;
+mod mamba;
 mod mamba2;
 mod mistral;
 mod mixtral;
@@ -29,6 +31,7 @@ mod qwen2;
 mod qwen3;
 mod qwen3_moe;
 mod rope;
+mod single;
 mod smollm3;
 mod starcoder2;
 
@@ -69,6 +72,7 @@ type Loader = fn(&Weights, &Value) -> Result<Box<dyn LanguageModel>>;
 const FAMILIES: &[(&str, Loader)] = &[
     ("deepseek_v2", |w, c| boxed(deepseek::load_v2(w, &parse(c)?, &parse(c)?)?)),
     ("deepseek_v3", |w, c| boxed(deepseek::load_v3(w, &parse(c)?, &parse(c)?)?)),
+    ("falcon_mamba", |w, c| boxed(mamba::load(w, &parse(c)?)?)),
     ("gemma2", |w, c| boxed(gemma2::load(w, &parse(c)?)?)),
     ("gemma3", |w, c| boxed(gemma3::load(w, &parse(c)?)?)),
     ("gemma3_text", |w, c| boxed(gemma3::load(w, &parse(c)?)?)),
@@ -76,6 +80,7 @@ const FAMILIES: &[(&str, Loader)] = &[
     ("gpt2", |w, c| boxed(gpt2::load(w, &parse(c)?)?)),
     ("granite", |w, c| boxed(granite::load(w, &parse(c)?)?)),
     ("llama", |w, c| boxed(llama::load(w, &parse(c)?)?)),
+    ("mamba", |w, c| boxed(mamba::load(w, &parse(c)?)?)),
     ("mamba2", |w, c| boxed(mamba2::load(w, &parse(c)?)?)),
     ("mistral", |w, c| boxed(mistral::load(w, &parse(c)?)?)),
     ("mixtral", |w, c| boxed(mixtral::load(w, &parse(c)?)?)),
