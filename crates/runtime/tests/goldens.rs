@@ -22,7 +22,16 @@ const KERNELS: [KernelSet; 2] = [KernelSet::Host, KernelSet::Mlx];
 /// Families whose tokens choose experts: a choice that is nearly a tie, which random routers often
 /// make, may fall otherwise by bf16's rounding alone, as it does in mlx-lm itself between a full
 /// pass and decoding. A quarter of the rows may be far off there; none in fp32 and 4 bits.
-const ROUTED: [&str; 5] = ["deepseek_v2", "deepseek_v3", "mixtral", "olmoe", "qwen3_moe"];
+const ROUTED: [&str; 8] = [
+    "deepseek_v2",
+    "deepseek_v3",
+    "granitemoehybrid",
+    "mixtral",
+    "olmoe",
+    "qwen3_5_moe",
+    "qwen3_moe",
+    "qwen3_next",
+];
 
 /// Checks one configuration in every variant and with both kernel sets.
 fn check(name: &'static str) {
@@ -129,6 +138,8 @@ macro_rules! goldens {
 goldens! {
     deepseek_v2 = "deepseek_v2";
     deepseek_v3 = "deepseek_v3";
+    falcon_h1 = "falcon_h1";
+    falcon_mamba = "falcon_mamba";
     gemma2 = "gemma2";
     gemma2_sliding = "gemma2-sliding";
     gemma3 = "gemma3";
@@ -136,10 +147,14 @@ goldens! {
     glm4 = "glm4";
     gpt2 = "gpt2";
     granite = "granite";
+    granitemoehybrid = "granitemoehybrid";
+    granitemoehybrid_dense = "granitemoehybrid-dense";
+    lfm2 = "lfm2";
     llama = "llama";
     llama_linear = "llama-linear";
     llama_llama3 = "llama-llama3";
     llama_longrope = "llama-longrope";
+    mamba = "mamba";
     mamba2 = "mamba2";
     mistral = "mistral";
     mistral_sliding = "mistral-sliding";
@@ -152,6 +167,9 @@ goldens! {
     qwen2 = "qwen2";
     qwen2_yarn = "qwen2-yarn";
     qwen3 = "qwen3";
+    qwen3_5 = "qwen3_5";
+    qwen3_5_moe = "qwen3_5_moe";
+    qwen3_next = "qwen3_next";
     qwen3_yarn = "qwen3-yarn";
     qwen3_moe = "qwen3_moe";
     smollm3 = "smollm3";

@@ -126,6 +126,11 @@ pub(super) struct Around {
 }
 
 impl Around {
+    /// The norm `name` before the part.
+    pub(super) fn before(w: &Weights, name: &str, hidden: usize, norm: NormRule) -> Result<Self> {
+        Ok(Self { before: Some(w.norm(name, hidden, norm)?), ..Self::default() })
+    }
+
     fn apply(
         &self,
         ops: &Ops,
@@ -170,17 +175,11 @@ impl Block {
         mixer: impl Mixer + 'static,
         mlp: impl FeedForward + 'static,
     ) -> Result<Self> {
-        let before = |name| {
-            Ok::<_, crate::Error>(Around {
-                before: Some(w.norm(name, hidden, norm)?),
-                ..Around::default()
-            })
-        };
         Ok(Self {
             mixer: Box::new(mixer),
             mlp: Box::new(mlp),
-            around_mixer: before("input_layernorm")?,
-            around_mlp: before("post_attention_layernorm")?,
+            around_mixer: Around::before(w, "input_layernorm", hidden, norm)?,
+            around_mlp: Around::before(w, "post_attention_layernorm", hidden, norm)?,
         })
     }
 }
@@ -220,17 +219,17 @@ impl Model {
         norm: NormRule,
         layer: impl Fn(&Weights, usize) -> Result<L>,
     ) -> Result<Self> {
-        Self::load_with(w, s, ("norm", norm), layer)
+        Self::load_with([&w.at("model"), w], s, ("norm", norm), layer)
     }
 
-    /// The same with a last norm of another name.
+    /// The same of what lies in other places, below `model` and beside `lm_head`, with a last norm
+    /// of another name.
     pub(super) fn load_with<L: Layer + 'static>(
-        w: &Weights,
+        [model, head]: [&Weights; 2],
         s: &Sizes,
         (last, norm): (&str, NormRule),
         layer: impl Fn(&Weights, usize) -> Result<L>,
     ) -> Result<Self> {
-        let model = w.at("model");
         let boxed = |w: &Weights, i| Ok(Box::new(layer(w, i)?) as Box<dyn Layer>);
         Ok(Self {
             embed_tokens: model.embedding("embed_tokens", s.vocab_size, s.hidden_size)?,
@@ -238,7 +237,7 @@ impl Model {
             embed_scale: None,
             layers: model.layers("layers", s.num_hidden_layers, boxed)?,
             norm: model.norm(last, s.hidden_size, norm)?,
-            lm_head: w.lm_head(s.tie_word_embeddings, s.hidden_size, s.vocab_size)?,
+            lm_head: head.lm_head(s.tie_word_embeddings, s.hidden_size, s.vocab_size)?,
             logits: None,
         })
     }
