@@ -86,8 +86,8 @@ impl SequenceCache {
         Self { states, ..self }
     }
 
-    /// Whether [`Self::trim`] can go back to a place before the last token, and prefixes of the
-    /// sequence can be shared: not with recurrent layers, whose state is that after all tokens.
+    /// Whether [`Self::trim`] can go back to a place before the last token: not with recurrent
+    /// layers, whose state is that after all tokens. A fork of it stands for all of them or none.
     #[must_use]
     pub fn can_trim(&self) -> bool {
         self.states.is_empty()

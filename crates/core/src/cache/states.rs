@@ -1,7 +1,7 @@
 //! What the recurrent layers of a sequence keep: of fixed size, changed in place by every token.
 //!
-//! Such a state cannot go back, nor stand for a prefix of the sequence: it can be copied (a fork),
-//! and forgotten as a whole. It knows how many tokens are in it, so that a pass that failed half
+//! Such a state cannot go back, nor stand for a shorter prefix of the sequence: it can be copied (a
+//! fork), and forgotten as a whole. It knows how many tokens are in it, so that a pass that failed half
 //! way is an error of the next one, never a wrong answer.
 
 use std::cell::RefCell;

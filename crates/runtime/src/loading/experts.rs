@@ -48,8 +48,8 @@ impl Weights<'_> {
         Ok(Experts::new(matrices, rule, bias)?)
     }
 
-    /// The same of files that hold the matrices of all experts in two plain tensors: gate and up
-    /// one after the other, `[experts, 2 · inner, hidden]`, and down, `[experts, hidden, inner]`;
+    /// The same of files that hold the matrices of all experts in two tensors, not quantised: gate
+    /// and up one after the other, `[experts, 2 · inner, hidden]`, and down, `[experts, hidden, inner]`;
     /// where they lack the first, as [`Self::experts`].
     ///
     /// # Errors
