@@ -33,6 +33,20 @@ const ROUTED: [&str; 8] = [
     "qwen3_next",
 ];
 
+/// Families with a recurrent state, into which mlx-lm's bf16 sums up its own rounding (Mamba 1's is
+/// itself bf16 there, and fp32 here): a quarter of the rows may be further off in bf16; none in fp32
+/// and 4 bits.
+const RECURRENT: [&str; 8] = [
+    "falcon_h1",
+    "falcon_mamba",
+    "granitemoehybrid",
+    "lfm2",
+    "mamba",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "qwen3_next",
+];
+
 /// Checks one configuration in every variant and with both kernel sets.
 fn check(name: &'static str) {
     on_engine(move || {
@@ -116,7 +130,8 @@ fn assert_rows(what: &str, part: &str, ours: &[f32], theirs: &[f32], vocab: usiz
     let cosines: Vec<f64> = rows.map(|(a, b)| cosine(a, b)).collect();
     let mut far: Vec<_> =
         cosines.iter().enumerate().filter(|(_, cosine)| **cosine < least).collect();
-    if what.contains("bf16") && ROUTED.iter().any(|name| what.starts_with(name)) {
+    let loose = ROUTED.iter().chain(&RECURRENT).any(|name| what.starts_with(name));
+    if what.contains("bf16") && loose {
         far.drain(..far.len().min(cosines.len() / 4));
     }
     assert!(far.is_empty(), "{what} {part}: rows (and their cosines) {far:?} of {cosines:?}");

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::config::positive;
 use super::dense::{Mixer, Model};
 use super::kept::{Kept, Slot};
-use super::single::{Part, Sizes, backbone};
+use super::single::{Sizes, backbone};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
@@ -45,16 +45,15 @@ fn conv_kernel() -> usize {
 impl Config {
     /// Elements that step sizes are made of; `"auto"` and nothing mean a sixteenth of the width.
     fn rank(&self) -> Result<usize> {
-        let wrong = |value| Error::config(format!("time_step_rank is {value}"));
-        let rank = match &self.time_step_rank {
-            None | Some(Value::Null) => return Ok(self.hidden_size.div_ceil(16)),
-            Some(Value::String(word)) if word == "auto" => {
-                return Ok(self.hidden_size.div_ceil(16));
+        let auto = self.hidden_size.div_ceil(16);
+        match &self.time_step_rank {
+            None => Ok(auto),
+            Some(Value::String(word)) if word == "auto" => Ok(auto),
+            Some(stated) => {
+                let rank = stated.as_u64().and_then(|rank| usize::try_from(rank).ok());
+                rank.ok_or_else(|| Error::config(format!("time_step_rank is {stated}")))
             }
-            Some(value) => value.as_u64().and_then(|rank| usize::try_from(rank).ok()),
-        };
-        let stated = self.time_step_rank.as_ref().unwrap_or(&Value::Null);
-        rank.ok_or_else(|| wrong(stated))
+        }
     }
 
     fn check(&self) -> Result<()> {
@@ -148,5 +147,5 @@ impl Mixer for MambaMixer {
 
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     c.check()?;
-    backbone(w, &c.sizes(), |w, _| Ok(Part::Mixer(Box::new(MambaMixer::load(w, c)?))))
+    backbone(w, &c.sizes(), |w| MambaMixer::load(w, c))
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::config::positive;
 use super::dense::{Mixer, Model};
 use super::kept::{Kept, Slot};
-use super::single::{Part, Sizes, backbone};
+use super::single::{Sizes, backbone};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
@@ -209,5 +209,5 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
         },
         shape(c, norm)?,
     );
-    backbone(w, &sizes, |w, _| Ok(Part::Mixer(Box::new(Mamba2Mixer::load(w, &shape)?))))
+    backbone(w, &sizes, |w| Mamba2Mixer::load(w, &shape))
 }

@@ -1,40 +1,27 @@
-//! Layers of a single part behind a norm, `x + part(norm(x))`, and the `backbone` that state space
+//! Layers of a mixer alone behind a norm, `x + mixer(norm(x))`, and the `backbone` that state space
 //! models make of them.
 
 use mlxcel_core::layers::Norm;
 use mlxcel_core::{Array, Batch};
 
-use super::dense::{FeedForward, Layer, Mixer, Model};
+use super::dense::{Layer, Mixer, Model};
 use super::kept::{Kept, Slot};
 use crate::Result;
 use crate::loading::{NormRule, Weights};
 
-/// The one part of a layer.
-pub(super) enum Part {
-    Mixer(Box<dyn Mixer>),
-    FeedForward(Box<dyn FeedForward>),
-}
-
 /// A layer of one part.
-pub(super) struct Single {
+struct Single {
     norm: Norm,
-    part: Part,
+    mixer: Box<dyn Mixer>,
 }
 
 impl Layer for Single {
     fn kept(&self) -> Kept {
-        match &self.part {
-            Part::Mixer(mixer) => mixer.kept(),
-            Part::FeedForward(_) => Kept::default(),
-        }
+        self.mixer.kept()
     }
 
     fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
-        let normed = cx.ops().norm(x, &self.norm)?;
-        let y = match &self.part {
-            Part::Mixer(mixer) => mixer.forward(cx, slot, &normed)?,
-            Part::FeedForward(mlp) => mlp.forward(cx, &normed)?,
-        };
+        let y = self.mixer.forward(cx, slot, &cx.ops().norm(x, &self.norm)?)?;
         Ok(cx.ops().add(x, &y)?)
     }
 }
@@ -49,17 +36,18 @@ pub(super) struct Sizes {
     pub(super) norm: NormRule,
 }
 
-/// Reads `backbone.embeddings`, `backbone.layers`, `backbone.norm_f` and `lm_head`; `part` builds a
-/// layer's part from its `mixer` tensors and its index.
-pub(super) fn backbone(
+/// Reads `backbone.embeddings`, `backbone.layers`, `backbone.norm_f` and `lm_head`; `mixer` builds
+/// that of a layer from its `mixer` tensors.
+pub(super) fn backbone<M: Mixer + 'static>(
     w: &Weights,
     s: &Sizes,
-    part: impl Fn(&Weights, usize) -> Result<Part>,
+    mixer: impl Fn(&Weights) -> Result<M>,
 ) -> Result<Model> {
     let backbone = w.at("backbone");
-    let layer = |w: &Weights, i: usize| {
+    let layer = |w: &Weights, _| {
         let norm = w.norm("norm", s.hidden_size, s.norm)?;
-        Ok(Box::new(Single { norm, part: part(&w.at("mixer"), i)? }) as Box<dyn Layer>)
+        let mixer = Box::new(mixer(&w.at("mixer"))?);
+        Ok(Box::new(Single { norm, mixer }) as Box<dyn Layer>)
     };
     Ok(Model {
         embed_tokens: backbone.embedding("embeddings", s.vocab_size, s.hidden_size)?,
