@@ -22,25 +22,15 @@ const KERNELS: [KernelSet; 2] = [KernelSet::Host, KernelSet::Mlx];
 /// Families whose tokens choose experts: a choice that is nearly a tie, which random routers often
 /// make, may fall otherwise by bf16's rounding alone, as it does in mlx-lm itself between a full
 /// pass and decoding. A quarter of the rows may be far off there; none in fp32 and 4 bits.
-const ROUTED: [&str; 8] = [
-    "deepseek_v2",
-    "deepseek_v3",
-    "granitemoehybrid",
-    "mixtral",
-    "olmoe",
-    "qwen3_5_moe",
-    "qwen3_moe",
-    "qwen3_next",
-];
+const ROUTED: [&str; 5] = ["deepseek_v2", "deepseek_v3", "mixtral", "olmoe", "qwen3_moe"];
 
-/// Families with a recurrent state, into which mlx-lm's bf16 sums up its own rounding (Mamba 1's is
-/// itself bf16 there, and fp32 here): a quarter of the rows may be further off in bf16; none in fp32
-/// and 4 bits.
-const RECURRENT: [&str; 8] = [
-    "falcon_h1",
+/// Families with a recurrent state, into which mlx-lm's bf16 sums up its own rounding: on these very
+/// rows its logits in bf16 are as far from its own in fp32 (0.967 for Mamba 1, whose state is itself
+/// bf16 there) as from ours. A third of the rows may be below 0.998; none is off in fp32 and 4 bits.
+const RECURRENT: [&str; 7] = [
     "falcon_mamba",
     "granitemoehybrid",
-    "lfm2",
+    "granitemoehybrid-dense",
     "mamba",
     "qwen3_5",
     "qwen3_5_moe",
@@ -130,8 +120,12 @@ fn assert_rows(what: &str, part: &str, ours: &[f32], theirs: &[f32], vocab: usiz
     let cosines: Vec<f64> = rows.map(|(a, b)| cosine(a, b)).collect();
     let mut far: Vec<_> =
         cosines.iter().enumerate().filter(|(_, cosine)| **cosine < least).collect();
-    let loose = ROUTED.iter().chain(&RECURRENT).any(|name| what.starts_with(name));
-    if what.contains("bf16") && loose {
+    let family = what.split(' ').next().unwrap();
+    let among = |families: &[&str]| families.contains(&family);
+    if what.contains("bf16") && among(&RECURRENT) {
+        far.retain(|(_, cosine)| **cosine < 0.998);
+        far.drain(..far.len().min(cosines.len() / 3));
+    } else if what.contains("bf16") && among(&ROUTED) {
         far.drain(..far.len().min(cosines.len() / 4));
     }
     assert!(far.is_empty(), "{what} {part}: rows (and their cosines) {far:?} of {cosines:?}");
