@@ -114,7 +114,7 @@ pub(super) struct Mamba2Mixer {
 
 impl Mamba2Mixer {
     pub(super) fn load(w: &Weights, s: &MixerShape) -> Result<Self> {
-        let scan = recurrent::Mamba2 {
+        let scan = Scan::Mamba2(recurrent::Mamba2 {
             a_log: w.exact_vector("A_log", s.heads)?,
             d: w.exact_vector("D", s.heads)?,
             dt_bias: w.exact_vector("dt_bias", s.heads)?,
@@ -122,7 +122,8 @@ impl Mamba2Mixer {
             head_dim: s.head_dim,
             groups: s.groups,
             state_size: s.state_size,
-        };
+        })
+        .checked()?;
         let (factors, silu) = (s.channel_factors(), Some(Activation::Silu));
         let convolution =
             w.scaled_convolution("conv1d", (&factors, s.kernel), s.conv_bias, silu)?;
@@ -134,7 +135,7 @@ impl Mamba2Mixer {
             conv_proj,
             dt_proj,
             convolution,
-            scan: Scan::Mamba2(scan).checked()?,
+            scan,
             norm: s.norm.map(|norm| w.rms_norm("norm", s.inner(), norm)).transpose()?,
             out_proj: w.linear("out_proj", s.inner(), s.hidden, s.out_bias)?,
             factors: s.factors,
