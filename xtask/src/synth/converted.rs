@@ -41,10 +41,9 @@ const STACKED: [(&str, &[&str], bool); 6] = [
 
 fn parts(spec: &TensorSpec, sparse: bool) -> Vec<TensorSpec> {
     let mut spec = spec.clone();
-    if spec.role == TensorRole::Convolution && spec.part == TensorPart::Text {
-        if let [_, inputs @ 1, taps] = spec.shape.as_mut_slice() {
-            std::mem::swap(inputs, taps);
-        }
+    let filters = spec.role == TensorRole::Convolution && spec.part == TensorPart::Text;
+    if let (true, [_, inputs @ 1, taps]) = (filters, spec.shape.as_mut_slice()) {
+        std::mem::swap(inputs, taps);
     }
     for (name, parts, dense_only) in STACKED {
         let Some(layer) = spec.name.strip_suffix(name) else { continue };

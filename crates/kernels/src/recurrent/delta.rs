@@ -142,18 +142,18 @@ impl Kernel for Head<'_> {
         for (block, out) in out.chunks_mut(BLOCK * value_dim).enumerate() {
             let (first, tokens) = (block * BLOCK, out.len() / value_dim);
             let mut gates = [Gates::default(); BLOCK];
-            for t in 0..tokens {
+            for (t, gates) in gates.iter_mut().enumerate().take(tokens) {
                 let qkv = &steps.qkv[(first + t) * width..][..width];
                 normalise(simd, &qkv[key..][..dim], scale, &mut queries[t * dim..][..dim]);
                 let from = &qkv[layer.keys() + key..][..dim];
                 normalise(simd, from, 1.0, &mut keys[t * dim..][..dim]);
-                gates[t] = gates_of(layer, steps, head, first + t);
+                *gates = gates_of(layer, steps, head, first + t);
             }
             for (i, row) in state.chunks_exact_mut(dim).enumerate() {
-                for t in 0..tokens {
+                for (t, gates) in gates.iter().enumerate().take(tokens) {
                     let v = steps.qkv[(first + t) * width + value + i];
                     let vectors = (&queries[t * dim..][..dim], &keys[t * dim..][..dim]);
-                    out[t * value_dim + i] = step(simd, row, gates[t], v, vectors);
+                    out[t * value_dim + i] = step(simd, row, *gates, v, vectors);
                 }
             }
         }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::config::{DecoderConfig, RopeDefaults};
 use super::dense::{Attention, Layer, Mixer, Model, ProjectionBias};
 use super::kept::{Kept, Slot};
-use super::mamba2::{Factors, Mamba2Mixer, MixerShape, check_shape};
+use super::mamba2::{Factors, Mamba2Mixer, MixerShape, check_shape, is_one};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
@@ -133,9 +133,8 @@ impl ScaledMlp {
     }
 }
 
-#[expect(clippy::float_cmp, reason = "a factor of 1 changes nothing")]
 fn scaled(ops: &Ops, x: &Array, factor: f32) -> Result<Array> {
-    if factor == 1.0 { Ok(x.clone()) } else { Ok(ops.map(x, Map::Scale(factor))?) }
+    if is_one(factor) { Ok(x.clone()) } else { Ok(ops.map(x, Map::Scale(factor))?) }
 }
 
 /// `h = x + mamba(norm(x)) + attention(norm(x))`, then `h + mlp(norm(h))`.

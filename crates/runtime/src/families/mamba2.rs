@@ -153,8 +153,7 @@ impl Mixer for Mamba2Mixer {
         let projections = [&self.gate_proj, &self.conv_proj, &self.dt_proj];
         let [mut gate, xbc, mut dt] = ops.linears(x, projections)?;
         for (part, factor) in [(&mut gate, self.factors.gate), (&mut dt, self.factors.dt)] {
-            #[expect(clippy::float_cmp, reason = "a factor of 1 changes nothing")]
-            if factor != 1.0 {
+            if !is_one(factor) {
                 *part = ops.map(part, Map::Scale(factor))?;
             }
         }
@@ -166,6 +165,11 @@ impl Mixer for Mamba2Mixer {
         }
         Ok(ops.linear(&y, &self.out_proj)?)
     }
+}
+
+/// Whether a factor changes nothing.
+pub(super) fn is_one(factor: f32) -> bool {
+    factor.to_bits() == 1.0_f32.to_bits()
 }
 
 /// The sizes of a mixer of at least 1, by the names that the configuration gives them.

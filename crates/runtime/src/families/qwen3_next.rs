@@ -182,10 +182,12 @@ fn block(w: &Weights, f: &Frame<'_>, layer: usize) -> Result<Block> {
 fn places<'w>(w: &Weights<'w>) -> [Weights<'w>; 2] {
     let published = w.at("model.language_model");
     let converted = w.at("language_model.model");
-    match () {
-        () if published.has("embed_tokens.weight") => [published, w.root()],
-        () if converted.has("embed_tokens.weight") => [converted, w.at("language_model")],
-        () => [w.at("model"), w.root()],
+    if published.has("embed_tokens.weight") {
+        [published, w.root()]
+    } else if converted.has("embed_tokens.weight") {
+        [converted, w.at("language_model")]
+    } else {
+        [w.at("model"), w.root()]
     }
 }
 
