@@ -58,6 +58,16 @@ def add_windows(model, config):
             layer.self_attn = Windowed(layer.self_attn, config["sliding_window"])
 
 
+def add_factors(model, config):
+    """Falcon-H1's factors on keys and values, which mlx-lm leaves out of published files."""
+    if config["model_type"] != "falcon_h1" or "quantization" in config:
+        return
+    for layer in model.layers:
+        attention = layer.self_attn
+        attention.k_proj.weight = attention.k_proj.weight * config["key_multiplier"]
+        attention.v_proj.weight = attention.v_proj.weight * config["attention_in_multiplier"]
+
+
 def forward(model, tokens, cache=None):
     """Logits [tokens, vocab] in f32."""
     logits = model(tokens[None], cache=cache)[0].astype(mx.float32)
@@ -69,6 +79,7 @@ def goldens(folder, dtype, tokens):
     model, config = load_model(folder)
     model.set_dtype(dtype)
     add_windows(model, config)
+    add_factors(model, config)
     full = forward(model, tokens)
     cache = make_prompt_cache(model)
     forward(model, tokens[: TOKENS - DECODED], cache)

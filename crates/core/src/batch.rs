@@ -11,7 +11,7 @@ use crate::attention::AttentionSpec;
 use crate::cache::SequenceCache;
 use crate::layers::Embedding;
 use crate::ops::Ops;
-use crate::recurrent::Mamba2;
+use crate::recurrent::{Convolution, Scan};
 use crate::shape::int;
 use crate::{Error, Result, Rope};
 
@@ -166,14 +166,23 @@ impl<'a> Batch<'a> {
         self.ops.attention(self, layer, [q, keys, keys], spec)
     }
 
-    /// Runs recurrent layer `index` (counted without the others) over each run: convolution, SiLU
-    /// and scan of `xbc`, `[total tokens, channels]`, with the steps `dt`, `[total tokens, heads]`.
-    /// The result is `[total tokens, heads · head_dim]`.
+    /// Runs the convolution of recurrent layer `index` (counted without the others) over each run
+    /// of `x`, `[total tokens, channels]`; the result has the same shape. Every recurrent layer
+    /// has one, and its scan follows.
     ///
     /// # Errors
-    /// When shapes do not match the layer.
-    pub fn mamba2(&self, index: usize, xbc: &Array, dt: &Array, layer: &Mamba2) -> Result<Array> {
-        self.ops.mamba2(self, index, [xbc, dt], layer)
+    /// When the shape does not match the layer.
+    pub fn convolve(&self, index: usize, x: &Array, layer: &Convolution) -> Result<Array> {
+        self.ops.convolve(self, index, x, layer)
+    }
+
+    /// Runs the scan of recurrent layer `index` over each run of `inputs`, whose widths are
+    /// [`Scan::input_widths`]; the result is `[total tokens, width]`.
+    ///
+    /// # Errors
+    /// When shapes do not match the scan.
+    pub fn scan(&self, index: usize, inputs: &[&Array], scan: &Scan) -> Result<Array> {
+        self.ops.scan(self, index, inputs, scan)
     }
 
     /// Records that the pass was evaluated: every cache now holds its run's tokens.

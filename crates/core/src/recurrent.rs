@@ -1,8 +1,9 @@
-//! What a recurrent layer is: its parameters, and what it keeps per sequence. Running it is
-//! [`crate::Batch::mamba2`]'s work.
+//! What recurrent layers are: a short convolution, mostly a scan behind it, and what both keep per
+//! sequence. Running them is the work of [`crate::Batch::convolve`] and [`crate::Batch::scan`].
 
 use mlx_ffi::Array;
 
+use crate::ops::Activation;
 use crate::shape::{dims, rows_cols};
 use crate::{Error, Result};
 
@@ -15,13 +16,90 @@ pub struct StateLayout {
     pub sum_elems: usize,
 }
 
-/// The convolution and the selective scan of a Mamba 2 layer. All parameters are fp32.
+impl StateLayout {
+    /// Of a layer with this convolution and scan.
+    #[must_use]
+    pub fn new(convolution: &Convolution, scan: Option<&Scan>) -> Self {
+        Self {
+            window_elems: (convolution.kernel() - 1) * convolution.channels(),
+            sum_elems: scan.map_or(0, Scan::sum_elems),
+        }
+    }
+}
+
+/// A causal convolution over time with one filter per channel. All parameters are fp32.
+#[derive(Clone)]
+pub struct Convolution {
+    taps: Array,
+    bias: Option<Array>,
+    activation: Option<Activation>,
+}
+
+impl Convolution {
+    /// With filters `taps`, `[kernel, channels]`, the oldest input's first, and a `bias`,
+    /// `[channels]`.
+    ///
+    /// # Errors
+    /// Sizes that do not fit.
+    pub fn new(taps: Array, bias: Option<Array>, activation: Option<Activation>) -> Result<Self> {
+        let fits = |bias: &Array| dims(bias) == [rows_cols(&taps).1];
+        if taps.ndim() != 2 || taps.size() == 0 || !bias.as_ref().is_none_or(fits) {
+            let what = format!("a convolution of shape {:?} with another bias", dims(&taps));
+            return Err(Error::Config { what });
+        }
+        Ok(Self { taps, bias, activation })
+    }
+
+    /// Channels.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        rows_cols(&self.taps).1
+    }
+
+    /// Inputs that it sees.
+    #[must_use]
+    pub fn kernel(&self) -> usize {
+        rows_cols(&self.taps).0
+    }
+
+    pub(crate) fn taps(&self) -> &Array {
+        &self.taps
+    }
+
+    pub(crate) fn bias(&self) -> Option<&Array> {
+        self.bias.as_ref()
+    }
+
+    pub(crate) fn activation(&self) -> Option<Activation> {
+        self.activation
+    }
+}
+
+/// What goes over a sequence token by token. All parameters are fp32.
+#[derive(Clone)]
+pub enum Scan {
+    /// Mamba 1.
+    Mamba(Mamba),
+    /// Mamba 2.
+    Mamba2(Mamba2),
+    /// The gated delta rule.
+    GatedDelta(GatedDelta),
+}
+
+/// The selective scan of Mamba 1. Its inputs: x and step sizes before the softplus,
+/// `[tokens, channels]` each, B and C, `[tokens, state_size]` each.
+#[derive(Clone)]
+pub struct Mamba {
+    /// Rates of decay, negative, `[channels, state_size]`.
+    pub rates: Array,
+    /// Factor of the input on the output, `[channels]`.
+    pub d: Array,
+}
+
+/// The selective scan of Mamba 2. Its inputs: x, B and C side by side,
+/// `[tokens, heads · head_dim + 2 · groups · state_size]`, and step sizes, `[tokens, heads]`.
 #[derive(Clone)]
 pub struct Mamba2 {
-    /// Filters of the convolution, `[kernel, channels]`, the oldest input's first.
-    pub taps: Array,
-    /// `[channels]`.
-    pub conv_bias: Option<Array>,
     /// Logarithm of the decay rate, `[heads]`.
     pub a_log: Array,
     /// Factor of the input on the output, `[heads]`.
@@ -38,24 +116,81 @@ pub struct Mamba2 {
     pub state_size: usize,
 }
 
-impl Mamba2 {
+/// The gated delta rule. Its inputs: queries, keys and values side by side,
+/// `[tokens, 2 · key_heads · key_dim + value_heads · value_dim]`, step sizes and corrections,
+/// `[tokens, value_heads]` each.
+#[derive(Clone)]
+pub struct GatedDelta {
+    /// Logarithm of the decay rate, `[value_heads]`.
+    pub a_log: Array,
+    /// Added to the step sizes, `[value_heads]`.
+    pub dt_bias: Array,
+    /// Heads of queries and keys, each serving as many value heads.
+    pub key_heads: usize,
+    /// Elements of a query or key.
+    pub key_dim: usize,
+    /// Elements of a value.
+    pub value_dim: usize,
+}
+
+impl Scan {
+    /// Elements of each of its inputs per token.
+    #[must_use]
+    pub fn input_widths(&self) -> Vec<usize> {
+        match self {
+            Self::Mamba(scan) => {
+                vec![scan.d.size(), scan.d.size(), scan.state_size(), scan.state_size()]
+            }
+            Self::Mamba2(scan) => vec![scan.channels(), scan.heads()],
+            Self::GatedDelta(scan) => vec![scan.channels(), scan.heads(), scan.heads()],
+        }
+    }
+
+    /// Elements of its output per token.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        match self {
+            Self::Mamba(scan) => scan.d.size(),
+            Self::Mamba2(scan) => scan.inner(),
+            Self::GatedDelta(scan) => scan.heads() * scan.value_dim,
+        }
+    }
+
+    fn sum_elems(&self) -> usize {
+        match self {
+            Self::Mamba(scan) => scan.rates.size(),
+            Self::Mamba2(scan) => scan.inner() * scan.state_size,
+            Self::GatedDelta(scan) => scan.heads() * scan.value_dim * scan.key_dim,
+        }
+    }
+
     /// Checks the parameters against each other.
     ///
     /// # Errors
     /// Sizes that do not fit.
     pub fn checked(self) -> Result<Self> {
-        let fail = |what: String| Err(Error::Config { what });
-        let (heads, groups) = (self.heads(), self.groups);
+        let (heads, groups) = match &self {
+            Self::Mamba(_) => return Ok(self),
+            Self::Mamba2(scan) => (scan.heads(), scan.groups),
+            Self::GatedDelta(scan) => (scan.heads(), scan.key_heads),
+        };
         if groups == 0 || !heads.is_multiple_of(groups) {
-            return fail(format!("{heads} heads of a scan are not a multiple of {groups} groups"));
-        }
-        if rows_cols(&self.taps).1 != self.channels() {
-            let found = dims(&self.taps);
-            return fail(format!("a convolution of shape {found:?} for {}", self.channels()));
+            let what = format!("{heads} heads of a scan are not a multiple of {groups} groups");
+            return Err(Error::Config { what });
         }
         Ok(self)
     }
+}
 
+impl Mamba {
+    /// Elements of the state per channel.
+    #[must_use]
+    pub fn state_size(&self) -> usize {
+        rows_cols(&self.rates).1
+    }
+}
+
+impl Mamba2 {
     /// Heads of the scan.
     #[must_use]
     pub fn heads(&self) -> usize {
@@ -68,24 +203,29 @@ impl Mamba2 {
         self.heads() * self.head_dim
     }
 
-    /// Channels of the convolution: x, B and C.
+    /// Elements of x, B and C.
     #[must_use]
     pub fn channels(&self) -> usize {
         self.inner() + 2 * self.groups * self.state_size
     }
+}
 
-    /// Inputs that the convolution sees.
+impl GatedDelta {
+    /// Heads of values.
     #[must_use]
-    pub fn kernel(&self) -> usize {
-        rows_cols(&self.taps).0
+    pub fn heads(&self) -> usize {
+        self.a_log.size()
     }
 
-    /// What the layer keeps.
+    /// Elements of all keys.
     #[must_use]
-    pub fn layout(&self) -> StateLayout {
-        StateLayout {
-            window_elems: (self.kernel() - 1) * self.channels(),
-            sum_elems: self.inner() * self.state_size,
-        }
+    pub fn keys(&self) -> usize {
+        self.key_heads * self.key_dim
+    }
+
+    /// Elements of queries, keys and values.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        2 * self.keys() + self.heads() * self.value_dim
     }
 }

@@ -174,7 +174,9 @@ fn granite_4_h_micro() {
             "layer_types": [{}]}}"#,
         types.join(",")
     );
-    check(&config, 3_191_396_096, Hybrid, 8_192, 38_688_768);
+    // The published 38 688 768 counts a state of 16 bits; mlx-lm keeps it in fp32, and so it runs here.
+    let state = 36 * (3 * (4096 + 2 * 128) * 2 + 4096 * 128 * 4);
+    check(&config, 3_191_396_096, Hybrid, 8_192, state);
 }
 
 #[test]

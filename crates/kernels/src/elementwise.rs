@@ -18,6 +18,12 @@ pub enum Glu {
     GeluTanh,
     /// 0.5 x (1 + erf(x / √2)): GeGLU.
     GeluErf,
+    /// 1 / (1 + e⁻ˣ).
+    Sigmoid,
+    /// max(x, 0)²
+    ReluSquared,
+    /// x.
+    Identity,
 }
 
 impl Glu {
@@ -37,6 +43,12 @@ impl Glu {
                 let inner = simd.mul(x, simd.splat(std::f32::consts::FRAC_1_SQRT_2));
                 simd.fma(half, math::erf(simd, inner), half)
             }
+            Self::Sigmoid => math::sigmoid(simd, x),
+            Self::ReluSquared => {
+                let positive = simd.max(x, simd.zero());
+                simd.mul(positive, positive)
+            }
+            Self::Identity => x,
         }
     }
 }
@@ -49,6 +61,26 @@ pub fn glu(pool: &Pool, activation: Glu, gate: &mut [f32], up: &[f32]) -> Result
     check_len("up of a gated unit", up.len(), gate.len())?;
     pool.for_rows_mut(gate, 1, CHUNK, |_, first, gate| {
         glu_serial(pool.cpu(), activation, gate, &up[first..first + gate.len()]);
+    });
+    Ok(())
+}
+
+/// `x = activation(gate) · x` row by row, with one gate per row of `x`, which is `[rows, width]`.
+///
+/// # Errors
+/// [`crate::KernelError::Length`] unless the rows divide `x`.
+pub fn gate_rows(pool: &Pool, activation: Glu, gate: &[f32], x: &mut [f32]) -> Result<()> {
+    let width = x.len() / gate.len().max(1);
+    check_len("gated rows", x.len(), gate.len() * width)?;
+    if width == 0 {
+        return Ok(());
+    }
+    let mut factors = gate.to_vec();
+    map(pool, Map::Activation(activation), &mut factors);
+    pool.for_rows_mut(x, width, CHUNK.div_ceil(width), |_, first, rows| {
+        for (x, factor) in rows.chunks_exact_mut(width).zip(&factors[first..]) {
+            dispatch(pool.cpu(), Unary { function: Map::Scale(*factor), x });
+        }
     });
     Ok(())
 }
@@ -195,6 +227,9 @@ mod tests {
             Map::Activation(Glu::GeluErf) => {
                 0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2))
             }
+            Map::Activation(Glu::Sigmoid) => 1.0 / (1.0 + (-x).exp()),
+            Map::Activation(Glu::ReluSquared) => x.max(0.0).powi(2),
+            Map::Activation(Glu::Identity) => x,
             Map::Scale(factor) => x * f64::from(factor),
             Map::Softcap(cap) => f64::from(cap) * (x / f64::from(cap)).tanh(),
         }
@@ -207,6 +242,9 @@ mod tests {
             Map::Activation(Glu::Silu),
             Map::Activation(Glu::GeluTanh),
             Map::Activation(Glu::GeluErf),
+            Map::Activation(Glu::Sigmoid),
+            Map::Activation(Glu::ReluSquared),
+            Map::Activation(Glu::Identity),
             Map::Scale(-1.7),
             Map::Softcap(3.0),
         ];
@@ -223,6 +261,24 @@ mod tests {
                     assert!(error < 2e-6 * (1.0 + f64::from(x.abs())), "{function:?}({x}) = {y}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn rows_have_a_gate_each() {
+        let mut rng = Rng::fresh();
+        for pool in pools() {
+            for (rows, width) in [(1, 1), (3, 17), (40, 1000)] {
+                let (gate, before) = (rng.normals(rows), rng.normals(rows * width));
+                let mut after = before.clone();
+                gate_rows(&pool, Glu::Sigmoid, &gate, &mut after).unwrap();
+                for (i, (x, y)) in before.iter().zip(after).enumerate() {
+                    let factor = oracle(Map::Activation(Glu::Sigmoid), gate[i / width].into());
+                    let expected = factor * f64::from(*x);
+                    assert!((f64::from(y) - expected).abs() < 1e-6, "{rows}x{width}: {y}");
+                }
+            }
+            assert!(gate_rows(&pool, Glu::Sigmoid, &[1.0; 2], &mut [1.0; 3]).is_err());
         }
     }
 }

@@ -86,6 +86,41 @@ fn impossible_scans_are_refused() {
 }
 
 #[test]
+fn impossible_hybrids_are_refused() {
+    on_engine(|| {
+        let conv = ["conv", "full_attention", "conv", "conv"];
+        let mamba = ["mamba", "attention", "mamba", "mlp"];
+        for (name, changes, why) in [
+            ("mamba", json!({"state_size": 0}), "state_size is 0"),
+            ("mamba", json!({"time_step_rank": "manual"}), "time_step_rank is \"manual\""),
+            ("falcon_mamba", json!({"use_conv_bias": true, "conv_kernel": 5}), "has shape"),
+            ("lfm2", json!({"layer_types": conv[..3]}), "layer_types has 3 entries"),
+            ("lfm2", json!({"layer_types": mamba}), "layer_types says \"mamba\" of layer 0"),
+            ("lfm2", json!({"full_attn_idxs": [2, 4]}), "full_attn_idxs names layer 4"),
+            ("lfm2", json!({"conv_L_cache": 0}), "conv_L_cache is 0"),
+            ("granitemoehybrid", json!({"layer_types": mamba}), "says \"mlp\" of layer 3"),
+            ("granitemoehybrid", json!({"layer_types": mamba[1..]}), "layer_types has 3 entries"),
+            ("granitemoehybrid", json!({"num_experts_per_tok": 7}), "active experts is 7"),
+            ("granitemoehybrid", json!({"mamba_n_groups": 3}), "not a multiple of 3 groups"),
+            ("qwen3_next", json!({"mlp_only_layers": [4]}), "mlp_only_layers names layer 4"),
+            ("qwen3_next", json!({"linear_num_key_heads": 3}), "not a multiple of 3 groups"),
+            ("qwen3_next", json!({"full_attention_interval": 0}), "full_attention_interval"),
+            ("qwen3_5_moe", json!({"layer_types": ["full_attention"]}), "has 1 entries"),
+            ("qwen3_5_moe", json!({"num_experts_per_tok": 9}), "active experts is 9"),
+            ("qwen3_5_moe", json!({"num_experts_per_tok": null}), "no num_experts_per_tok"),
+            ("falcon_h1", json!({"mamba_d_head": 16}), "mamba_n_heads (6) times mamba_d_head (16)"),
+            ("falcon_h1", json!({"mamba_rms_norm": true}), "with one group"),
+        ] {
+            let error = refusal(name, &changes);
+            assert!(error.contains(why), "{name} {changes}: {error}");
+        }
+        // Layers by their number are counted from 0.
+        let folder = checkpoint("lfm2", &json!({"layer_types": null, "full_attn_idxs": [1]}));
+        assert!(load(folder.path(), KvMode::Fp16).is_ok());
+    });
+}
+
+#[test]
 fn latents_take_no_turbo_mode() {
     on_engine(|| {
         let folder = checkpoint("deepseek_v2", &json!({}));
@@ -109,8 +144,9 @@ fn decode(engine: &Engine, cache: &SequenceCache, token: u32) -> Vec<f32> {
 #[test]
 fn a_state_can_be_forked_and_forgotten_but_not_cut() {
     on_engine(|| {
-        let folder = checkpoint("mamba2", &json!({}));
-        for kernels in KERNELS {
+        let families = ["mamba2", "mamba", "lfm2", "granitemoehybrid", "falcon_h1", "qwen3_5"];
+        for (name, kernels) in families.into_iter().flat_map(|name| KERNELS.map(|k| (name, k))) {
+            let folder = checkpoint(name, &json!({}));
             let source = ModelSource::Folder(folder.path().to_owned());
             let engine = Setup { kernels, ..Setup::default() }.engine(&source);
             let cache = engine.new_cache().unwrap();

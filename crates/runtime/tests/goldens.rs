@@ -24,6 +24,19 @@ const KERNELS: [KernelSet; 2] = [KernelSet::Host, KernelSet::Mlx];
 /// pass and decoding. A quarter of the rows may be far off there; none in fp32 and 4 bits.
 const ROUTED: [&str; 5] = ["deepseek_v2", "deepseek_v3", "mixtral", "olmoe", "qwen3_moe"];
 
+/// Families with a recurrent state, into which mlx-lm's bf16 sums up its own rounding: on these very
+/// rows its logits in bf16 are as far from its own in fp32 (0.967 for Mamba 1, whose state is itself
+/// bf16 there) as from ours. Half of the rows may be below 0.998; none is off in fp32 and 4 bits.
+const RECURRENT: [&str; 7] = [
+    "falcon_mamba",
+    "granitemoehybrid",
+    "granitemoehybrid-dense",
+    "mamba",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "qwen3_next",
+];
+
 /// Checks one configuration in every variant and with both kernel sets.
 fn check(name: &'static str) {
     on_engine(move || {
@@ -107,7 +120,12 @@ fn assert_rows(what: &str, part: &str, ours: &[f32], theirs: &[f32], vocab: usiz
     let cosines: Vec<f64> = rows.map(|(a, b)| cosine(a, b)).collect();
     let mut far: Vec<_> =
         cosines.iter().enumerate().filter(|(_, cosine)| **cosine < least).collect();
-    if what.contains("bf16") && ROUTED.iter().any(|name| what.starts_with(name)) {
+    let family = what.split(' ').next().unwrap();
+    let among = |families: &[&str]| families.contains(&family);
+    if what.contains("bf16") && among(&RECURRENT) {
+        far.retain(|(_, cosine)| **cosine < 0.998);
+        far.drain(..far.len().min(cosines.len() / 2));
+    } else if what.contains("bf16") && among(&ROUTED) {
         far.drain(..far.len().min(cosines.len() / 4));
     }
     assert!(far.is_empty(), "{what} {part}: rows (and their cosines) {far:?} of {cosines:?}");
@@ -129,6 +147,8 @@ macro_rules! goldens {
 goldens! {
     deepseek_v2 = "deepseek_v2";
     deepseek_v3 = "deepseek_v3";
+    falcon_h1 = "falcon_h1";
+    falcon_mamba = "falcon_mamba";
     gemma2 = "gemma2";
     gemma2_sliding = "gemma2-sliding";
     gemma3 = "gemma3";
@@ -136,10 +156,14 @@ goldens! {
     glm4 = "glm4";
     gpt2 = "gpt2";
     granite = "granite";
+    granitemoehybrid = "granitemoehybrid";
+    granitemoehybrid_dense = "granitemoehybrid-dense";
+    lfm2 = "lfm2";
     llama = "llama";
     llama_linear = "llama-linear";
     llama_llama3 = "llama-llama3";
     llama_longrope = "llama-longrope";
+    mamba = "mamba";
     mamba2 = "mamba2";
     mistral = "mistral";
     mistral_sliding = "mistral-sliding";
@@ -152,6 +176,9 @@ goldens! {
     qwen2 = "qwen2";
     qwen2_yarn = "qwen2-yarn";
     qwen3 = "qwen3";
+    qwen3_5 = "qwen3_5";
+    qwen3_5_moe = "qwen3_5_moe";
+    qwen3_next = "qwen3_next";
     qwen3_yarn = "qwen3-yarn";
     qwen3_moe = "qwen3_moe";
     smollm3 = "smollm3";

@@ -4,6 +4,7 @@
 //! A checkpoint is a function of its configuration and the seed, bit for bit on every machine.
 //! Tests therefore commit a small configuration and goldens, and make the weights afresh.
 
+mod converted;
 mod fill;
 mod layout;
 mod random;
@@ -98,6 +99,7 @@ pub fn checkpoint(config: &Value, options: &Options, folder: &Path) -> Result<Su
     if matches!(options.weights, Weights::Affine { .. }) && config["model_type"] == "gpt2" {
         convert_gpt2(&mut inventory);
     }
+    let inventory = converted::converted(&inventory, options.weights);
     let shards = layout::shards(&inventory, options)?;
     let vocab_size =
         config["vocab_size"].as_u64().context("the configuration has no vocab_size")?;

@@ -20,7 +20,7 @@ use mlxcel_estimator::{KV_BLOCK_TOKENS, KvMode};
 pub(crate) use self::blocks::BlockCache;
 pub(crate) use self::contiguous::ContiguousCache;
 pub use self::saved::{SavedCache, SavedLayer};
-pub(crate) use self::states::{HostState, StateCache};
+pub(crate) use self::states::{ArrayState, HostState, StateCache};
 use crate::attention::LayerLayout;
 use crate::ops::{KernelSet, Ops};
 use crate::recurrent::StateLayout;
@@ -86,8 +86,8 @@ impl SequenceCache {
         Self { states, ..self }
     }
 
-    /// Whether [`Self::trim`] can go back to a place before the last token, and prefixes of the
-    /// sequence can be shared: not with recurrent layers, whose state is that after all tokens.
+    /// Whether [`Self::trim`] can go back to a place before the last token: not with recurrent
+    /// layers, whose state is that after all tokens. A fork of it stands for all of them or none.
     #[must_use]
     pub fn can_trim(&self) -> bool {
         self.states.is_empty()
@@ -123,7 +123,7 @@ impl SequenceCache {
         self.layers.iter().map(LayerCache::allocated_bytes).sum::<usize>() + states
     }
 
-    /// Tells `visit` every allocation of all layers: an identity, and its bytes. Blocks that
+    /// Tells `visit` every allocation of all layers, states included: an identity, and its bytes. Blocks that
     /// sequences share have the same identity in each, so that a sum over several can count once
     /// what is held once.
     pub fn allocations(&self, visit: &mut dyn FnMut(usize, usize)) {
@@ -134,6 +134,9 @@ impl SequenceCache {
                     visit(std::ptr::from_ref(cache).addr(), cache.borrow().allocated_bytes());
                 }
             }
+        }
+        for (identity, bytes) in self.states.iter().map(StateCache::allocation) {
+            visit(identity, bytes);
         }
     }
 

@@ -1,7 +1,7 @@
 //! What the recurrent layers of a sequence keep: of fixed size, changed in place by every token.
 //!
-//! Such a state cannot go back, nor stand for a prefix of the sequence: it can be copied (a fork),
-//! and forgotten as a whole. It knows how many tokens are in it, so that a pass that failed half
+//! Such a state cannot go back, nor stand for a shorter prefix of the sequence: it can be copied (a
+//! fork), and forgotten as a whole. It knows how many tokens are in it, so that a pass that failed half
 //! way is an error of the next one, never a wrong answer.
 
 use std::cell::RefCell;
@@ -31,10 +31,12 @@ pub(crate) struct HostState {
     tokens: usize,
 }
 
-/// A state as arrays: the convolution's last inputs and the sums, once there are any.
+/// A state as arrays, once there are any.
 #[derive(Clone, Default)]
 pub(crate) struct ArrayState {
-    pub(crate) arrays: Option<[Array; 2]>,
+    /// The convolution's last inputs.
+    pub(crate) window: Option<Array>,
+    pub(crate) sums: Option<Array>,
     tokens: usize,
 }
 
@@ -86,10 +88,22 @@ impl StateCache {
         }
     }
 
+    /// An identity and the bytes: no state is ever shared.
+    pub(super) fn allocation(&self) -> (usize, usize) {
+        let identity = match self {
+            Self::Host(state) => Arc::as_ptr(state).addr(),
+            Self::Arrays(state) => std::ptr::from_ref(state).addr(),
+        };
+        (identity, self.allocated_bytes())
+    }
+
     pub(super) fn allocated_bytes(&self) -> usize {
         match self {
             Self::Host(state) => Self::lock(state).state.bytes(),
-            Self::Arrays(state) => state.borrow().arrays.iter().flatten().map(Array::nbytes).sum(),
+            Self::Arrays(state) => {
+                let state = state.borrow();
+                state.window.iter().chain(&state.sums).map(Array::nbytes).sum()
+            }
         }
     }
 }
@@ -97,22 +111,34 @@ impl StateCache {
 impl HostState {
     /// Before a run of `len` tokens from `position` on.
     pub(crate) fn advance(&mut self, position: usize, len: usize) -> Result<()> {
-        self.tokens = advanced(self.tokens, position, len)?;
+        self.expect(position)?;
+        self.tokens = position + len;
         Ok(())
+    }
+
+    /// Fails unless `tokens` tokens are counted.
+    pub(crate) fn expect(&self, tokens: usize) -> Result<()> {
+        expect(self.tokens, tokens)
     }
 }
 
 impl ArrayState {
     /// Before a run of `len` tokens from `position` on.
     pub(crate) fn advance(&mut self, position: usize, len: usize) -> Result<()> {
-        self.tokens = advanced(self.tokens, position, len)?;
+        self.expect(position)?;
+        self.tokens = position + len;
         Ok(())
+    }
+
+    /// Fails unless `tokens` tokens are counted.
+    pub(crate) fn expect(&self, tokens: usize) -> Result<()> {
+        expect(self.tokens, tokens)
     }
 }
 
-fn advanced(tokens: usize, position: usize, len: usize) -> Result<usize> {
+fn expect(tokens: usize, position: usize) -> Result<()> {
     if tokens == position {
-        return Ok(position + len);
+        return Ok(());
     }
     let what = format!(
         "a recurrent state of {tokens} tokens cannot go on from {position}: an earlier pass failed; trim to 0"

@@ -2,11 +2,11 @@
 
 use mlx_ffi::{Array, Dtype};
 
-use super::{Absorbed, ComputeDtype, KernelSet, Ops, host, last_dim, mlx, shape_error};
+use super::{Absorbed, Activation, ComputeDtype, KernelSet, Ops, host, last_dim, mlx, shape_error};
 use crate::batch::Batch;
 use crate::experts::{ExpertMatrices, Experts};
 use crate::layers::Weight;
-use crate::recurrent::Mamba2;
+use crate::recurrent::{Convolution, Scan};
 use crate::shape::{dims, int, ints, rows_cols};
 use crate::{Error, Result};
 
@@ -127,36 +127,63 @@ impl Ops {
         Ok([self.matrix(keys)?, self.matrix(values)?])
     }
 
-    /// `silu(gate) · x`, shapes equal.
+    /// `activation(gate) · x`, shapes equal, or one gate per row, `[rows, 1]`.
     ///
     /// # Errors
-    /// When shapes differ.
-    pub fn gated(&self, gate: &Array, x: &Array) -> Result<Array> {
-        if gate.shape() != x.shape() {
-            return Err(shape_error("gated", "gate", gate, format!("{:?}", x.shape())));
+    /// Other shapes.
+    pub fn gated(&self, gate: &Array, x: &Array, activation: Activation) -> Result<Array> {
+        let (rows, width) = rows_cols(x);
+        let by_row = dims(gate) == [rows, 1] && width != 1;
+        if !by_row && gate.shape() != x.shape() {
+            let expected = format!("{:?} or [{rows}, 1]", x.shape());
+            return Err(shape_error("gated", "gate", gate, expected));
         }
         match self.config.kernels {
-            KernelSet::Host => host::gated(self, gate, x),
-            KernelSet::Mlx => Ok(mlx_ffi::ops::multiply(&mlx_ffi::ops::silu(gate)?, x)?),
+            KernelSet::Host if by_row => host::gated_rows(self, gate, x, activation),
+            KernelSet::Host => host::gated(self, gate, x, activation),
+            KernelSet::Mlx => mlx::gated(gate, x, activation),
         }
     }
 
-    /// See [`Batch::mamba2`].
-    pub(crate) fn mamba2(
+    /// See [`Batch::convolve`].
+    pub(crate) fn convolve(
         &self,
         batch: &Batch,
         index: usize,
-        [xbc, dt]: [&Array; 2],
-        layer: &Mamba2,
+        x: &Array,
+        layer: &Convolution,
     ) -> Result<Array> {
-        for (array, width) in [(xbc, layer.channels()), (dt, layer.heads())] {
-            if last_dim(array) != width {
-                return Err(shape_error("mamba2", "input", array, format!("rows of {width}")));
-            }
+        if last_dim(x) != layer.channels() {
+            let expected = format!("rows of {}", layer.channels());
+            return Err(shape_error("convolve", "x", x, expected));
         }
         match self.config.kernels {
-            KernelSet::Host => host::mamba2(self, batch, index, [xbc, dt], layer),
-            KernelSet::Mlx => mlx::mamba2(batch, index, [xbc, dt], layer),
+            KernelSet::Host => host::convolve(self, batch, index, x, layer),
+            KernelSet::Mlx => mlx::convolve(batch, index, x, layer),
+        }
+    }
+
+    /// See [`Batch::scan`].
+    pub(crate) fn scan(
+        &self,
+        batch: &Batch,
+        index: usize,
+        steps: &[&Array],
+        scan: &Scan,
+    ) -> Result<Array> {
+        let (rows, widths) = (batch.positions().len(), scan.input_widths());
+        for (array, width) in steps.iter().zip(&widths) {
+            if dims(array) != [rows, *width] {
+                return Err(shape_error("scan", "input", array, format!("[{rows}, {width}]")));
+            }
+        }
+        if steps.len() != widths.len() {
+            let what = format!("a scan of {} inputs was given {}", widths.len(), steps.len());
+            return Err(Error::Config { what });
+        }
+        match self.config.kernels {
+            KernelSet::Host => host::scan(self, batch, index, steps, scan),
+            KernelSet::Mlx => mlx::scan(batch, index, steps, scan),
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::shape::{dims, int, ints, rows_cols};
 use crate::{Error, Result, Rope};
 
 pub(super) use self::experts::{absorbed, experts, heads, stack, stored_like};
-pub(super) use self::recurrent::mamba2;
+pub(super) use self::recurrent::{convolve, scan};
 
 pub(super) fn embed(tokens: &Array, table: &Embedding) -> Result<Array> {
     Ok(match &table.weight {
@@ -71,6 +71,9 @@ pub(super) fn glu(
 fn activate(x: &Array, activation: Activation) -> Result<Array> {
     Ok(match activation {
         Activation::Silu => ops::silu(x)?,
+        Activation::Sigmoid => ops::sigmoid(x)?,
+        Activation::ReluSquared => ops::square(&ops::maximum(x, &zero(x)?)?)?,
+        Activation::Identity => x.clone(),
         Activation::GeluErf => {
             let erf = ops::erf(&ops::divide_scalar(x, std::f64::consts::SQRT_2)?)?;
             ops::divide_scalar(&ops::multiply(x, &ops::add_scalar(&erf, 1.0)?)?, 2.0)?
@@ -83,6 +86,15 @@ fn activate(x: &Array, activation: Activation) -> Result<Array> {
             ops::multiply(&ops::multiply_scalar(x, 0.5)?, &ops::add_scalar(&tanh, 1.0)?)?
         }
     })
+}
+
+fn zero(x: &Array) -> Result<Array> {
+    Ok(Array::scalar(0.0, x.dtype())?)
+}
+
+/// `activation(gate) · x`.
+pub(super) fn gated(gate: &Array, x: &Array, activation: Activation) -> Result<Array> {
+    Ok(ops::multiply(&activate(gate, activation)?, x)?)
 }
 
 pub(super) fn map(x: &Array, function: Map) -> Result<Array> {

@@ -1,19 +1,25 @@
-//! Recurrent layers: short causal convolutions and the selective scan of Mamba 2.
+//! Recurrent layers: short causal convolutions, the selective scans of Mamba 1 and 2, and the gated
+//! delta rule.
 //!
 //! A sequence keeps a [`RecurrentState`] of fixed size: the last inputs of the convolution, and
 //! what the scan has summed up. Kernels read it, run over the new tokens, and leave it behind them.
 
 mod conv;
+mod delta;
+mod scan1;
 mod scan2;
 #[cfg(test)]
 mod tests;
 
 pub use conv::{Conv, causal_conv};
+pub use delta::{Delta, DeltaSteps, gated_delta};
+pub use scan1::{Scan1, Steps1, scan1};
 pub use scan2::{Scan2, Steps2, scan2};
 
 use half::f16;
 
 use crate::error::{Result, check_len};
+use crate::pool::Pool;
 
 /// What one recurrent layer keeps of one sequence.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,4 +92,23 @@ impl RecurrentState {
         }
         Ok(())
     }
+}
+
+/// ln(1 + eˣ) without overflow.
+fn softplus(x: f32) -> f32 {
+    x.max(0.0) + (-x.abs()).exp().ln_1p()
+}
+
+/// Puts outputs that workers wrote part by part, each `[tokens, width]` (the last may be narrower),
+/// side by side: `out` is `[tokens, row]`.
+fn interleave(pool: &Pool, parts: &[f32], width: usize, row: usize, out: &mut [f32]) {
+    let tokens = out.len() / row;
+    pool.for_rows_mut(out, row, 8, |_, first, rows| {
+        for (token, out) in (first..).zip(rows.chunks_exact_mut(row)) {
+            for (part, out) in out.chunks_mut(width).enumerate() {
+                let from = part * width * tokens + token * out.len();
+                out.copy_from_slice(&parts[from..from + out.len()]);
+            }
+        }
+    });
 }

@@ -3,6 +3,7 @@
 //! `S ← exp(−exp(a)·Δ)·S + Δ·x⊗B`, `y = S·C + d·x`, with `Δ = clip(softplus(dt + bias))`, as mlx-lm
 //! computes it. The sum runs token by token in fp32, head by head in parallel.
 
+use super::{interleave, softplus};
 use crate::error::{KernelError, Result, check_len};
 use crate::pool::Pool;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
@@ -95,17 +96,7 @@ pub fn scan2(
             dispatch(pool.cpu(), Head { scan, steps, head: *head, sums, out });
         }
     });
-    if tokens > 0 {
-        pool.for_rows_mut(out, heads * head_dim, 8, |_, first, rows| {
-            for (token, row) in (first..).zip(rows.chunks_exact_mut(heads * head_dim)) {
-                for (head, part) in row.chunks_exact_mut(head_dim).enumerate() {
-                    part.copy_from_slice(
-                        &by_head[(head * tokens + token) * head_dim..][..head_dim],
-                    );
-                }
-            }
-        });
-    }
+    interleave(pool, &by_head, head_dim, heads * head_dim, out);
     Ok(())
 }
 
@@ -165,9 +156,4 @@ fn step<S: Simd>(simd: S, s: &mut [f32], (decay, input): (f32, f32), b: &[f32], 
         total += *s * c;
     }
     total
-}
-
-/// ln(1 + eˣ) without overflow.
-fn softplus(x: f32) -> f32 {
-    x.max(0.0) + (-x.abs()).exp().ln_1p()
 }

@@ -47,6 +47,27 @@ pub(super) fn layer_types(config: &Value) -> Result<()> {
     }
 }
 
+/// Lists of layers by their number, counted from 0.
+const NUMBERED: [&str; 3] = ["full_attn_idxs", "attn_layer_indices", "mlp_only_layers"];
+
+/// Refuses a list that numbers a layer which is not there; one that counts from 1 ends so.
+pub(super) fn numbered_layers(config: &Value) -> Result<()> {
+    let Some(layers) = config.get("num_hidden_layers").and_then(Value::as_u64) else {
+        return Ok(());
+    };
+    for name in NUMBERED {
+        let Some(numbers) = config.get(name).and_then(Value::as_array) else { continue };
+        let known = |number: &Value| number.as_u64().is_some_and(|number| number < layers);
+        if let Some(wrong) = numbers.iter().find(|number| !known(number)) {
+            return Err(Error::config(format!(
+                "{name} names layer {wrong}, but the {layers} layers are numbered from 0 to {}",
+                layers.saturating_sub(1)
+            )));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -76,5 +97,19 @@ mod tests {
             let error = message(&json!({"num_hidden_layers": layers, "layer_types": types}));
             assert!(error.unwrap().contains("layer_types has 2 entries"));
         }
+    }
+
+    #[test]
+    fn layers_that_are_not_there() {
+        let message = |list: Value| {
+            let config = json!({"num_hidden_layers": 3, "full_attn_idxs": list});
+            numbered_layers(&config).err().map(|error| error.to_string())
+        };
+        assert_eq!(message(json!([0, 2])), None);
+        assert_eq!(message(Value::Null), None);
+        let error = message(json!([1, 2, 3])).unwrap();
+        assert!(error.contains("full_attn_idxs names layer 3"), "{error}");
+        assert!(error.contains("the 3 layers are numbered from 0 to 2"), "{error}");
+        assert!(message(json!([-1])).unwrap().contains("names layer -1"));
     }
 }

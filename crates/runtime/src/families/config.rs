@@ -45,7 +45,12 @@ pub(super) struct Sizes {
     pub(super) hidden_size: usize,
     pub(super) num_hidden_layers: usize,
     pub(super) intermediate_size: usize,
-    #[serde(alias = "norm_epsilon", alias = "layer_norm_eps", alias = "layer_norm_epsilon")]
+    #[serde(
+        alias = "norm_epsilon",
+        alias = "layer_norm_eps",
+        alias = "layer_norm_epsilon",
+        alias = "norm_eps"
+    )]
     rms_norm_eps: Option<f32>,
     pub(super) vocab_size: usize,
     pub(super) tie_word_embeddings: Option<bool>,
@@ -131,6 +136,14 @@ impl HeadShape {
     /// Causal attention over these heads, scores scaled by `1/√head_dim`.
     pub(super) fn attention(&self) -> AttentionSpec {
         AttentionSpec::causal(self.query_heads, self.kv_heads, self.head_dim)
+    }
+}
+
+/// Refuses a size of 0, or one that is larger than any model's.
+pub(super) fn positive(sizes: &[(&str, usize)]) -> Result<()> {
+    match sizes.iter().find(|(_, size)| !(1..=MAX_SIZE).contains(size)) {
+        Some((name, size)) => Err(Error::config(format!("{name} is {size}"))),
+        None => Ok(()),
     }
 }
 

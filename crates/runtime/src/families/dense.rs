@@ -6,21 +6,23 @@
 //! blocks differ writes its own behind [`Layer`], [`Mixer`] or [`FeedForward`].
 
 use mlxcel_core::layers::{Embedding, Linear, Norm, RmsNorm};
+use mlxcel_core::recurrent::StateLayout;
 use mlxcel_core::{Array, AttentionSpec, Batch, LayerLayout, Map, Ops, Rope};
 
 use super::LanguageModel;
 use super::config::{DecoderConfig, HeadShape, Sizes};
+use super::kept::{Kept, Slot};
 pub(super) use super::mlp::{Mlp, PlainMlp};
 use crate::Result;
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 
 /// What mixes the tokens of a sequence: attention, or something that takes its place.
 pub(super) trait Mixer {
-    /// What it keeps per token.
-    fn layout(&self) -> LayerLayout;
+    /// What it keeps of a sequence.
+    fn kept(&self) -> Kept;
 
-    /// `[total tokens, hidden]` to the same; `layer` is the index of its cache.
-    fn forward(&self, cx: &Batch, layer: usize, x: &Array) -> Result<Array>;
+    /// `[total tokens, hidden]` to the same; `slot` says where it keeps what it keeps.
+    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array>;
 }
 
 /// What transforms each token by itself.
@@ -96,11 +98,11 @@ impl Attention {
 }
 
 impl Mixer for Attention {
-    fn layout(&self) -> LayerLayout {
-        self.spec.layout()
+    fn kept(&self) -> Kept {
+        self.spec.layout().into()
     }
 
-    fn forward(&self, cx: &Batch, layer: usize, x: &Array) -> Result<Array> {
+    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
         let [mut q, mut k, v] = cx.ops().linears(x, [&self.q_proj, &self.k_proj, &self.v_proj])?;
         if let Some((q_norm, k_norm)) = &self.qk_norm {
             q = cx.ops().rms_norm(&q, q_norm)?;
@@ -110,7 +112,7 @@ impl Mixer for Attention {
             q = cx.rope(&q, self.spec.query_heads(), rope)?;
             k = cx.rope(&k, self.spec.kv_heads(), rope)?;
         }
-        let attended = cx.attention(layer, &q, &k, &v, &self.spec)?;
+        let attended = cx.attention(slot.cache, &q, &k, &v, &self.spec)?;
         Ok(cx.ops().linear(&attended, &self.o_proj)?)
     }
 }
@@ -124,6 +126,11 @@ pub(super) struct Around {
 }
 
 impl Around {
+    /// The norm `name` before the part.
+    pub(super) fn before(w: &Weights, name: &str, hidden: usize, norm: NormRule) -> Result<Self> {
+        Ok(Self { before: Some(w.norm(name, hidden, norm)?), ..Self::default() })
+    }
+
     fn apply(
         &self,
         ops: &Ops,
@@ -144,13 +151,10 @@ impl Around {
     }
 }
 
-/// One layer of a [`Model`].
+/// One layer of a [`Model`]; as a [`Mixer`].
 pub(super) trait Layer {
-    /// What it keeps per token.
-    fn layout(&self) -> LayerLayout;
-
-    /// `[total tokens, hidden]` to the same; `layer` is its index.
-    fn forward(&self, cx: &Batch, layer: usize, x: &Array) -> Result<Array>;
+    fn kept(&self) -> Kept;
+    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array>;
 }
 
 /// A mixer, then a feed-forward part.
@@ -171,28 +175,22 @@ impl Block {
         mixer: impl Mixer + 'static,
         mlp: impl FeedForward + 'static,
     ) -> Result<Self> {
-        let before = |name| {
-            Ok::<_, crate::Error>(Around {
-                before: Some(w.norm(name, hidden, norm)?),
-                ..Around::default()
-            })
-        };
         Ok(Self {
             mixer: Box::new(mixer),
             mlp: Box::new(mlp),
-            around_mixer: before("input_layernorm")?,
-            around_mlp: before("post_attention_layernorm")?,
+            around_mixer: Around::before(w, "input_layernorm", hidden, norm)?,
+            around_mlp: Around::before(w, "post_attention_layernorm", hidden, norm)?,
         })
     }
 }
 
 impl Layer for Block {
-    fn layout(&self) -> LayerLayout {
-        self.mixer.layout()
+    fn kept(&self) -> Kept {
+        self.mixer.kept()
     }
 
-    fn forward(&self, cx: &Batch, layer: usize, x: &Array) -> Result<Array> {
-        let x = self.around_mixer.apply(cx.ops(), x, |x| self.mixer.forward(cx, layer, x))?;
+    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
+        let x = self.around_mixer.apply(cx.ops(), x, |x| self.mixer.forward(cx, slot, x))?;
         self.around_mlp.apply(cx.ops(), &x, |x| self.mlp.forward(cx, x))
     }
 }
@@ -221,15 +219,25 @@ impl Model {
         norm: NormRule,
         layer: impl Fn(&Weights, usize) -> Result<L>,
     ) -> Result<Self> {
-        let model = w.at("model");
+        Self::load_with([&w.at("model"), w], s, ("norm", norm), layer)
+    }
+
+    /// The same of what lies in other places, below `model` and beside `lm_head`, with a last norm
+    /// of another name.
+    pub(super) fn load_with<L: Layer + 'static>(
+        [model, head]: [&Weights; 2],
+        s: &Sizes,
+        (last, norm): (&str, NormRule),
+        layer: impl Fn(&Weights, usize) -> Result<L>,
+    ) -> Result<Self> {
         let boxed = |w: &Weights, i| Ok(Box::new(layer(w, i)?) as Box<dyn Layer>);
         Ok(Self {
             embed_tokens: model.embedding("embed_tokens", s.vocab_size, s.hidden_size)?,
             positions: None,
             embed_scale: None,
             layers: model.layers("layers", s.num_hidden_layers, boxed)?,
-            norm: model.norm("norm", s.hidden_size, norm)?,
-            lm_head: w.lm_head(s.tie_word_embeddings, s.hidden_size, s.vocab_size)?,
+            norm: model.norm(last, s.hidden_size, norm)?,
+            lm_head: head.lm_head(s.tie_word_embeddings, s.hidden_size, s.vocab_size)?,
             logits: None,
         })
     }
@@ -252,7 +260,11 @@ impl Model {
 
 impl LanguageModel for Model {
     fn cache_layout(&self) -> Vec<LayerLayout> {
-        self.layers.iter().map(|layer| layer.layout()).collect()
+        self.layers.iter().filter_map(|layer| layer.kept().cache).collect()
+    }
+
+    fn state_layout(&self) -> Vec<StateLayout> {
+        self.layers.iter().filter_map(|layer| layer.kept().state).collect()
     }
 
     fn forward(&self, cx: &Batch) -> Result<Array> {
@@ -263,8 +275,10 @@ impl LanguageModel for Model {
         if let Some(positions) = &self.positions {
             x = cx.ops().add(&x, &cx.embed_positions(positions)?)?;
         }
-        for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(cx, i, &x)?;
+        let mut slot = Slot::default();
+        for layer in &self.layers {
+            x = layer.forward(cx, slot, &x)?;
+            slot = slot.after(layer.kept());
             cx.ops().settle(&x)?;
         }
         Ok(cx.ops().norm(&x, &self.norm)?)

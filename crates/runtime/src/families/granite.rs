@@ -24,12 +24,12 @@ pub(super) struct Config {
 /// Factors, 1 where they are not stated.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(default)]
-struct Multipliers {
-    embedding_multiplier: f32,
-    attention_multiplier: f32,
-    residual_multiplier: f32,
+pub(super) struct Multipliers {
+    pub(super) embedding_multiplier: f32,
+    pub(super) attention_multiplier: f32,
+    pub(super) residual_multiplier: f32,
     /// The logits are divided by it.
-    logits_scaling: f32,
+    pub(super) logits_scaling: f32,
 }
 
 impl Default for Multipliers {
@@ -43,11 +43,19 @@ impl Default for Multipliers {
     }
 }
 
+impl Multipliers {
+    /// Refuses logits that cannot be divided.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.logits_scaling.is_finite() && self.logits_scaling > 0.0 {
+            return Ok(());
+        }
+        Err(Error::config(format!("logits_scaling is {}", self.logits_scaling)))
+    }
+}
+
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     let (s, factors) = (&c.decoder.sizes, c.factors);
-    if !(factors.logits_scaling.is_finite() && factors.logits_scaling > 0.0) {
-        return Err(Error::config(format!("logits_scaling is {}", factors.logits_scaling)));
-    }
+    factors.check()?;
     let heads = c.decoder.heads()?;
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));
     let rope = c.decoder.rope.build(heads.head_dim)?;

@@ -1,13 +1,16 @@
-//! `mamba2`: Mamba 2: layers of a short convolution and a selective scan, no attention.
+//! `mamba2`: Mamba 2: layers of a short convolution and a selective scan with a decay per head, no
+//! attention. [`Mamba2Mixer`] is also what hybrids put beside attention.
 
-use mlxcel_core::layers::{Embedding, Linear, RmsNorm};
-use mlxcel_core::recurrent::{self, StateLayout};
-use mlxcel_core::{Array, Batch, LayerLayout, Ops};
+use mlxcel_core::layers::{Linear, RmsNorm};
+use mlxcel_core::recurrent::{self, Convolution, Scan, StateLayout};
+use mlxcel_core::{Activation, Array, Batch, Map};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::LanguageModel;
-use super::config::MAX_SIZE;
+use super::config::positive;
+use super::dense::{Mixer, Model};
+use super::kept::{Kept, Slot};
+use super::single::{Sizes, backbone};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
@@ -26,150 +29,190 @@ pub(super) struct Config {
     use_bias: bool,
     use_conv_bias: Option<bool>,
     tie_word_embeddings: Option<bool>,
-    time_step_limit: Option<[Value; 2]>,
+    time_step_limit: Option<TimeStepLimit>,
 }
 
-impl Config {
-    fn check(&self) -> Result<()> {
-        let sizes = [
-            ("num_heads", self.num_heads),
-            ("head_dim", self.head_dim),
-            ("n_groups", self.n_groups),
-            ("state_size", self.state_size),
-            ("conv_kernel", self.conv_kernel),
-        ];
-        match sizes.into_iter().find(|(_, size)| !(1..=MAX_SIZE).contains(size)) {
-            Some((name, size)) => Err(Error::config(format!("{name} is {size}"))),
-            None => Ok(()),
-        }
-    }
+/// Least and largest step; Python's tools write infinity as a bare word.
+#[derive(Debug, Deserialize)]
+pub(super) struct TimeStepLimit([Value; 2]);
 
-    fn norm(&self) -> NormRule {
-        NormRule { kind: NormKind::Rms, eps: self.layer_norm_epsilon.unwrap_or(1e-5) }
-    }
-
-    /// Least and largest step; Python's tools write infinity as a bare word.
-    fn limits(&self) -> Result<(f32, f32)> {
+impl TimeStepLimit {
+    pub(super) fn limits(&self) -> Result<(f32, f32)> {
         #[expect(clippy::cast_possible_truncation, reason = "a limit of fp32 numbers")]
         let number = |value: &Value| match value {
             Value::String(word) if word == "Infinity" => Some(f32::INFINITY),
             value => value.as_f64().map(|number| number as f32),
         };
-        match &self.time_step_limit {
-            None => Ok((0.0, f32::INFINITY)),
-            Some([least, largest]) => number(least)
-                .zip(number(largest))
-                .filter(|(least, largest)| least <= largest)
-                .ok_or_else(|| Error::config(format!("time_step_limit is [{least}, {largest}]"))),
-        }
+        let Self([least, largest]) = self;
+        number(least)
+            .zip(number(largest))
+            .filter(|(least, largest)| least <= largest)
+            .ok_or_else(|| Error::config(format!("time_step_limit is [{least}, {largest}]")))
+    }
+}
+
+/// The sizes of a mixer, and what its projections and norm are like.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MixerShape {
+    pub(super) hidden: usize,
+    pub(super) heads: usize,
+    pub(super) head_dim: usize,
+    pub(super) groups: usize,
+    pub(super) state_size: usize,
+    pub(super) kernel: usize,
+    pub(super) limits: (f32, f32),
+    pub(super) conv_bias: bool,
+    pub(super) in_bias: Bias,
+    pub(super) out_bias: Bias,
+    /// The norm of what was gated, where there is one.
+    pub(super) norm: Option<NormRule>,
+    pub(super) factors: Factors,
+}
+
+/// Factors on what the input projection makes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Factors {
+    pub(super) gate: f32,
+    pub(super) x: f32,
+    pub(super) b: f32,
+    pub(super) c: f32,
+    pub(super) dt: f32,
+}
+
+impl Factors {
+    pub(super) const NONE: Self = Self { gate: 1.0, x: 1.0, b: 1.0, c: 1.0, dt: 1.0 };
+}
+
+impl MixerShape {
+    pub(super) fn inner(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Channels of the convolution: x, B and C.
+    pub(super) fn channels(&self) -> usize {
+        self.inner() + 2 * self.groups * self.state_size
+    }
+
+    /// The factors of the convolution's channels.
+    fn channel_factors(&self) -> Vec<f32> {
+        let (Factors { x, b, c, .. }, wide) = (self.factors, self.groups * self.state_size);
+        [vec![x; self.inner()], vec![b; wide], vec![c; wide]].concat()
     }
 }
 
 /// Projection, convolution, scan, gated norm, projection.
-struct Mixer {
+pub(super) struct Mamba2Mixer {
     gate_proj: Linear,
     conv_proj: Linear,
     dt_proj: Linear,
-    scan: recurrent::Mamba2,
-    norm: RmsNorm,
+    convolution: Convolution,
+    scan: Scan,
+    norm: Option<RmsNorm>,
     out_proj: Linear,
+    factors: Factors,
 }
 
-impl Mixer {
-    fn load(w: &Weights, c: &Config) -> Result<Self> {
-        let (heads, inner) = (c.num_heads, c.num_heads * c.head_dim);
-        let channels = inner + 2 * c.n_groups * c.state_size;
-        let conv_bias = match c.use_conv_bias.unwrap_or(true) {
-            true => Some(w.at("conv1d").exact_vector("bias", channels)?),
-            false => None,
-        };
-        let scan = recurrent::Mamba2 {
-            taps: w.taps("conv1d", channels, c.conv_kernel)?,
-            conv_bias,
-            a_log: w.exact_vector("A_log", heads)?,
-            d: w.exact_vector("D", heads)?,
-            dt_bias: w.exact_vector("dt_bias", heads)?,
-            limits: c.limits()?,
-            head_dim: c.head_dim,
-            groups: c.n_groups,
-            state_size: c.state_size,
-        };
-        let bias = Bias::when(c.use_bias);
-        let rows = [inner, channels, heads];
+impl Mamba2Mixer {
+    pub(super) fn load(w: &Weights, s: &MixerShape) -> Result<Self> {
+        let scan = Scan::Mamba2(recurrent::Mamba2 {
+            a_log: w.exact_vector("A_log", s.heads)?,
+            d: w.exact_vector("D", s.heads)?,
+            dt_bias: w.exact_vector("dt_bias", s.heads)?,
+            limits: s.limits,
+            head_dim: s.head_dim,
+            groups: s.groups,
+            state_size: s.state_size,
+        })
+        .checked()?;
+        let (factors, silu) = (s.channel_factors(), Some(Activation::Silu));
+        let convolution =
+            w.scaled_convolution("conv1d", (&factors, s.kernel), s.conv_bias, silu)?;
+        let rows = [s.inner(), s.channels(), s.heads];
         let [gate_proj, conv_proj, dt_proj] =
-            w.fused_linear("in_proj", c.hidden_size, rows, bias)?;
+            w.fused_linear("in_proj", s.hidden, rows, s.in_bias)?;
         Ok(Self {
             gate_proj,
             conv_proj,
             dt_proj,
-            scan: scan.checked()?,
-            norm: w.rms_norm("norm", inner, c.norm())?,
-            out_proj: w.linear("out_proj", inner, c.hidden_size, bias)?,
+            convolution,
+            scan,
+            norm: s.norm.map(|norm| w.rms_norm("norm", s.inner(), norm)).transpose()?,
+            out_proj: w.linear("out_proj", s.inner(), s.hidden, s.out_bias)?,
+            factors: s.factors,
         })
     }
+}
 
-    fn forward(&self, cx: &Batch, layer: usize, x: &Array) -> Result<Array> {
+impl Mixer for Mamba2Mixer {
+    fn kept(&self) -> Kept {
+        StateLayout::new(&self.convolution, Some(&self.scan)).into()
+    }
+
+    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
         let ops = cx.ops();
         let projections = [&self.gate_proj, &self.conv_proj, &self.dt_proj];
-        let [gate, xbc, dt] = ops.linears(x, projections)?;
-        let y = cx.mamba2(layer, &xbc, &dt, &self.scan)?;
-        let y = ops.rms_norm(&ops.gated(&gate, &y)?, &self.norm)?;
+        let [mut gate, xbc, mut dt] = ops.linears(x, projections)?;
+        for (part, factor) in [(&mut gate, self.factors.gate), (&mut dt, self.factors.dt)] {
+            if !is_one(factor) {
+                *part = ops.map(part, Map::Scale(factor))?;
+            }
+        }
+        let xbc = cx.convolve(slot.state, &xbc, &self.convolution)?;
+        let y = cx.scan(slot.state, &[&xbc, &dt], &self.scan)?;
+        let mut y = ops.gated(&gate, &y, Activation::Silu)?;
+        if let Some(norm) = &self.norm {
+            y = ops.rms_norm(&y, norm)?;
+        }
         Ok(ops.linear(&y, &self.out_proj)?)
     }
 }
 
-/// One layer: `x + mixer(norm(x))`.
-struct Block {
-    norm: RmsNorm,
-    mixer: Mixer,
+/// Whether a factor changes nothing.
+pub(super) fn is_one(factor: f32) -> bool {
+    factor.to_bits() == 1.0_f32.to_bits()
 }
 
-/// The whole model.
-pub(super) struct Model {
-    embeddings: Embedding,
-    layers: Vec<Block>,
-    norm_f: RmsNorm,
-    lm_head: Option<Linear>,
+/// The sizes of a mixer of at least 1, by the names that the configuration gives them.
+pub(super) fn check_shape(s: &MixerShape, names: [&'static str; 5]) -> Result<()> {
+    let sizes = [s.heads, s.head_dim, s.groups, s.state_size, s.kernel];
+    let named: Vec<_> = names.into_iter().zip(sizes).collect();
+    positive(&named)
+}
+
+fn shape(c: &Config, norm: NormRule) -> Result<MixerShape> {
+    let bias = Bias::when(c.use_bias);
+    let shape = MixerShape {
+        hidden: c.hidden_size,
+        heads: c.num_heads,
+        head_dim: c.head_dim,
+        groups: c.n_groups,
+        state_size: c.state_size,
+        kernel: c.conv_kernel,
+        limits: c
+            .time_step_limit
+            .as_ref()
+            .map_or(Ok((0.0, f32::INFINITY)), TimeStepLimit::limits)?,
+        conv_bias: c.use_conv_bias.unwrap_or(true),
+        in_bias: bias,
+        out_bias: bias,
+        norm: Some(norm),
+        factors: Factors::NONE,
+    };
+    check_shape(&shape, ["num_heads", "head_dim", "n_groups", "state_size", "conv_kernel"])?;
+    Ok(shape)
 }
 
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    c.check()?;
-    let backbone = w.at("backbone");
-    let block = |w: &Weights, _| {
-        let norm = w.rms_norm("norm", c.hidden_size, c.norm())?;
-        Ok(Block { norm, mixer: Mixer::load(&w.at("mixer"), c)? })
-    };
-    Ok(Model {
-        embeddings: backbone.embedding("embeddings", c.vocab_size, c.hidden_size)?,
-        layers: backbone.layers("layers", c.num_hidden_layers, block)?,
-        norm_f: backbone.rms_norm("norm_f", c.hidden_size, c.norm())?,
-        lm_head: w.lm_head(c.tie_word_embeddings, c.hidden_size, c.vocab_size)?,
-    })
-}
-
-impl LanguageModel for Model {
-    fn cache_layout(&self) -> Vec<LayerLayout> {
-        Vec::new()
-    }
-
-    fn state_layout(&self) -> Vec<StateLayout> {
-        self.layers.iter().map(|layer| layer.mixer.scan.layout()).collect()
-    }
-
-    fn forward(&self, cx: &Batch) -> Result<Array> {
-        let mut x = cx.ops().embed(cx.tokens(), &self.embeddings)?;
-        for (i, layer) in self.layers.iter().enumerate() {
-            let normed = cx.ops().rms_norm(&x, &layer.norm)?;
-            x = cx.ops().add(&x, &layer.mixer.forward(cx, i, &normed)?)?;
-            cx.ops().settle(&x)?;
-        }
-        Ok(cx.ops().rms_norm(&x, &self.norm_f)?)
-    }
-
-    fn logits(&self, ops: &Ops, hidden: &Array) -> Result<Array> {
-        match &self.lm_head {
-            Some(head) => Ok(ops.linear(hidden, head)?),
-            None => Ok(ops.embedding_logits(hidden, &self.embeddings)?),
-        }
-    }
+    let norm = NormRule { kind: NormKind::Rms, eps: c.layer_norm_epsilon.unwrap_or(1e-5) };
+    let (sizes, shape) = (
+        Sizes {
+            vocab_size: c.vocab_size,
+            hidden_size: c.hidden_size,
+            layers: c.num_hidden_layers,
+            tied: c.tie_word_embeddings,
+            norm,
+        },
+        shape(c, norm)?,
+    );
+    backbone(w, &sizes, |w| Mamba2Mixer::load(w, &shape))
 }

@@ -4,11 +4,12 @@
 //! rotary part of the key, and what it gets is carried on to the head's value (`unembed_out`).
 
 use mlxcel_core::layers::{Linear, RmsNorm, Weight};
-use mlxcel_core::{Absorbed, Array, AttentionSpec, Batch, LayerLayout, Rope};
+use mlxcel_core::{Absorbed, Array, AttentionSpec, Batch, Rope};
 use serde::Deserialize;
 
 use super::config::MAX_SIZE;
 use super::dense::Mixer;
+use super::kept::{Kept, Slot};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
@@ -134,13 +135,13 @@ impl Attention {
 }
 
 impl Mixer for Attention {
-    fn layout(&self) -> LayerLayout {
-        self.spec.layout()
+    fn kept(&self) -> Kept {
+        self.spec.layout().into()
     }
 
-    fn forward(&self, cx: &Batch, layer: usize, x: &Array) -> Result<Array> {
+    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
         let (q, keys) = (self.queries(cx, x)?, self.keys(cx, x)?);
-        let latents = cx.latent_attention(layer, &q, &keys, &self.spec)?;
+        let latents = cx.latent_attention(slot.cache, &q, &keys, &self.spec)?;
         let heads = self.sizes.num_attention_heads;
         let values = cx.ops().heads(&latents, &self.unembed_out, heads)?;
         Ok(cx.ops().linear(&values, &self.o_proj)?)

@@ -8,13 +8,19 @@
 mod check;
 mod config;
 mod deepseek;
+mod delta;
 mod dense;
+mod falcon_h1;
 mod gemma2;
 mod gemma3;
 mod glm4;
 mod gpt2;
 mod granite;
+mod granitemoehybrid;
+mod kept;
+mod lfm2;
 mod llama;
+mod mamba;
 mod mamba2;
 mod mistral;
 mod mixtral;
@@ -27,8 +33,11 @@ mod phi;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_5;
 mod qwen3_moe;
+mod qwen3_next;
 mod rope;
+mod single;
 mod smollm3;
 mod starcoder2;
 
@@ -69,13 +78,18 @@ type Loader = fn(&Weights, &Value) -> Result<Box<dyn LanguageModel>>;
 const FAMILIES: &[(&str, Loader)] = &[
     ("deepseek_v2", |w, c| boxed(deepseek::load_v2(w, &parse(c)?, &parse(c)?)?)),
     ("deepseek_v3", |w, c| boxed(deepseek::load_v3(w, &parse(c)?, &parse(c)?)?)),
+    ("falcon_h1", |w, c| boxed(falcon_h1::load(w, &parse(c)?, &parse(c)?)?)),
+    ("falcon_mamba", |w, c| boxed(mamba::load(w, &parse(c)?)?)),
     ("gemma2", |w, c| boxed(gemma2::load(w, &parse(c)?)?)),
     ("gemma3", |w, c| boxed(gemma3::load(w, &parse(c)?)?)),
     ("gemma3_text", |w, c| boxed(gemma3::load(w, &parse(c)?)?)),
     ("glm4", |w, c| boxed(glm4::load(w, &parse(c)?)?)),
     ("gpt2", |w, c| boxed(gpt2::load(w, &parse(c)?)?)),
     ("granite", |w, c| boxed(granite::load(w, &parse(c)?)?)),
+    ("granitemoehybrid", |w, c| boxed(granitemoehybrid::load(w, &parse(c)?, &parse(c)?)?)),
+    ("lfm2", |w, c| boxed(lfm2::load(w, &parse(c)?, &parse(c)?)?)),
     ("llama", |w, c| boxed(llama::load(w, &parse(c)?)?)),
+    ("mamba", |w, c| boxed(mamba::load(w, &parse(c)?)?)),
     ("mamba2", |w, c| boxed(mamba2::load(w, &parse(c)?)?)),
     ("mistral", |w, c| boxed(mistral::load(w, &parse(c)?)?)),
     ("mixtral", |w, c| boxed(mixtral::load(w, &parse(c)?)?)),
@@ -85,7 +99,10 @@ const FAMILIES: &[(&str, Loader)] = &[
     ("phi3", |w, c| boxed(phi3::load(w, &parse(c)?)?)),
     ("qwen2", |w, c| boxed(qwen2::load(w, &parse(c)?)?)),
     ("qwen3", |w, c| boxed(qwen3::load(w, &parse(c)?)?)),
+    ("qwen3_5", |w, c| boxed(qwen3_5::load(w, &parse(c)?, &parse(c)?)?)),
+    ("qwen3_5_moe", |w, c| boxed(qwen3_5::load(w, &parse(c)?, &parse(c)?)?)),
     ("qwen3_moe", |w, c| boxed(qwen3_moe::load(w, &parse(c)?)?)),
+    ("qwen3_next", |w, c| boxed(qwen3_next::load(w, &parse(c)?, &parse(c)?)?)),
     ("smollm3", |w, c| boxed(smollm3::load(w, &parse(c)?)?)),
     ("starcoder2", |w, c| boxed(starcoder2::load(w, &parse(c)?)?)),
 ];
@@ -118,7 +135,8 @@ pub fn check_supported(config: &Value) -> Result<()> {
         return Err(unsupported(model_type));
     }
     check::sizes(config)?;
-    check::layer_types(config)
+    check::layer_types(config)?;
+    check::numbered_layers(config)
 }
 
 fn model_type(config: &Value) -> Result<&str> {

@@ -2,11 +2,12 @@
 //! head rotated, biases everywhere, the head's too.
 
 use mlxcel_core::layers::Norm;
-use mlxcel_core::{Array, Batch, LayerLayout, Rope};
+use mlxcel_core::{Array, Batch, Rope};
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, HeadShape, RopeDefaults, activation};
 use super::dense::{Attention, FeedForward, Layer, Mixer, Model, PlainMlp};
+use super::kept::{Kept, Slot};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
@@ -54,13 +55,13 @@ impl Block {
 }
 
 impl Layer for Block {
-    fn layout(&self) -> LayerLayout {
-        self.self_attn.layout()
+    fn kept(&self) -> Kept {
+        self.self_attn.kept()
     }
 
-    fn forward(&self, cx: &Batch, layer: usize, x: &Array) -> Result<Array> {
+    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
         let normed = cx.ops().norm(x, &self.input_layernorm)?;
-        let attended = self.self_attn.forward(cx, layer, &normed)?;
+        let attended = self.self_attn.forward(cx, slot, &normed)?;
         let sum = cx.ops().add(&attended, &self.mlp.forward(cx, &normed)?)?;
         Ok(cx.ops().add(&sum, x)?)
     }

@@ -48,6 +48,40 @@ impl Weights<'_> {
         Ok(Experts::new(matrices, rule, bias)?)
     }
 
+    /// The same of files that hold the matrices of all experts in two tensors, not quantised: gate
+    /// and up one after the other, `[experts, 2 · inner, hidden]`, and down, `[experts, hidden, inner]`;
+    /// where they lack the first, as [`Self::experts`].
+    ///
+    /// # Errors
+    /// As [`Self::experts`].
+    pub fn fused_experts(
+        &self,
+        shape: ExpertShape,
+        rule: RouteRule,
+        [gate_up, down]: [&str; 2],
+    ) -> Result<Experts> {
+        if !self.has(gate_up) {
+            return self.experts(shape, rule, None);
+        }
+        rule.check().map_err(mlxcel_core::Error::from)?;
+        let (experts, hidden, inner) = (rule.experts, shape.hidden, shape.inner);
+        let part = |name: &str, (first, count): (usize, usize), [rows, cols]: [usize; 2]| {
+            let each = (0..experts).map(|expert| {
+                let all = Rows::stack(experts, rows);
+                let range = Rows { first: expert * rows + first, count, ..all };
+                let stored = self.stored_tensor(name, &[all.total, cols], range)?;
+                Ok(self.ops().matrix(Weight::Dense(stored))?)
+            });
+            Ok::<_, crate::Error>(self.ops().expert_matrices(each.collect::<Result<_>>()?)?)
+        };
+        let matrices = [
+            part(gate_up, (0, inner), [2 * inner, hidden])?,
+            part(gate_up, (inner, inner), [2 * inner, hidden])?,
+            part(down, (0, hidden), [hidden, inner])?,
+        ];
+        Ok(Experts::new(matrices, rule, None)?)
+    }
+
     fn expert_matrices(
         &self,
         stacked: &str,

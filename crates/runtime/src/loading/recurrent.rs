@@ -1,6 +1,8 @@
 //! The parameters of recurrent layers, which are fp32 whatever the files hold.
 
-use mlxcel_core::Array;
+use mlxcel_core::layers::RmsNorm;
+use mlxcel_core::recurrent::Convolution;
+use mlxcel_core::{Activation, Array};
 
 use super::Weights;
 use super::checkpoint::Rows;
@@ -15,12 +17,73 @@ impl Weights<'_> {
         array(&self.values(name, len)?, &[len])
     }
 
-    /// The filters of a convolution with one filter per channel, `[kernel, channels]` in fp32.
-    /// Files hold `[channels, 1, kernel]`, MLX's own `[channels, kernel, 1]`.
+    /// The rates of decay `−exp(a)` of the matrix `name`, `[rows, cols]`, in fp32.
     ///
     /// # Errors
     /// A missing or misshapen tensor, by name.
-    pub fn taps(&self, name: &str, channels: usize, kernel: usize) -> Result<Array> {
+    pub fn decay_rates(&self, name: &str, rows: usize, cols: usize) -> Result<Array> {
+        let stored = self.stored_tensor(name, &[rows, cols], Rows::all(rows))?;
+        let values = self.ops().to_f32(&stored)?;
+        let rates: Vec<f32> = values.iter().map(|value| -value.exp()).collect();
+        array(&rates, &[rows, cols])
+    }
+
+    /// An RMS norm over `dim` dimensions that has no weight.
+    ///
+    /// # Errors
+    /// A dimension beyond 2³¹.
+    pub fn unit_norm(&self, dim: usize, eps: f32) -> Result<RmsNorm> {
+        Ok(RmsNorm { weight: self.ops().vector(array(&vec![1.0; dim], &[dim])?)?, eps })
+    }
+
+    /// A convolution with one filter of `kernel` taps per channel, and its bias where it has one.
+    ///
+    /// # Errors
+    /// Missing or misshapen tensors, by name.
+    pub fn convolution(
+        &self,
+        name: &str,
+        (channels, kernel): (usize, usize),
+        biased: bool,
+        activation: Option<Activation>,
+    ) -> Result<Convolution> {
+        self.scaled_convolution(name, (&vec![1.0; channels], kernel), biased, activation)
+    }
+
+    /// The same of which channel `i` reads its input times `factors[i]`.
+    ///
+    /// # Errors
+    /// As [`Self::convolution`].
+    pub fn scaled_convolution(
+        &self,
+        name: &str,
+        (factors, kernel): (&[f32], usize),
+        biased: bool,
+        activation: Option<Activation>,
+    ) -> Result<Convolution> {
+        let channels = factors.len();
+        let bias = match biased {
+            true => Some(self.at(name).exact_vector("bias", channels)?),
+            false => None,
+        };
+        let mut taps = self.taps(name, channels, kernel)?;
+        for taps in taps.chunks_exact_mut(channels) {
+            taps.iter_mut().zip(factors).for_each(|(tap, factor)| *tap *= factor);
+        }
+        Ok(Convolution::new(array(&taps, &[kernel, channels])?, bias, activation)?)
+    }
+
+    /// Whether the filters of convolution `name` lie as MLX's converters put them,
+    /// `[channels, kernel, 1]`, who also fold factors and offsets into other tensors then.
+    #[must_use]
+    pub fn is_converted(&self, name: &str, channels: usize, kernel: usize) -> bool {
+        let shape = [channels, kernel, 1];
+        kernel > 1 && self.at(name).stored_tensor("weight", &shape, Rows::all(channels)).is_ok()
+    }
+
+    /// The filters of a convolution with one filter per channel, `[kernel, channels]`.
+    /// Files hold `[channels, 1, kernel]`, MLX's own `[channels, kernel, 1]`.
+    fn taps(&self, name: &str, channels: usize, kernel: usize) -> Result<Vec<f32>> {
         let layer = self.at(name);
         let shapes = [[channels, 1, kernel], [channels, kernel, 1]];
         let [plain, own] =
@@ -30,10 +93,9 @@ impl Weights<'_> {
             (Err(error), _) => return Err(error),
         };
         let values = self.ops().to_f32(&stored)?;
-        let by_tap: Vec<f32> = (0..kernel * channels)
-            .map(|at| values[at % channels * kernel + at / channels])
-            .collect();
-        array(&by_tap, &[kernel, channels])
+        let by_tap =
+            (0..kernel * channels).map(|at| values[at % channels * kernel + at / channels]);
+        Ok(by_tap.collect())
     }
 }
 

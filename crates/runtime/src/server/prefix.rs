@@ -16,7 +16,8 @@ pub(super) fn whole_blocks(tokens: usize) -> usize {
 }
 
 /// A part of `cache` that others may hold: its first `tokens` tokens, whole blocks; `None` where
-/// there is none, or where a sliding window has dropped what a continuation would see.
+/// there is none, where a sliding window has dropped what a continuation would see, or where a
+/// recurrent state has gone further: such a state is kept as a copy of where it is, or not at all.
 pub(super) fn share(cache: &SequenceCache, tokens: usize) -> Option<SequenceCache> {
     if tokens == 0 {
         return None;
@@ -152,7 +153,7 @@ mod tests {
             precision: Precision::Int8,
             dtype: ComputeDtype::Checkpoint,
         };
-        let config = EngineConfig { ops, kv_mode: KvMode::Turbo4, prefill_chunk: 512 };
+        let config = EngineConfig { ops: ops.clone(), kv_mode: KvMode::Turbo4, prefill_chunk: 512 };
         let engine = Engine::load(&ModelSource::BuiltIn, config, &mut NoProgress).unwrap();
         let filled = |tokens: usize| {
             let cache = engine.new_cache().unwrap();
@@ -183,5 +184,38 @@ mod tests {
         assert!(prefixes.find(&tokens(900, 1)).is_some());
         while prefixes.evict() {}
         assert_eq!((prefixes.len(), distinct_bytes(prefixes.caches())), (0, 0));
+        drop((one, prefixes, filled));
+        snapshots_of_states_are_found_where_they_were_made(ops, &tokens(600, 1));
+    }
+
+    /// A hybrid's state is found whole or not at all, and goes on as if nothing had been cached.
+    fn snapshots_of_states_are_found_where_they_were_made(ops: OpsConfig, prompt: &[u32]) {
+        let prompt: Vec<u32> = prompt.iter().map(|token| token % 512).collect();
+        let folder = tempfile::tempdir().unwrap();
+        let variant = &xtask::golden::VARIANTS[0];
+        xtask::golden::checkpoint("qwen3_next", variant, folder.path()).unwrap();
+        let config = EngineConfig { ops, kv_mode: KvMode::Fp16, prefill_chunk: 512 };
+        let source = ModelSource::Folder(folder.path().to_owned());
+        let engine = Engine::load(&source, config, &mut NoProgress).unwrap();
+        let read = |tokens: &[u32], cache: &SequenceCache| {
+            engine.prefill(tokens, cache, &mut NoProgress).unwrap()
+        };
+        let cache = engine.new_cache().unwrap();
+        read(&prompt[..512], &cache);
+        let mut prefixes = PrefixCache::new(1 << 30);
+        prefixes.insert(&prompt[..512], share(&cache, 512).unwrap());
+        assert!(share(&cache, 256).is_none(), "a state cannot go back");
+        // The keys and values are shared, the states are copies of their own.
+        let bytes = distinct_bytes(prefixes.caches().chain([&cache]));
+        let alone = cache.allocated_bytes() as u64;
+        assert!(alone < bytes && bytes < 2 * alone, "{alone} {bytes}");
+
+        let expected = read(&prompt[512..], &cache);
+        assert!(share(&cache, 512).is_none(), "it has gone further");
+        assert!(prefixes.find(&prompt[..500]).is_none());
+        let hit = prefixes.find(&prompt).unwrap();
+        assert_eq!(hit.tokens(), 512);
+        assert_eq!(read(&prompt[512..], &hit), expected);
+        assert_eq!(read(&prompt[512..], &prefixes.find(&prompt).unwrap()), expected);
     }
 }

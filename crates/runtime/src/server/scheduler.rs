@@ -96,7 +96,10 @@ impl Scheduler {
         let plan = self.plan();
         if !plan.is_empty() {
             match self.compute(&plan) {
-                Ok(logits) => self.take(&plan, &logits),
+                Ok(logits) => {
+                    self.snapshot(&plan);
+                    self.take(&plan, &logits);
+                }
                 Err(error) => self.fail_newest(error.into()),
             }
         }
@@ -286,6 +289,16 @@ impl Scheduler {
             answers.last().is_some_and(|last| last.unread() > last.next_tokens(chunks).len());
         let rows = if partial && writing == 0 { LogitRows::None } else { LogitRows::Last };
         self.engine.forward(&runs, rows)
+    }
+
+    /// Keeps states that cannot go back where a later prompt can go on from them: behind the last
+    /// whole block of a prompt, which is the end of a pass.
+    fn snapshot(&mut self, plan: &[usize]) {
+        for answer in plan.iter().filter_map(|i| self.running.get(*i)) {
+            if !answer.cache.can_trim() && answer.at_last_block() {
+                keep(&mut self.prefixes, answer);
+            }
+        }
     }
 
     /// Hands each answer of the pass its logits.

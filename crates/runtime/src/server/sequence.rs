@@ -119,6 +119,12 @@ impl Answer {
         self.history.get(done..end).unwrap_or_default()
     }
 
+    /// Whether the prompt is read up to the end of its last whole block and no further.
+    pub(super) fn at_last_block(&self) -> bool {
+        let blocks = prefix::whole_blocks(self.job.prompt.len() - 1);
+        self.prefilling() && blocks > 0 && self.cache.tokens() == blocks
+    }
+
     /// Whether nobody waits for the answer any more.
     pub(super) fn abandoned(&self) -> bool {
         self.job.events.is_closed()

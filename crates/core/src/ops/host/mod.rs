@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use mlx_ffi::host::{HostInputs, HostOutputs, call_one};
 use mlx_ffi::{Array, Dtype};
-use mlxcel_kernels::elementwise::{self as kernel, Map, add_assign};
+use mlxcel_kernels::elementwise::{self as kernel, Glu, Map, add_assign};
 use mlxcel_kernels::rope::{Pairing, Rotation, rope as rotate};
 use mlxcel_kernels::{Pool, norm};
 
 pub(super) use self::attention::attention;
 pub(super) use self::experts::{experts, heads};
 pub(super) use self::linear::{embed, glu, linears};
-pub(super) use self::recurrent::mamba2;
+pub(super) use self::recurrent::{convolve, scan};
 use super::Ops;
 use crate::batch::Batch;
 use crate::layers::{LayerNorm, RmsNorm};
@@ -65,10 +65,17 @@ pub(super) fn map(ops: &Ops, x: &Array, function: Map) -> Result<Array> {
     })
 }
 
-pub(super) fn gated(ops: &Ops, gate: &Array, x: &Array) -> Result<Array> {
-    elementwise(ops, "gated", &[gate, x], |pool, inputs, out| {
+pub(super) fn gated(ops: &Ops, gate: &Array, x: &Array, activation: Glu) -> Result<Array> {
+    elementwise(ops, "gated", &[gate, x], move |pool, inputs, out| {
         out.copy_from_slice(inputs.f32(0)?);
-        Ok(kernel::glu(pool, kernel::Glu::Silu, out, inputs.f32(1)?)?)
+        Ok(kernel::glu(pool, activation, out, inputs.f32(1)?)?)
+    })
+}
+
+pub(super) fn gated_rows(ops: &Ops, gate: &Array, x: &Array, activation: Glu) -> Result<Array> {
+    elementwise(ops, "gated_rows", &[x, gate], move |pool, inputs, out| {
+        out.copy_from_slice(inputs.f32(0)?);
+        Ok(kernel::gate_rows(pool, activation, inputs.f32(1)?, out)?)
     })
 }
 

@@ -5,19 +5,23 @@ use mlx_ffi::{Array, Dtype, ops};
 
 use super::join;
 use crate::batch::{Batch, Span};
-use crate::cache::StateCache;
-use crate::recurrent::Mamba2;
+use crate::cache::{ArrayState, StateCache};
+use crate::recurrent::{Convolution, Mamba2, Scan};
 use crate::shape::{dims, int, ints};
 use crate::{Error, Result};
+
+mod token_by_token;
 
 /// Tokens that the quadratic form of the scan takes at once.
 const STEP: usize = 256;
 
-pub(crate) fn mamba2(
+/// Calls `run` with each run of the batch, its state checked by `check`, and joins what it returns,
+/// `[tokens, width]` each.
+fn by_run(
     batch: &Batch,
     index: usize,
-    [xbc, dt]: [&Array; 2],
-    layer: &Mamba2,
+    check: impl Fn(&mut ArrayState, &Span) -> Result<()>,
+    run: impl Fn(&mut ArrayState, &Span) -> Result<Array>,
 ) -> Result<Array> {
     let mut outputs = Vec::with_capacity(batch.spans().len());
     for (span, cache) in batch.spans().iter().zip(batch.caches()) {
@@ -27,17 +31,46 @@ pub(crate) fn mamba2(
             });
         };
         let mut state = state.borrow_mut();
-        state.advance(span.position, span.len)?;
-        let [window, sums] = match state.arrays.take() {
-            Some([window, sums]) => [Some(window), Some(sums)],
-            None => [None, None],
-        };
-        let (mixed, window) = convolve(&rows(xbc, span)?, window, layer)?;
-        let (y, sums) = scan(&mixed, &rows(dt, span)?, sums, layer)?;
-        state.arrays = Some([window, sums]);
-        outputs.push(ops::reshape(&y, &ints([span.len, layer.inner()])?)?);
+        check(&mut state, span)?;
+        let y = run(&mut state, span)?;
+        outputs.push(ops::squeeze(&y, 0)?);
     }
     join(&outputs)
+}
+
+pub(crate) fn convolve(
+    batch: &Batch,
+    index: usize,
+    x: &Array,
+    layer: &Convolution,
+) -> Result<Array> {
+    let advance = |state: &mut ArrayState, span: &Span| state.advance(span.position, span.len);
+    by_run(batch, index, advance, |state, span| {
+        let (y, window) = filtered(&rows(x, span)?, state.window.take(), layer)?;
+        state.window = Some(window);
+        Ok(y)
+    })
+}
+
+pub(crate) fn scan(batch: &Batch, index: usize, steps: &[&Array], scan: &Scan) -> Result<Array> {
+    let expect = |state: &mut ArrayState, span: &Span| state.expect(span.position + span.len);
+    by_run(batch, index, expect, |state, span| {
+        let inputs: Vec<_> = steps.iter().map(|x| rows(x, span)).collect::<Result<_>>()?;
+        let before = state.sums.take();
+        let (y, sums) = match (scan, inputs.as_slice()) {
+            (Scan::Mamba2(scan), [xbc, dt]) => mamba2(xbc, dt, before, scan)?,
+            (Scan::Mamba(scan), [x, dt, b, c]) => {
+                token_by_token::mamba([x, dt, b, c], before, scan)?
+            }
+            (Scan::GatedDelta(scan), [qkv, a, b]) => {
+                token_by_token::gated_delta([qkv, a, b], before, scan)?
+            }
+            _ => return Err(Error::Config { what: "a scan with other inputs".into() }),
+        };
+        state.sums = Some(sums);
+        let shape = ints([1, span.len, scan.width()])?;
+        Ok(ops::astype(&ops::reshape(&y, &shape)?, steps[0].dtype())?)
+    })
 }
 
 /// Rows of one run as `[1, tokens, width]`.
@@ -46,8 +79,8 @@ fn rows(x: &Array, span: &Span) -> Result<Array> {
     Ok(ops::expand_dims(&part, 0)?)
 }
 
-/// The causal convolution with SiLU, and its last inputs.
-fn convolve(x: &Array, window: Option<Array>, layer: &Mamba2) -> Result<(Array, Array)> {
+/// The causal convolution with its activation, and its last inputs.
+fn filtered(x: &Array, window: Option<Array>, layer: &Convolution) -> Result<(Array, Array)> {
     let (kept, channels) = (layer.kernel() - 1, layer.channels());
     let window = match window {
         Some(window) => window,
@@ -56,14 +89,17 @@ fn convolve(x: &Array, window: Option<Array>, layer: &Mamba2) -> Result<(Array, 
     let padded = ops::concatenate(&[&window, x], 1)?;
     let total = dims(&padded)[1];
     let last = ops::slice_axis(&padded, 1, int(total - kept)?, int(total)?)?;
-    let taps = ops::astype(&ops::swapaxes(&layer.taps, 0, 1)?, x.dtype())?;
+    let taps = ops::astype(&ops::swapaxes(layer.taps(), 0, 1)?, x.dtype())?;
     let conv = Conv { groups: int(channels)?, ..Conv::default() };
     let mut y = ops::conv1d(&padded, &ops::expand_dims(&taps, -1)?, conv)?;
-    if let Some(bias) = &layer.conv_bias {
+    if let Some(bias) = layer.bias() {
         y = ops::add(&y, &ops::astype(bias, x.dtype())?)?;
     }
+    if let Some(activation) = layer.activation() {
+        y = super::activate(&y, activation)?;
+    }
     // A copy: a view would keep all inputs of the run alive.
-    Ok((ops::silu(&y)?, ops::contiguous(&last)?))
+    Ok((y, ops::contiguous(&last)?))
 }
 
 /// Inputs of a scan, `[1, tokens, …]`.
@@ -77,8 +113,8 @@ struct Steps {
     c: Array,
 }
 
-/// The scan over a run; the outputs are `[1, tokens, heads, head_dim]`.
-fn scan(
+/// The scan of Mamba 2 over a run; the outputs are `[1, tokens, heads, head_dim]`.
+fn mamba2(
     mixed: &Array,
     dt: &Array,
     mut sums: Option<Array>,

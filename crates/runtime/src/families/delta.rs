@@ -1,0 +1,155 @@
+//! The gated delta net of Qwen3-Next and Qwen 3.5: projections, a short convolution, the gated delta
+//! rule, a gated norm per value head, a projection.
+
+use mlxcel_core::layers::{Linear, RmsNorm};
+use mlxcel_core::recurrent::{Convolution, GatedDelta, Scan, StateLayout};
+use mlxcel_core::{Activation, Array, Batch, Ops};
+use serde::Deserialize;
+
+use super::config::positive;
+use super::dense::Mixer;
+use super::kept::{Kept, Slot};
+use crate::Result;
+use crate::loading::{Bias, NormRule, Weights};
+
+/// The sizes of a delta net.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(super) struct DeltaShape {
+    linear_num_key_heads: usize,
+    linear_num_value_heads: usize,
+    linear_key_head_dim: usize,
+    linear_value_head_dim: usize,
+    linear_conv_kernel_dim: usize,
+}
+
+impl DeltaShape {
+    pub(super) fn check(&self) -> Result<()> {
+        positive(&[
+            ("linear_num_key_heads", self.linear_num_key_heads),
+            ("linear_num_value_heads", self.linear_num_value_heads),
+            ("linear_key_head_dim", self.linear_key_head_dim),
+            ("linear_value_head_dim", self.linear_value_head_dim),
+            ("linear_conv_kernel_dim", self.linear_conv_kernel_dim),
+        ])
+    }
+
+    fn keys(&self) -> usize {
+        self.linear_num_key_heads * self.linear_key_head_dim
+    }
+
+    fn values(&self) -> usize {
+        self.linear_num_value_heads * self.linear_value_head_dim
+    }
+
+    /// Channels of the convolution: queries, keys and values.
+    pub(super) fn channels(&self) -> usize {
+        2 * self.keys() + self.values()
+    }
+
+    pub(super) fn kernel(&self) -> usize {
+        self.linear_conv_kernel_dim
+    }
+}
+
+/// How files hold the projections of a delta net.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Projections {
+    /// `in_proj_qkvz` and `in_proj_ba`, by key head: its query, its key, its values, their gates.
+    ByKeyHead,
+    /// `in_proj_qkv`, `in_proj_z`, `in_proj_b` and `in_proj_a`.
+    Apart,
+}
+
+/// The projections, read.
+enum Inputs {
+    ByKeyHead { qkvz: Linear, ba: Linear },
+    Apart([Linear; 4]),
+}
+
+impl Inputs {
+    fn load(w: &Weights, hidden: usize, s: &DeltaShape, files: Projections) -> Result<Self> {
+        let (heads, channels) = (s.linear_num_value_heads, s.channels());
+        let linear = |name, rows| w.linear(name, hidden, rows, Bias::None);
+        Ok(match files {
+            Projections::ByKeyHead => Self::ByKeyHead {
+                qkvz: linear("in_proj_qkvz", channels + s.values())?,
+                ba: linear("in_proj_ba", 2 * heads)?,
+            },
+            Projections::Apart => Self::Apart([
+                linear("in_proj_qkv", channels)?,
+                linear("in_proj_z", s.values())?,
+                linear("in_proj_b", heads)?,
+                linear("in_proj_a", heads)?,
+            ]),
+        })
+    }
+
+    /// Queries, keys and values side by side; gates; corrections; step sizes.
+    fn forward(&self, ops: &Ops, x: &Array, s: &DeltaShape) -> Result<[Array; 4]> {
+        match self {
+            Self::Apart(linears) => Ok(ops.linears(x, linears.each_ref())?),
+            Self::ByKeyHead { qkvz, ba } => {
+                let (heads, dim) = (s.linear_num_key_heads, s.linear_key_head_dim);
+                let [qkvz, ba] = ops.linears(x, [qkvz, ba])?;
+                let [q, kvz] = ops.split_heads(&qkvz, heads, dim)?;
+                let [k, vz] = ops.split_heads(&kvz, heads, dim)?;
+                let [v, z] = ops.split_heads(&vz, heads, s.values() / heads)?;
+                let [b, a] = ops.split_heads(&ba, heads, s.linear_num_value_heads / heads)?;
+                let qkv = ops.join_heads(&ops.join_heads(&q, &k, 1)?, &v, 1)?;
+                Ok([qkv, z, b, a])
+            }
+        }
+    }
+}
+
+/// Projections, convolution, gated delta rule, gated norm, projection.
+pub(super) struct DeltaNet {
+    shape: DeltaShape,
+    inputs: Inputs,
+    convolution: Convolution,
+    scan: Scan,
+    /// Over each value head.
+    norm: RmsNorm,
+    out_proj: Linear,
+}
+
+impl DeltaNet {
+    pub(super) fn load(
+        w: &Weights,
+        hidden: usize,
+        s: &DeltaShape,
+        (norm, files): (NormRule, Projections),
+    ) -> Result<Self> {
+        let scan = Scan::GatedDelta(GatedDelta {
+            a_log: w.exact_vector("A_log", s.linear_num_value_heads)?,
+            dt_bias: w.exact_vector("dt_bias", s.linear_num_value_heads)?,
+            key_heads: s.linear_num_key_heads,
+            key_dim: s.linear_key_head_dim,
+            value_dim: s.linear_value_head_dim,
+        });
+        let (sizes, silu) = ((s.channels(), s.kernel()), Some(Activation::Silu));
+        Ok(Self {
+            shape: *s,
+            scan: scan.checked()?,
+            inputs: Inputs::load(w, hidden, s, files)?,
+            convolution: w.convolution("conv1d", sizes, false, silu)?,
+            norm: w.rms_norm("norm", s.linear_value_head_dim, norm)?,
+            out_proj: w.linear("out_proj", s.values(), hidden, Bias::None)?,
+        })
+    }
+}
+
+impl Mixer for DeltaNet {
+    fn kept(&self) -> Kept {
+        StateLayout::new(&self.convolution, Some(&self.scan)).into()
+    }
+
+    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
+        let ops = cx.ops();
+        let [qkv, z, b, a] = self.inputs.forward(ops, x, &self.shape)?;
+        let qkv = cx.convolve(slot.state, &qkv, &self.convolution)?;
+        let y = cx.scan(slot.state, &[&qkv, &a, &b], &self.scan)?;
+        let y = ops.rms_norm(&y, &self.norm)?;
+        Ok(ops.linear(&ops.gated(&z, &y, Activation::Silu)?, &self.out_proj)?)
+    }
+}

@@ -1,0 +1,216 @@
+//! `falcon_h1`: Falcon-H1: attention and Mamba 2 side by side in every layer, and a factor on nearly
+//! every projection. Converted files have the factors in their weights.
+
+use mlxcel_core::layers::{Linear, Norm};
+use mlxcel_core::{Activation, Array, Batch, Map, Ops};
+use serde::Deserialize;
+
+use super::config::{DecoderConfig, RopeDefaults};
+use super::dense::{Attention, Layer, Mixer, Model, ProjectionBias};
+use super::kept::{Kept, Slot};
+use super::mamba2::{Factors, Mamba2Mixer, MixerShape, check_shape, is_one};
+use crate::loading::{Bias, NormKind, NormRule, Weights};
+use crate::{Error, Result};
+
+/// What is not in [`DecoderConfig`].
+#[derive(Debug, Deserialize)]
+pub(super) struct Config {
+    #[serde(flatten)]
+    multipliers: Multipliers,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+    #[serde(default)]
+    projectors_bias: bool,
+    mamba_d_ssm: Option<usize>,
+    mamba_expand: Option<usize>,
+    mamba_n_heads: usize,
+    mamba_d_head: usize,
+    mamba_n_groups: usize,
+    mamba_d_state: usize,
+    mamba_d_conv: usize,
+    mamba_conv_bias: Option<bool>,
+    #[serde(default)]
+    mamba_proj_bias: bool,
+    #[serde(default)]
+    mamba_rms_norm: bool,
+    #[serde(default)]
+    mamba_norm_before_gate: bool,
+}
+
+/// Factors, 1 where they are not stated.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default)]
+struct Multipliers {
+    embedding_multiplier: f32,
+    lm_head_multiplier: f32,
+    attention_in_multiplier: f32,
+    attention_out_multiplier: f32,
+    key_multiplier: f32,
+    ssm_in_multiplier: f32,
+    ssm_out_multiplier: f32,
+    /// On gate, x, B, C and step sizes.
+    ssm_multipliers: [f32; 5],
+    /// On the gate and the output.
+    mlp_multipliers: [f32; 2],
+}
+
+impl Default for Multipliers {
+    fn default() -> Self {
+        Self {
+            embedding_multiplier: 1.0,
+            lm_head_multiplier: 1.0,
+            attention_in_multiplier: 1.0,
+            attention_out_multiplier: 1.0,
+            key_multiplier: 1.0,
+            ssm_in_multiplier: 1.0,
+            ssm_out_multiplier: 1.0,
+            ssm_multipliers: [1.0; 5],
+            mlp_multipliers: [1.0; 2],
+        }
+    }
+}
+
+impl Config {
+    fn mixer(&self, hidden: usize, norm: NormRule, factors: Factors) -> Result<MixerShape> {
+        let shape = MixerShape {
+            hidden,
+            heads: self.mamba_n_heads,
+            head_dim: self.mamba_d_head,
+            groups: self.mamba_n_groups,
+            state_size: self.mamba_d_state,
+            kernel: self.mamba_d_conv,
+            limits: (0.0, f32::INFINITY),
+            conv_bias: self.mamba_conv_bias.unwrap_or(true),
+            in_bias: Bias::when(self.mamba_proj_bias),
+            out_bias: Bias::when(self.projectors_bias),
+            norm: self.mamba_rms_norm.then_some(norm),
+            factors,
+        };
+        let names =
+            ["mamba_n_heads", "mamba_d_head", "mamba_n_groups", "mamba_d_state", "mamba_d_conv"];
+        check_shape(&shape, names)?;
+        let inner = self.mamba_d_ssm.unwrap_or(self.mamba_expand.unwrap_or(2) * hidden);
+        if inner != shape.inner() {
+            return Err(Error::config(format!(
+                "mamba_d_ssm ({inner}) is not mamba_n_heads ({}) times mamba_d_head ({})",
+                self.mamba_n_heads, self.mamba_d_head
+            )));
+        }
+        if self.mamba_rms_norm && (self.mamba_norm_before_gate || self.mamba_n_groups > 1) {
+            return Err(Error::config(
+                "mamba_rms_norm is only supported behind the gate and with one group",
+            ));
+        }
+        Ok(shape)
+    }
+}
+
+/// A SwiGLU with a factor on its gate.
+struct ScaledMlp {
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+    gate_factor: f32,
+}
+
+impl ScaledMlp {
+    fn load(w: &Weights, d: &DecoderConfig, bias: Bias, gate_factor: f32) -> Result<Self> {
+        let (hidden, inner) = (d.sizes.hidden_size, d.sizes.intermediate_size);
+        Ok(Self {
+            gate_proj: w.linear("gate_proj", hidden, inner, bias)?,
+            up_proj: w.linear("up_proj", hidden, inner, bias)?,
+            down_proj: w.linear("down_proj", inner, hidden, bias)?,
+            gate_factor,
+        })
+    }
+
+    fn forward(&self, ops: &Ops, x: &Array) -> Result<Array> {
+        let [gate, up] = ops.linears(x, [&self.gate_proj, &self.up_proj])?;
+        let gate = scaled(ops, &gate, self.gate_factor)?;
+        Ok(ops.linear(&ops.gated(&gate, &up, Activation::Silu)?, &self.down_proj)?)
+    }
+}
+
+fn scaled(ops: &Ops, x: &Array, factor: f32) -> Result<Array> {
+    if is_one(factor) { Ok(x.clone()) } else { Ok(ops.map(x, Map::Scale(factor))?) }
+}
+
+/// `h = x + mamba(norm(x)) + attention(norm(x))`, then `h + mlp(norm(h))`.
+struct Block {
+    input_layernorm: Norm,
+    mamba: Mamba2Mixer,
+    self_attn: Attention,
+    pre_ff_layernorm: Norm,
+    feed_forward: ScaledMlp,
+    multipliers: Multipliers,
+}
+
+impl Block {
+    fn load(w: &Weights, d: &DecoderConfig, c: &Config, m: &Multipliers) -> Result<Self> {
+        let (hidden, heads) = (d.sizes.hidden_size, d.heads()?);
+        let norm = d.sizes.norm_or(NormKind::Rms, 1e-5);
+        let [gate, x, b, c_factor, dt] = m.ssm_multipliers;
+        let shape = c.mixer(hidden, norm, Factors { gate, x, b, c: c_factor, dt })?;
+        let theta = RopeDefaults { theta: 100_000_000_000.0, ..RopeDefaults::default() };
+        let rope = d.rope.build_or(heads.head_dim, theta)?;
+        let bias = ProjectionBias::all(Bias::when(c.attention_bias));
+        let plain = Attention::load(&w.at("self_attn"), hidden, heads, bias, Some(rope))?;
+        // A factor on the keys is one on the scores.
+        let spec = plain.spec.clone().with_scale(plain.spec.scale() * m.key_multiplier);
+        let (mlp, gate_factor) = (w.at("feed_forward"), m.mlp_multipliers[0]);
+        Ok(Self {
+            input_layernorm: w.norm("input_layernorm", hidden, norm)?,
+            mamba: Mamba2Mixer::load(&w.at("mamba"), &shape)?,
+            self_attn: Attention { spec, ..plain },
+            pre_ff_layernorm: w.norm("pre_ff_layernorm", hidden, norm)?,
+            feed_forward: ScaledMlp::load(&mlp, d, Bias::when(c.mlp_bias), gate_factor)?,
+            multipliers: *m,
+        })
+    }
+}
+
+impl Layer for Block {
+    fn kept(&self) -> Kept {
+        Kept { cache: self.self_attn.kept().cache, state: self.mamba.kept().state }
+    }
+
+    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
+        let (ops, m) = (cx.ops(), &self.multipliers);
+        let normed = ops.norm(x, &self.input_layernorm)?;
+        let mixed = scaled(ops, &normed, m.ssm_in_multiplier)?;
+        let mixed = scaled(ops, &self.mamba.forward(cx, slot, &mixed)?, m.ssm_out_multiplier)?;
+        let attended = scaled(ops, &normed, m.attention_in_multiplier)?;
+        let attended = self.self_attn.forward(cx, slot, &attended)?;
+        let attended = scaled(ops, &attended, m.attention_out_multiplier)?;
+        let h = ops.add(&ops.add(x, &mixed)?, &attended)?;
+        let y = self.feed_forward.forward(ops, &ops.norm(&h, &self.pre_ff_layernorm)?)?;
+        Ok(ops.add(&h, &scaled(ops, &y, m.mlp_multipliers[1])?)?)
+    }
+}
+
+/// What is left to do of the factors, and those on embeddings and logits. Converted files have all
+/// in their weights; a tied head then has the embeddings' factor, which is taken back.
+fn remaining(stated: &Multipliers, converted: bool, tied: bool) -> (Multipliers, [f32; 2]) {
+    let logits = stated.lm_head_multiplier;
+    match (converted, tied) {
+        (false, _) => (*stated, [stated.embedding_multiplier, logits]),
+        (true, true) => (Multipliers::default(), [1.0, logits / stated.embedding_multiplier]),
+        (true, false) => (Multipliers::default(), [1.0, 1.0]),
+    }
+}
+
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+    let norm = d.sizes.norm_or(NormKind::Rms, 1e-5);
+    let shape = c.mixer(d.sizes.hidden_size, norm, Factors::NONE)?;
+    let mamba = w.at("model.layers.0.mamba");
+    let converted = mamba.is_converted("conv1d", shape.channels(), shape.kernel);
+    let tied = !w.has("lm_head.weight");
+    let (multipliers, [embed, logits]) = remaining(&c.multipliers, converted, tied);
+    let places = [&w.at("model"), w];
+    let model = Model::load_with(places, &d.sizes, ("final_layernorm", norm), |w, _| {
+        Block::load(w, d, c, &multipliers)
+    })?;
+    Ok(Model { embed_scale: Some(embed), logits: Some(Map::Scale(logits)), ..model })
+}
