@@ -267,13 +267,13 @@ impl<const BITS: u32, const T: usize, const D: usize> BlockDot<'_, BITS, T, D> {
         simd: S,
         before: S::I,
         (t, digit, col): (usize, usize, usize),
-        (even, odd): (S::B, S::B),
+        codes: (S::B, S::B),
     ) -> S::I {
         // SAFETY: by contract.
         unsafe {
             let x = self.planes[t][digit].digits.add(col);
-            let dot = simd.dot::<BITS>(before, even, simd.load_bytes(x));
-            simd.dot::<BITS>(dot, odd, simd.load_bytes(x.add(64)))
+            let x = (simd.load_bytes(x), simd.load_bytes(x.add(64)));
+            simd.dot_pair::<BITS>(before, codes, x)
         }
     }
 

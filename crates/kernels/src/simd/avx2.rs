@@ -95,6 +95,19 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
+    fn dot_pair<const BITS: u32>(self, acc: I, u: (I, I), s: (I, I)) -> I {
+        if VNNI || BITS > 6 {
+            return self.dot::<BITS>(self.dot::<BITS>(acc, u.0, s.0), u.1, s.1);
+        }
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            [
+                dot_pair_plain(acc[0], (u.0[0], u.1[0]), (s.0[0], s.1[0])),
+                dot_pair_plain(acc[1], (u.0[1], u.1[1]), (s.0[1], s.1[1])),
+            ]
+        }
+    }
+    #[inline(always)]
     fn prefetch(self, ptr: *const u8) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr.cast()) }
@@ -251,6 +264,20 @@ unsafe fn dot_plain<const BITS: u32>(acc: __m256i, u: __m256i, s: __m256i) -> __
         let top = _mm256_maddubs_epi16(top, s);
         let acc = _mm256_add_epi32(acc, _mm256_madd_epi16(low, ones));
         _mm256_add_epi32(acc, _mm256_madd_epi16(top, _mm256_set1_epi16(128)))
+    }
+}
+
+/// Two products of unsigned bytes of up to 6 bits with signed ones, widened together: four times
+/// 63 · 128 fits into 16 bits.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn dot_pair_plain(acc: __m256i, u: (__m256i, __m256i), s: (__m256i, __m256i)) -> __m256i {
+    // SAFETY: registers only.
+    unsafe {
+        let sums = _mm256_add_epi16(_mm256_maddubs_epi16(u.0, s.0), _mm256_maddubs_epi16(u.1, s.1));
+        _mm256_add_epi32(acc, _mm256_madd_epi16(sums, _mm256_set1_epi16(1)))
     }
 }
 

@@ -99,6 +99,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `acc + Σ₄ u·s` per dword lane: `u` unsigned and `s` signed bytes.
     /// With `BITS` ≤ 7, `u` must stay below 2^`BITS`; the sum must fit into an `i32`.
     fn dot<const BITS: u32>(self, acc: Self::I, u: Self::B, s: Self::B) -> Self::I;
+    /// [`Self::dot`] of two pairs of vectors.
+    #[inline(always)]
+    fn dot_pair<const BITS: u32>(
+        self,
+        acc: Self::I,
+        u: (Self::B, Self::B),
+        s: (Self::B, Self::B),
+    ) -> Self::I {
+        self.dot::<BITS>(self.dot::<BITS>(acc, u.0, s.0), u.1, s.1)
+    }
     /// Lane `l` gets `values[lanes[l]]`; `lanes` is a row of [`tables::EXPAND`].
     fn expand(self, values: Self::F, lanes: &[i32; LANES]) -> Self::F;
 

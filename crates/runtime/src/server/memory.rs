@@ -15,7 +15,8 @@ pub(super) fn budget(app: &App, served: &Served) -> Value {
         .weights_bytes
         .saturating_add(snapshot.held_bytes)
         .saturating_add(snapshot.kv_reserved_bytes)
-        .saturating_add(snapshot.scratch_bytes);
+        .saturating_add(snapshot.scratch_bytes)
+        .saturating_add(snapshot.headroom_bytes);
     json!({
         "system": { "memory_total_bytes": app.total_memory_bytes },
         "limit_bytes": limit,

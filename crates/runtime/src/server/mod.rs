@@ -18,6 +18,7 @@ mod scheduler;
 mod sequence;
 mod shared;
 mod stream;
+mod turns;
 mod watch;
 mod worker;
 
@@ -67,6 +68,8 @@ pub struct ServerConfig {
     pub api_key: Option<String>,
     /// Largest body that is read.
     pub max_body_bytes: usize,
+    /// How long a request's head may take, its body, and the next request of a connection.
+    pub read_timeout: Duration,
     /// How long requests may go on after the first signal to end.
     pub shutdown_timeout: Duration,
 }
@@ -114,8 +117,11 @@ pub fn serve(
         let listener = tokio::net::TcpListener::from_std(listener).map_err(address)?;
         ready(bound);
         let end = ended(Arc::clone(&app), config.shutdown_timeout);
-        let grace = config.shutdown_timeout.saturating_add(READING_TIME);
-        http::accept(listener, routes::router(Arc::clone(&app)), end, grace).await;
+        let patience = http::Patience {
+            head: config.read_timeout,
+            end: config.shutdown_timeout.saturating_add(READING_TIME),
+        };
+        http::accept(listener, routes::router(Arc::clone(&app)), end, patience).await;
         Ok(())
     });
     send(&app, Command::Stop);
@@ -147,6 +153,7 @@ fn load(config: &ServerConfig, serving: Serving) -> Result<Loaded> {
         total_memory_bytes,
         api_key: config.api_key.clone(),
         max_body_bytes: config.max_body_bytes,
+        read_timeout: config.read_timeout,
         ending: AtomicBool::new(false),
         started: SystemTime::now(),
     };
