@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -108,12 +108,12 @@ fn one(server: &Server, number: usize) -> Outcome {
 #[test]
 fn over_the_limit_the_newest_request_is_given_up() {
     let flags = ["--ctx-size", "32768", "--parallel", "2", "--prompt-cache-bytes", "0"];
-    let server = Server::with(32768, &flags, &[("MLXCEL_MEMORY_LIMIT", "64MiB")]);
+    let server = Server::with(32768, &flags, &[("MLXCEL_MEMORY_LIMIT", "128MiB")]);
     let long = json!({ "prompt": "Once", "max_tokens": 8000, "ignore_eos": true, "stream": true });
     let reply = std::thread::scope(|scope| {
         let reply = scope.spawn(|| server.complete(&long));
         while server.metric("requests_running") == 0 {}
-        let bodies: Vec<_> = (0..24).map(|_| unfinished_body(&server)).collect();
+        let bodies: Vec<_> = (0..40).map(|_| unfinished_body(&server)).collect();
         let reply = reply.join().unwrap();
         drop(bodies);
         reply
@@ -122,6 +122,11 @@ fn over_the_limit_the_newest_request_is_given_up() {
     assert!(!reply.body.contains("[DONE]"));
     assert_eq!(server.metric("requests_aborted_total"), 1);
     let short = json!({ "prompt": "Once upon a time", "max_tokens": 4, "ignore_eos": true });
+    // What the bodies took is free in a moment.
+    let start = Instant::now();
+    while server.complete(&short).status == 503 {
+        assert!(start.elapsed() < Duration::from_secs(20), "{}", server.get("/metrics").body);
+    }
     assert_eq!(server.complete(&short).status, 200);
     server.wait_until_idle();
     assert_eq!(server.metric("kv_used_bytes") + server.metric("kv_reserved_bytes"), 0);

@@ -137,7 +137,7 @@ def segments(page):
 def the_budget_is_drawn(page):
     page.wait("document.querySelectorAll('#bar > div').length > 2")
     names = [title.split(":")[0] for title, _ in segments(page)]
-    assert names[0] == "weights" and names[-1] == "free", names
+    assert names[:2] == ["the program", "weights"] and names[-1] == "free", names
     widths = dict(segments(page))
     whole = page.js("document.getElementById('bar').clientWidth")
     assert abs(sum(widths.values()) - whole) <= len(widths), (widths, whole)
@@ -152,7 +152,8 @@ def the_budget_is_drawn(page):
     assert page.js(row)[2].endswith(" of 20000"), page.js(row)
     label = page.js("document.getElementById('bar').getAttribute('aria-label')")
     assert "weights 3.1 MiB" in label and "KV of" in label and "free" in label, label
-    return connection
+    # Both: the socket closes with the last of them.
+    return connection, response
 
 
 def the_chat_answers(page):
@@ -231,7 +232,8 @@ def main():
             the_chat_answers(page)
             everything_has_a_name_and_is_reached_by_keys(page)
             it_is_light_and_dark(page)
-            running.close()
+            assert page.js("document.getElementById('idle').hidden")
+            [held.close() for held in running]
             page.wait("!document.getElementById('idle').hidden")
             nothing_comes_from_elsewhere(page)
         finally:

@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use mlxcel_estimator::Machine;
+use mlxcel_estimator::{AvailableSource, Machine};
 
 use self::admission::Admission;
 use self::job::Command;
@@ -173,12 +173,18 @@ fn start(
         machine.available_bytes.map_or(1 << 30, |bytes| bytes.saturating_sub(weights) / 4)
     });
     let EngineConfig { kv_mode, prefill_chunk, .. } = config.engine;
+    // A limit that somebody set is one for the whole process; what was measured as available comes
+    // on top of what the process has.
+    let resident = resident_bytes().unwrap_or(0);
+    let (process_bytes, baseline_bytes) = match machine.available_source {
+        AvailableSource::MemoryLimitVariable => (resident, 0),
+        _ => (0, resident),
+    };
     let admission = Admission::new(sized, machine, kv_mode, prefill_chunk, config.context_tokens);
-    let admission = Arc::new(admission);
+    let admission = Arc::new(admission.beside_process(process_bytes));
     let shared = Arc::new(Shared::new(config.parallel, config.max_queue_depth));
     let (tokenizer, engine_config) = (text.tokenizer().clone(), config.engine.clone());
     let (for_thread, shared_too) = (Arc::clone(&admission), Arc::clone(&shared));
-    let baseline_bytes = resident_bytes().unwrap_or(0);
     let watch = Watch::new(admission.limit_bytes(), baseline_bytes);
     let (commands, thread) = worker::spawn(move || {
         let engine = Engine::load(&source, engine_config, &mut NoProgress)?;

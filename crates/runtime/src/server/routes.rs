@@ -54,7 +54,7 @@ pub(super) struct Served {
     /// Tokens of an answer where nothing is said.
     pub(super) max_tokens: usize,
     pub(super) jobs: AtomicU64,
-    /// What was resident before the load.
+    /// What was resident before the load, where that does not count.
     pub(super) baseline_bytes: u64,
 }
 
