@@ -38,6 +38,7 @@ const STEPS: &[Step] = &[
     Step { name: "test", run: test },
     Step { name: "shared-tests", run: shared_tests },
     Step { name: "openai-client", run: openai_client },
+    Step { name: "page", run: page },
     Step { name: "demo", run: demo },
     Step { name: "doc", run: doc },
     Step { name: "fuzz-targets", run: fuzz_targets },
@@ -148,6 +149,21 @@ fn openai_client() -> Result<Outcome> {
     let client = ["--", "--ignored", "--exact", "api::the_official_client_is_content"];
     let test = ["test", "--workspace", "--locked", "--test", "server"];
     cargo(&[&test[..], &client].concat(), &[("PYTHONPATH", folder)])
+}
+
+/// The server's page in a headless browser.
+fn page() -> Result<Outcome> {
+    const BROWSERS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
+    let there = |name: &str| {
+        let version = Command::new(name).arg("--version").stdout(Stdio::null()).status();
+        version.is_ok_and(|status| status.success())
+    };
+    if !BROWSERS.into_iter().any(there) {
+        return Ok(Outcome::Skipped("there is no chromium"));
+    }
+    let test = ["test", "--workspace", "--locked", "--test", "server"];
+    let browser = ["--", "--ignored", "--exact", "page::the_page_works_in_a_browser"];
+    cargo(&[&test[..], &browser].concat(), &[])
 }
 
 /// The first command of the README, in the dev profile and shorter: it must print a text.

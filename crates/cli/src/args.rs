@@ -68,17 +68,20 @@ impl KvArgs {
 /// How a prompt is read.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ChunkArgs {
-    /// Prompt tokens per pass
-    #[arg(long, alias = "prefill-chunk-size", default_value_t = 512, value_name = "N")]
-    pub(crate) prefill_chunk: usize,
+    /// Prompt tokens per pass [default: 512; 128 where answers are served]
+    #[arg(long, alias = "prefill-chunk-size", value_name = "N")]
+    pub(crate) prefill_chunk: Option<usize>,
 }
 
 impl ChunkArgs {
-    /// Tokens per pass, at least 1.
-    pub(crate) fn tokens(&self) -> Result<usize> {
+    /// Where one text is generated: large chunks read a prompt fastest.
+    pub(crate) const DEFAULT: usize = 512;
+
+    /// Tokens per pass, at least 1; `default` where nothing is said.
+    pub(crate) fn tokens(&self, default: usize) -> Result<usize> {
         match self.prefill_chunk {
-            0 => bail!("--prefill-chunk must be at least 1"),
-            tokens => Ok(tokens),
+            Some(0) => bail!("--prefill-chunk must be at least 1"),
+            tokens => Ok(tokens.unwrap_or(default)),
         }
     }
 }
@@ -166,7 +169,7 @@ impl ComputeArgs {
             precision,
             dtype,
         };
-        Ok(EngineConfig { ops, kv_mode, prefill_chunk: self.chunk.tokens()? })
+        Ok(EngineConfig { ops, kv_mode, prefill_chunk: self.chunk.tokens(ChunkArgs::DEFAULT)? })
     }
 }
 

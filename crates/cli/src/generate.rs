@@ -15,7 +15,7 @@ use mlxcel_runtime::preflight::{Sized, this_machine};
 use mlxcel_runtime::sampling::{SamplingOptions, SamplingParams};
 
 use crate::advice;
-use crate::args::{Activations, ComputeArgs, KvArgs, ModelArgs};
+use crate::args::{Activations, ChunkArgs, ComputeArgs, KvArgs, ModelArgs};
 use crate::preflight::{self, Planned, PreflightArgs};
 use crate::prompt::PromptArgs;
 use crate::statistics::Report;
@@ -116,7 +116,7 @@ impl Args {
             Some(tokens) => tokens as u64,
             None => DEFAULT_CONTEXT.min(most),
         };
-        let chunk = self.compute.chunk.tokens()? as u64;
+        let chunk = self.compute.chunk.tokens(ChunkArgs::DEFAULT)? as u64;
         let workload = Workload::uniform(context, 1).with_prefill_chunk(chunk);
         advice::print(&model, Some(source), &workload, &this_machine(None)?, self.preflight.json)
     }

@@ -65,7 +65,7 @@ const DOES_NOT_FIT: u8 = 2;
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let workload = Workload::uniform(args.max_tokens, args.batch)
         .with_kv_mode(args.kv.mode()?)
-        .with_prefill_chunk(args.chunk.tokens()? as u64)
+        .with_prefill_chunk(args.chunk.tokens(ChunkArgs::DEFAULT)? as u64)
         .with_quant(args.quant);
     let (model, machine) = (model(&args.model)?, machine(args)?);
     if args.recommend {

@@ -18,6 +18,8 @@ use crate::args::{Activations, ComputeArgs, KvArgs, ModelArgs};
 use crate::preflight::{self, PreflightArgs};
 use crate::terminal::{note, print};
 
+/// Prompt tokens per pass: a short question and all answers wait for the pass of a long prompt.
+const DEFAULT_CHUNK_TOKENS: usize = 128;
 /// The context where `--ctx-size` is 0.
 const DEFAULT_CONTEXT_TOKENS: usize = 8192;
 
@@ -61,6 +63,9 @@ pub(crate) struct Args {
     #[arg(long, default_value = "4MiB", value_name = "SIZE")]
     #[arg(value_parser = |text: &str| parse_bytes("--max-body-bytes", text))]
     max_body_bytes: u64,
+    /// Seconds for a request's head, for its body, and for the next request of a connection
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    read_timeout: u64,
     /// Seconds for what runs when the server is told to end
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     shutdown_timeout: u64,
@@ -92,6 +97,7 @@ impl Args {
         self.preflight.check()?;
         ensure!(self.parallel > 0, "--parallel must be at least 1");
         ensure!(self.max_tokens > 0, "--max-tokens must be at least 1");
+        ensure!(self.read_timeout > 0, "--read-timeout must be at least 1");
         Ok(())
     }
 
@@ -141,6 +147,7 @@ impl Args {
             prompt_cache_bytes: self.prompt_cache_bytes,
             api_key: self.api_key()?,
             max_body_bytes: usize::try_from(self.max_body_bytes).unwrap_or(usize::MAX),
+            read_timeout: Duration::from_secs(self.read_timeout),
             shutdown_timeout: Duration::from_secs(self.shutdown_timeout),
         })
     }
@@ -171,6 +178,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     args.start_logging();
     let source = args.model.source()?;
     let engine = args.compute.engine(args.kv.mode()?, Activations::GENERATING)?;
+    let prefill_chunk = args.compute.chunk.tokens(DEFAULT_CHUNK_TOKENS)?;
+    let engine = EngineConfig { prefill_chunk, ..engine };
     let sized = Sized::read(&source)?;
     let most = sized.spec.max_context_tokens.and_then(|tokens| usize::try_from(tokens).ok());
     let context = args.context(most)?;

@@ -7,14 +7,15 @@ use serde_json::{Value, json};
 
 use super::support::{Server, post};
 
-/// About 300 tokens, so that a whole block can be shared.
+/// From 300 tokens on, so that whole blocks can be shared.
 fn tale(number: usize) -> String {
     let beginning =
         format!("Tale {number}. Once upon a time there was a king who had {number} sons. ");
     let middle = "He said to them: go out into the world, and whoever comes back with the finest \
         ring shall have my kingdom. So they went out, the eldest to the east and the youngest to \
         the west, and they walked until the evening came. ";
-    beginning + &middle.repeat(5)
+    let more = if number < 6 { number % 3 * 5 } else { 0 };
+    beginning + &middle.repeat(5 + more)
 }
 
 fn body(prompt: &str, max_tokens: usize) -> Value {
@@ -25,7 +26,7 @@ fn body(prompt: &str, max_tokens: usize) -> Value {
 fn together(server: &Server, prompts: &[String]) -> Vec<String> {
     std::thread::scope(|scope| {
         let ask = |prompt: &String| {
-            let body = body(prompt, 48);
+            let body = body(prompt, 24);
             scope.spawn(move || server.complete(&body).text())
         };
         let threads: Vec<_> = prompts.iter().map(ask).collect();
@@ -33,29 +34,40 @@ fn together(server: &Server, prompts: &[String]) -> Vec<String> {
     })
 }
 
-/// Alone, among eight, and over a cached prefix; the latter in several cache modes.
+/// Alone, among others, and over a cached prefix, with the default activations, in every mode.
+/// More answers than our kernels take at once, and prompts of one, two and three blocks.
 #[test]
 fn the_text_is_the_same_alone_batched_and_cached() {
-    for mode in ["fp16", "int8", "turbo4", "turbo4-delegated"] {
-        let flags = ["--kv-cache-mode", mode, "--prompt-cache-bytes"];
-        let plain = Server::start(&[flags[0], flags[1], flags[2], "0"]);
-        let prompts: Vec<String> = (0..8).map(tale).collect();
+    const MODES: [&str; 7] =
+        ["fp16", "int8", "fp16+turbo4", "fp16+turbo3", "int8+turbo4", "turbo4", "turbo4-delegated"];
+    let prompts: Vec<String> = (0..10).map(tale).collect();
+    for mode in MODES {
+        let start = |cache| {
+            let flags =
+                ["--parallel", "10", "--kv-cache-mode", mode, "--prompt-cache-bytes", cache];
+            Server::with(1024, &flags, &[])
+        };
+        let plain = start("0");
         let alone: Vec<String> =
-            prompts.iter().map(|prompt| plain.complete(&body(prompt, 48)).text()).collect();
-        // Codes of a quantised cache may flip with the last bit of a sum, and sums over keys are
-        // split by how much there is to compute in a pass.
-        if mode == "fp16" {
-            assert_eq!(together(&plain, &prompts), alone, "{mode}: batched");
-        }
+            prompts.iter().map(|prompt| plain.complete(&body(prompt, 24)).text()).collect();
+        assert_eq!(together(&plain, &prompts), alone, "{mode}: batched");
         assert_eq!(plain.metric("cached_prompt_tokens_total"), 0);
         drop(plain);
 
-        let cached = Server::start(&[flags[0], flags[1], flags[2], "64MiB"]);
-        cached.complete(&body(&prompts[3], 1));
-        let reply = cached.complete(&body(&prompts[3], 48));
-        assert_eq!(reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"], 256);
-        assert_eq!(reply.text(), alone[3], "{mode}: cached");
+        let cached = start("64MiB");
+        for (number, hits) in [(3, [0, 256]), (4, [256, 512]), (5, [512, 768])] {
+            let prompt = &prompts[number];
+            cached.complete(&body(&prompt[..prompt.len() * 2 / 3], 1));
+            for hit in hits {
+                let reply = cached.complete(&body(prompt, 24));
+                assert_eq!(reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"], hit);
+                assert_eq!(reply.text(), alone[number], "{mode}: {hit} tokens cached");
+            }
+        }
         assert!(cached.metric("prompt_cache_bytes") > 0);
+        // Among others that find prefixes too.
+        let found = together(&cached, &prompts[3..6]);
+        assert_eq!(found, alone[3..6], "{mode}: cached and batched");
     }
 }
 
@@ -63,8 +75,8 @@ fn the_text_is_the_same_alone_batched_and_cached() {
 #[test]
 fn the_mlx_kernel_set_serves_prefixes_too() {
     let server = Server::with(512, &["--parallel", "2"], &[("MLXCEL_KERNELS", "mlx")]);
-    let first = server.complete(&body(&tale(1), 4)).text();
-    let again = server.complete(&body(&tale(1), 4));
+    let first = server.complete(&body(&tale(3), 4)).text();
+    let again = server.complete(&body(&tale(3), 4));
     assert_eq!(again.json()["usage"]["prompt_tokens_details"]["cached_tokens"], 256);
     assert_eq!(again.text(), first);
 }

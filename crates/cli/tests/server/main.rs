@@ -7,4 +7,5 @@ mod batching;
 mod limits;
 mod malformed;
 mod nothing_dies;
+mod page;
 mod support;

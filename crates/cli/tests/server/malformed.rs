@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -150,6 +151,44 @@ fn oversized(server: &Server) {
     chunked.extend(b"0\r\n\r\n");
     let answer = server.raw(&chunked);
     assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 413"));
+}
+
+/// Heads and bodies that never end, and connections that ask nothing more.
+#[test]
+fn who_is_slow_is_cut_off() {
+    let server = Server::start(&["--read-timeout", "1"]);
+    let get = "GET /health HTTP/1.1\r\nHost: x\r\n";
+    let cut_off = |beginning: &str, answer: &str| {
+        let mut stream = server.connect();
+        let start = Instant::now();
+        stream.write_all(beginning.as_bytes()).unwrap();
+        let mut read = String::new();
+        let _ = stream.read_to_string(&mut read);
+        assert!(read.starts_with(answer), "{beginning:?}: {read:?}");
+        let waited = start.elapsed().as_secs_f64();
+        assert!((0.9..20.0).contains(&waited), "{beginning:?}: after {waited} s");
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| cut_off("", ""));
+        scope.spawn(|| cut_off(get, ""));
+        scope.spawn(|| cut_off(&format!("{get}\r\n"), "HTTP/1.1 200"));
+        let body = "POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{";
+        scope.spawn(|| cut_off(body, "HTTP/1.1 408"));
+        // One byte at a time does not help.
+        scope.spawn(|| {
+            let mut stream = server.connect();
+            let start = Instant::now();
+            for byte in format!("{get}X: ").bytes().chain(std::iter::repeat(b'y')) {
+                if stream.write_all(&[byte]).is_err() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+                assert!(start.elapsed() < Duration::from_secs(20), "it goes on");
+            }
+        });
+    });
+    good(&server);
+    server.terminate();
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //! Owns no formula. A request is a [`Sequence`]; all that run and the one that asks are a
 //! [`Workload`], and the same function that sizes a load before it happens says whether it fits.
 //! Blocks that sequences and cached prefixes share are held once: they are taken off what is
-//! available, and the sequences over them count only what they add.
+//! available, and the sequences over them count only what they add. So is what the process itself
+//! holds, where the limit was set for all of it.
 
 use mlxcel_estimator::{
     EstimatorError, KvMode, Machine, MemoryEstimate, Sequence, Solver, Workload,
@@ -19,7 +20,10 @@ pub(super) const LEAST_CHUNK_TOKENS: u64 = 32;
 #[derive(Clone, Debug)]
 pub(super) struct Admission {
     model: Sized,
+    /// What is available to the model.
     machine: Machine,
+    /// What the process holds besides, if that counts.
+    process_bytes: u64,
     kv_mode: KvMode,
     chunk_tokens: u64,
     /// Tokens that a sequence may have.
@@ -29,7 +33,7 @@ pub(super) struct Admission {
 /// A request that does not fit even alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TooLarge {
-    /// What it needs, weights and headroom included.
+    /// What it needs, weights, headroom and the process itself included.
     pub(super) estimated_bytes: u64,
     /// What there is.
     pub(super) limit_bytes: u64,
@@ -66,12 +70,24 @@ impl Admission {
         context_tokens: usize,
     ) -> Self {
         let (chunk_tokens, context_tokens) = (chunk_tokens as u64, context_tokens as u64);
-        Self { model, machine, kv_mode, chunk_tokens, context_tokens }
+        Self { model, machine, process_bytes: 0, kv_mode, chunk_tokens, context_tokens }
+    }
+
+    /// Leaves this much of the limit to the process itself.
+    pub(super) fn beside_process(mut self, process_bytes: u64) -> Self {
+        self.machine = self.machine(process_bytes);
+        self.process_bytes = process_bytes;
+        self
     }
 
     /// What may be used; `None` where nothing limits.
     pub(super) fn limit_bytes(&self) -> Option<u64> {
-        self.machine.available_bytes
+        self.machine.available_bytes.map(|bytes| bytes.saturating_add(self.process_bytes))
+    }
+
+    /// What of the limit the process itself takes.
+    pub(super) fn process_bytes(&self) -> u64 {
+        self.process_bytes
     }
 
     /// Tokens that the model knows.
@@ -120,15 +136,14 @@ impl Admission {
     ) -> Result<Option<TooLarge>, EstimatorError> {
         let chunk = LEAST_CHUNK_TOKENS.min(self.chunk_tokens);
         let estimate = self.estimate(sequences, chunk)?;
-        let Some(limit_bytes) = estimate.available_bytes.filter(|_| estimate.fits == Some(false))
-        else {
+        let Some(limit_bytes) = self.limit_bytes().filter(|_| estimate.fits == Some(false)) else {
             return Ok(None);
         };
         let workload = self.workload(&[], chunk);
         let solver = self.solver(&self.machine);
         let longest = solver.max_context(&workload, 1)?.value.unwrap_or(u64::MAX);
         let max_context_tokens = longest.min(self.context_tokens);
-        let estimated_bytes = estimate.total_bytes;
+        let estimated_bytes = estimate.total_bytes.saturating_add(self.process_bytes);
         Ok(Some(TooLarge { estimated_bytes, limit_bytes, max_context_tokens }))
     }
 
@@ -185,6 +200,12 @@ mod tests {
         let most = usize::try_from(refused.max_context_tokens).unwrap();
         assert_eq!(admission.too_large(&[sequence(0, most, 1)]).unwrap(), None);
         assert!(admission.too_large(&[sequence(0, most + 1, 1)]).unwrap().is_some());
+
+        let beside = admission.beside_process(10 << 20);
+        let less = beside.too_large(&wanted).unwrap().unwrap();
+        assert_eq!(less.estimated_bytes, refused.estimated_bytes + (10 << 20));
+        assert_eq!((less.limit_bytes, beside.limit_bytes()), (64 << 20, Some(64 << 20)));
+        assert!(less.max_context_tokens < refused.max_context_tokens);
     }
 
     #[test]

@@ -18,10 +18,6 @@ use tokio::sync::{Semaphore, watch};
 
 use super::error::ApiError;
 
-/// Time for a request's head, and for the next request of an open connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Time for a request's body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a request's head.
 const HEAD_BYTES: usize = 32 << 10;
 /// Headers of a request.
@@ -29,13 +25,21 @@ const HEADERS: usize = 64;
 /// Connections at once; more wait in the system's queue.
 const CONNECTIONS: usize = 512;
 
-/// Accepts connections until `end` completes, and lets those that are open finish their request
-/// for at most `grace`.
+/// How long clients may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// For a request's head, and for the next request of an open connection.
+    pub(super) head: Duration,
+    /// For open requests once the server ends.
+    pub(super) end: Duration,
+}
+
+/// Accepts connections until `end` completes, and lets those that are open finish their request.
 pub(super) async fn accept(
     listener: TcpListener,
     router: Router,
     end: impl Future<Output = ()>,
-    grace: Duration,
+    patience: Patience,
 ) {
     let (ending, watched) = watch::channel(false);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
@@ -53,7 +57,7 @@ pub(super) async fn accept(
             Ok((stream, _)) => {
                 let (router, watched) = (router.clone(), watched.clone());
                 tokio::spawn(async move {
-                    connection(stream, router, watched).await;
+                    connection(stream, router, watched, patience.head).await;
                     drop(place);
                 });
             }
@@ -67,19 +71,24 @@ pub(super) async fn accept(
     drop(listener);
     ending.send_replace(true);
     drop(watched);
-    if tokio::time::timeout(grace, ending.closed()).await.is_err() {
+    if tokio::time::timeout(patience.end, ending.closed()).await.is_err() {
         tracing::warn!("some clients did not read their answers in time");
     }
 }
 
 /// Serves one connection.
-async fn connection(stream: TcpStream, router: Router, mut ending: watch::Receiver<bool>) {
+async fn connection(
+    stream: TcpStream,
+    router: Router,
+    mut ending: watch::Receiver<bool>,
+    head_timeout: Duration,
+) {
     // Tokens are small packets that must not wait for each other.
     let _ = stream.set_nodelay(true);
     let service = TowerToHyperService::new(router);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(head_timeout)
         .max_buf_size(HEAD_BYTES)
         .max_headers(HEADERS)
         .serve_connection(TokioIo::new(stream), service);
@@ -96,18 +105,22 @@ async fn connection(stream: TcpStream, router: Router, mut ending: watch::Receiv
     }
 }
 
-/// A whole body of at most `limit` bytes.
+/// A whole body of at most `limit` bytes, which has to be there in time.
 ///
 /// # Errors
 /// 413, 408, or 400 for one that breaks off.
-pub(super) async fn read_body(request: Request, limit: usize) -> Result<Bytes, ApiError> {
+pub(super) async fn read_body(
+    request: Request,
+    limit: usize,
+    time: Duration,
+) -> Result<Bytes, ApiError> {
     let length = request.headers().get(header::CONTENT_LENGTH);
     let length = length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > limit as u64) {
         return Err(ApiError::large_body(limit));
     }
     let body = axum::body::to_bytes(request.into_body(), limit.saturating_add(1));
-    match tokio::time::timeout(BODY_TIMEOUT, body).await {
+    match tokio::time::timeout(time, body).await {
         Err(_) => Err(ApiError::slow()),
         Ok(Ok(bytes)) if bytes.len() <= limit => Ok(bytes),
         Ok(Ok(_)) => Err(ApiError::large_body(limit)),

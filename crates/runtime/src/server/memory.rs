@@ -11,14 +11,17 @@ pub(super) fn budget(app: &App, served: &Served) -> Value {
     let snapshot = served.shared.snapshot();
     let usage = Usage::now();
     let limit = served.admission.limit_bytes();
-    let counted = snapshot
-        .weights_bytes
+    let process = served.admission.process_bytes();
+    let counted = process
+        .saturating_add(snapshot.weights_bytes)
         .saturating_add(snapshot.held_bytes)
         .saturating_add(snapshot.kv_reserved_bytes)
-        .saturating_add(snapshot.scratch_bytes);
+        .saturating_add(snapshot.scratch_bytes)
+        .saturating_add(snapshot.headroom_bytes);
     json!({
         "system": { "memory_total_bytes": app.total_memory_bytes },
         "limit_bytes": limit,
+        "process_bytes": process,
         "weights_bytes": snapshot.weights_bytes,
         "kv": {
             "used_bytes": snapshot.kv_used_bytes,

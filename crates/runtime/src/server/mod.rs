@@ -18,6 +18,7 @@ mod scheduler;
 mod sequence;
 mod shared;
 mod stream;
+mod turns;
 mod watch;
 mod worker;
 
@@ -28,7 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use mlxcel_estimator::Machine;
+use mlxcel_estimator::{AvailableSource, Machine};
 
 use self::admission::Admission;
 use self::job::Command;
@@ -67,6 +68,8 @@ pub struct ServerConfig {
     pub api_key: Option<String>,
     /// Largest body that is read.
     pub max_body_bytes: usize,
+    /// How long a request's head may take, its body, and the next request of a connection.
+    pub read_timeout: Duration,
     /// How long requests may go on after the first signal to end.
     pub shutdown_timeout: Duration,
 }
@@ -114,8 +117,11 @@ pub fn serve(
         let listener = tokio::net::TcpListener::from_std(listener).map_err(address)?;
         ready(bound);
         let end = ended(Arc::clone(&app), config.shutdown_timeout);
-        let grace = config.shutdown_timeout.saturating_add(READING_TIME);
-        http::accept(listener, routes::router(Arc::clone(&app)), end, grace).await;
+        let patience = http::Patience {
+            head: config.read_timeout,
+            end: config.shutdown_timeout.saturating_add(READING_TIME),
+        };
+        http::accept(listener, routes::router(Arc::clone(&app)), end, patience).await;
         Ok(())
     });
     send(&app, Command::Stop);
@@ -147,6 +153,7 @@ fn load(config: &ServerConfig, serving: Serving) -> Result<Loaded> {
         total_memory_bytes,
         api_key: config.api_key.clone(),
         max_body_bytes: config.max_body_bytes,
+        read_timeout: config.read_timeout,
         ending: AtomicBool::new(false),
         started: SystemTime::now(),
     };
@@ -166,12 +173,18 @@ fn start(
         machine.available_bytes.map_or(1 << 30, |bytes| bytes.saturating_sub(weights) / 4)
     });
     let EngineConfig { kv_mode, prefill_chunk, .. } = config.engine;
+    // A limit that somebody set is one for the whole process; what was measured as available comes
+    // on top of what the process has.
+    let resident = resident_bytes().unwrap_or(0);
+    let (process_bytes, baseline_bytes) = match machine.available_source {
+        AvailableSource::MemoryLimitVariable => (resident, 0),
+        _ => (0, resident),
+    };
     let admission = Admission::new(sized, machine, kv_mode, prefill_chunk, config.context_tokens);
-    let admission = Arc::new(admission);
+    let admission = Arc::new(admission.beside_process(process_bytes));
     let shared = Arc::new(Shared::new(config.parallel, config.max_queue_depth));
     let (tokenizer, engine_config) = (text.tokenizer().clone(), config.engine.clone());
     let (for_thread, shared_too) = (Arc::clone(&admission), Arc::clone(&shared));
-    let baseline_bytes = resident_bytes().unwrap_or(0);
     let watch = Watch::new(admission.limit_bytes(), baseline_bytes);
     let (commands, thread) = worker::spawn(move || {
         let engine = Engine::load(&source, engine_config, &mut NoProgress)?;

@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -37,6 +37,7 @@ pub(super) struct App {
     pub(super) total_memory_bytes: Option<u64>,
     pub(super) api_key: Option<String>,
     pub(super) max_body_bytes: usize,
+    pub(super) read_timeout: Duration,
     /// Whether the server is ending.
     pub(super) ending: AtomicBool,
     pub(super) started: SystemTime,
@@ -53,7 +54,7 @@ pub(super) struct Served {
     /// Tokens of an answer where nothing is said.
     pub(super) max_tokens: usize,
     pub(super) jobs: AtomicU64,
-    /// What was resident before the load.
+    /// What was resident before the load, where that does not count.
     pub(super) baseline_bytes: u64,
 }
 
@@ -71,6 +72,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(metrics_route))
         .route_layer(from_fn_with_state(Arc::clone(&app), authorize))
         .route("/health", get(health))
+        .route("/", get(page))
         .fallback(async || ApiError::no_route())
         .method_not_allowed_fallback(async || ApiError::method())
         .with_state(app)
@@ -94,6 +96,11 @@ impl App {
         self.model.as_ref().map_err(|message| ApiError::not_loaded(message))
     }
 
+    /// The body of a request.
+    async fn read(&self, request: Request) -> Result<Bytes, ApiError> {
+        read_body(request, self.max_body_bytes, self.read_timeout).await
+    }
+
     /// Fails for another model than the one that is served.
     fn check_name(&self, name: Option<&str>) -> Result<(), ApiError> {
         match name {
@@ -114,7 +121,7 @@ async fn completions(State(app): State<Arc<App>>, request: Request) -> Reaction 
 /// Both APIs: read, understand, submit, answer.
 async fn complete(app: Arc<App>, request: Request, api: Api) -> Reaction {
     app.served()?;
-    let bytes = read_body(request, app.max_body_bytes).await?;
+    let bytes = app.read(request).await?;
     let worker = Arc::clone(&app);
     // Templates and tokenizers take a while for long texts; other connections must not wait.
     let (asked, max_tokens) = blocking(move || {
@@ -253,7 +260,7 @@ async fn models(State(app): State<Arc<App>>) -> Reaction {
     let created = app.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let model = json!({
         "id": app.name, "object": "model", "created": created, "owned_by": "mlxcel",
-        "context_length": served.context,
+        "context_length": served.context, "chat": served.text.template().is_some(),
     });
     Ok(json_response(
         StatusCode::OK,
@@ -272,6 +279,19 @@ async fn health(State(app): State<Arc<App>>) -> Reaction {
     Ok(json_response(StatusCode::OK, &json!({ "status": "ok" })))
 }
 
+/// The page: it has nothing of the model's, and asks for the key where there is one.
+async fn page() -> Response {
+    const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
+        script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; \
+        form-action 'none'; frame-ancestors 'none'";
+    let body = Body::from(include_str!("page.html"));
+    let mut response = response(StatusCode::OK, "text/html; charset=utf-8", body);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
 async fn memory_route(State(app): State<Arc<App>>) -> Reaction {
     let value: Value = memory::budget(&app, app.served()?);
     Ok(json_response(StatusCode::OK, &value))
@@ -284,7 +304,7 @@ async fn metrics_route(State(app): State<Arc<App>>) -> Reaction {
 
 async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Reaction {
     app.served()?;
-    let bytes = read_body(request, app.max_body_bytes).await?;
+    let bytes = app.read(request).await?;
     blocking(move || {
         let body: Tokenize = parse_json(&bytes)?;
         let tokenizer = app.served()?.text.tokenizer();
@@ -300,7 +320,7 @@ async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Reaction {
 
 async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Reaction {
     app.served()?;
-    let bytes = read_body(request, app.max_body_bytes).await?;
+    let bytes = app.read(request).await?;
     blocking(move || {
         let body: Detokenize = parse_json(&bytes)?;
         let tokenizer = app.served()?.text.tokenizer();

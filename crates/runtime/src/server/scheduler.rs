@@ -1,9 +1,7 @@
-//! Continuous batching: what each pass computes, who joins, and who leaves.
+//! Continuous batching: who joins, what each pass computes, and who leaves.
 //!
-//! A pass is one token of every answer that is being written, and one chunk of one prompt. Which
-//! prompt: in turn the one with the least left to read, so that a short question does not wait for
-//! a long one, and the oldest, so that the long one is read too. Jobs join in the order in which
-//! they came, as soon as the estimator says that they fit beside what runs.
+//! Jobs join in the order in which they came, as soon as the estimator says that they fit beside
+//! what runs. Whose turn it then is, [`super::turns`] says.
 //!
 //! Lives on the engine's thread. Invariant: what is admitted fits, together with what is held.
 
@@ -11,23 +9,21 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mlxcel_core::{KernelSet, SequenceCache, SequenceRun};
-use mlxcel_estimator::Sequence;
+use mlxcel_core::{FEW_TOKENS, KernelSet, SequenceCache, SequenceRun};
+use mlxcel_estimator::{MemoryEstimate, Sequence};
 
 use super::admission::{Admission, answers};
 use super::error::ApiError;
 use super::job::{Event, Job};
 use super::prefix::{PrefixCache, distinct_bytes, whole_blocks};
-use super::sequence::{Answer, Chunks};
+use super::sequence::Answer;
 use super::shared::{RequestMemory, Shared, Snapshot};
+use super::turns::{Pass, Turns};
 use super::watch::{Pressure, Watch};
 use crate::engine::{Engine, Finish, LogitRows};
 use crate::memory::Usage;
 use crate::text::Tokenizer;
 use crate::{Error, Result};
-
-/// Prompt tokens of a pass while answers are being written: they wait for the whole pass.
-const CHUNK_BESIDE_ANSWERS: usize = 128;
 
 /// Everything that runs or waits.
 pub(super) struct Scheduler {
@@ -43,8 +39,7 @@ pub(super) struct Scheduler {
     parallel: usize,
     /// Prompt tokens per pass with which everything that runs fits.
     chunk: usize,
-    /// Whether the next chunk is the oldest prompt's.
-    oldest_next: bool,
+    turns: Turns,
     published: Option<Instant>,
 }
 
@@ -68,7 +63,7 @@ impl Scheduler {
             queue: VecDeque::new(),
             running: Vec::new(),
             prefixes: PrefixCache::new(prompt_cache_bytes),
-            oldest_next: false,
+            turns: Turns::default(),
             published: None,
         };
         scheduler.publish(true);
@@ -93,14 +88,17 @@ impl Scheduler {
         if pressure == Pressure::None || self.running.is_empty() {
             self.admit();
         }
-        let plan = self.plan();
-        if !plan.is_empty() {
-            match self.compute(&plan) {
-                Ok(logits) => {
-                    self.snapshot(&plan);
-                    self.take(&plan, &logits);
-                }
-                Err(error) => self.fail_newest(error.into()),
+        let unread = |answer: &Answer| answer.prefilling().then(|| answer.unread());
+        let unread: Vec<_> = self.running.iter().map(unread).collect();
+        if let Some(pass) = self.turns.next(&unread, self.chunk) {
+            let mut logits = Vec::new();
+            let result = self.compute(&pass, &mut logits);
+            if let (Pass::Read(index), true) = (&pass, result.is_ok()) {
+                self.snapshot(*index);
+            }
+            self.take(&pass, &logits);
+            if let Err(error) = result {
+                self.fail_newest(error.into());
             }
         }
         let changed = before != (self.queue.len(), self.running.len());
@@ -261,55 +259,55 @@ impl Scheduler {
         }
     }
 
-    /// Which answers take part in the next pass: all that are being written, then one prompt.
-    fn plan(&mut self) -> Vec<usize> {
-        let prompts = || (0..self.running.len()).filter(|i| self.running[*i].prefilling());
-        let prompt = match self.oldest_next {
-            true => prompts().next(),
-            false => prompts().min_by_key(|i| self.running[*i].unread()),
-        };
-        self.oldest_next = prompt != prompts().next();
-        let mut plan: Vec<usize> =
-            (0..self.running.len()).filter(|i| !self.running[*i].prefilling()).collect();
-        plan.extend(prompt);
-        plan
+    /// Runs a pass; adds a row of logits per answer, none where only a part of a prompt was read.
+    fn compute(&self, pass: &Pass, logits: &mut Vec<f32>) -> Result<()> {
+        match pass {
+            Pass::Read(index) => {
+                let Some(answer) = self.running.get(*index) else { return Ok(()) };
+                let tokens = answer.next_tokens(self.chunk);
+                let partial = answer.unread() > tokens.len();
+                let rows = if partial { LogitRows::None } else { LogitRows::Last };
+                let run = SequenceRun { tokens, cache: &answer.cache };
+                logits.append(&mut self.engine.forward(&[run], rows)?);
+                Ok(())
+            }
+            Pass::Write(answers) => self.write(answers, logits),
+        }
     }
 
-    /// Runs the pass; one row of logits per answer, none where only a part of a prompt was read.
-    fn compute(&self, plan: &[usize]) -> Result<Vec<f32>> {
-        let answers: Vec<&Answer> = plan.iter().filter_map(|i| self.running.get(*i)).collect();
-        let writing = answers.iter().filter(|answer| !answer.prefilling()).count();
-        let bulk = if writing > 0 { self.chunk.min(CHUNK_BESIDE_ANSWERS) } else { self.chunk };
-        let chunks = Chunks { bulk, tail: self.chunk };
-        let runs: Vec<SequenceRun<'_>> = answers
-            .iter()
-            .map(|answer| SequenceRun { tokens: answer.next_tokens(chunks), cache: &answer.cache })
-            .collect();
-        let partial =
-            answers.last().is_some_and(|last| last.unread() > last.next_tokens(chunks).len());
-        let rows = if partial && writing == 0 { LogitRows::None } else { LogitRows::Last };
-        self.engine.forward(&runs, rows)
+    /// Computes a token of each of `answers`. Our kernels give a few tokens at once what each
+    /// would get alone; more answers are computed a few at a time.
+    fn write(&self, answers: &[usize], logits: &mut Vec<f32>) -> Result<()> {
+        let at_once = if self.shares() { FEW_TOKENS } else { answers.len() };
+        for some in answers.chunks(at_once.max(1)) {
+            let answers = some.iter().filter_map(|index| self.running.get(*index));
+            let runs: Vec<SequenceRun<'_>> = answers
+                .map(|a| SequenceRun { tokens: a.next_tokens(self.chunk), cache: &a.cache })
+                .collect();
+            logits.append(&mut self.engine.forward(&runs, LogitRows::Last)?);
+        }
+        Ok(())
     }
 
     /// Keeps states that cannot go back where a later prompt can go on from them: behind the last
     /// whole block of a prompt, which is the end of a pass.
-    fn snapshot(&mut self, plan: &[usize]) {
-        for answer in plan.iter().filter_map(|i| self.running.get(*i)) {
-            if !answer.cache.can_trim() && answer.at_last_block() {
-                keep(&mut self.prefixes, answer);
-            }
+    fn snapshot(&mut self, index: usize) {
+        let Some(answer) = self.running.get(index) else { return };
+        if !answer.cache.can_trim() && answer.at_last_block() {
+            keep(&mut self.prefixes, answer);
         }
     }
 
     /// Hands each answer of the pass its logits.
-    fn take(&mut self, plan: &[usize], logits: &[f32]) {
+    fn take(&mut self, pass: &Pass, logits: &[f32]) {
+        let answers = match pass {
+            Pass::Write(answers) => answers.as_slice(),
+            Pass::Read(answer) => std::slice::from_ref(answer),
+        };
         let mut joined = Vec::new();
         let mut failed = Vec::new();
-        for (index, row) in plan.iter().zip(logits.chunks_exact(self.engine.vocab())) {
+        for (index, row) in answers.iter().zip(logits.chunks_exact(self.engine.vocab())) {
             let Some(answer) = self.running.get_mut(*index) else { continue };
-            if answer.unread() > 0 {
-                continue;
-            }
             let mut others = Vec::new();
             let mut result = Ok(());
             if answer.prefilling() {
@@ -396,14 +394,15 @@ impl Scheduler {
         self.published = Some(Instant::now());
         let accounts: Vec<Sequence> = self.running.iter().flat_map(Answer::account).collect();
         let Ok(estimate) = self.admission.estimate(&accounts, self.chunk as u64) else { return };
-        let kv = |e: Option<u64>| e.unwrap_or(0);
+        let request = |answer: &Answer| {
+            let estimate = self.admission.estimate(&answer.account(), self.chunk as u64);
+            RequestMemory::of(answer, estimate.map_or(0, |estimate| sequence_bytes(&estimate)))
+        };
         let held = self.held_bytes(None);
         let snapshot = Snapshot {
             weights_bytes: estimate.weights.bytes,
             kv_used_bytes: distinct_bytes(self.running.iter().map(|a| &a.cache)),
-            kv_reserved_bytes: kv(estimate.kv_cache_bytes)
-                + kv(estimate.kv_scale_bytes)
-                + kv(estimate.recurrent_state_bytes),
+            kv_reserved_bytes: sequence_bytes(&estimate),
             held_bytes: held,
             prefix_bytes: distinct_bytes(self.prefixes.caches()),
             prefix_entries: self.prefixes.len(),
@@ -414,11 +413,17 @@ impl Scheduler {
             headroom_bytes: estimate.runtime_headroom_bytes,
             prefill_chunk_tokens: self.chunk,
             waiting: self.queue.len(),
-            requests: self.running.iter().map(RequestMemory::of).collect(),
+            requests: self.running.iter().map(request).collect(),
         };
         self.count_slots();
         self.shared.store(snapshot);
     }
+}
+
+/// What an estimate counts for sequences: keys, values, states.
+fn sequence_bytes(estimate: &MemoryEstimate) -> u64 {
+    let parts = [estimate.kv_cache_bytes, estimate.kv_scale_bytes, estimate.recurrent_state_bytes];
+    parts.into_iter().flatten().sum()
 }
 
 /// Keeps the whole blocks of an answer for later prompts.

@@ -32,15 +32,6 @@ pub(super) struct Answer {
     pub(super) finished: Option<Finish>,
 }
 
-/// How many prompt tokens a pass may have.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Chunks {
-    /// Of whole blocks.
-    pub(super) bulk: usize,
-    /// Of what follows them.
-    pub(super) tail: usize,
-}
-
 impl Answer {
     /// The first answer to `job`, with the part of its prompt that is in `hit`.
     ///
@@ -105,15 +96,15 @@ impl Answer {
         self.generated == 0
     }
 
-    /// The next tokens to compute: a chunk of the prompt, or the last token. What follows the
-    /// prompt's last whole block is a chunk of its own, whether the blocks before it are read or
-    /// were cached: equal chunks are computed equally to the last bit.
-    pub(super) fn next_tokens(&self, chunks: Chunks) -> &[u32] {
+    /// The next tokens to compute: up to `chunk` of the prompt, or the last token. What follows
+    /// the prompt's last whole block is a chunk of its own, whether the blocks before it are read
+    /// or were cached: equal chunks are computed equally to the last bit.
+    pub(super) fn next_tokens(&self, chunk: usize) -> &[u32] {
         let (done, prompt) = (self.cache.tokens(), self.job.prompt.len());
         let blocks = prefix::whole_blocks(prompt - 1);
         let end = match self.prefilling() {
-            true if done < blocks => (done + chunks.bulk).min(blocks),
-            true => (done + chunks.tail).min(prompt),
+            true if done < blocks => (done + chunk).min(blocks),
+            true => (done + chunk).min(prompt),
             false => self.history.len(),
         };
         self.history.get(done..end).unwrap_or_default()

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use mlxcel_core::SequenceCache;
 use serde::Serialize;
 
 use super::sequence::Answer;
@@ -103,13 +104,19 @@ pub(super) struct RequestMemory {
     cache_tokens: usize,
     generated_tokens: usize,
     max_tokens: usize,
+    /// What it holds, shared blocks included.
     kv_bytes: u64,
+    /// Of that, what it shares with others.
+    shared_bytes: u64,
+    /// What it may come to hold beside what it shares.
+    reserved_bytes: u64,
     tokens_per_second: Option<f64>,
 }
 
 impl RequestMemory {
-    /// What `answer` holds now.
-    pub(super) fn of(answer: &Answer) -> Self {
+    /// What `answer` holds now, of the `reserved_bytes` that it may.
+    pub(super) fn of(answer: &Answer, reserved_bytes: u64) -> Self {
+        let shared = answer.shared.as_ref().map_or(0, SequenceCache::allocated_bytes);
         Self {
             id: answer.job.id,
             answer: answer.index,
@@ -118,6 +125,8 @@ impl RequestMemory {
             generated_tokens: answer.generated,
             max_tokens: answer.job.max_tokens,
             kv_bytes: answer.cache.allocated_bytes() as u64,
+            shared_bytes: shared as u64,
+            reserved_bytes,
             tokens_per_second: answer.first_token.and_then(|first| rate(answer.generated, first)),
         }
     }

@@ -27,7 +27,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Watches `limit_bytes`, or nothing; `baseline_bytes` were resident before the load.
+    /// Watches `limit_bytes`, or nothing; `baseline_bytes` are resident and do not count.
     pub(super) fn new(limit_bytes: Option<u64>, baseline_bytes: u64) -> Self {
         Self { limit_bytes, baseline_bytes, last: None }
     }
@@ -47,8 +47,8 @@ impl Watch {
     }
 }
 
-/// Resident bytes since the process held `baseline_bytes`, which no estimate counts; or MLX's
-/// where those are more, as on a GPU of its own memory.
+/// Resident bytes beyond `baseline_bytes`, or MLX's where those are more, as on a GPU of its own
+/// memory.
 pub(super) fn used_bytes(usage: &Usage, baseline_bytes: u64) -> u64 {
     let resident = usage.resident_bytes.unwrap_or(0).saturating_sub(baseline_bytes);
     resident.max(usage.mlx_active_bytes.unwrap_or(0) as u64)
