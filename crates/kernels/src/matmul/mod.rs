@@ -6,6 +6,7 @@
 //! bound). Neither keeps a second copy of a matrix. Biases are added by the caller.
 
 mod ahead;
+mod coding;
 mod dense;
 mod dot;
 mod driver;
@@ -21,6 +22,7 @@ use crate::elementwise::{self, Glu};
 use crate::error::{KernelError, Result, check_len};
 use crate::pool::Pool;
 use crate::weights::WeightMatrix;
+pub use driver::Layer;
 use driver::{Job, run_jobs};
 pub use experts::{Expert, Routes, experts, matmul_heads};
 use input::Source;
@@ -73,7 +75,7 @@ pub fn matmul(
         check_len("columns of a matrix", weights.cols(), cols)?;
         check_len("output of a product", out.len(), tokens * weights.rows())?;
         jobs.push(Job {
-            weights: *weights,
+            layer: Layer::plain(*weights),
             glu: None,
             tokens: 0..tokens,
             out: Out::new(out, weights.rows(), None),
@@ -106,7 +108,8 @@ pub fn matmul_glu(
         return elementwise::glu(pool, activation, out, &other);
     }
     let out = Out::new(out, gate.rows(), None);
-    let job = Job { weights: gate, glu: Some((up, activation)), tokens: 0..tokens, out };
+    let (layer, up) = (Layer::plain(gate), Layer::plain(up));
+    let job = Job { layer, glu: Some((up, activation)), tokens: 0..tokens, out };
     run_jobs(pool, Source { x, cols, gather: None }, tokens, &[job], precision)
 }
 
