@@ -150,7 +150,7 @@ impl Coding {
         }
         let Weights::Affine { bits, group_size, .. } = weights else { return Self::Floats };
         let columns = spec.shape.last().copied().unwrap_or(1);
-        if columns % u64::from(group_size) == 0 && spec.is_quantisable() {
+        if columns.is_multiple_of(u64::from(group_size)) && spec.is_quantisable() {
             return Self::Affine(Affine { bits, group_size });
         }
         Self::Floats

@@ -82,12 +82,12 @@ impl Config {
         if sizes.iter().any(|size| *size == 0 || *size > MAX_SIZE) {
             return wrong(format!("a size is none of a model's: {sizes:?}"));
         }
-        if self.num_attention_heads == 0 || self.hidden_size % self.num_attention_heads != 0 {
+        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             let (hidden, heads) = (self.hidden_size, self.num_attention_heads);
             return wrong(format!("hidden_size ({hidden}) does not divide into {heads} heads"));
         }
         let (side, small) = (self.image_size / self.patch_size, tokens.isqrt());
-        if small == 0 || small * small != tokens || side % small != 0 {
+        if small == 0 || small * small != tokens || !side.is_multiple_of(small) {
             return wrong(format!(
                 "{side}² patches do not make {tokens} tokens (mm_tokens_per_image)"
             ));
