@@ -198,11 +198,12 @@ unsafe fn pack_groups<'c, S: Simd, C: Coding<'c>>(
     unsafe {
         let mut rows = [[[0.0f32; LANES]; LANES]; 2];
         for first in (0..groups).step_by(LANES) {
-            for i in 0..LANES {
+            let [scale_rows, bias_rows] = &mut rows;
+            for (i, (scale_row, bias_row)) in scale_rows.iter_mut().zip(bias_rows).enumerate() {
                 let at = source.start(i) + first * weights.group();
                 let (scales, biases) = weights.groups(simd, at, (groups - first).min(LANES));
-                simd.store(rows[0][i].as_mut_ptr(), scales);
-                simd.store(rows[1][i].as_mut_ptr(), biases);
+                simd.store(scale_row.as_mut_ptr(), scales);
+                simd.store(bias_row.as_mut_ptr(), biases);
             }
             for (rows, target) in rows.iter().zip([tile.scales, tile.biases]) {
                 let target = target.add(first * LANES);

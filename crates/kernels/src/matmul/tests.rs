@@ -100,7 +100,7 @@ fn affine_products_span_column_blocks_and_panels() {
 /// The sixteen 4-bit floats of OCP's MX specification, and a few of its scales.
 #[test]
 fn codes_of_mxfp4_are_what_the_specification_says() {
-    let codes: Vec<u8> = (0..8).map(|i| 2 * i | (2 * i + 1) << 4).chain([0; 8]).collect();
+    let codes: Vec<u8> = (0..8).map(|i| (2 * i) | ((2 * i + 1) << 4)).chain([0; 8]).collect();
     let magnitudes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
     for (scale, factor) in [(127, 1.0), (128, 2.0), (120, 0.007_812_5), (0, 2f32.powi(-127))] {
         let weights = WeightMatrix::mxfp4(1, 32, &codes, std::slice::from_ref(&scale)).unwrap();
