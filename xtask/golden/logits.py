@@ -4,6 +4,7 @@ CHECKPOINTS/NAME/VARIANT are the checkpoints that xtask made; GOLDENS/NAME.safet
 written. xtask/src/golden.rs says what is in it. The prompt of a golden that is there stays.
 """
 
+import math
 import pathlib
 import sys
 import zlib
@@ -30,7 +31,8 @@ def gather_in_f32(self, x, indices, sorted_indices=False):
     y = mx.gather_mm(
         x.astype(mx.float32), weight, rhs_indices=indices, sorted_indices=sorted_indices
     )
-    return y.astype(x.dtype)
+    y = y.astype(x.dtype)
+    return y + mx.expand_dims(self["bias"][indices], -2) if "bias" in self else y
 
 
 SwitchLinear.__call__ = gather_in_f32
@@ -66,6 +68,25 @@ def add_factors(model, config):
         attention = layer.self_attn
         attention.k_proj.weight = attention.k_proj.weight * config["key_multiplier"]
         attention.v_proj.weight = attention.v_proj.weight * config["attention_in_multiplier"]
+def untruncate(model, config):
+    """YaRN without whole dimensions as its ramp's ends, which mlx-lm leaves out (gpt-oss)."""
+    scaling = config.get("rope_scaling") or {}
+    if scaling.get("truncate", True):
+        return
+    dims, base = config["head_dim"], config["rope_theta"]
+
+    def correction(rotations):
+        context = scaling["original_max_position_embeddings"]
+        return dims * math.log(context / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(correction(scaling["beta_fast"]), 0)
+    high = min(correction(scaling["beta_slow"]), dims - 1)
+    keep = 1 - mx.clip((mx.arange(dims // 2) - low) / (high - low), 0, 1)
+    plain = base ** (mx.arange(0, dims, 2, dtype=mx.float32) / dims)
+    stretched = scaling["factor"] * plain
+    for layer in model.layers:
+        freqs = stretched * plain / (stretched * keep + plain * (1 - keep))
+        layer.self_attn.rope._freqs = freqs
 
 
 def forward(model, tokens, cache=None):
@@ -80,6 +101,7 @@ def goldens(folder, dtype, tokens):
     model.set_dtype(dtype)
     add_windows(model, config)
     add_factors(model, config)
+    untruncate(model, config)
     full = forward(model, tokens)
     cache = make_prompt_cache(model)
     forward(model, tokens[: TOKENS - DECODED], cache)

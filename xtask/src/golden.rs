@@ -14,6 +14,9 @@
 //! | `VARIANT.top1` | `[300]` i32 | argmax at every position of that pass |
 //! | `VARIANT.decode` | `[d, vocab]` | the last d tokens one by one, after a prefill of the rest |
 //!
+//! `golden/gemma3-vision-images.safetensors` is what mlx-vlm computes on the `f32` checkpoint of that
+//! configuration from a picture (`xtask/golden/vision.py` says what is in it).
+//!
 //! The metadata holds the versions and the checksum of each checkpoint (`VARIANT.crc32`).
 
 use crate::paths::workspace_root;
@@ -84,6 +87,11 @@ pub fn path(name: &str) -> PathBuf {
     tests_folder().join(format!("golden/{name}.safetensors"))
 }
 
+/// The goldens of configuration `name` with images.
+pub fn images_path(name: &str) -> PathBuf {
+    tests_folder().join(format!("golden/{name}-images.safetensors"))
+}
+
 /// Makes all goldens anew, or the logits of some configurations.
 ///
 /// # Errors
@@ -111,6 +119,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let goldens = tests_folder().join("golden");
     std::fs::create_dir_all(&goldens)?;
     python("logits.py", &[&checkpoints, &goldens], &names)?;
+    let with_images: Vec<String> =
+        names.iter().filter(|name| name.ends_with("-vision")).cloned().collect();
+    if !with_images.is_empty() {
+        python("vision.py", &[&checkpoints, &goldens], &with_images)?;
+    }
     if !all {
         return Ok(());
     }

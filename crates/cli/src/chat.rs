@@ -109,7 +109,15 @@ impl Args {
         let context = options.context.unwrap_or_default();
         let prompt_tokens = context.min(config.prefill_chunk);
         let max_tokens = context - prompt_tokens;
-        Planned { model: &self.model, command: "chat", prompt_tokens, max_tokens, config }
+        Planned {
+            model: &self.model,
+            command: "chat",
+            prompt_tokens,
+            image_tokens: 0,
+            tokens_per_image: 0,
+            max_tokens,
+            config,
+        }
     }
 }
 

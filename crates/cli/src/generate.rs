@@ -13,6 +13,7 @@ use mlxcel_runtime::engine::{self, Engine, Finish, Generation, ModelSource, Outc
 use mlxcel_runtime::memory;
 use mlxcel_runtime::preflight::{Sized, this_machine};
 use mlxcel_runtime::sampling::{SamplingOptions, SamplingParams};
+use mlxcel_runtime::vision::{PlacedImage, RgbImage};
 
 use crate::advice;
 use crate::args::{Activations, ChunkArgs, ComputeArgs, KvArgs, ModelArgs};
@@ -156,8 +157,10 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let text = ModelText::load(&source)?;
     let sampling = args.sampling.params(text.sampling())?;
     let config = args.compute.engine(args.kv.mode()?, Activations::GENERATING)?;
+    let pictures = args.prompt.pictures(&text)?;
     let prompt = args.prompt.read(&source, &text)?;
-    let tokens = prompt.tokens(&text)?;
+    let encoded = prompt.encode(&text)?;
+    let tokens = &encoded.tokens;
     let context = context_size(args.ctx_size, &text)?;
     let max_tokens = engine::room(context, tokens.len(), args.max_tokens, DEFAULT_MAX_TOKENS)?;
     if !args.quiet {
@@ -165,7 +168,15 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     }
     let prompt_tokens = tokens.len();
     let (model, command) = (&args.model, "generate");
-    let planned = Planned { model, command, prompt_tokens, max_tokens, config: &config };
+    let planned = Planned {
+        model,
+        command,
+        prompt_tokens,
+        image_tokens: encoded.starts.len() * encoded.image_tokens,
+        tokens_per_image: encoded.image_tokens,
+        max_tokens,
+        config: &config,
+    };
     let Some(checked) = preflight::check(&args.preflight, &source, &planned)? else {
         return Ok(ExitCode::FAILURE);
     };
@@ -174,19 +185,38 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let engine = Engine::load(&source, config, &mut bars)?;
     let load_time = started.elapsed();
     let (stop, ignore_eos) = (&args.stop[..], args.ignore_eos);
-    let request = Generation { prompt: &tokens, max_tokens, sampling, stop, ignore_eos };
-    let outcome = stream(&engine, &text, &request, &mut bars, prompt.echo())?;
+    let request = Generation { prompt: tokens, max_tokens, sampling, stop, ignore_eos };
+    let images = place(&engine, &source, &pictures, &encoded.starts)?;
+    let outcome = stream(&engine, &text, (&request, &images), &mut bars, prompt.echo())?;
     args.report(&Report::new(&engine, &outcome, load_time, baseline))?;
     checked.compare(baseline);
     let interrupted = outcome.finish == Finish::Interrupted;
     Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
+/// Encodes the images and puts each at its place in the prompt.
+fn place(
+    engine: &Engine,
+    source: &ModelSource,
+    pictures: &[RgbImage],
+    starts: &[usize],
+) -> Result<Vec<PlacedImage>> {
+    if pictures.is_empty() {
+        return Ok(Vec::new());
+    }
+    let preprocessor = engine.preprocessor(source)?;
+    let one = |(picture, start): (&RgbImage, &usize)| {
+        let image = engine.encode_image(&preprocessor.pixels(picture))?;
+        Ok(PlacedImage { start: *start, image })
+    };
+    pictures.iter().zip(starts).map(one).collect()
+}
+
 /// Generates to stdout, after the prompt itself where a person reads along.
 fn stream(
     engine: &Engine,
     text: &ModelText,
-    request: &Generation<'_>,
+    (request, images): (&Generation<'_>, &[PlacedImage]),
     bars: &mut Bars,
     echo: Option<&str>,
 ) -> Result<Outcome> {
@@ -195,7 +225,9 @@ fn stream(
         let _ = out.write(echo);
     }
     let mut emit = |piece: &str| out.write(piece);
-    let outcome = engine::generate(engine, text.tokenizer(), request, bars, &mut emit)?;
+    let tokenizer = text.tokenizer();
+    let outcome =
+        engine::generate_with_images(engine, tokenizer, request, images, bars, &mut emit)?;
     let _ = out.write("\n");
     out.check()?;
     Ok(outcome)

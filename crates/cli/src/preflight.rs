@@ -59,6 +59,10 @@ pub(crate) struct Planned<'a> {
     /// `generate`, whose proposals name tokens to generate, or `chat`, where they name a context.
     pub(crate) command: &'static str,
     pub(crate) prompt_tokens: usize,
+    /// Tokens of the prompt that stand for images.
+    pub(crate) image_tokens: usize,
+    /// Tokens of one image, which a pass does not divide.
+    pub(crate) tokens_per_image: usize,
     pub(crate) max_tokens: usize,
     pub(crate) config: &'a EngineConfig,
 }
@@ -69,10 +73,15 @@ impl Planned<'_> {
         let prompt = self.prompt_tokens as u64;
         let wanted = prompt.saturating_add(self.max_tokens as u64);
         let context = wanted.min(model.spec.max_context_tokens.unwrap_or(u64::MAX)).max(prompt);
-        let chunk = (self.config.prefill_chunk as u64).min(prompt);
-        let workload = Workload::uniform(context, 1)
+        let pass = self.config.prefill_chunk.max(self.tokens_per_image);
+        let mut workload = Workload::uniform(context, 1)
             .with_kv_mode(self.config.kv_mode)
-            .with_prefill_chunk(chunk);
+            .with_prefill_chunk((pass as u64).min(prompt));
+        let images = self.image_tokens as u64;
+        for sequence in &mut workload.sequences {
+            sequence.new_tokens = context.saturating_sub(images);
+            sequence.image_tokens = images;
+        }
         Load {
             workload,
             least_context_tokens: prompt.saturating_add(1),

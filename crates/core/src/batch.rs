@@ -3,6 +3,7 @@
 //! Linear layers see `[total tokens, hidden]`; attention sees each run with its own cache. A single
 //! prompt, a chunk of a prefill, a step of many sequences and a prefix hit are all one `Batch`.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use mlx_ffi::Array;
@@ -12,7 +13,7 @@ use crate::cache::SequenceCache;
 use crate::layers::Embedding;
 use crate::ops::Ops;
 use crate::recurrent::{Convolution, Scan};
-use crate::shape::int;
+use crate::shape::{int, rows_cols};
 use crate::{Error, Result, Rope};
 
 /// The tokens that one sequence adds in this pass, and the cache that they extend.
@@ -34,6 +35,34 @@ pub struct Span {
     pub position: usize,
 }
 
+/// Which tokens the rows of an image see, besides those before the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// Those of the image at their own position and before.
+    Causal,
+    /// All of the image (Gemma 3).
+    Mutual,
+}
+
+/// Rows of a pass that stand for an image instead of tokens.
+#[derive(Clone)]
+pub struct ImageRows {
+    /// First of the rows in the pass.
+    pub start: usize,
+    /// What takes the place of the tokens' embeddings, `[rows, hidden]`.
+    pub embeddings: Array,
+    /// What they see.
+    pub sight: Sight,
+}
+
+impl ImageRows {
+    /// The rows in the pass.
+    #[must_use]
+    pub fn rows(&self) -> Range<usize> {
+        self.start..self.start + rows_cols(&self.embeddings).0
+    }
+}
+
 /// One forward pass over several sequences.
 pub struct Batch<'a> {
     ops: &'a Ops,
@@ -41,6 +70,7 @@ pub struct Batch<'a> {
     positions: Arc<[i32]>,
     spans: Vec<Span>,
     caches: Vec<SequenceCache>,
+    images: Vec<ImageRows>,
 }
 
 impl<'a> Batch<'a> {
@@ -73,7 +103,46 @@ impl<'a> Batch<'a> {
             positions: positions.into(),
             spans,
             caches: runs.iter().map(|run| run.cache.clone()).collect(),
+            images: Vec::new(),
         })
+    }
+
+    /// The same with images in place of some rows' tokens, in order.
+    ///
+    /// # Errors
+    /// Images that overlap, or that do not lie within one run each.
+    pub fn with_images(mut self, images: Vec<ImageRows>) -> Result<Self> {
+        let mut free = 0;
+        for image in &images {
+            let rows = image.rows();
+            let within =
+                |span: &Span| span.start <= rows.start && rows.end <= span.start + span.len;
+            if rows.is_empty() || rows.start < free || !self.spans.iter().any(within) {
+                let what = format!("an image in rows {rows:?}, which are not one run's own");
+                return Err(Error::Config { what });
+            }
+            free = rows.end;
+        }
+        self.images = images;
+        Ok(self)
+    }
+
+    /// `x`, `[total tokens, hidden]`, with the images' embeddings in their rows.
+    ///
+    /// # Errors
+    /// Embeddings of another width.
+    pub fn place_images(&self, x: &Array) -> Result<Array> {
+        let mut x = x.clone();
+        for image in &self.images {
+            x = self.ops.replace_rows(&x, image.start, &image.embeddings)?;
+        }
+        Ok(x)
+    }
+
+    /// The rows of each image whose rows see each other.
+    pub(crate) fn mutual(&self) -> Vec<Range<usize>> {
+        let mutual = self.images.iter().filter(|image| image.sight == Sight::Mutual);
+        mutual.map(ImageRows::rows).collect()
     }
 
     /// The operations that this pass runs on.

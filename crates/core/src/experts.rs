@@ -5,6 +5,8 @@ use mlx_ffi::Array;
 pub use mlxcel_kernels::route::{GroupLimit, GroupScore, RouteRule, Scores};
 
 use crate::layers::Weight;
+use crate::ops::Activation;
+use crate::shape::dims;
 use crate::{Error, Result};
 
 /// One matrix per expert, all of one shape and format.
@@ -15,6 +17,17 @@ pub enum ExpertMatrices {
     /// Each by itself, as the original checkpoints hold them: mapped, not copied. Only host
     /// kernels read these; [`crate::Ops::expert_matrices`] decides.
     Separate(Vec<Weight>),
+    /// Row by row with those of `parts − 1` other matrices, `[experts · rows · parts, cols]`, as
+    /// gpt-oss's files hold gate and up. Only host kernels read these; [`crate::Ops::take_turns`]
+    /// decides.
+    TakingTurns {
+        /// All of them.
+        weight: Weight,
+        /// Which one of them this is.
+        part: usize,
+        /// How many take turns.
+        parts: usize,
+    },
 }
 
 /// The gated feed-forward layers of all experts of a layer.
@@ -25,6 +38,8 @@ pub struct Experts {
     down: ExpertMatrices,
     rule: RouteRule,
     bias: Option<Array>,
+    biases: Option<[Array; 3]>,
+    activation: Activation,
 }
 
 impl ExpertMatrices {
@@ -39,6 +54,11 @@ impl ExpertMatrices {
                 let shape = weights.first()?.shape();
                 let same = weights.iter().all(|weight| weight.shape() == shape);
                 (same && weights.len() == experts).then_some(shape)
+            }
+            Self::TakingTurns { weight, parts, .. } => {
+                let (rows, cols) = weight.shape();
+                let all = experts * parts;
+                rows.is_multiple_of(all).then_some((rows / all, cols))
             }
         }
     }
@@ -75,7 +95,34 @@ impl Experts {
                 what: format!("the bias is not one of {experts} experts"),
             });
         }
-        Ok(Self { gate, up, down, rule, bias })
+        let activation = Activation::Silu;
+        Ok(Self { gate, up, down, rule, bias, biases: None, activation })
+    }
+
+    /// The same with biases of gate, up and down, `[experts · rows]` each.
+    ///
+    /// # Errors
+    /// Other lengths.
+    pub fn with_biases(self, biases: [Array; 3]) -> Result<Self> {
+        let experts = self.rule.experts;
+        for (matrices, bias) in self.matrices().into_iter().zip(&biases) {
+            let rows = matrices.shape(experts).map_or(0, |(rows, _)| rows * experts);
+            if bias.size() != rows {
+                return Err(Error::Shape {
+                    op: "experts",
+                    operand: "biases",
+                    found: dims(bias),
+                    expected: format!("{rows} values"),
+                });
+            }
+        }
+        Ok(Self { biases: Some(biases), ..self })
+    }
+
+    /// The same with another activation than SiLU.
+    #[must_use]
+    pub fn with_activation(self, activation: Activation) -> Self {
+        Self { activation, ..self }
     }
 
     /// How tokens choose.
@@ -87,6 +134,16 @@ impl Experts {
     /// What is added to the scores for the choice.
     pub(crate) fn bias(&self) -> Option<&Array> {
         self.bias.as_ref()
+    }
+
+    /// Biases of gate, up and down.
+    pub(crate) fn biases(&self) -> Option<&[Array; 3]> {
+        self.biases.as_ref()
+    }
+
+    /// What gates.
+    pub(crate) fn activation(&self) -> Activation {
+        self.activation
     }
 
     /// Gate, up and down.

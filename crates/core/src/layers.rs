@@ -3,7 +3,7 @@
 //! A layer here is data with checked shapes; what runs it is [`crate::Ops`]. Matrices are kept as
 //! they are stored (mapped, not copied), vectors as the kernel set wants them.
 
-use mlx_ffi::Array;
+use mlx_ffi::{Array, Dtype};
 
 use crate::shape::{dims, rows_cols};
 use crate::{Error, Result};
@@ -16,6 +16,8 @@ pub enum Weight {
     Dense(Array),
     /// MLX's affine quantisation.
     Affine(AffineWeight),
+    /// OCP's MXFP4.
+    Mxfp4(Mxfp4Weight),
 }
 
 /// A matrix in MLX's affine format: `w = scale · code + bias` per group of columns.
@@ -33,6 +35,15 @@ pub struct AffineWeight {
     pub bits: usize,
 }
 
+/// A matrix of 4-bit floats in groups of 32 columns with a power of two each.
+#[derive(Clone)]
+pub struct Mxfp4Weight {
+    /// Packed codes: u32 `[rows, cols / 8]`, or the same bytes as u8.
+    pub codes: Array,
+    /// Exponents (E8M0), u8 `[rows, cols / 32]`.
+    pub scales: Array,
+}
+
 impl Weight {
     /// Rows, columns.
     #[must_use]
@@ -43,6 +54,10 @@ impl Weight {
                 let (rows, groups) = rows_cols(&w.scales);
                 (rows, groups * w.group_size)
             }
+            Self::Mxfp4(w) => {
+                let (rows, groups) = rows_cols(&w.scales);
+                (rows, groups * Mxfp4Weight::GROUP)
+            }
         }
     }
 
@@ -52,6 +67,7 @@ impl Weight {
         match self {
             Self::Dense(array) => vec![array],
             Self::Affine(w) => vec![&w.codes, &w.scales, &w.biases],
+            Self::Mxfp4(w) => vec![&w.codes, &w.scales],
         }
     }
 }
@@ -94,6 +110,32 @@ impl AffineWeight {
             });
         }
         Ok(Self { codes, scales, biases, group_size, bits })
+    }
+}
+
+impl Mxfp4Weight {
+    /// Columns that share a scale.
+    pub const GROUP: usize = 32;
+
+    /// Checks the two arrays against each other.
+    ///
+    /// # Errors
+    /// When they do not describe one matrix.
+    pub fn new(codes: Array, scales: Array) -> Result<Self> {
+        let [rows, groups] = matrix("scales", &scales)?;
+        let (first, width) = (dims(&codes).first().copied(), codes.dtype().size_bytes());
+        let bytes = rows * groups * Self::GROUP / 2;
+        let types = [codes.dtype(), scales.dtype()];
+        let known = matches!(types, [Dtype::Uint8 | Dtype::Uint32, Dtype::Uint8]);
+        if !known || first != Some(rows) || codes.size() * width != bytes {
+            return Err(Error::Shape {
+                op: "quantised weight",
+                operand: "codes",
+                found: dims(&codes),
+                expected: format!("{bytes} bytes of codes in {rows} rows, with u8 scales"),
+            });
+        }
+        Ok(Self { codes, scales })
     }
 }
 

@@ -17,7 +17,7 @@ mod rope;
 mod shape;
 
 pub use attention::{AttentionSpec, LayerLayout};
-pub use batch::{Batch, SequenceRun, Span};
+pub use batch::{Batch, ImageRows, SequenceRun, Sight, Span};
 pub use cache::{SavedCache, SavedLayer, SequenceCache};
 pub use error::{Error, Result};
 pub use mlx_ffi::{Array, Dtype, MappedFile, device, memory};

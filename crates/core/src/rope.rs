@@ -46,6 +46,9 @@ pub enum RopeScaling {
         mscale: f64,
         /// Temperature coefficient that is applied elsewhere (DeepSeek), divided out here.
         mscale_all_dim: f64,
+        /// Whether the ramp between kept and interpolated frequencies ends at whole dimensions, as
+        /// it does in every model but gpt-oss.
+        truncate: bool,
     },
     /// LongRoPE (Phi-3): one factor per frequency, and a scaled input.
     LongRope {
@@ -188,14 +191,17 @@ fn yarn_mscale(scale: f64, mscale: f64) -> f64 {
 }
 
 fn yarn(plain: &[f64], dims: usize, base: f64, scaling: &RopeScaling) -> Vec<f64> {
-    let RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, .. } = scaling else {
+    let RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, truncate, .. } =
+        scaling
+    else {
         return plain.to_vec();
     };
     let d = dims as f64;
     let correction =
         |rotations: f64| d * (original_context / (rotations * 2.0 * PI)).ln() / (2.0 * base.ln());
-    let low = correction(*beta_fast).floor().max(0.0);
-    let mut high = correction(*beta_slow).ceil().min(d - 1.0);
+    let (low, high) = (correction(*beta_fast), correction(*beta_slow));
+    let (low, high) = if *truncate { (low.floor(), high.ceil()) } else { (low, high) };
+    let (low, mut high) = (low.max(0.0), high.min(d - 1.0));
     if (high - low).abs() < f64::EPSILON {
         high += 0.001;
     }
@@ -239,6 +245,35 @@ mod tests {
         let scaled = Rope::new(128, 500_000.0, false, &scaling).unwrap();
         assert!((scaled.freqs()[0] - plain.freqs()[0]).abs() < 1e-6);
         assert!((scaled.freqs()[63] / plain.freqs()[63] - 8.0).abs() < 1e-5);
+    }
+
+    /// gpt-oss: base 150000, factor 32 over 4096 tokens; the ramp from 8.09 to 17.40.
+    #[test]
+    fn an_untruncated_ramp_ends_between_dimensions() {
+        let rope = |truncate| {
+            let scaling = RopeScaling::Yarn {
+                factor: 32.0,
+                original_context: 4096.0,
+                beta_fast: 32.0,
+                beta_slow: 1.0,
+                mscale: 1.0,
+                mscale_all_dim: 0.0,
+                truncate,
+            };
+            Rope::new(64, 150_000.0, false, &scaling).unwrap()
+        };
+        let plain = Rope::new(64, 150_000.0, false, &RopeScaling::None).unwrap();
+        let stretch = |rope: &Rope, i: usize| rope.freqs()[i] / plain.freqs()[i];
+        let correction = |rotations: f64| {
+            64.0 * (4096.0 / (rotations * 2.0 * PI)).ln() / (2.0 * 150_000f64.ln())
+        };
+        let (low, high) = (correction(32.0), correction(1.0));
+        let kept = 1.0 - (12.0 - low) / (high - low);
+        let expected = 32.0 / (32.0 * kept + (1.0 - kept));
+        assert!((f64::from(stretch(&rope(false), 12)) - expected).abs() < 1e-4);
+        assert!((stretch(&rope(false), 17) - 32.0).abs() > 1.0);
+        assert!((stretch(&rope(true), 8) - 1.0).abs() < 1e-6);
+        assert!((stretch(&rope(false), 18) - 32.0).abs() < 1e-3);
     }
 
     #[test]

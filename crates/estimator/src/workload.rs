@@ -78,11 +78,12 @@ impl Workload {
         Self { sequences, ..self.clone() }
     }
 
-    /// Tokens of the longest sequence, cached ones included.
+    /// Tokens of the longest sequence, cached ones and those of images included.
     #[must_use]
     pub fn context_tokens(&self) -> u64 {
         let lengths = self.sequences.iter().filter(|s| s.count > 0);
-        lengths.map(|s| s.cached_tokens.saturating_add(s.new_tokens)).max().unwrap_or(0)
+        let all = |s: &Sequence| s.cached_tokens.saturating_add(s.new_tokens);
+        lengths.map(|s| all(s).saturating_add(s.image_tokens)).max().unwrap_or(0)
     }
 
     /// Number of sequences.

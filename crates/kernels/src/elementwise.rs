@@ -9,7 +9,7 @@ use crate::simd::{Kernel, LANES, Simd, dispatch};
 /// Values that are worth a parallel region of their own.
 const CHUNK: usize = 16 << 10;
 
-/// An activation, alone or of a gated linear unit, `activation(gate) · up`.
+/// An activation, alone or of a gated linear unit, `activation(gate) · up` where not said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Glu {
     /// x · sigmoid(x): SwiGLU.
@@ -24,7 +24,14 @@ pub enum Glu {
     ReluSquared,
     /// x.
     Identity,
+    /// x · sigmoid(1.702 x) of min(x, 7); gated with `1 + up`, `up` held within ±7: gpt-oss.
+    ClampedSwish,
 }
+
+/// Where [`Glu::ClampedSwish`] holds its inputs.
+pub const CLAMPED_SWISH_LIMIT: f32 = 7.0;
+/// The slope of [`Glu::ClampedSwish`]'s sigmoid.
+pub const CLAMPED_SWISH_SLOPE: f32 = 1.702;
 
 impl Glu {
     #[inline(always)]
@@ -49,7 +56,25 @@ impl Glu {
                 simd.mul(positive, positive)
             }
             Self::Identity => x,
+            Self::ClampedSwish => {
+                let x = simd.min(x, simd.splat(CLAMPED_SWISH_LIMIT));
+                let inner = simd.mul(x, simd.splat(CLAMPED_SWISH_SLOPE));
+                simd.mul(x, math::sigmoid(simd, inner))
+            }
         }
+    }
+
+    #[inline(always)]
+    fn gated<S: Simd>(self, simd: S, gate: S::F, up: S::F) -> S::F {
+        let up = match self {
+            Self::ClampedSwish => {
+                let up = simd.min(up, simd.splat(CLAMPED_SWISH_LIMIT));
+                let up = simd.max(up, simd.splat(-CLAMPED_SWISH_LIMIT));
+                simd.add(up, simd.splat(1.0))
+            }
+            _ => up,
+        };
+        simd.mul(self.apply(simd, gate), up)
     }
 }
 
@@ -155,7 +180,7 @@ fn binary<S: Simd>(simd: S, op: Op, target: &mut [f32; LANES], other: &[f32; LAN
         let a = simd.load(target.as_ptr());
         let b = simd.load(other.as_ptr());
         let result = match op {
-            Op::Glu(activation) => simd.mul(activation.apply(simd, a), b),
+            Op::Glu(activation) => activation.gated(simd, a, b),
             Op::Add => simd.add(a, b),
         };
         simd.store(target.as_mut_ptr(), result);
@@ -230,6 +255,10 @@ mod tests {
             Map::Activation(Glu::Sigmoid) => 1.0 / (1.0 + (-x).exp()),
             Map::Activation(Glu::ReluSquared) => x.max(0.0).powi(2),
             Map::Activation(Glu::Identity) => x,
+            Map::Activation(Glu::ClampedSwish) => {
+                let x = x.min(7.0);
+                x / (1.0 + (-1.702 * x).exp())
+            }
             Map::Scale(factor) => x * f64::from(factor),
             Map::Softcap(cap) => f64::from(cap) * (x / f64::from(cap)).tanh(),
         }
@@ -245,6 +274,7 @@ mod tests {
             Map::Activation(Glu::Sigmoid),
             Map::Activation(Glu::ReluSquared),
             Map::Activation(Glu::Identity),
+            Map::Activation(Glu::ClampedSwish),
             Map::Scale(-1.7),
             Map::Softcap(3.0),
         ];
@@ -279,6 +309,32 @@ mod tests {
                 }
             }
             assert!(gate_rows(&pool, Glu::Sigmoid, &[1.0; 2], &mut [1.0; 3]).is_err());
+        }
+    }
+
+    #[test]
+    fn gated_units_match_their_definitions() {
+        let mut rng = Rng::fresh();
+        for pool in pools() {
+            for activation in [Glu::Silu, Glu::GeluTanh, Glu::GeluErf, Glu::ClampedSwish] {
+                for len in [1, 17, 20_000] {
+                    let gates: Vec<f32> = rng.normals(len).iter().map(|x| 5.0 * x).collect();
+                    let ups: Vec<f32> = rng.normals(len).iter().map(|x| 5.0 * x).collect();
+                    let mut after = gates.clone();
+                    glu(&pool, activation, &mut after, &ups).unwrap();
+                    for ((gate, up), y) in gates.iter().zip(&ups).zip(after) {
+                        let factor = match activation {
+                            Glu::ClampedSwish => f64::from(*up).clamp(-7.0, 7.0) + 1.0,
+                            _ => f64::from(*up),
+                        };
+                        let gate = f64::from(*gate);
+                        let expected = oracle(Map::Activation(activation), gate) * factor;
+                        let tolerance = 4e-6 * (1.0 + gate.abs()) * (1.0 + factor.abs());
+                        let error = (f64::from(y) - expected).abs();
+                        assert!(error < tolerance, "{pool:?} {activation:?} {gate} {up}: {y}");
+                    }
+                }
+            }
         }
     }
 }

@@ -9,7 +9,7 @@
 //! the caller's: rows are independent of each other.
 
 use crate::error::{KernelError, Result};
-use crate::weights::FloatType;
+use crate::weights::{FloatType, Mxfp4, e8m0};
 
 /// Bits per weight that MLX's affine format knows.
 pub const BITS: [u8; 6] = [2, 3, 4, 5, 6, 8];
@@ -99,6 +99,33 @@ impl Quantizer {
     }
 }
 
+/// Appends one row of whole groups in MXFP4: `row.len() / 2` bytes of codes, `row.len() / 32` of
+/// scales. The scale is that of OCP's specification (the power of two of the largest element over
+/// that of 6, the largest code), each element the nearest code's.
+///
+/// # Errors
+/// [`KernelError::Dimension`] for a row that does not divide into groups of 32.
+pub fn push_mxfp4_row(row: &[f32], codes: &mut Vec<u8>, scales: &mut Vec<u8>) -> Result<()> {
+    /// Halfway between neighbouring magnitudes 0, ½, 1, 1½, 2, 3, 4, 6.
+    const EDGES: [f32; 7] = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0];
+    if !row.len().is_multiple_of(Mxfp4::GROUP) {
+        let (what, rule) = ("a row's length", "a multiple of the group size");
+        return Err(KernelError::Dimension { what, value: row.len(), rule });
+    }
+    for group in row.chunks_exact(Mxfp4::GROUP) {
+        let largest = group.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+        let exponent = u8::try_from(largest.to_bits() >> 23).unwrap_or(u8::MAX).saturating_sub(2);
+        scales.push(exponent);
+        let scale = e8m0(exponent);
+        let code = |x: f32| {
+            let magnitude = EDGES.iter().filter(|edge| x.abs() / scale > **edge).count();
+            u8::try_from(magnitude).unwrap_or(7) | u8::from(x < 0.0) << 3
+        };
+        codes.extend(group.as_chunks::<2>().0.iter().map(|[a, b]| code(*a) | code(*b) << 4));
+    }
+    Ok(())
+}
+
 /// The scale and bias of one group.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Group {
@@ -150,6 +177,7 @@ fn round_small(value: f32) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::WeightMatrix;
     use safetensors::SafeTensors;
 
     #[test]
@@ -208,5 +236,21 @@ mod tests {
         }
         let quantizer = Quantizer::new(4, 64, FloatType::F32).unwrap();
         assert!(quantizer.push_row(&mut [0.0; 96], &mut QuantizedRows::default()).is_err());
+    }
+
+    #[test]
+    fn rows_become_their_nearest_4_bit_floats() {
+        let mut row = [0.0f32; 64];
+        row[..6].copy_from_slice(&[6.0, -0.26, 2.4, -5.1, 0.24, 1.0]);
+        row[32] = -0.03;
+        let (mut codes, mut scales) = (Vec::new(), Vec::new());
+        push_mxfp4_row(&row, &mut codes, &mut scales).unwrap();
+        let weights = WeightMatrix::mxfp4(1, 64, &codes, &scales).unwrap();
+        let mut back = [f32::NAN; 64];
+        weights.dequantize_row(0, &mut back).unwrap();
+        assert_eq!(back[..6], [6.0, -0.5, 2.0, -6.0, 0.0, 1.0]);
+        // 2⁻⁸, the power of two of 0.03 over 4, times 6 and 8: the former is the largest.
+        assert_eq!((scales[1], back[32]), (127 - 8, -0.023_437_5));
+        assert!(push_mxfp4_row(&row[..48], &mut codes, &mut scales).is_err());
     }
 }

@@ -13,6 +13,8 @@ pub enum Scores {
     Softmax,
     /// Each expert for itself.
     Sigmoid,
+    /// Over the chosen ones alone, which are those of the highest logits (gpt-oss).
+    SoftmaxOfChosen,
 }
 
 /// What a group of experts is worth.
@@ -118,9 +120,14 @@ pub fn route(
             forget_groups(&mut ranks, limit);
         }
         let best = best(&ranks, rule.active);
-        let total: f32 = best.iter().map(|&expert| scores[expert as usize]).sum();
+        let chosen_scores: Vec<f32> = best.iter().map(|&expert| scores[expert as usize]).collect();
+        let worth = match rule.scores {
+            Scores::SoftmaxOfChosen => softmax(&chosen_scores),
+            Scores::Softmax | Scores::Sigmoid => chosen_scores,
+        };
+        let total: f32 = worth.iter().sum();
         let factor = if rule.normalise { rule.scale / total } else { rule.scale };
-        weights.extend(best.iter().map(|&expert| scores[expert as usize] * factor));
+        weights.extend(worth.iter().map(|worth| worth * factor));
         chosen.extend(best);
     }
     Ok((chosen, weights))
@@ -129,13 +136,16 @@ pub fn route(
 fn scores(logits: &[f32], scores: Scores) -> Vec<f32> {
     match scores {
         Scores::Sigmoid => logits.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
-        Scores::Softmax => {
-            let largest = logits.iter().fold(f32::NEG_INFINITY, |a, &x| a.max(x));
-            let powers: Vec<f32> = logits.iter().map(|x| (x - largest).exp()).collect();
-            let total: f32 = powers.iter().sum();
-            powers.into_iter().map(|power| power / total).collect()
-        }
+        Scores::Softmax => softmax(logits),
+        Scores::SoftmaxOfChosen => logits.to_vec(),
     }
+}
+
+fn softmax(logits: &[f32]) -> Vec<f32> {
+    let largest = logits.iter().fold(f32::NEG_INFINITY, |a, &x| a.max(x));
+    let powers: Vec<f32> = logits.iter().map(|x| (x - largest).exp()).collect();
+    let total: f32 = powers.iter().sum();
+    powers.into_iter().map(|power| power / total).collect()
 }
 
 /// Sets the scores of all but the best groups to 0, as DeepSeek's code does.
@@ -182,6 +192,16 @@ mod tests {
             assert!((f64::from(*weight) - logit.exp() / total).abs() < 1e-6);
         }
         let (_, weights) = route(&LOGITS, &RouteRule::softmax(8, 3, true), None).unwrap();
+        assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_softmax_of_the_chosen_sums_to_one() {
+        let rule = RouteRule { scores: Scores::SoftmaxOfChosen, ..RouteRule::softmax(8, 2, false) };
+        let (chosen, weights) = route(&LOGITS, &rule, None).unwrap();
+        assert_eq!(chosen, [6, 1]);
+        let first = 1.0 / (1.0 + (-1.0f64).exp());
+        assert!((f64::from(weights[0]) - first).abs() < 1e-6);
         assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-6);
     }
 

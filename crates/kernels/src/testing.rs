@@ -115,6 +115,26 @@ impl RandomAffine {
     }
 }
 
+/// Random storage for an MXFP4 matrix, unaligned.
+pub(crate) struct RandomMxfp4 {
+    rows: usize,
+    cols: usize,
+    codes: Vec<u8>,
+    scales: Vec<u8>,
+}
+
+impl RandomMxfp4 {
+    pub(crate) fn new(rng: &mut Rng, (rows, cols): (usize, usize)) -> Self {
+        let scales = (0..=rows * cols / 32).map(|_| u8::try_from(120 + rng.below(9)).unwrap());
+        let scales = scales.collect();
+        Self { rows, cols, codes: rng.bytes(1 + rows * cols / 2), scales }
+    }
+
+    pub(crate) fn matrix(&self) -> WeightMatrix<'_> {
+        WeightMatrix::mxfp4(self.rows, self.cols, &self.codes[1..], &self.scales[1..]).unwrap()
+    }
+}
+
 /// A pool for each instruction set of this machine, with and without extensions.
 pub(crate) fn pools() -> Vec<Pool> {
     let mut cpus = Vec::new();

@@ -2,7 +2,8 @@
 //!
 //! MLX's affine format packs the codes of a row as one little-endian bit stream (element `i` is
 //! bits `i·bits .. (i+1)·bits`) and stores one scale and one bias per group of 32, 64 or 128
-//! elements: `w = scale · code + bias`. The bytes may be unaligned (mapped files).
+//! elements: `w = scale · code + bias`. MXFP4 has 4-bit floats and one power of two per 32 of them.
+//! The bytes may be unaligned (mapped files).
 
 use crate::error::{KernelError, Result, check_len};
 use half::{bf16, f16};
@@ -97,10 +98,38 @@ pub struct Affine<'a> {
     pub scale_type: FloatType,
 }
 
+/// 4-bit floats (E2M1) in groups of 32 with a power of two each (E8M0): OCP's MXFP4.
+#[derive(Clone, Copy, Debug)]
+pub struct Mxfp4<'a> {
+    /// Two codes a byte, the first one low: `[stored rows, cols / 2]`.
+    pub(crate) codes: &'a [u8],
+    /// `[stored rows, cols / 32]`.
+    pub(crate) scales: &'a [u8],
+    /// Stored rows from one row of the matrix to the next.
+    pub(crate) step: usize,
+}
+
+impl Mxfp4<'_> {
+    /// Elements that share a scale.
+    pub const GROUP: usize = 32;
+}
+
+/// Half the integer that an E2M1 code stands for is `byte − `[`E2M1_OFFSET`], by code.
+pub(crate) const E2M1_BYTES: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
+/// The byte of zero in [`E2M1_BYTES`].
+pub(crate) const E2M1_OFFSET: f32 = 12.0;
+
+/// The power of two that an E8M0 scale stands for.
+pub(crate) fn e8m0(scale: u8) -> f32 {
+    const SMALLEST: u32 = 1 << 22;
+    f32::from_bits(if scale == 0 { SMALLEST } else { u32::from(scale) << 23 })
+}
+
 /// How a matrix is stored.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Format<'a> {
     Affine(Affine<'a>),
+    Mxfp4(Mxfp4<'a>),
     Dense(FloatType, &'a [u8]),
 }
 
@@ -150,6 +179,43 @@ impl<'a> WeightMatrix<'a> {
         Ok(Self { rows, cols, format: Format::Affine(affine) })
     }
 
+    /// A matrix in MXFP4: `codes` holds `[rows, cols / 2]` bytes, `scales` `[rows, cols / 32]`.
+    ///
+    /// # Errors
+    /// [`KernelError::Length`], and [`KernelError::Dimension`] for columns that are not whole
+    /// groups.
+    pub fn mxfp4(rows: usize, cols: usize, codes: &'a [u8], scales: &'a [u8]) -> Result<Self> {
+        let elems = checked_elems(rows, cols)?;
+        if !cols.is_multiple_of(Mxfp4::GROUP) {
+            let rule = "a multiple of the group size";
+            return Err(KernelError::Dimension { what: "columns", value: cols, rule });
+        }
+        check_len("bytes of codes", codes.len(), elems / 2)?;
+        check_len("bytes of scales", scales.len(), elems / Mxfp4::GROUP)?;
+        Ok(Self { rows, cols, format: Format::Mxfp4(Mxfp4 { codes, scales, step: 1 }) })
+    }
+
+    /// Rows `part`, `part + parts`, … of an MXFP4 matrix: one of several whose rows take turns.
+    ///
+    /// # Errors
+    /// [`KernelError::Dimension`] unless the rows divide into that many parts, of MXFP4;
+    /// [`KernelError::Index`] for a part that there is not.
+    pub fn every_nth_row(&self, part: usize, parts: usize) -> Result<Self> {
+        let (Format::Mxfp4(Mxfp4 { codes, scales, step: 1 }), Some(0)) =
+            (self.format, self.rows.checked_rem(parts))
+        else {
+            let (what, rule) = ("rows of interleaved matrices", "MXFP4, as many of each");
+            return Err(KernelError::Dimension { what, value: self.rows, rule });
+        };
+        if part >= parts {
+            let index = i64::try_from(part).unwrap_or(i64::MAX);
+            return Err(KernelError::Index { what: "interleaved matrix", index, len: parts });
+        }
+        let from = |data: &'a [u8]| &data[part * (data.len() / self.rows)..];
+        let mxfp4 = Mxfp4 { codes: from(codes), scales: from(scales), step: parts };
+        Ok(Self { rows: self.rows / parts, cols: self.cols, format: Format::Mxfp4(mxfp4) })
+    }
+
     /// Number of rows (outputs).
     #[must_use]
     pub fn rows(&self) -> usize {
@@ -167,6 +233,7 @@ impl<'a> WeightMatrix<'a> {
     pub fn bytes(&self) -> usize {
         match self.format {
             Format::Affine(a) => a.codes.len() + a.scales.len() + a.biases.len(),
+            Format::Mxfp4(_) => self.rows * (self.cols / 2 + self.cols / Mxfp4::GROUP),
             Format::Dense(_, data) => data.len(),
         }
     }
@@ -196,6 +263,14 @@ impl<'a> WeightMatrix<'a> {
                 biases: part(a.biases),
                 ..a
             }),
+            Format::Mxfp4(Mxfp4 { codes, scales, step }) => {
+                let part = |data: &'a [u8], row_bytes: usize| {
+                    &data[first * step * row_bytes..((end - 1) * step + 1) * row_bytes]
+                };
+                let (codes, scales) =
+                    (part(codes, self.cols / 2), part(scales, self.cols / Mxfp4::GROUP));
+                Format::Mxfp4(Mxfp4 { codes, scales, step })
+            }
             Format::Dense(ty, data) => Format::Dense(ty, part(data)),
         };
         Ok(Self { rows, cols: self.cols, format })
@@ -212,6 +287,13 @@ impl<'a> WeightMatrix<'a> {
         match this.format {
             Format::Dense(ty, data) => {
                 out.iter_mut().enumerate().for_each(|(i, out)| *out = ty.get(data, i));
+            }
+            Format::Mxfp4(Mxfp4 { codes, scales, .. }) => {
+                for (i, out) in out.iter_mut().enumerate() {
+                    let byte = E2M1_BYTES[usize::from(code(codes, 4, i))];
+                    let scale = 0.5 * e8m0(scales[i / Mxfp4::GROUP]);
+                    *out = scale * (f32::from(byte) - E2M1_OFFSET);
+                }
             }
             Format::Affine(a) => {
                 for (i, out) in out.iter_mut().enumerate() {

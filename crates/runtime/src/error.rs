@@ -74,6 +74,9 @@ pub enum Error {
     /// The tokenizer or the chat template.
     #[error(transparent)]
     Text(#[from] crate::text::TextError),
+    /// An image, or a model that reads none.
+    #[error(transparent)]
+    Image(#[from] crate::vision::ImageError),
     /// A conversion that does not happen.
     #[error(transparent)]
     Convert(#[from] crate::convert::ConvertError),

@@ -21,9 +21,10 @@ pub mod preflight;
 pub mod sampling;
 pub mod server;
 pub mod text;
+pub mod vision;
 
 pub use error::{Error, Result};
 pub use mlxcel_core::{
     ComputeDtype, FloatType, KernelSet, OpsConfig, Precision, SequenceCache, SequenceRun,
 };
-pub use model_text::ModelText;
+pub use model_text::{ImagePrompt, ModelText, Unexpanded};

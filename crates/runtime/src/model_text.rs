@@ -1,11 +1,13 @@
 //! A model's text side in one value: tokenizer, chat template, default sampling.
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::engine::ModelSource;
 use crate::loading::{read_config, size_of};
 use crate::sampling::SamplingOptions;
 use crate::text::{ChatPrompt, ChatTemplate, TextError, TextFiles, Tokenizer};
+use crate::vision::ImagePlaces;
 use crate::{Result, builtin};
 
 /// Everything that turns a person's text into a model's tokens and back.
@@ -14,6 +16,27 @@ pub struct ModelText {
     template: Option<ChatTemplate>,
     sampling: SamplingOptions,
     context: Option<usize>,
+    config: Value,
+}
+
+/// A prompt's text before its images have their tokens.
+#[derive(Clone, Copy, Debug)]
+pub enum Unexpanded<'a> {
+    /// Through the chat template.
+    Chat(&'a ChatPrompt<'a>),
+    /// As it stands.
+    Plain(&'a str),
+}
+
+/// A prompt with room for images.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImagePrompt {
+    /// All tokens, those of images included.
+    pub tokens: Vec<u32>,
+    /// The first token of each image.
+    pub starts: Vec<usize>,
+    /// Tokens of one image.
+    pub image_tokens: usize,
 }
 
 /// The part of `generation_config.json` that concerns sampling.
@@ -35,7 +58,8 @@ impl ModelText {
     /// A model that [`read_config`] refuses, then a missing or broken `tokenizer.json`, chat
     /// template or `generation_config.json`.
     pub fn load(source: &ModelSource) -> Result<Self> {
-        let context = size_of(&read_config(source)?, "max_position_embeddings");
+        let config = read_config(source)?;
+        let context = size_of(&config, "max_position_embeddings");
         let files = match source {
             ModelSource::BuiltIn => TextFiles::Embedded(builtin::FILES),
             ModelSource::Folder(dir) => TextFiles::Folder(dir),
@@ -45,9 +69,9 @@ impl ModelText {
             Err(TextError::NoChatTemplate { .. }) => None,
             Err(error) => return Err(error.into()),
         };
-        let config: GenerationConfig = files.json("generation_config.json")?.unwrap_or_default();
+        let defaults: GenerationConfig = files.json("generation_config.json")?.unwrap_or_default();
         let tokenizer = Tokenizer::load(&files)?;
-        Ok(Self { tokenizer, template, sampling: config.sampling(), context })
+        Ok(Self { tokenizer, template, sampling: defaults.sampling(), context, config })
     }
 
     /// The model's own limit on tokens per sequence, where its configuration states one.
@@ -82,6 +106,34 @@ impl ModelText {
         let missing = || TextError::NoChatTemplate { origin: "the model".to_owned() };
         let text = self.template.as_ref().ok_or_else(missing)?.render(prompt)?;
         Ok(self.tokenizer.encode_verbatim(&text)?)
+    }
+
+    /// How the model marks the places of images in a prompt.
+    ///
+    /// # Errors
+    /// A model that reads none ([`crate::vision::ImageError::TextModel`]).
+    pub fn image_places(&self) -> Result<ImagePlaces> {
+        ImagePlaces::of(&self.config, &self.tokenizer)
+    }
+
+    /// The tokens of a prompt with room for `images` images.
+    ///
+    /// # Errors
+    /// As [`Self::encode_chat`] and [`Self::image_places`]; a prompt with another number of places.
+    pub fn encode_with_images(&self, prompt: Unexpanded<'_>, images: usize) -> Result<ImagePrompt> {
+        let places = self.image_places()?;
+        let tokens = match prompt {
+            Unexpanded::Plain(text) => {
+                self.tokenizer.encode_prompt(&places.expand(text, images)?)?
+            }
+            Unexpanded::Chat(prompt) => {
+                let missing = || TextError::NoChatTemplate { origin: "the model".to_owned() };
+                let text = self.template.as_ref().ok_or_else(missing)?.render(prompt)?;
+                self.tokenizer.encode_verbatim(&places.expand(&text, images)?)?
+            }
+        };
+        let starts = places.starts(&tokens, images)?;
+        Ok(ImagePrompt { tokens, starts, image_tokens: places.tokens() })
     }
 }
 

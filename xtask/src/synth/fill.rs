@@ -2,10 +2,10 @@
 //! file, so that memory stays at a few megabytes whatever the size of the model.
 
 use super::Dtype;
-use super::layout::{Affine, Shard, Stored, Tensor};
+use super::layout::{Affine, Coding, Shard, Stored, Tensor};
 use super::random::{fill_row, tensor_key};
 use anyhow::{Context, Result};
-use mlxcel_kernels::quantize::{QuantizedRows, Quantizer};
+use mlxcel_kernels::quantize::{QuantizedRows, Quantizer, push_mxfp4_row};
 use mlxcel_kernels::weights::FloatType;
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
@@ -83,15 +83,20 @@ impl Worker {
         self.buffers.clear(tensor.columns);
         for index in rows.clone() {
             fill_row(key, index, tensor.normal, &mut self.buffers.row);
-            match tensor.affine {
-                None => self.buffers.push_plain(self.dtype.into()),
-                Some(affine) => self.buffers.push_affine(affine, self.dtype.into())?,
+            match tensor.coding {
+                Coding::Floats => self.buffers.push_plain(self.dtype.into()),
+                Coding::Affine(affine) => self.buffers.push_affine(affine, self.dtype.into())?,
+                Coding::Mxfp4 => {
+                    let QuantizedRows { codes, scales, .. } = &mut self.buffers.quantized;
+                    push_mxfp4_row(&self.buffers.row, codes, scales)?;
+                }
             }
         }
         let QuantizedRows { codes, scales, biases } = &self.buffers.quantized;
-        let parts = match tensor.affine {
-            None => vec![&self.buffers.plain],
-            Some(_) => vec![codes, scales, biases],
+        let parts = match tensor.coding {
+            Coding::Floats => vec![&self.buffers.plain],
+            Coding::Affine(_) => vec![codes, scales, biases],
+            Coding::Mxfp4 => vec![codes, scales],
         };
         for (part, bytes) in tensor.parts.iter().zip(parts) {
             write_rows(&mut self.file, part, rows.start, bytes)?;

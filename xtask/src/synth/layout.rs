@@ -1,7 +1,7 @@
 //! Where each tensor of a checkpoint lies: shards, safetensors headers, the index file.
 
 use super::random::Normal;
-use super::{Dtype, Options, Weights};
+use super::{Dtype, Options, Weights, gpt_oss};
 use anyhow::{Context, Result, bail};
 use mlxcel_estimator::TensorSpec;
 use serde_json::{Map, Value, json};
@@ -14,10 +14,21 @@ pub(super) struct Tensor {
     pub(super) rows: u64,
     pub(super) columns: usize,
     pub(super) normal: Normal,
-    /// Whether it is quantised.
-    pub(super) affine: Option<Affine>,
-    /// The weight; where it is quantised, codes, scales and biases.
+    /// How its rows are stored.
+    pub(super) coding: Coding,
+    /// The weight; where it is quantised, codes, scales and, if it is affine, biases.
     pub(super) parts: Vec<Stored>,
+}
+
+/// How the rows of a tensor are stored.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Coding {
+    /// As floats.
+    Floats,
+    /// As integers with a scale and a bias per group.
+    Affine(Affine),
+    /// As 4-bit floats.
+    Mxfp4,
 }
 
 /// MLX's affine format.
@@ -76,7 +87,7 @@ pub(super) fn shards(inventory: &[TensorSpec], options: &Options) -> Result<Vec<
 fn stacked(spec: &TensorSpec, weights: Weights) -> TensorSpec {
     let mut spec = spec.clone();
     let Some((layer, matrix)) = spec.name.split_once(".experts.{e}.") else { return spec };
-    if Affine::of(&spec, weights).is_none() {
+    if !matches!(Coding::of(&spec, weights), Coding::Affine(_)) {
         return spec;
     }
     let matrix = match matrix {
@@ -110,11 +121,12 @@ impl Tensor {
         let shape = &spec.shape;
         let columns = shape.last().copied().unwrap_or(1);
         let rows = elements(&name, &shape[..shape.len().saturating_sub(1)])?;
-        let affine = Affine::of(spec, weights);
+        let coding = Coding::of(spec, weights);
         let dtype = weights.dtype();
-        let parts = match affine {
-            None => vec![Stored::floats(name.clone(), dtype, shape, columns)?],
-            Some(Affine { bits, group_size }) => {
+        let parts = match coding {
+            Coding::Floats => vec![Stored::floats(name.clone(), dtype, shape, columns)?],
+            Coding::Mxfp4 => gpt_oss::mxfp4_parts(&name, shape, columns)?,
+            Coding::Affine(Affine { bits, group_size }) => {
                 let base = name.strip_suffix(".weight").unwrap_or(&name);
                 let groups = columns / u64::from(group_size);
                 let words = columns * u64::from(bits) / 32;
@@ -126,18 +138,22 @@ impl Tensor {
             }
         };
         let columns = usize::try_from(columns).with_context(|| format!("{name} is too large"))?;
-        Ok(Self { name, rows, columns, normal, affine, parts })
+        Ok(Self { name, rows, columns, normal, coding, parts })
     }
 }
 
-impl Affine {
-    /// `None` where the tensor is stored as it is, as mlx-lm decides it.
-    fn of(spec: &TensorSpec, weights: Weights) -> Option<Self> {
-        let Weights::Affine { bits, group_size, .. } = weights else {
-            return None;
-        };
-        let whole_groups = spec.shape.last()? % u64::from(group_size) == 0;
-        (whole_groups && spec.is_quantisable()).then_some(Self { bits, group_size })
+impl Coding {
+    /// As mlx-lm decides it.
+    pub(super) fn of(spec: &TensorSpec, weights: Weights) -> Self {
+        if gpt_oss::is_mxfp4(&spec.name) {
+            return Self::Mxfp4;
+        }
+        let Weights::Affine { bits, group_size, .. } = weights else { return Self::Floats };
+        let columns = spec.shape.last().copied().unwrap_or(1);
+        if columns.is_multiple_of(u64::from(group_size)) && spec.is_quantisable() {
+            return Self::Affine(Affine { bits, group_size });
+        }
+        Self::Floats
     }
 }
 
@@ -152,7 +168,7 @@ impl Stored {
     }
 
     /// `shape` with its last dimension replaced by `columns`.
-    fn new(
+    pub(super) fn new(
         name: String,
         dtype: &'static str,
         element_bytes: u64,
@@ -168,6 +184,11 @@ impl Stored {
             .with_context(|| format!("{name} is too large"))?;
         let row_bytes = columns * element_bytes;
         Ok(Self { name, dtype, shape, element_bytes, row_bytes, bytes, offset: 0 })
+    }
+
+    /// The same where a row takes several of the shape's.
+    pub(super) fn with_row_bytes(self, row_bytes: u64) -> Self {
+        Self { row_bytes, ..self }
     }
 
     /// The member of the header's object for a tensor from `self.offset` to `end`.

@@ -6,6 +6,7 @@
 
 mod converted;
 mod fill;
+mod gpt_oss;
 mod layout;
 mod random;
 mod tokenizer;
@@ -99,6 +100,10 @@ pub fn checkpoint(config: &Value, options: &Options, folder: &Path) -> Result<Su
     if matches!(options.weights, Weights::Affine { .. }) && config["model_type"] == "gpt2" {
         convert_gpt2(&mut inventory);
     }
+    let experts = gpt_oss::Experts::of(config, options.weights);
+    if let Some(experts) = experts {
+        inventory = experts.convert(inventory);
+    }
     let inventory = converted::converted(&inventory, options.weights);
     let shards = layout::shards(&inventory, options)?;
     let vocab_size =
@@ -107,12 +112,19 @@ pub fn checkpoint(config: &Value, options: &Options, folder: &Path) -> Result<Su
     let tokenizer = tokenizer::tokenizer(vocab_size, &specials)?;
 
     std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
-    write_json(folder, "config.json", &stored_config(config, options))?;
+    let mut stored = stored_config(config, options);
+    if let Some(experts) = experts {
+        experts.state(config, &inventory, options.weights, &mut stored);
+    }
+    write_json(folder, "config.json", &stored)?;
     write_json(folder, "tokenizer.json", &tokenizer)?;
     let tokenizer_config = tokenizer::tokenizer_config(config, &specials);
     write_json(folder, "tokenizer_config.json", &tokenizer_config)?;
     let generation = json!({ "bos_token_id": specials.bos, "eos_token_id": specials.eos });
     write_json(folder, "generation_config.json", &generation)?;
+    if let Some(preprocessor) = preprocessor(config) {
+        write_json(folder, "preprocessor_config.json", &preprocessor)?;
+    }
     for shard in &shards {
         fill::write_shard(shard, folder, options.weights.dtype(), options.seed)?;
     }
@@ -121,6 +133,20 @@ pub fn checkpoint(config: &Value, options: &Options, folder: &Path) -> Result<Su
     }
     let bytes = shards.iter().map(|shard| shard.file_bytes).sum();
     Ok(Summary { shards: shards.len(), bytes })
+}
+
+/// How Gemma 3's published checkpoints prepare images.
+fn preprocessor(config: &Value) -> Option<Value> {
+    let side = config["vision_config"]["image_size"].as_u64()?;
+    (config["model_type"] == "gemma3").then(|| {
+        json!({
+            "image_processor_type": "Gemma3ImageProcessor", "do_convert_rgb": null,
+            "do_resize": true, "size": { "height": side, "width": side }, "resample": 2,
+            "do_rescale": true, "rescale_factor": 0.003_921_568_627_450_98,
+            "do_normalize": true, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+            "do_pan_and_scan": null,
+        })
+    })
 }
 
 /// GPT-2's matrices are stored as `[in, out]`, in which there are no rows to quantise: mlx-lm, when

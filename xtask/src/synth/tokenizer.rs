@@ -9,6 +9,8 @@ use serde_json::{Map, Value, json};
 pub(super) struct Specials {
     pub(super) bos: u64,
     pub(super) eos: u64,
+    /// Beginning, end and rows of an image, where the model has such tokens.
+    image: [Option<u64>; 3],
 }
 
 impl Specials {
@@ -20,14 +22,18 @@ impl Specials {
             first.as_u64().filter(|id| *id < vocab_size)
         };
         let eos = id("eos_token_id").unwrap_or(0);
-        Self { bos: id("bos_token_id").unwrap_or(eos), eos }
+        let image = ["boi_token_index", "eoi_token_index", "image_token_index"].map(id);
+        Self { bos: id("bos_token_id").unwrap_or(eos), eos, image }
     }
 
     fn content(&self, id: u64) -> Option<&'static str> {
         match id {
             _ if id == self.eos => Some("<|endoftext|>"),
             _ if id == self.bos => Some("<|begin|>"),
-            _ => None,
+            _ => {
+                let place = self.image.iter().position(|image| *image == Some(id))?;
+                Some(["<start_of_image>", "<end_of_image>", "<image_soft_token>"][place])
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ mod everyday;
 #[path = "../../../runtime/tests/hub/server.rs"]
 #[expect(dead_code, reason = "the tests of the runtime use all of it")]
 mod hub_server;
+mod images;
 mod manners;
 mod recommended;
 mod support;

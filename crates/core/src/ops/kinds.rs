@@ -25,6 +25,46 @@ impl Ops {
         Ok(ExpertMatrices::Stacked(stacked))
     }
 
+    /// `parts` stacks of matrices whose rows take turns in `weight`, as this kernel set wants them:
+    /// host kernels read each where it is, MLX's want each by itself (a copy).
+    ///
+    /// # Errors
+    /// Rows that do not divide, or a format that host kernels do not read so.
+    pub fn take_turns(&self, weight: &Weight, parts: usize) -> Result<Vec<ExpertMatrices>> {
+        let one = |part| {
+            if self.config.kernels == KernelSet::Host {
+                return Ok(ExpertMatrices::TakingTurns { weight: weight.clone(), part, parts });
+            }
+            let own = mlx::every_nth_row(weight, part, parts)?;
+            mlx_ffi::eval(&own.arrays())?;
+            Ok(ExpertMatrices::Stacked(self.matrix(own)?))
+        };
+        let (rows, _) = weight.shape();
+        match (weight, rows.checked_rem(parts)) {
+            (Weight::Mxfp4(_), Some(0)) => (0..parts).map(one).collect(),
+            _ => Err(Error::Config {
+                what: format!("{rows} rows of {parts} matrices in turn that are not MXFP4"),
+            }),
+        }
+    }
+
+    /// Values `part`, `part + parts`, … of a vector parameter, in the type of the files.
+    ///
+    /// # Errors
+    /// A number of values that does not divide.
+    pub fn every_nth_value(&self, values: &Array, part: usize, parts: usize) -> Result<Array> {
+        let count = values.size();
+        if !count.is_multiple_of(parts) || part >= parts {
+            return Err(shape_error("every_nth_value", "values", values, format!("{parts} parts")));
+        }
+        let by_turn = mlx_ffi::ops::reshape(values, &ints([count / parts, parts])?)?;
+        let own = mlx_ffi::ops::slice_axis(&by_turn, 1, int(part)?, int(part + 1)?)?;
+        let flat =
+            mlx_ffi::ops::contiguous(&mlx_ffi::ops::reshape(&own, &ints([count / parts])?)?)?;
+        flat.eval()?;
+        Ok(flat)
+    }
+
     /// The experts that `logits`, `[tokens, experts]`, choose for each row of `x`,
     /// `[tokens, hidden]`, summed with their weights. Experts that nobody chose are not read.
     ///

@@ -3,33 +3,38 @@
 mod experts;
 mod recurrent;
 
+use std::ops::Range;
+
 use mlx_ffi::ops::{Mode, Orientation, Quantization, Quantized};
 use mlx_ffi::{Array, Dtype, fast, ops};
+use mlxcel_kernels::elementwise::{CLAMPED_SWISH_LIMIT, CLAMPED_SWISH_SLOPE};
 
 use crate::attention::AttentionSpec;
 use crate::batch::{Batch, Span};
 use crate::cache::LayerCache;
-use crate::layers::{AffineWeight, Embedding, LayerNorm, Linear, RmsNorm, Weight};
-use crate::ops::{Activation, Map};
+use crate::layers::{AffineWeight, Embedding, LayerNorm, Linear, Mxfp4Weight, RmsNorm, Weight};
+use crate::ops::{Activation, ComputeDtype, Map};
 use crate::shape::{dims, int, ints, rows_cols};
 use crate::{Error, Result, Rope};
 
-pub(super) use self::experts::{absorbed, experts, heads, stack, stored_like};
+pub(super) use self::experts::{absorbed, every_nth_row, experts, heads, stack, stored_like};
 pub(super) use self::recurrent::{convolve, scan};
 
-pub(super) fn embed(tokens: &Array, table: &Embedding) -> Result<Array> {
-    Ok(match &table.weight {
-        Weight::Dense(array) => ops::take(array, tokens, 0)?,
-        Weight::Affine(w) => {
-            let rows = Quantized {
-                weight: ops::take(&w.codes, tokens, 0)?,
-                scales: ops::take(&w.scales, tokens, 0)?,
-                biases: Some(ops::take(&w.biases, tokens, 0)?),
-                quantization: scheme(w)?,
-            };
-            ops::dequantize(&rows, None)?
-        }
-    })
+pub(super) fn embed(tokens: &Array, table: &Embedding, dtype: ComputeDtype) -> Result<Array> {
+    let stored = match &table.weight {
+        Weight::Dense(array) => return Ok(ops::take(array, tokens, 0)?),
+        Weight::Affine(w) => affine(w)?,
+        Weight::Mxfp4(w) => mxfp4(w),
+    };
+    let rows = |array: &Array| ops::take(array, tokens, 0);
+    let rows = Quantized {
+        weight: rows(&stored.weight)?,
+        scales: rows(&stored.scales)?,
+        biases: stored.biases.as_ref().map(rows).transpose()?,
+        quantization: stored.quantization,
+    };
+    let exact = dtype == ComputeDtype::Fp32;
+    Ok(ops::dequantize(&rows, exact.then_some(Dtype::Float32))?)
 }
 
 pub(super) fn linears<const N: usize>(x: &Array, layers: [&Linear; N]) -> Result<[Array; N]> {
@@ -38,17 +43,11 @@ pub(super) fn linears<const N: usize>(x: &Array, layers: [&Linear; N]) -> Result
 }
 
 fn linear(x: &Array, layer: &Linear) -> Result<Array> {
+    let product = |w: &Quantized| ops::quantized_matmul(x, w, Orientation::Transposed);
     let y = match &layer.weight {
         Weight::Dense(array) => ops::matmul(x, &ops::swapaxes(array, 0, 1)?)?,
-        Weight::Affine(w) => {
-            let quantized = Quantized {
-                weight: w.codes.clone(),
-                scales: w.scales.clone(),
-                biases: Some(w.biases.clone()),
-                quantization: scheme(w)?,
-            };
-            ops::quantized_matmul(x, &quantized, Orientation::Transposed)?
-        }
+        Weight::Affine(w) => product(&affine(w)?)?,
+        Weight::Mxfp4(w) => product(&mxfp4(w))?,
     };
     Ok(match &layer.bias {
         Some(bias) => ops::add(&y, bias)?,
@@ -60,12 +59,48 @@ fn scheme(w: &AffineWeight) -> Result<Quantization> {
     Ok(Quantization { mode: Mode::Affine, group_size: int(w.group_size)?, bits: int(w.bits)? })
 }
 
+fn affine(w: &AffineWeight) -> Result<Quantized> {
+    Ok(Quantized {
+        weight: w.codes.clone(),
+        scales: w.scales.clone(),
+        biases: Some(w.biases.clone()),
+        quantization: scheme(w)?,
+    })
+}
+
+/// The parts of a matrix whose codes are [`in_words`].
+fn mxfp4(w: &Mxfp4Weight) -> Quantized {
+    let quantization = Quantization { mode: Mode::Mxfp4, group_size: 32, bits: 4 };
+    let (weight, scales) = (w.codes.clone(), w.scales.clone());
+    Quantized { weight, scales, biases: None, quantization }
+}
+
+/// The matrix with its codes as MLX wants them, u32 `[rows, cols / 8]`.
+pub(super) fn in_words(w: Mxfp4Weight) -> Result<Mxfp4Weight> {
+    let (rows, groups) = rows_cols(&w.scales);
+    let bytes = match w.codes.dtype() {
+        Dtype::Uint32 => return Ok(w),
+        _ => ops::reshape(&w.codes, &ints([rows, groups * Mxfp4Weight::GROUP / 2])?)?,
+    };
+    Mxfp4Weight::new(ops::view(&bytes, Dtype::Uint32)?, w.scales)
+}
+
 pub(super) fn glu(
     x: &Array,
     (gate, up): (&Linear, &Linear),
     activation: Activation,
 ) -> Result<Array> {
-    Ok(ops::multiply(&activate(&linear(x, gate)?, activation)?, &linear(x, up)?)?)
+    gated_unit(&linear(x, gate)?, &linear(x, up)?, activation)
+}
+
+fn gated_unit(gate: &Array, up: &Array, activation: Activation) -> Result<Array> {
+    if activation != Activation::ClampedSwish {
+        return Ok(ops::multiply(&activate(gate, activation)?, up)?);
+    }
+    let limit = |value: f32| Array::scalar(value.into(), up.dtype());
+    let up = ops::minimum(up, &limit(CLAMPED_SWISH_LIMIT)?)?;
+    let up = ops::maximum(&up, &limit(-CLAMPED_SWISH_LIMIT)?)?;
+    Ok(ops::multiply(&ops::add_scalar(&up, 1.0)?, &activate(gate, activation)?)?)
 }
 
 fn activate(x: &Array, activation: Activation) -> Result<Array> {
@@ -74,6 +109,12 @@ fn activate(x: &Array, activation: Activation) -> Result<Array> {
         Activation::Sigmoid => ops::sigmoid(x)?,
         Activation::ReluSquared => ops::square(&ops::maximum(x, &zero(x)?)?)?,
         Activation::Identity => x.clone(),
+        Activation::ClampedSwish => {
+            let limit = Array::scalar(CLAMPED_SWISH_LIMIT.into(), x.dtype())?;
+            let x = ops::minimum(x, &limit)?;
+            let inner = ops::multiply_scalar(&x, CLAMPED_SWISH_SLOPE.into())?;
+            ops::multiply(&x, &ops::sigmoid(&inner)?)?
+        }
         Activation::GeluErf => {
             let erf = ops::erf(&ops::divide_scalar(x, std::f64::consts::SQRT_2)?)?;
             ops::divide_scalar(&ops::multiply(x, &ops::add_scalar(&erf, 1.0)?)?, 2.0)?
@@ -160,6 +201,7 @@ pub(super) fn attention(
     spec: &AttentionSpec,
 ) -> Result<Array> {
     let mut outputs = Vec::with_capacity(batch.spans().len());
+    let images = batch.mutual();
     for (span, cache) in batch.spans().iter().zip(batch.caches()) {
         let LayerCache::Contiguous(cache) = cache.layer(layer)? else {
             return Err(Error::Cache {
@@ -173,7 +215,8 @@ pub(super) fn attention(
             false => [k, to_heads(v, span, spec.kv_heads())?],
         };
         let held = cache.borrow_mut().append(&k, &v)?;
-        outputs.push(from_heads(&attend(&queries, &held, span, spec)?)?);
+        let view = View { span, images: &images };
+        outputs.push(from_heads(&attend(&queries, &held, &view, spec)?)?);
     }
     join(&outputs)
 }
@@ -193,12 +236,12 @@ fn latent_parts(x: &Array, spec: &AttentionSpec) -> Result<[Array; 2]> {
 }
 
 /// Attention to latents, which are keys and values; the rotary part enters as a mask.
-fn attend_latent(queries: &Array, held: &Held, span: &Span, spec: &AttentionSpec) -> Result<Array> {
+fn attend_latent(queries: &Array, held: &Held, view: &View, spec: &AttentionSpec) -> Result<Array> {
     let [queries, rotary] = latent_parts(queries, spec)?;
     let rotary = ops::multiply_scalar(&rotary, spec.scale().into())?;
     let mut scores = ops::matmul(&rotary, &ops::swapaxes(&held.values, -1, -2)?)?;
-    if span.len > 1 {
-        let visible = visible_mask(span, held.first, dims(&held.keys)[2], usize::MAX)?;
+    if view.span.len > 1 {
+        let visible = visible_mask(view, held.first, dims(&held.keys)[2], usize::MAX)?;
         let hidden = Array::scalar(f64::NEG_INFINITY, scores.dtype())?;
         scores = ops::select(&visible, &scores, &hidden)?;
     }
@@ -206,9 +249,9 @@ fn attend_latent(queries: &Array, held: &Held, span: &Span, spec: &AttentionSpec
     Ok(fast::scaled_dot_product_attention(&queries, latents, latents, spec.scale(), mask, None)?)
 }
 
-fn attend(queries: &Array, held: &Held, span: &Span, spec: &AttentionSpec) -> Result<Array> {
+fn attend(queries: &Array, held: &Held, view: &View, spec: &AttentionSpec) -> Result<Array> {
     if spec.layout().latent {
-        return attend_latent(queries, held, span, spec);
+        return attend_latent(queries, held, view, spec);
     }
     let keys = dims(&held.keys)[2];
     let sinks = match spec.sinks() {
@@ -219,16 +262,17 @@ fn attend(queries: &Array, held: &Held, span: &Span, spec: &AttentionSpec) -> Re
     };
     let window = spec.layout().window.map(std::num::NonZeroUsize::get).filter(|w| *w < keys);
     if let Some(cap) = spec.softcap() {
-        let mask = visible_mask(span, held.first, keys, window.unwrap_or(usize::MAX))?;
+        let mask = visible_mask(view, held.first, keys, window.unwrap_or(usize::MAX))?;
         return capped(queries, held, spec, cap, &mask);
     }
     let array = match window {
-        Some(window) => Some(visible_mask(span, held.first, keys, window)?),
+        Some(window) => Some(visible_mask(view, held.first, keys, window)?),
+        None if view.has_images() => Some(visible_mask(view, held.first, keys, usize::MAX)?),
         None => None,
     };
     let mask = match &array {
         Some(mask) => fast::Mask::Array(mask),
-        None if span.len == 1 => fast::Mask::None,
+        None if view.span.len == 1 => fast::Mask::None,
         None => fast::Mask::Causal,
     };
     Ok(fast::scaled_dot_product_attention(
@@ -265,11 +309,48 @@ fn capped(
     Ok(ops::reshape(&attended, &ints([1, heads, tokens, spec.layout().value_dim])?)?)
 }
 
-/// Boolean `[queries, keys]`: whether a query sees a key through a causal sliding window.
-fn visible_mask(span: &Span, first: usize, keys: usize, window: usize) -> Result<Array> {
-    let visible = |query: usize, key: usize| key <= query && query - key < window;
-    let rows = (span.position..span.position + span.len)
-        .flat_map(|query| (first..first + keys).map(move |key| u8::from(visible(query, key))));
+/// A run, and the images of the pass whose rows see each other.
+struct View<'a> {
+    span: &'a Span,
+    /// Rows of the batch.
+    images: &'a [Range<usize>],
+}
+
+impl View<'_> {
+    fn has_images(&self) -> bool {
+        let run = self.span.start..self.span.start + self.span.len;
+        self.images.iter().any(|image| run.contains(&image.start))
+    }
+
+    /// The end of the positions that the query at position `query` sees.
+    fn end(&self, query: usize) -> usize {
+        let row = self.span.start + query - self.span.position;
+        let image = self.images.iter().find(|image| image.contains(&row));
+        image.map_or(query, |image| query + (image.end - 1 - row)) + 1
+    }
+}
+
+/// Attention among all tokens of an encoder.
+pub(super) fn encoder_attention([q, k, v]: [&Array; 3], heads: usize) -> Result<Array> {
+    let (rows, width) = rows_cols(q);
+    let span = Span { start: 0, len: rows, position: 0 };
+    let [q, k, v] =
+        [to_heads(q, &span, heads)?, to_heads(k, &span, heads)?, to_heads(v, &span, heads)?];
+    let scale = AttentionSpec::causal(heads, heads, width / heads).scale();
+    let attended = fast::scaled_dot_product_attention(&q, &k, &v, scale, fast::Mask::None, None)?;
+    from_heads(&attended)
+}
+
+/// Boolean `[queries, keys]`: whether a query sees a key through a sliding window that is causal, or
+/// reaches to the end of an image.
+fn visible_mask(view: &View, first: usize, keys: usize, window: usize) -> Result<Array> {
+    let span = view.span;
+    let visible =
+        |query: usize, end: usize, key: usize| key < end && (key > query || query - key < window);
+    let rows = (span.position..span.position + span.len).flat_map(|query| {
+        let end = view.end(query);
+        (first..first + keys).map(move |key| u8::from(visible(query, end, key)))
+    });
     let mask = Array::from_slice(&rows.collect::<Vec<u8>>(), &ints([span.len, keys])?)?;
     Ok(ops::astype(&mask, Dtype::Bool)?)
 }

@@ -8,6 +8,7 @@
 mod host;
 mod kinds;
 mod mlx;
+mod vision;
 
 pub(crate) use self::mlx::Held;
 
@@ -175,6 +176,7 @@ impl Ops {
                 w.biases = self.float(w.biases)?;
                 Weight::Affine(w)
             }
+            Weight::Mxfp4(w) => Weight::Mxfp4(mlx::in_words(w)?),
         })
     }
 
@@ -192,7 +194,7 @@ impl Ops {
     pub fn embed(&self, tokens: &Array, table: &Embedding) -> Result<Array> {
         match self.config.kernels {
             KernelSet::Host => host::embed(tokens, table),
-            KernelSet::Mlx => mlx::embed(tokens, table),
+            KernelSet::Mlx => mlx::embed(tokens, table, self.config.dtype),
         }
     }
 

@@ -136,7 +136,7 @@ impl Kernel for DensePack<'_, '_> {
             let source = TileSource {
                 row,
                 last_row: this.rows.end - 1,
-                cols,
+                stride: cols,
                 first_col: block * FLOAT_COLS,
                 block_cols: (cols - block * FLOAT_COLS).min(FLOAT_COLS),
             };

@@ -1,24 +1,22 @@
-//! Products with an affine matrix row by row: each weight is unpacked once for up to four tokens.
-//! For decoding, alone or in a small batch, where reading the weights is the bound. A token's
-//! sums are taken in the same order whatever comes with it.
+//! Products with a quantised matrix row by row: each weight is unpacked once for up to four
+//! tokens. For decoding, alone or in a small batch, where reading the weights is the bound. A
+//! token's sums are taken in the same order whatever comes with it.
 #![expect(clippy::needless_range_loop, reason = "tiles of registers, indexed alike")]
 
 use super::ahead::{ReadAhead, near};
+use super::coding::{Coding, Quantised, unpack, with_coding};
 use super::input::{Digits, Plane};
 use super::task::{Out, RowRange};
 use crate::isa::Cpu;
 use crate::simd::{Kernel, LANES, Simd, UNIT, dispatch, tables};
-use crate::weights::Affine;
 use std::ops::Range;
 
 /// Most tokens that meet an unpacked unit at once, by digits less one.
 const TOKENS_AT_ONCE: [usize; 3] = [4, 4, 2];
-/// How far ahead of the scales and biases in use the processor is told to read.
-const GROUP_PREFETCH_BYTES: usize = 2048;
 
-/// `out[token][row] = Σ w·x` for some rows of an affine matrix and a few tokens.
-pub(super) struct AffineDot<'a> {
-    pub(super) weights: &'a Affine<'a>,
+/// `out[token][row] = Σ w·x` for some rows of a quantised matrix and a few tokens.
+pub(super) struct CodeDot<'a> {
+    pub(super) weights: Quantised<'a>,
     pub(super) input: &'a Digits<'a>,
     pub(super) first_token: usize,
     pub(super) tokens: usize,
@@ -26,7 +24,7 @@ pub(super) struct AffineDot<'a> {
     pub(super) out: Out<'a>,
 }
 
-impl AffineDot<'_> {
+impl CodeDot<'_> {
     /// Computes the products.
     pub(super) fn dispatch(&self, cpu: Cpu) {
         let (first, end) = (self.first_token, self.first_token + self.tokens);
@@ -37,60 +35,55 @@ impl AffineDot<'_> {
         }
     }
 
-    /// Computes the products of tokens that go at once. Every width of codes and number of
-    /// tokens is a function of its own.
+    /// Computes the products of tokens that go at once. Every coding and number of tokens is a
+    /// function of its own.
     fn dispatch_width(&self, cpu: Cpu) {
-        match self.weights.bits {
-            2 => self.dispatch_bits::<2>(cpu),
-            3 => self.dispatch_bits::<3>(cpu),
-            4 => self.dispatch_bits::<4>(cpu),
-            5 => self.dispatch_bits::<5>(cpu),
-            6 => self.dispatch_bits::<6>(cpu),
-            _ => self.dispatch_bits::<8>(cpu),
-        }
+        with_coding!(self.weights, coding => self.dispatch_coding(cpu, coding));
     }
 
-    fn dispatch_bits<const BITS: u32>(&self, cpu: Cpu) {
+    fn dispatch_coding<'c, C: Coding<'c>>(&self, cpu: Cpu, coding: C) {
         for block in 0..self.input.layout.blocks() {
             match (self.tokens, self.input.layout.digits) {
-                (1, 1) => dispatch(cpu, self.block::<BITS, 1, 1>(block)),
-                (2, 1) => dispatch(cpu, self.block::<BITS, 2, 1>(block)),
-                (3, 1) => dispatch(cpu, self.block::<BITS, 3, 1>(block)),
-                (4, 1) => dispatch(cpu, self.block::<BITS, 4, 1>(block)),
-                (1, 2) => dispatch(cpu, self.block::<BITS, 1, 2>(block)),
-                (2, 2) => dispatch(cpu, self.block::<BITS, 2, 2>(block)),
-                (3, 2) => dispatch(cpu, self.block::<BITS, 3, 2>(block)),
-                (4, 2) => dispatch(cpu, self.block::<BITS, 4, 2>(block)),
-                (1, 3) => dispatch(cpu, self.block::<BITS, 1, 3>(block)),
-                (2, 3) => dispatch(cpu, self.block::<BITS, 2, 3>(block)),
+                (1, 1) => dispatch(cpu, self.block::<C, 1, 1>(coding, block)),
+                (2, 1) => dispatch(cpu, self.block::<C, 2, 1>(coding, block)),
+                (3, 1) => dispatch(cpu, self.block::<C, 3, 1>(coding, block)),
+                (4, 1) => dispatch(cpu, self.block::<C, 4, 1>(coding, block)),
+                (1, 2) => dispatch(cpu, self.block::<C, 1, 2>(coding, block)),
+                (2, 2) => dispatch(cpu, self.block::<C, 2, 2>(coding, block)),
+                (3, 2) => dispatch(cpu, self.block::<C, 3, 2>(coding, block)),
+                (4, 2) => dispatch(cpu, self.block::<C, 4, 2>(coding, block)),
+                (1, 3) => dispatch(cpu, self.block::<C, 1, 3>(coding, block)),
+                (2, 3) => dispatch(cpu, self.block::<C, 2, 3>(coding, block)),
                 (tokens, digits) => unreachable!("{tokens} tokens of {digits} digits at once"),
             }
         }
     }
 
     /// The products within one column block.
-    fn block<const BITS: u32, const T: usize, const D: usize>(
+    fn block<'c, C: Coding<'c>, const T: usize, const D: usize>(
         &self,
+        coding: C,
         block: usize,
-    ) -> BlockDot<'_, BITS, T, D> {
+    ) -> BlockDot<'_, C, T, D> {
         let layout = self.input.layout;
         let planes = std::array::from_fn(|token| {
             std::array::from_fn(|digit| self.input.plane(block, digit, self.first_token + token))
         });
         let (first_col, cols) = (layout.first_col(block), layout.block_cols(block));
-        BlockDot { dot: self, planes, first_col, cols }
+        BlockDot { dot: self, coding, planes, first_col, cols }
     }
 }
 
-/// [`AffineDot`] for one column block, one width of codes and `T` tokens of `D` digits.
-struct BlockDot<'a, const BITS: u32, const T: usize, const D: usize> {
-    dot: &'a AffineDot<'a>,
+/// [`CodeDot`] for one column block, one coding and `T` tokens of `D` digits.
+struct BlockDot<'a, C, const T: usize, const D: usize> {
+    dot: &'a CodeDot<'a>,
+    coding: C,
     planes: [[Plane; D]; T],
     first_col: usize,
     cols: usize,
 }
 
-impl<const BITS: u32, const T: usize, const D: usize> Kernel for BlockDot<'_, BITS, T, D> {
+impl<'c, C: Coding<'c>, const T: usize, const D: usize> Kernel for BlockDot<'_, C, T, D> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
@@ -123,27 +116,32 @@ struct Rows<'a, S: Simd, const T: usize, const R: usize> {
     acc: [[S::F; T]; R],
 }
 
-impl<const BITS: u32, const T: usize, const D: usize> BlockDot<'_, BITS, T, D> {
+impl<'c, C: Coding<'c>, const T: usize, const D: usize> BlockDot<'_, C, T, D> {
     /// Computes `R` rows with all tokens.
     #[inline(always)]
     fn rows<S: Simd, const R: usize>(&self, simd: S, row: usize) {
-        let cols = self.dot.input.layout.cols;
-        let starts =
-            std::array::from_fn(|r| ((row + r) * cols + self.first_col) / 8 * BITS as usize);
+        let codes = self.coding.codes();
+        let starts = std::array::from_fn(|r| self.start(row + r) / 8 * C::BITS as usize);
         let mut rows = Rows::<S, T, R> {
-            codes: self.dot.weights.codes,
-            ahead: ReadAhead::new(&self.dot.weights.codes[starts[0]..]),
+            codes,
+            ahead: ReadAhead::new(&codes[starts[0]..]),
             starts,
             scales: [[simd.zero(); T]; R],
             acc: [[simd.zero(); T]; R],
         };
         // All groups are 32, 64 or 128: a shift instead of a division.
-        let groups = self.cols >> self.dot.weights.group.trailing_zeros();
+        let groups = self.cols >> self.coding.group().trailing_zeros();
         for chunk in (0..groups).step_by(LANES) {
             // SAFETY: the rows have these groups.
             unsafe { self.groups(simd, row, chunk..groups.min(chunk + LANES), &mut rows) };
         }
         self.store(simd, row, &rows.acc);
+    }
+
+    /// Stored element that the block begins with in row `row`.
+    #[inline(always)]
+    fn start(&self, row: usize) -> usize {
+        row * self.coding.step() * self.dot.input.layout.cols + self.first_col
     }
 
     /// Adds the products of up to 16 groups.
@@ -158,18 +156,13 @@ impl<const BITS: u32, const T: usize, const D: usize> BlockDot<'_, BITS, T, D> {
         groups: Range<usize>,
         rows: &mut Rows<'_, S, T, R>,
     ) {
-        let Affine { group, scale_type: ty, scales, biases, .. } = *self.dot.weights;
+        let group = self.coding.group();
         let shift = group.trailing_zeros();
         for r in 0..R {
-            let first = (row + r) * self.dot.input.layout.cols + self.first_col;
-            let at = ((first >> shift) + groups.start) * ty.bytes();
+            let first = self.start(row + r) + (groups.start << shift);
             // SAFETY: the row has these groups; planes have scales and sums for whole vectors.
             unsafe {
-                let (scales, biases) = (scales.as_ptr().add(at), biases.as_ptr().add(at));
-                simd.prefetch_far(scales.wrapping_add(GROUP_PREFETCH_BYTES));
-                simd.prefetch_far(biases.wrapping_add(GROUP_PREFETCH_BYTES));
-                let scale = simd.load_some_floats(ty, scales, groups.len());
-                let bias = simd.load_some_floats(ty, biases, groups.len());
+                let (scale, bias) = self.coding.groups(simd, first, groups.len());
                 for t in 0..T {
                     for digit in 0..D {
                         let sums = simd.load(self.planes[t][digit].sums.add(groups.start));
@@ -214,16 +207,16 @@ impl<const BITS: u32, const T: usize, const D: usize> BlockDot<'_, BITS, T, D> {
         rows: &mut Rows<'_, S, T, R>,
     ) {
         for r in 0..R {
-            let at = rows.starts[r] + col / 8 * BITS as usize;
-            rows.ahead.step(simd, UNIT / 8 * BITS as usize);
+            let at = rows.starts[r] + col / 8 * C::BITS as usize;
+            rows.ahead.step(simd, UNIT / 8 * C::BITS as usize);
             // SAFETY: by contract.
             unsafe {
                 let codes = rows.codes.get_unchecked(at..);
                 near(simd, codes.as_ptr());
                 let (even, odd) = if WHOLE {
-                    simd.unpack::<BITS>(codes.as_ptr(), codes.len())
+                    C::unpack(simd, codes.as_ptr(), codes.len())
                 } else {
-                    unpack::<S, BITS>(simd, codes, cols)
+                    unpack::<S, C>(simd, codes, cols)
                 };
                 for t in 0..T {
                     let dot = self.digits::<S>(simd, t, col, (even, odd));
@@ -245,13 +238,13 @@ impl<const BITS: u32, const T: usize, const D: usize> BlockDot<'_, BITS, T, D> {
         unsafe {
             let low = self.digit(simd, (t, 0, col));
             if D == 1 {
-                return simd.to_float(simd.dot_unit::<BITS>(codes, low));
+                return simd.to_float(C::dot_unit(simd, codes, low));
             }
-            let two = simd.dot_unit_wide::<BITS>(codes, self.digit(simd, (t, 1, col)), low);
+            let two = C::dot_unit_wide(simd, codes, self.digit(simd, (t, 1, col)), low);
             if D == 2 {
                 return simd.to_float(two);
             }
-            let third = simd.to_float(simd.dot_unit::<BITS>(codes, self.digit(simd, (t, 2, col))));
+            let third = simd.to_float(C::dot_unit(simd, codes, self.digit(simd, (t, 2, col))));
             simd.fma(third, simd.splat(65536.0), simd.to_float(two))
         }
     }
@@ -291,27 +284,5 @@ impl<const BITS: u32, const T: usize, const D: usize> BlockDot<'_, BITS, T, D> {
                 }
             }
         }
-    }
-}
-
-/// Unpacks the first `cols` ≤ 128 codes of `codes`; the others count as zero.
-///
-/// # Safety
-/// `codes` holds at least `cols` codes of `BITS` bits; `cols` is a multiple of 32.
-#[inline(always)]
-pub(super) unsafe fn unpack<S: Simd, const BITS: u32>(
-    simd: S,
-    codes: &[u8],
-    cols: usize,
-) -> (S::B, S::B) {
-    // SAFETY: a whole unit is read from `codes`, a part from a padded copy.
-    unsafe {
-        if cols == UNIT {
-            return simd.unpack::<BITS>(codes.as_ptr(), codes.len());
-        }
-        let mut copy = [0u8; 2 * UNIT];
-        let bytes = cols / 8 * BITS as usize;
-        codes.as_ptr().copy_to_nonoverlapping(copy.as_mut_ptr(), bytes);
-        simd.unpack::<BITS>(copy.as_ptr(), copy.len())
     }
 }

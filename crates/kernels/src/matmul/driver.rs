@@ -1,19 +1,20 @@
 //! Runs products: prepares the activations once per kind of weights, then spreads rows over
 //! the workers.
 
+use super::coding::Quantised;
 use super::dense::{DenseDot, DenseTiles};
-use super::dot::AffineDot;
+use super::dot::CodeDot;
 use super::input::{DigitLayout, Digits, Floats, Source, pad, quantize};
 use super::panel::{CodePanel, PANEL_BYTES, PANEL_ROWS, TILE_FLOATS};
 use super::task::{Out, RowRange};
-use super::tile::AffineTiles;
+use super::tile::CodeTiles;
 use super::{FEW_TOKENS, Precision};
 use crate::elementwise::{Glu, glu_serial};
-use crate::error::Result;
+use crate::error::{Result, check_len};
 use crate::pool::Pool;
 use crate::scratch::{self, Slot};
 use crate::simd::LANES;
-use crate::weights::{Affine, Format, WeightMatrix};
+use crate::weights::{Format, Mxfp4, WeightMatrix};
 use std::ops::Range;
 
 /// Bytes of weights that a worker takes at once when decoding.
@@ -21,10 +22,40 @@ const CHUNK_BYTES: usize = 32 << 10;
 /// Chunks per thread that let the last one finish in time.
 const CHUNKS_PER_THREAD: usize = 4;
 
-/// One product: a range of the prepared tokens with one matrix, or with a gated pair.
+/// A matrix and what is added to the products with it.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer<'a> {
+    /// `[rows, cols]`.
+    pub weights: WeightMatrix<'a>,
+    /// `[rows]`, where there are biases.
+    pub bias: Option<&'a [f32]>,
+}
+
+impl<'a> Layer<'a> {
+    /// A matrix without biases.
+    #[must_use]
+    pub fn plain(weights: WeightMatrix<'a>) -> Self {
+        Self { weights, bias: None }
+    }
+
+    /// Errors unless there is a bias for each row, or none at all.
+    pub(super) fn check(&self) -> Result<()> {
+        let biases = self.bias.map_or(self.weights.rows(), <[f32]>::len);
+        check_len("biases of a layer", biases, self.weights.rows())
+    }
+
+    /// Adds the biases of `rows` to the products of a token.
+    fn add_bias(&self, rows: RowRange, products: &mut [f32]) {
+        let Some(bias) = self.bias else { return };
+        let biases = &bias[rows.first..rows.end];
+        products.iter_mut().zip(biases).for_each(|(product, bias)| *product += bias);
+    }
+}
+
+/// One product: a range of the prepared tokens with one layer, or with a gated pair.
 pub(super) struct Job<'a> {
-    pub(super) weights: WeightMatrix<'a>,
-    pub(super) glu: Option<(WeightMatrix<'a>, Glu)>,
+    pub(super) layer: Layer<'a>,
+    pub(super) glu: Option<(Layer<'a>, Glu)>,
     pub(super) tokens: Range<usize>,
     pub(super) out: Out<'a>,
 }
@@ -40,6 +71,7 @@ impl Kind {
     fn of(weights: &WeightMatrix<'_>) -> Self {
         match weights.format() {
             Format::Affine(affine) => Self::Digits { group: affine.group },
+            Format::Mxfp4(_) => Self::Digits { group: Mxfp4::GROUP },
             Format::Dense(..) => Self::Floats,
         }
     }
@@ -72,8 +104,8 @@ pub(super) fn run_jobs(
 ) -> Result<()> {
     let mut rest: Vec<&Job<'_>> = jobs.iter().filter(|job| !job.tokens.is_empty()).collect();
     while let Some(first) = rest.first() {
-        let kind = Kind::of(&first.weights);
-        let (same, other) = rest.into_iter().partition(|job| Kind::of(&job.weights) == kind);
+        let kind = Kind::of(&first.layer.weights);
+        let (same, other) = rest.into_iter().partition(|job| Kind::of(&job.layer.weights) == kind);
         rest = other;
         let same: Vec<&Job<'_>> = same;
         match kind {
@@ -112,11 +144,11 @@ struct Chunks {
 fn run_region(pool: &Pool, jobs: &[&Job<'_>], input: Prepared<'_>) -> Result<()> {
     let mut chunks: Vec<Chunks> = Vec::with_capacity(jobs.len());
     let mut end = 0;
-    let total_bytes: usize = jobs.iter().map(|job| job.weights.bytes()).sum();
+    let total_bytes: usize = jobs.iter().map(|job| job.layer.weights.bytes()).sum();
     let share = total_bytes / (pool.threads() * CHUNKS_PER_THREAD);
     for job in jobs {
         let rows = chunk_rows(job, share);
-        end += job.weights.rows().div_ceil(rows);
+        end += job.layer.weights.rows().div_ceil(rows);
         chunks.push(Chunks { end, rows });
     }
     let failure = std::sync::Mutex::new(None);
@@ -125,7 +157,7 @@ fn run_region(pool: &Pool, jobs: &[&Job<'_>], input: Prepared<'_>) -> Result<()>
             let index = chunks.partition_point(|chunks| chunks.end <= item);
             let before = if index == 0 { 0 } else { chunks[index - 1].end };
             let first = (item - before) * chunks[index].rows;
-            let end = jobs[index].weights.rows().min(first + chunks[index].rows);
+            let end = jobs[index].layer.weights.rows().min(first + chunks[index].rows);
             if let Err(error) = run_chunk(pool, jobs[index], input, RowRange { first, end }) {
                 *failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
             }
@@ -137,7 +169,7 @@ fn run_region(pool: &Pool, jobs: &[&Job<'_>], input: Prepared<'_>) -> Result<()>
 /// Rows of a chunk of `job`: whole tiles, about [`CHUNK_BYTES`] and at most `share` bytes when
 /// decoding, at most a panel otherwise.
 fn chunk_rows(job: &Job<'_>, share: usize) -> usize {
-    let row_bytes = job.weights.bytes() / job.weights.rows();
+    let row_bytes = job.layer.weights.bytes() / job.layer.weights.rows();
     let bytes = if job.tokens.len() <= FEW_TOKENS { share.min(CHUNK_BYTES) } else { share };
     let rows = bytes / row_bytes.max(1) / LANES * LANES;
     rows.clamp(LANES, PANEL_ROWS)
@@ -145,20 +177,28 @@ fn chunk_rows(job: &Job<'_>, share: usize) -> usize {
 
 /// Computes rows `rows` of a job, with its gate if it has one.
 fn run_chunk(pool: &Pool, job: &Job<'_>, input: Prepared<'_>, rows: RowRange) -> Result<()> {
-    run_rows(pool, &job.weights, job.tokens.clone(), input, rows, job.out)?;
-    let Some((up, activation)) = &job.glu else { return Ok(()) };
     let tokens = job.tokens.clone();
+    run_rows(pool, &job.layer.weights, tokens.clone(), input, rows, job.out)?;
+    // SAFETY: these rows of the output belong to this chunk.
+    let products = |token| unsafe {
+        std::slice::from_raw_parts_mut(job.out.at(token, rows.first), rows.len())
+    };
+    let Some((up, activation)) = &job.glu else {
+        if job.layer.bias.is_some() {
+            tokens.for_each(|token| job.layer.add_bias(rows, products(token)));
+        }
+        return Ok(());
+    };
     let len = tokens.len() * rows.len();
     scratch::with(Slot::Output, len * size_of::<f32>(), |buf| {
         let buf = &mut bytemuck::cast_slice_mut::<u8, f32>(buf)[..len];
         let out = Out::chunk(buf, tokens.start, rows);
-        run_rows(pool, up, tokens.clone(), input, rows, out)?;
-        for (token, up) in tokens.zip(buf.chunks_exact(rows.len())) {
-            // SAFETY: these rows of the output belong to this chunk.
-            let gate = unsafe {
-                std::slice::from_raw_parts_mut(job.out.at(token, rows.first), rows.len())
-            };
-            glu_serial(pool.cpu(), *activation, gate, up);
+        run_rows(pool, &up.weights, tokens.clone(), input, rows, out)?;
+        for (token, other) in tokens.zip(buf.chunks_exact_mut(rows.len())) {
+            let gate = products(token);
+            job.layer.add_bias(rows, gate);
+            up.add_bias(rows, other);
+            glu_serial(pool.cpu(), *activation, gate, other);
         }
         Ok(())
     })?
@@ -175,7 +215,10 @@ fn run_rows(
 ) -> Result<()> {
     match (weights.format(), &input) {
         (Format::Affine(weights), Prepared::Digits(input)) => {
-            affine_rows(pool, weights, tokens, input, rows, out)
+            code_rows(pool, Quantised::Affine(weights), tokens, input, rows, out)
+        }
+        (Format::Mxfp4(weights), Prepared::Digits(input)) => {
+            code_rows(pool, Quantised::Mxfp4(weights), tokens, input, rows, out)
         }
         (&Format::Dense(ty, weights), Prepared::Floats(source, floats)) => match floats {
             Some(input) if tokens.len() > FEW_TOKENS => {
@@ -200,9 +243,9 @@ fn run_rows(
     }
 }
 
-fn affine_rows(
+fn code_rows(
     pool: &Pool,
-    weights: &Affine<'_>,
+    weights: Quantised<'_>,
     tokens: Range<usize>,
     input: &Digits<'_>,
     rows: RowRange,
@@ -210,11 +253,11 @@ fn affine_rows(
 ) -> Result<()> {
     let (first_token, tokens) = (tokens.start, tokens.len());
     if tokens <= FEW_TOKENS {
-        AffineDot { weights, input, first_token, tokens, rows, out }.dispatch(pool.cpu());
+        CodeDot { weights, input, first_token, tokens, rows, out }.dispatch(pool.cpu());
         return Ok(());
     }
     scratch::with(Slot::Panel, PANEL_BYTES, |buf| {
         let panel = CodePanel::new(buf);
-        AffineTiles { weights, input, first_token, tokens, rows, out, panel }.dispatch(pool.cpu());
+        CodeTiles { weights, input, first_token, tokens, rows, out, panel }.dispatch(pool.cpu());
     })
 }

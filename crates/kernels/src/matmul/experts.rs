@@ -9,7 +9,7 @@
 )]
 
 use super::Precision;
-use super::driver::{self, Job, run_jobs};
+use super::driver::{self, Job, Layer, run_jobs};
 use super::input::Source;
 use super::task::Out;
 use crate::elementwise::Glu;
@@ -79,14 +79,14 @@ fn checked_count(slots: usize) -> Result<u32> {
 #[derive(Clone, Copy, Debug)]
 pub struct Expert<'a> {
     /// `[inner, hidden]`.
-    pub gate: WeightMatrix<'a>,
+    pub gate: Layer<'a>,
     /// `[inner, hidden]`.
-    pub up: WeightMatrix<'a>,
+    pub up: Layer<'a>,
     /// `[hidden, inner]`.
-    pub down: WeightMatrix<'a>,
+    pub down: Layer<'a>,
 }
 
-/// `out[t] = Σᵢ weightᵢ · downᵢ(activation(gateᵢ(x[t])) · upᵢ(x[t]))` over the experts of token t.
+/// `out[t] = Σᵢ weightᵢ · downᵢ(activation(gateᵢ(x[t]), upᵢ(x[t])))` over the experts of token t.
 ///
 /// `experts` are those of [`Routes::used`], in that order. `x` is `[tokens, hidden]`, `out` as `x`.
 ///
@@ -105,7 +105,8 @@ pub fn experts(
 ) -> Result<()> {
     check_len("experts", experts.len(), routes.used.len())?;
     let Some(first) = experts.first() else { return Ok(()) };
-    let (hidden, inner, slots) = (first.gate.cols(), first.gate.rows(), routes.slots.len());
+    let (hidden, inner, slots) =
+        (first.gate.weights.cols(), first.gate.weights.rows(), routes.slots.len());
     check_len("activations of the experts", x.len(), slots / routes.active * hidden)?;
     check_len("output of the experts", out.len(), x.len())?;
     experts.iter().try_for_each(|expert| check_expert(expert, hidden, inner))?;
@@ -129,16 +130,18 @@ pub fn experts(
 }
 
 fn check_expert(expert: &Expert<'_>, hidden: usize, inner: usize) -> Result<()> {
-    check_len("rows of an expert's gate", expert.gate.rows(), inner)?;
-    check_len("columns of an expert's gate", expert.gate.cols(), hidden)?;
-    super::check_pair(&expert.gate, &expert.up)?;
-    check_len("rows of an expert's down", expert.down.rows(), hidden)?;
-    check_len("columns of an expert's down", expert.down.cols(), inner)?;
-    if driver::same_kind(&expert.gate, &expert.up) {
+    let [gate, up, down] = [expert.gate, expert.up, expert.down].map(|layer| layer.weights);
+    check_len("rows of an expert's gate", gate.rows(), inner)?;
+    check_len("columns of an expert's gate", gate.cols(), hidden)?;
+    super::check_pair(&gate, &up)?;
+    check_len("rows of an expert's down", down.rows(), hidden)?;
+    check_len("columns of an expert's down", down.cols(), inner)?;
+    [expert.gate, expert.up, expert.down].iter().try_for_each(Layer::check)?;
+    if driver::same_kind(&gate, &up) {
         return Ok(());
     }
     let rule = "quantised in the groups of its gate";
-    Err(KernelError::Dimension { what: "up matrix of an expert", value: expert.up.cols(), rule })
+    Err(KernelError::Dimension { what: "up matrix of an expert", value: up.cols(), rule })
 }
 
 /// One job per used expert, all into `out`.
@@ -146,11 +149,11 @@ fn jobs<'a>(
     routes: &Routes,
     experts: &[Expert<'a>],
     out: Out<'a>,
-    part: impl Fn(&Expert<'a>) -> (WeightMatrix<'a>, Option<(WeightMatrix<'a>, Glu)>),
+    part: impl Fn(&Expert<'a>) -> (Layer<'a>, Option<(Layer<'a>, Glu)>),
 ) -> Vec<Job<'a>> {
     let job = |((_, tokens), expert): (&(usize, Range<usize>), &Expert<'a>)| {
-        let (weights, glu) = part(expert);
-        Job { weights, glu, tokens: tokens.clone(), out }
+        let (layer, glu) = part(expert);
+        Job { layer, glu, tokens: tokens.clone(), out }
     };
     routes.used.iter().zip(experts).map(job).collect()
 }
@@ -202,8 +205,8 @@ pub fn matmul_heads(
         .collect();
     let out = Out::new(out, rows, Some(&order));
     let job = |head: usize| {
-        let weights = weights.row_range(head * rows, rows)?;
-        Ok(Job { weights, glu: None, tokens: head * tokens..(head + 1) * tokens, out })
+        let layer = Layer::plain(weights.row_range(head * rows, rows)?);
+        Ok(Job { layer, glu: None, tokens: head * tokens..(head + 1) * tokens, out })
     };
     let jobs = (0..heads).map(job).collect::<Result<Vec<_>>>()?;
     run_jobs(pool, Source { x, cols, gather: Some(&order) }, slots, &jobs, precision)

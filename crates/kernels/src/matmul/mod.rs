@@ -9,6 +9,7 @@
 //! token's results are the same to the bit whatever other tokens are in the call.
 
 mod ahead;
+mod coding;
 mod dense;
 mod dot;
 mod driver;
@@ -24,6 +25,7 @@ use crate::elementwise::{self, Glu};
 use crate::error::{KernelError, Result, check_len};
 use crate::pool::Pool;
 use crate::weights::WeightMatrix;
+pub use driver::Layer;
 use driver::{Job, run_jobs};
 pub use experts::{Expert, Routes, experts, matmul_heads};
 use input::Source;
@@ -80,7 +82,7 @@ pub fn matmul(
         check_len("columns of a matrix", weights.cols(), cols)?;
         check_len("output of a product", out.len(), tokens * weights.rows())?;
         jobs.push(Job {
-            weights: *weights,
+            layer: Layer::plain(*weights),
             glu: None,
             tokens: 0..tokens,
             out: Out::new(out, weights.rows(), None),
@@ -113,7 +115,8 @@ pub fn matmul_glu(
         return elementwise::glu(pool, activation, out, &other);
     }
     let out = Out::new(out, gate.rows(), None);
-    let job = Job { weights: gate, glu: Some((up, activation)), tokens: 0..tokens, out };
+    let (layer, up) = (Layer::plain(gate), Layer::plain(up));
+    let job = Job { layer, glu: Some((up, activation)), tokens: 0..tokens, out };
     run_jobs(pool, Source { x, cols, gather: None }, tokens, &[job], precision)
 }
 

@@ -2,10 +2,10 @@
 //! horizontal sums. A panel covers some rows and one column block and lives in the L2 cache.
 
 use super::ahead::{LINE, near};
-use super::dot::unpack;
+use super::coding::{Coding, unpack};
 use super::input::{DIGIT_COLS, FLOAT_COLS, GROUP_STRIDE};
 use crate::simd::{LANES, Simd, UNIT, row_pointers};
-use crate::weights::{Affine, FloatType};
+use crate::weights::FloatType;
 
 /// Most rows of a panel.
 pub(super) const PANEL_ROWS: usize = 128;
@@ -64,8 +64,8 @@ pub(super) struct TileSource {
     pub(super) row: usize,
     /// Rows beyond `last_row` repeat it.
     pub(super) last_row: usize,
-    /// Columns of the whole matrix.
-    pub(super) cols: usize,
+    /// Stored elements from one row to the next.
+    pub(super) stride: usize,
     /// First column.
     pub(super) first_col: usize,
     /// Columns of the block.
@@ -76,7 +76,7 @@ impl TileSource {
     /// Element index of the first column of the tile's row `i`.
     #[inline(always)]
     fn start(&self, i: usize) -> usize {
-        (self.row + i).min(self.last_row) * self.cols + self.first_col
+        (self.row + i).min(self.last_row) * self.stride + self.first_col
     }
 }
 
@@ -85,9 +85,9 @@ impl TileSource {
 /// # Safety
 /// `source` lies within the matrix and `tile` is a tile of a panel, used by this thread only.
 #[inline(always)]
-pub(super) unsafe fn pack_codes<S: Simd, const BITS: u32>(
+pub(super) unsafe fn pack_codes<'c, S: Simd, C: Coding<'c>>(
     simd: S,
-    weights: &Affine<'_>,
+    weights: C,
     source: TileSource,
     tile: CodePanel,
 ) {
@@ -95,40 +95,39 @@ pub(super) unsafe fn pack_codes<S: Simd, const BITS: u32>(
     unsafe {
         let units = source.block_cols.div_ceil(UNIT);
         for unit in 0..units {
-            read_ahead::<S, BITS>(simd, weights, source, (unit, units));
+            read_ahead(simd, weights, source, (unit, units));
             let cols = (source.block_cols - unit * UNIT).min(UNIT);
             let target = tile.codes.add(unit * LANES * UNIT);
             let mut rows = [std::ptr::null::<u8>(); LANES];
             for (i, row) in rows.iter_mut().enumerate() {
-                let at = (source.start(i) + unit * UNIT) / 8 * BITS as usize;
-                *row = weights.codes.get_unchecked(at..).as_ptr();
+                let at = (source.start(i) + unit * UNIT) / 8 * C::BITS as usize;
+                *row = weights.codes().get_unchecked(at..).as_ptr();
                 near(simd, *row);
             }
-            if BITS == 4 && cols == UNIT {
-                pack_nibbles(simd, &rows, target);
+            if C::BITS == 4 && cols == UNIT {
+                pack_nibbles::<S, C>(simd, &rows, target);
             } else {
-                let end = weights.codes.as_ptr_range().end;
-                pack_unit::<S, BITS>(simd, &rows, (end, cols), target);
+                let end = weights.codes().as_ptr_range().end;
+                pack_unit::<S, C>(simd, &rows, (end, cols), target);
             }
         }
-        pack_groups(simd, weights, weights.scales, source, tile.scales);
-        pack_groups(simd, weights, weights.biases, source, tile.biases);
+        pack_groups(simd, weights, source, tile);
     }
 }
 
 /// Asks for the codes of the next 16 rows in the same column block, `unit` of `units` of them.
 /// Row by row, since the processor itself only follows one stream in a page.
 #[inline(always)]
-fn read_ahead<S: Simd, const BITS: u32>(
+fn read_ahead<'c, S: Simd, C: Coding<'c>>(
     simd: S,
-    weights: &Affine<'_>,
+    weights: C,
     source: TileSource,
     (unit, units): (usize, usize),
 ) {
     for i in unit * LANES / units..(unit + 1) * LANES / units {
-        let at = ((source.row + LANES + i) * source.cols + source.first_col) / 8 * BITS as usize;
-        let row = weights.codes.as_ptr().wrapping_add(at);
-        for line in (0..source.block_cols / 8 * BITS as usize).step_by(LINE) {
+        let first = (source.row + LANES + i) * source.stride + source.first_col;
+        let row = weights.codes().as_ptr().wrapping_add(first / 8 * C::BITS as usize);
+        for line in (0..source.block_cols / 8 * C::BITS as usize).step_by(LINE) {
             simd.prefetch_far(row.wrapping_add(line));
         }
     }
@@ -140,13 +139,17 @@ fn read_ahead<S: Simd, const BITS: u32>(
 /// # Safety
 /// 64 bytes are readable at each row; `target` has room for a unit.
 #[inline(always)]
-unsafe fn pack_nibbles<S: Simd>(simd: S, rows: &[*const u8; LANES], target: *mut u8) {
+unsafe fn pack_nibbles<'c, S: Simd, C: Coding<'c>>(
+    simd: S,
+    rows: &[*const u8; LANES],
+    target: *mut u8,
+) {
     let mut transposed = [[0u32; LANES]; LANES];
     // SAFETY: by contract; a unit is 32 quads of 64 bytes in the tile.
     unsafe {
         simd.transpose(&rows.map(<*const u8>::cast), transposed.as_mut_ptr().cast(), LANES);
         for (i, column) in transposed.iter().enumerate() {
-            let (even, odd) = simd.unpack::<4>(column.as_ptr().cast(), 64);
+            let (even, odd) = C::unpack(simd, column.as_ptr().cast(), 64);
             simd.store_bytes(target.add(128 * i), even);
             simd.store_bytes(target.add(128 * i + 64), odd);
         }
@@ -158,7 +161,7 @@ unsafe fn pack_nibbles<S: Simd>(simd: S, rows: &[*const u8; LANES], target: *mut
 /// # Safety
 /// The rows have `cols` codes each, and their matrix ends at `end`; `target` has room for a unit.
 #[inline(always)]
-unsafe fn pack_unit<S: Simd, const BITS: u32>(
+unsafe fn pack_unit<'c, S: Simd, C: Coding<'c>>(
     simd: S,
     rows: &[*const u8; LANES],
     (end, cols): (*const u8, usize),
@@ -169,7 +172,7 @@ unsafe fn pack_unit<S: Simd, const BITS: u32>(
     unsafe {
         for (i, &row) in rows.iter().enumerate() {
             let codes = std::slice::from_raw_parts(row, end.offset_from_unsigned(row));
-            let (even, odd) = unpack::<S, BITS>(simd, codes, cols);
+            let (even, odd) = unpack::<S, C>(simd, codes, cols);
             simd.store_bytes(halves[0][i].as_mut_ptr().cast(), even);
             simd.store_bytes(halves[1][i].as_mut_ptr().cast(), odd);
         }
@@ -179,32 +182,33 @@ unsafe fn pack_unit<S: Simd, const BITS: u32>(
     }
 }
 
-/// Converts and transposes the scales or biases `values` of 16 rows.
+/// Converts and transposes the scales and biases of 16 rows.
 ///
 /// # Safety
 /// As for [`pack_codes`].
 #[inline(always)]
-unsafe fn pack_groups<S: Simd>(
+unsafe fn pack_groups<'c, S: Simd, C: Coding<'c>>(
     simd: S,
-    weights: &Affine<'_>,
-    values: &[u8],
+    weights: C,
     source: TileSource,
-    target: *mut f32,
+    tile: CodePanel,
 ) {
-    let ty = weights.scale_type;
-    let groups = source.block_cols / weights.group;
-    // SAFETY: by contract; the target has room for whole blocks of 16 groups.
+    let groups = source.block_cols / weights.group();
+    // SAFETY: by contract; the tile has room for whole blocks of 16 groups.
     unsafe {
-        let mut rows = [[0.0f32; LANES]; LANES];
+        let mut rows = [[[0.0f32; LANES]; LANES]; 2];
         for first in (0..groups).step_by(LANES) {
-            for (i, row) in rows.iter_mut().enumerate() {
-                let at = (source.start(i) / weights.group + first) * ty.bytes();
-                let values = values.get_unchecked(at..).as_ptr();
-                let count = (groups - first).min(LANES);
-                simd.store(row.as_mut_ptr(), simd.load_some_floats(ty, values, count));
+            let [scale_rows, bias_rows] = &mut rows;
+            for (i, (scale_row, bias_row)) in scale_rows.iter_mut().zip(bias_rows).enumerate() {
+                let at = source.start(i) + first * weights.group();
+                let (scales, biases) = weights.groups(simd, at, (groups - first).min(LANES));
+                simd.store(scale_row.as_mut_ptr(), scales);
+                simd.store(bias_row.as_mut_ptr(), biases);
             }
-            let target = target.add(first * LANES);
-            simd.transpose(&row_pointers(&rows), target.cast(), LANES);
+            for (rows, target) in rows.iter().zip([tile.scales, tile.biases]) {
+                let target = target.add(first * LANES);
+                simd.transpose(&row_pointers(rows), target.cast(), LANES);
+            }
         }
     }
 }

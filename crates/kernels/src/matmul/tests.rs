@@ -3,7 +3,7 @@
 use super::{FEW_TOKENS, Precision, matmul, matmul_glu};
 use crate::elementwise::Glu;
 use crate::pool::Pool;
-use crate::testing::{RandomAffine, Rng, oracle, pools, store};
+use crate::testing::{RandomAffine, RandomMxfp4, Rng, oracle, pools, store};
 use crate::weights::{FloatType, WeightMatrix};
 use std::ops::Range;
 
@@ -96,6 +96,69 @@ fn affine_products_span_column_blocks_and_panels() {
             }
         }
     }
+}
+
+/// The sixteen 4-bit floats of OCP's MX specification, and a few of its scales.
+#[test]
+fn codes_of_mxfp4_are_what_the_specification_says() {
+    let codes: Vec<u8> = (0..8).map(|i| (2 * i) | ((2 * i + 1) << 4)).chain([0; 8]).collect();
+    let magnitudes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    for (scale, factor) in [(127, 1.0), (128, 2.0), (120, 0.007_812_5), (0, 2f32.powi(-127))] {
+        let weights = WeightMatrix::mxfp4(1, 32, &codes, std::slice::from_ref(&scale)).unwrap();
+        let mut row = [f32::NAN; 32];
+        weights.dequantize_row(0, &mut row).unwrap();
+        for (i, value) in row[..16].iter().enumerate() {
+            let sign = if i < 8 { 1.0 } else { -1.0 };
+            let expected = sign * magnitudes[i % 8] * factor;
+            assert!((value - expected).abs() <= 0.0, "code {i}, scale {scale}: {value}");
+        }
+    }
+}
+
+#[test]
+fn mxfp4_products_match_the_oracle() {
+    let mut rng = Rng::fresh();
+    for pool in pools() {
+        for (rows, cols) in [(1, 32), (5, 96), (16, 128), (37, 416), (147, 2048 + 96)] {
+            let weights = RandomMxfp4::new(&mut rng, (rows, cols));
+            for precision in PRECISIONS {
+                for tokens in [1, 2, 4, 1 + rng.below(30)] {
+                    check(&pool, &mut rng, &weights.matrix(), 32, tokens, precision);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn matrices_whose_rows_take_turns_are_read_where_they_are() {
+    let mut rng = Rng::fresh();
+    for pool in pools() {
+        let both = RandomMxfp4::new(&mut rng, (2 * 3 * 20, 2048 + 160));
+        for part in 0..2 {
+            let all = both.matrix().every_nth_row(part, 2).unwrap();
+            let mut rows = [vec![0.0; all.cols()], vec![0.0; all.cols()]];
+            for row in [0, 1, 59] {
+                all.dequantize_row(row, &mut rows[0]).unwrap();
+                both.matrix().dequantize_row(2 * row + part, &mut rows[1]).unwrap();
+                assert_eq!(rows[0], rows[1]);
+            }
+            let expert = all.row_range(20, 20).unwrap();
+            for tokens in [1, 3, 17] {
+                check(&pool, &mut rng, &all, 32, tokens, Precision::Exact);
+                check(&pool, &mut rng, &expert, 32, tokens, Precision::Exact);
+            }
+        }
+    }
+    let dense = store(&[0.0; 4], FloatType::F32);
+    assert!(
+        WeightMatrix::dense(2, 2, FloatType::F32, &dense).unwrap().every_nth_row(0, 2).is_err()
+    );
+    let odd = RandomMxfp4::new(&mut rng, (3, 32));
+    assert!(odd.matrix().every_nth_row(0, 2).is_err());
+    assert!(odd.matrix().every_nth_row(3, 3).is_err());
+    assert!(WeightMatrix::mxfp4(1, 48, &[0; 24], &[0; 1]).is_err());
+    assert!(WeightMatrix::mxfp4(1, 32, &[0; 16], &[0; 2]).is_err());
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! Products tile by tile: `16·R` rows by `N` tokens at a time, accumulated in registers; and
-//! those of affine matrices. For prompts and batches, where arithmetic is the bound.
+//! those of quantised matrices. For prompts and batches, where arithmetic is the bound.
 #![expect(clippy::needless_range_loop, reason = "tiles of registers, indexed alike")]
 
+use super::coding::{Coding, Quantised, with_coding};
 use super::input::{DIGIT_COLS, DIGIT_STRIDE, Digits, GROUP_STRIDE, INT_BIAS, Plane};
 use super::panel::{CodePanel, PANEL_ROWS, TILE_CODES, TILE_SCALES, TileSource, pack_codes};
 use super::task::{Out, RowRange};
 use crate::isa::Cpu;
 use crate::simd::{Kernel, LANES, Simd, UNIT, dispatch};
-use crate::weights::Affine;
 use std::hint::black_box;
 use std::ops::Range;
 
@@ -66,9 +66,9 @@ fn rows<S: Simd, T: Tiles<S>, const R: usize, const N: usize>(
     N
 }
 
-/// `out[token][row] = Σ w·x` for up to [`PANEL_ROWS`] rows of an affine matrix and any tokens.
-pub(super) struct AffineTiles<'a> {
-    pub(super) weights: &'a Affine<'a>,
+/// `out[token][row] = Σ w·x` for up to [`PANEL_ROWS`] rows of a quantised matrix and any tokens.
+pub(super) struct CodeTiles<'a> {
+    pub(super) weights: Quantised<'a>,
     pub(super) input: &'a Digits<'a>,
     pub(super) first_token: usize,
     pub(super) tokens: usize,
@@ -77,25 +77,18 @@ pub(super) struct AffineTiles<'a> {
     pub(super) panel: CodePanel,
 }
 
-impl AffineTiles<'_> {
+impl CodeTiles<'_> {
     /// Computes the products; each step is a function of its own.
     pub(super) fn dispatch(&self, cpu: Cpu) {
         assert!(self.input.layout.is_blocked(), "tiles need blocks of digits");
         for block in 0..self.input.layout.blocks() {
-            match self.weights.bits {
-                2 => dispatch(cpu, Pack::<2>(self, block)),
-                3 => dispatch(cpu, Pack::<3>(self, block)),
-                4 => dispatch(cpu, Pack::<4>(self, block)),
-                5 => dispatch(cpu, Pack::<5>(self, block)),
-                6 => dispatch(cpu, Pack::<6>(self, block)),
-                _ => dispatch(cpu, Pack::<8>(self, block)),
-            }
+            with_coding!(self.weights, coding => dispatch(cpu, Pack(self, coding, block)));
             for digit in 0..self.input.layout.digits {
                 // Without VNNI the dot product of 8-bit codes takes more instructions.
-                if self.weights.bits < 8 {
-                    dispatch(cpu, Multiply::<7>(self, block, digit));
-                } else {
+                if self.weights.is_wide() {
                     dispatch(cpu, Multiply::<8>(self, block, digit));
+                } else {
+                    dispatch(cpu, Multiply::<7>(self, block, digit));
                 }
             }
         }
@@ -103,37 +96,37 @@ impl AffineTiles<'_> {
 }
 
 /// Unpacks the rows within a column block into the panel.
-struct Pack<'a, const BITS: u32>(&'a AffineTiles<'a>, usize);
+struct Pack<'a, C>(&'a CodeTiles<'a>, C, usize);
 
-impl<const BITS: u32> Kernel for Pack<'_, BITS> {
+impl<'c, C: Coding<'c>> Kernel for Pack<'_, C> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self(this, block) = self;
+        let Self(this, coding, block) = self;
         assert!(this.rows.len() <= PANEL_ROWS, "too many rows for a panel");
         for (tile, row) in this.rows.iter().step_by(LANES).enumerate() {
             let source = TileSource {
                 row,
                 last_row: this.rows.end - 1,
-                cols: this.input.layout.cols,
+                stride: this.input.layout.cols * coding.step(),
                 first_col: block * DIGIT_COLS,
                 block_cols: this.input.layout.block_cols(block),
             };
             // SAFETY: the rows and the block exist, and so does the tile.
-            unsafe { pack_codes::<S, BITS>(simd, this.weights, source, this.panel.tile(tile)) };
+            unsafe { pack_codes(simd, coding, source, this.panel.tile(tile)) };
         }
     }
 }
 
 /// Multiplies the panel with one digit of the activations in a column block, and adds that to
 /// the output; the first ones start it.
-struct Multiply<'a, const BITS: u32>(&'a AffineTiles<'a>, usize, usize);
+struct Multiply<'a, const BITS: u32>(&'a CodeTiles<'a>, usize, usize);
 
 impl<const BITS: u32> Kernel for Multiply<'_, BITS> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let AffineTiles { first_token, tokens, rows, .. } = *self.0;
+        let CodeTiles { first_token, tokens, rows, .. } = *self.0;
         cover(simd, &self, rows.len().div_ceil(LANES), first_token..first_token + tokens);
     }
 }
@@ -146,8 +139,8 @@ impl<S: Simd, const BITS: u32> Tiles<S> for Multiply<'_, BITS> {
             // SAFETY: `tile` is below the number of tiles.
             panel: unsafe { this.panel.tile(tile) },
             plane: this.input.plane(block, digit, token),
-            group: this.weights.group,
-            groups: this.input.layout.block_cols(block) / this.weights.group,
+            group: this.weights.group(),
+            groups: this.input.layout.block_cols(block) / this.weights.group(),
         };
         let place = Place { row: this.rows.first + tile * LANES, end: this.rows.end, token };
         // SAFETY: `R` tiles and `N` tokens exist from there on, and the panel has just been

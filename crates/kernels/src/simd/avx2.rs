@@ -74,6 +74,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             let high = _mm256_loadu_si256(lanes.as_ptr().add(8).cast());
             [_mm256_permutevar8x32_ps(half, low), _mm256_permutevar8x32_ps(half, high)]
         }
+        fn lookup(table: &[u8; 16], indices: I) -> I {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            [_mm256_shuffle_epi8(table, indices[0]), _mm256_shuffle_epi8(table, indices[1])]
+        }
         fn times_256(a: I) -> I { [_mm256_slli_epi32::<8>(a[0]), _mm256_slli_epi32::<8>(a[1])] }
         fn split_digit(a: I) -> (I, I) {
             let (h0, l0) = split_digit(a[0]);

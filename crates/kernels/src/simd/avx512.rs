@@ -55,6 +55,10 @@ impl Simd for Avx512 {
         fn expand(values: __m512, lanes: &[i32; LANES]) -> __m512 {
             _mm512_permutexvar_ps(_mm512_loadu_si512(lanes.as_ptr().cast()), values)
         }
+        fn lookup(table: &[u8; 16], indices: __m512i) -> __m512i {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, indices)
+        }
         fn times_256(a: __m512i) -> __m512i { _mm512_slli_epi32::<8>(a) }
         fn split_digit(a: __m512i) -> (__m512i, __m512i) {
             let high = _mm512_srai_epi32::<8>(_mm512_add_epi32(a, _mm512_set1_epi32(128)));

@@ -158,6 +158,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `readable >= 16 * BITS` bytes are readable at `ptr`; no alignment is needed.
     unsafe fn unpack<const BITS: u32>(self, ptr: *const u8, readable: usize) -> (Self::B, Self::B);
+    /// `table[i]` for each byte `i` of `indices`, all below 16.
+    fn lookup(self, table: &[u8; 16], indices: Self::B) -> Self::B;
     /// Stores the low bytes of 16 integers.
     ///
     /// # Safety

@@ -69,6 +69,13 @@ impl Simd for Neon {
                 pick(table, lanes.add(8)), pick(table, lanes.add(12)),
             ]
         }
+        fn lookup(table: &[u8; 16], indices: B) -> B {
+            let table = vld1q_u8(table.as_ptr());
+            [
+                vqtbl1q_u8(table, indices[0]), vqtbl1q_u8(table, indices[1]),
+                vqtbl1q_u8(table, indices[2]), vqtbl1q_u8(table, indices[3]),
+            ]
+        }
         fn times_256(a: I) -> I { each!(vshlq_n_s32::<8>; a) }
         fn split_digit(a: I) -> (I, I) {
             let high = each!(high_digit; a);

@@ -160,6 +160,9 @@ impl Simd for Scalar {
         }
         (even, odd)
     }
+    fn lookup(self, table: &[u8; 16], indices: [u8; 64]) -> [u8; 64] {
+        indices.map(|index| table[usize::from(index % 16)])
+    }
     unsafe fn store_low_bytes(self, ptr: *mut u8, ints: I) {
         // SAFETY: 16 bytes are writable by contract.
         unsafe { ptr.cast::<[u8; LANES]>().write_unaligned(map(ints, |i| i as u8)) }

@@ -66,6 +66,13 @@ impl Kernel for Everything<'_> {
             let mut bytes = [0u8; LANES];
             simd.store_low_bytes(bytes.as_mut_ptr(), big);
             out.extend(bytes.map(f32::from));
+            let table = std::array::from_fn(|i| self.digits[i]);
+            let (even, odd) = simd.unpack::<4>(self.codes.as_ptr(), 64);
+            for nibbles in [even, odd] {
+                let mut bytes = [0u8; 64];
+                simd.store_bytes(bytes.as_mut_ptr(), simd.lookup(&table, nibbles));
+                out.extend(bytes.map(f32::from));
+            }
             let quad = simd.splat_quad(self.digits.as_ptr().add(5));
             push(simd, &mut out, simd.to_float(simd.dot::<8>(simd.zero_int(), quad, quad)));
             for group in [32, 64, 128] {

@@ -9,6 +9,7 @@ use super::text_stream::TextStream;
 use super::{Engine, LogitRows, Progress};
 use crate::sampling::{Sampler, SamplingParams};
 use crate::text::Tokenizer;
+use crate::vision::PlacedImage;
 use crate::{Error, Result};
 
 /// What to generate.
@@ -111,6 +112,22 @@ pub fn generate(
     generate_into(engine, tokenizer, request, &engine.new_cache()?, progress, emit)
 }
 
+/// [`generate`] with images in place of some of the prompt's tokens, in order.
+///
+/// # Errors
+/// As [`generate`], and images that do not lie in the prompt.
+pub fn generate_with_images(
+    engine: &Engine,
+    tokenizer: &Tokenizer,
+    request: &Generation<'_>,
+    images: &[PlacedImage],
+    progress: &mut dyn Progress,
+    emit: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Result<Outcome> {
+    let prompt = Prompt { images, cache: &engine.new_cache()? };
+    run(engine, tokenizer, request, &prompt, progress, emit)
+}
+
 /// [`generate`] with a cache that holds the beginning of the prompt; the rest of it is read. The
 /// cache then holds the prompt and all generated tokens but the last one.
 ///
@@ -124,12 +141,30 @@ pub fn generate_into(
     progress: &mut dyn Progress,
     emit: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Outcome> {
+    run(engine, tokenizer, request, &Prompt { images: &[], cache }, progress, emit)
+}
+
+/// What a prompt has besides its tokens.
+struct Prompt<'a> {
+    images: &'a [PlacedImage],
+    /// The beginning of it.
+    cache: &'a SequenceCache,
+}
+
+fn run(
+    engine: &Engine,
+    tokenizer: &Tokenizer,
+    request: &Generation<'_>,
+    &Prompt { images, cache }: &Prompt<'_>,
+    progress: &mut dyn Progress,
+    emit: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Result<Outcome> {
     room(engine.context(), request.prompt.len(), Some(request.max_tokens), request.max_tokens)?;
     let text = TextOut { stream: TextStream::new(tokenizer, request.stop)?, emit };
     let mut sampler = Sampler::new(&request.sampling, engine.vocab())?;
     let (reused_tokens, start) = (cache.tokens(), Instant::now());
     let new = request.prompt.get(reused_tokens..).unwrap_or_default();
-    let logits = engine.prefill(new, cache, progress)?;
+    let logits = engine.prefill_with_images(new, images, cache, progress)?;
     let tokens = Vec::new();
     let mut decode = Decode {
         engine,

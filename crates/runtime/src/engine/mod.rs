@@ -10,14 +10,18 @@ mod text_stream;
 use std::path::PathBuf;
 
 use mlxcel_core::recurrent::StateLayout;
-use mlxcel_core::{Batch, LayerLayout, Ops, OpsConfig, SequenceCache, SequenceRun};
+use mlxcel_core::{Batch, ImageRows, LayerLayout, Ops, OpsConfig, SequenceCache, SequenceRun};
 use mlxcel_estimator::KvMode;
 
-pub use self::generate::{Finish, Generation, Outcome, Statistics, generate, generate_into, room};
+pub use self::generate::{
+    Finish, Generation, Outcome, Statistics, generate, generate_into, generate_with_images, room,
+};
 pub use self::progress::{NoProgress, Progress};
 pub(crate) use self::text_stream::TextStream;
-use crate::families::{self, LanguageModel};
+use crate::families::{self, ImageEncoder, LanguageModel};
 use crate::loading::{Checkpoint, Source};
+use crate::text::TextFiles;
+use crate::vision::{self, EncodedImage, ImageError, Pixels, PlacedImage, Preprocessor};
 use crate::{Error, Result};
 
 /// Which model to load.
@@ -156,11 +160,24 @@ impl Engine {
     /// # Errors
     /// Tokens outside the vocabulary (nothing is computed then), and failed operations.
     pub fn forward(&self, runs: &[SequenceRun<'_>], rows: LogitRows) -> Result<Vec<f32>> {
+        self.forward_with_images(runs, Vec::new(), rows)
+    }
+
+    /// [`Self::forward`] with images in place of some rows' tokens, in order.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], and images that do not lie within one run each.
+    pub fn forward_with_images(
+        &self,
+        runs: &[SequenceRun<'_>],
+        images: Vec<ImageRows>,
+        rows: LogitRows,
+    ) -> Result<Vec<f32>> {
         let tokens = runs.iter().flat_map(|run| run.tokens);
         if let Some(&token) = tokens.into_iter().find(|&&t| t as usize >= self.vocab) {
             return Err(Error::TokenOutOfRange { token, vocab: self.vocab });
         }
-        let batch = Batch::new(&self.ops, runs)?;
+        let batch = Batch::new(&self.ops, runs)?.with_images(images)?;
         let hidden = self.model.forward(&batch)?;
         let logits = match rows {
             LogitRows::None => {
@@ -178,6 +195,33 @@ impl Engine {
         Ok(logits)
     }
 
+    /// What prepares pictures for the model's image encoder; `files` are those of the model.
+    ///
+    /// # Errors
+    /// A model without an encoder, and what [`Preprocessor::load`] fails with.
+    pub fn preprocessor(&self, source: &ModelSource) -> Result<Preprocessor> {
+        let side = self.encoder()?.side();
+        match source {
+            ModelSource::BuiltIn => Err(ImageError::NoEncoder.into()),
+            ModelSource::Folder(dir) => Preprocessor::load(&TextFiles::Folder(dir), side),
+        }
+    }
+
+    fn encoder(&self) -> Result<&dyn ImageEncoder> {
+        Ok(self.model.images().ok_or(ImageError::NoEncoder)?)
+    }
+
+    /// The rows that stand for an image in a pass, computed at once.
+    ///
+    /// # Errors
+    /// A model without an encoder, and pixels that it does not take.
+    pub fn encode_image(&self, pixels: &Pixels) -> Result<EncodedImage> {
+        let encoder = self.encoder()?;
+        let embeddings = encoder.encode(&self.ops, pixels)?;
+        self.ops.evaluate(&embeddings)?;
+        Ok(EncodedImage { embeddings, sight: encoder.sight() })
+    }
+
     /// Fills `cache` with `tokens` in chunks and returns the logits of the last one, `[vocab]`.
     ///
     /// # Errors
@@ -188,10 +232,25 @@ impl Engine {
         cache: &SequenceCache,
         progress: &mut dyn Progress,
     ) -> Result<Vec<f32>> {
+        self.prefill_with_images(tokens, &[], cache, progress)
+    }
+
+    /// [`Self::prefill`] with images in place of some tokens, in order. No pass ends within an
+    /// image, so that one longer than a chunk makes the pass longer.
+    ///
+    /// # Errors
+    /// As [`Self::prefill`], and images that overlap or end after the tokens.
+    pub fn prefill_with_images(
+        &self,
+        tokens: &[u32],
+        images: &[PlacedImage],
+        cache: &SequenceCache,
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<f32>> {
         let chunk = self.prefill_chunk();
         let mut done = 0;
         loop {
-            let end = (done + chunk).min(tokens.len());
+            let end = vision::chunk_end(done, chunk, tokens.len(), images).min(tokens.len());
             let last = end == tokens.len();
             let run = SequenceRun {
                 tokens: tokens
@@ -200,8 +259,10 @@ impl Engine {
                     .ok_or(Error::EmptyPrompt)?,
                 cache,
             };
-            let logits =
-                self.forward(&[run], if last { LogitRows::Last } else { LogitRows::None })?;
+            let within = images.iter().filter(|image| (done..end).contains(&image.start));
+            let within = within.map(|image| image.rows(done)).collect();
+            let rows = if last { LogitRows::Last } else { LogitRows::None };
+            let logits = self.forward_with_images(&[run], within, rows)?;
             if progress.prefilled(end, tokens.len()).is_break() {
                 return Err(Error::Interrupted);
             }

@@ -272,6 +272,7 @@ impl LanguageModel for Model {
         if let Some(scale) = self.embed_scale {
             x = cx.ops().map(&x, Map::Scale(scale))?;
         }
+        x = cx.place_images(&x)?;
         if let Some(positions) = &self.positions {
             x = cx.ops().add(&x, &cx.embed_positions(positions)?)?;
         }

@@ -1,12 +1,16 @@
 //! `gemma3_text` and the language model of `gemma3`: Gemma 2's layers with norms over each query
 //! and key head, and five windowed layers to one global, each kind with its own rotary base.
+//! `gemma3` has an image encoder, whose tokens see each other in both directions in every layer, as
+//! in transformers.
 
-use mlxcel_core::{Rope, RopeScaling};
+use mlxcel_core::{Array, Batch, LayerLayout, Ops, Rope, RopeScaling};
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, HeadShape, RopeDefaults};
 use super::dense::{Attention, Model, ProjectionBias};
 use super::gemma2::{block, embed_scale, norm, score_scale};
+use super::siglip::{self, Tower};
+use super::{ImageEncoder, LanguageModel};
 use crate::Result;
 use crate::loading::{Bias, Weights};
 
@@ -20,6 +24,37 @@ pub(super) struct Config {
     query_pre_attn_scalar: Option<f32>,
     sliding_window_pattern: Option<usize>,
     rope_local_base_freq: Option<f64>,
+    vision_config: Option<siglip::Config>,
+    #[serde(default = "tokens_per_image")]
+    mm_tokens_per_image: usize,
+}
+
+fn tokens_per_image() -> usize {
+    256
+}
+
+/// The decoder with its image encoder.
+pub(super) struct Gemma3 {
+    language_model: Model,
+    vision_tower: Option<Tower>,
+}
+
+impl LanguageModel for Gemma3 {
+    fn cache_layout(&self) -> Vec<LayerLayout> {
+        self.language_model.cache_layout()
+    }
+
+    fn forward(&self, cx: &Batch) -> Result<Array> {
+        self.language_model.forward(cx)
+    }
+
+    fn logits(&self, ops: &Ops, hidden: &Array) -> Result<Array> {
+        self.language_model.logits(ops, hidden)
+    }
+
+    fn images(&self) -> Option<&dyn ImageEncoder> {
+        self.vision_tower.as_ref().map(|tower| tower as &dyn ImageEncoder)
+    }
 }
 
 impl Config {
@@ -59,6 +94,19 @@ fn attention(w: &Weights, c: &Config, heads: HeadShape, layer: usize) -> Result<
 /// `√hidden` in bfloat16, as the reference implementations have it in every precision.
 fn rounded_scale(c: &DecoderConfig) -> f32 {
     half::bf16::from_f32(embed_scale(c)).to_f32()
+}
+
+/// The decoder, with the encoder where the configuration and the files have one.
+pub(super) fn load_with_images(w: &Weights, c: &Config) -> Result<Gemma3> {
+    let complete = w.has("vision_tower.vision_model.post_layernorm.weight");
+    let vision_tower = match c.vision_config.as_ref().filter(|_| complete) {
+        Some(vision) => {
+            let hidden = c.decoder.sizes.hidden_size;
+            Some(Tower::load(w, vision, c.mm_tokens_per_image, hidden)?)
+        }
+        None => None,
+    };
+    Ok(Gemma3 { language_model: load(w, c)?, vision_tower })
 }
 
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {

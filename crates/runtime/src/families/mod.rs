@@ -15,6 +15,7 @@ mod gemma2;
 mod gemma3;
 mod glm4;
 mod gpt2;
+mod gpt_oss;
 mod granite;
 mod granitemoehybrid;
 mod kept;
@@ -37,16 +38,18 @@ mod qwen3_5;
 mod qwen3_moe;
 mod qwen3_next;
 mod rope;
+mod siglip;
 mod single;
 mod smollm3;
 mod starcoder2;
 
 use mlxcel_core::recurrent::StateLayout;
-use mlxcel_core::{Array, Batch, LayerLayout, Ops};
+use mlxcel_core::{Array, Batch, LayerLayout, Ops, Sight};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::loading::Weights;
+use crate::vision::Pixels;
 use crate::{Error, Result};
 
 /// A decoder that maps a ragged batch of tokens to hidden states and logits.
@@ -70,6 +73,26 @@ pub trait LanguageModel {
     /// # Errors
     /// As [`Self::forward`].
     fn logits(&self, ops: &Ops, hidden: &Array) -> Result<Array>;
+
+    /// What turns images into rows of a pass, where the model and its checkpoint have it.
+    fn images(&self) -> Option<&dyn ImageEncoder> {
+        None
+    }
+}
+
+/// What turns an image into rows among those of tokens.
+pub trait ImageEncoder {
+    /// Pixels along a side of the images that it takes.
+    fn side(&self) -> usize;
+
+    /// What the rows of an image see of each other in the decoder.
+    fn sight(&self) -> Sight;
+
+    /// The rows of an image, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// An image of another size, or operations that cannot be built.
+    fn encode(&self, ops: &Ops, pixels: &Pixels) -> Result<Array>;
 }
 
 type Loader = fn(&Weights, &Value) -> Result<Box<dyn LanguageModel>>;
@@ -81,10 +104,11 @@ const FAMILIES: &[(&str, Loader)] = &[
     ("falcon_h1", |w, c| boxed(falcon_h1::load(w, &parse(c)?, &parse(c)?)?)),
     ("falcon_mamba", |w, c| boxed(mamba::load(w, &parse(c)?)?)),
     ("gemma2", |w, c| boxed(gemma2::load(w, &parse(c)?)?)),
-    ("gemma3", |w, c| boxed(gemma3::load(w, &parse(c)?)?)),
+    ("gemma3", |w, c| boxed(gemma3::load_with_images(w, &parse(c)?)?)),
     ("gemma3_text", |w, c| boxed(gemma3::load(w, &parse(c)?)?)),
     ("glm4", |w, c| boxed(glm4::load(w, &parse(c)?)?)),
     ("gpt2", |w, c| boxed(gpt2::load(w, &parse(c)?)?)),
+    ("gpt_oss", |w, c| boxed(gpt_oss::load(w, &parse(c)?)?)),
     ("granite", |w, c| boxed(granite::load(w, &parse(c)?)?)),
     ("granitemoehybrid", |w, c| boxed(granitemoehybrid::load(w, &parse(c)?, &parse(c)?)?)),
     ("lfm2", |w, c| boxed(lfm2::load(w, &parse(c)?, &parse(c)?)?)),

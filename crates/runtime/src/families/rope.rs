@@ -94,6 +94,7 @@ impl RopeConfig {
                 beta_slow: keys.or("beta_slow", 1.0),
                 mscale: keys.or("mscale", 1.0),
                 mscale_all_dim: keys.or("mscale_all_dim", 0.0),
+                truncate: map.get("truncate").and_then(Value::as_bool).unwrap_or(true),
             }),
             "longrope" | "su" => self.longrope(&keys),
             other => Err(Error::config(format!(

@@ -6,12 +6,15 @@
 mod checkpoint;
 mod experts;
 mod fingerprint;
+mod mxfp4;
 mod quantization;
 mod recurrent;
+mod vision;
 mod weights;
 
 pub(crate) use self::checkpoint::size_of;
 pub use self::checkpoint::{Checkpoint, read_config};
 pub use self::experts::ExpertShape;
 pub use self::fingerprint::Fingerprint;
+pub use self::vision::Patches;
 pub use self::weights::{Bias, NormKind, NormRule, Source, Weights};

@@ -6,9 +6,11 @@ use crate::{Error, Result};
 
 /// How a layer is quantised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Scheme {
-    pub(super) group_size: usize,
-    pub(super) bits: usize,
+pub(super) enum Scheme {
+    /// MLX's integers with a scale and a bias per group.
+    Affine { group_size: usize, bits: usize },
+    /// 4-bit floats in groups of 32.
+    Mxfp4,
 }
 
 /// The quantisation of a checkpoint: a default and overrides by layer path.
@@ -22,19 +24,17 @@ impl Quantization {
     pub(super) fn from_config(config: &Value) -> Result<Self> {
         let block = config.get("quantization").or_else(|| config.get("quantization_config"));
         let Some(block) = block.and_then(Value::as_object) else { return Ok(Self::default()) };
-        let foreign = |method: &&str| *method != "affine" || !block.contains_key("bits");
+        let foreign = |method: &&str| match *method {
+            "mxfp4" => false,
+            "affine" => !block.contains_key("bits"),
+            _ => true,
+        };
         if let Some(method) = block.get("quant_method").and_then(Value::as_str).filter(foreign) {
             return Err(Error::config(format!(
-                "quantisation \"{method}\" is not supported (supported: MLX's affine format)"
+                "quantisation \"{method}\" is not supported (supported: MLX's affine format, mxfp4)"
             )));
         }
-        if let Some(mode) =
-            block.get("mode").and_then(Value::as_str).filter(|mode| *mode != "affine")
-        {
-            return Err(Error::config(format!(
-                "quantisation mode \"{mode}\" is not supported (supported: affine)"
-            )));
-        }
+        mode(block)?;
         Ok(Self { block: Some(block.clone()) })
     }
 
@@ -46,6 +46,10 @@ impl Quantization {
             )));
         };
         let layer = block.get(path).and_then(Value::as_object);
+        // A layer with a block of its own has MLX's default mode there, not that of the others.
+        if mode(layer.unwrap_or(block))? == "mxfp4" {
+            return Ok(Scheme::Mxfp4);
+        }
         let number = |key: &str| {
             let value = layer.and_then(|l| l.get(key)).or_else(|| block.get(key));
             let value = value.and_then(Value::as_u64).and_then(|v| usize::try_from(v).ok());
@@ -53,7 +57,18 @@ impl Quantization {
                 Error::config(format!("quantization.{key} of {path} is not a whole number"))
             })
         };
-        Ok(Scheme { group_size: number("group_size")?, bits: number("bits")? })
+        Ok(Scheme::Affine { group_size: number("group_size")?, bits: number("bits")? })
+    }
+}
+
+/// The mode that a block states, MLX's default where it does not.
+fn mode(block: &Map<String, Value>) -> Result<&str> {
+    match block.get("mode").and_then(Value::as_str) {
+        None => Ok("affine"),
+        Some(mode @ ("affine" | "mxfp4")) => Ok(mode),
+        Some(other) => Err(Error::config(format!(
+            "quantisation mode \"{other}\" is not supported (supported: affine, mxfp4)"
+        ))),
     }
 }
 
@@ -69,12 +84,23 @@ mod tests {
         let q = Quantization::from_config(&config).unwrap();
         assert_eq!(
             q.scheme("model.layers.0.mlp.down_proj").unwrap(),
-            Scheme { group_size: 32, bits: 6 }
+            Scheme::Affine { group_size: 32, bits: 6 }
         );
         assert_eq!(
             q.scheme("model.layers.1.mlp.down_proj").unwrap(),
-            Scheme { group_size: 64, bits: 4 }
+            Scheme::Affine { group_size: 64, bits: 4 }
         );
+    }
+
+    #[test]
+    fn a_layer_of_its_own_is_affine_among_floats() {
+        let config = json!({"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4", "lm_head": {"bits": 8, "group_size": 64}}});
+        let q = Quantization::from_config(&config).unwrap();
+        assert_eq!(q.scheme("model.layers.0.mlp.experts.up_proj").unwrap(), Scheme::Mxfp4);
+        assert_eq!(q.scheme("lm_head").unwrap(), Scheme::Affine { group_size: 64, bits: 8 });
+        let other = json!({"quantization": {"group_size": 16, "bits": 4, "mode": "nvfp4"}});
+        let error = Quantization::from_config(&other).unwrap_err().to_string();
+        assert!(error.contains("\"nvfp4\" is not supported (supported: affine, mxfp4)"), "{error}");
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl<'a> Source<'a> {
     /// Reads the quantisation of the checkpoint.
     ///
     /// # Errors
-    /// A quantisation that is not MLX's affine format.
+    /// A quantisation that is neither MLX's affine format nor MXFP4.
     pub fn new(
         checkpoint: &'a Checkpoint,
         ops: &'a Ops,
@@ -268,14 +268,16 @@ impl<'a> Weights<'a> {
     /// The matrix in the types of the files.
     pub(super) fn stored_matrix(&self, rows: Rows, cols: usize) -> Result<Weight> {
         if self.has("scales") {
-            return self.affine(rows, cols, self.source.quantization.scheme(&self.prefix)?);
+            return match self.source.quantization.scheme(&self.prefix)? {
+                Scheme::Affine { group_size, bits } => self.affine(rows, cols, group_size, bits),
+                Scheme::Mxfp4 => self.mxfp4(rows, cols),
+            };
         }
         let (name, shape) = (self.path("weight"), [rows.total, cols]);
         Ok(Weight::Dense(self.source.checkpoint.tensor(&name, &shape, rows)?))
     }
 
-    fn affine(&self, rows: Rows, cols: usize, scheme: Scheme) -> Result<Weight> {
-        let Scheme { group_size, bits } = scheme;
+    fn affine(&self, rows: Rows, cols: usize, group_size: usize, bits: usize) -> Result<Weight> {
         let known = [2, 3, 4, 5, 6, 8].contains(&bits) && [32, 64, 128].contains(&group_size);
         if !known || !cols.is_multiple_of(group_size) || !(cols * bits).is_multiple_of(32) {
             return Err(Error::config(format!(

@@ -1,12 +1,16 @@
 //! Appending to block caches and attending to them, in one node: nothing else could order the two.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use mlx_ffi::host::{HostInputs, HostOutputs, call_one};
 use mlx_ffi::{Array, Dtype};
+use mlxcel_estimator::KvMode;
 use mlxcel_kernels::Pool;
 use mlxcel_kernels::attention::{self as kernel, AttentionParams, AttentionRun, Mask};
-use mlxcel_kernels::kv::KV_BLOCK_TOKENS;
+use mlxcel_kernels::kv::{
+    BlockLayout, KV_BLOCK_TOKENS, KvBlock, KvFormat, ValueStore, append as append_to_blocks,
+};
 
 use crate::attention::AttentionSpec;
 use crate::batch::{Batch, Span};
@@ -31,6 +35,7 @@ pub(crate) fn attention(
             .iter()
             .map(|cache| blocks(cache.layer(layer)?))
             .collect::<Result<_>>()?,
+        mutual: batch.mutual(),
     };
     let (rows, _) = rows_cols(qkv[0]);
     let shape = ints([rows, spec.query_heads() * spec.layout().value_dim])?;
@@ -60,18 +65,45 @@ struct Pass {
     spec: AttentionSpec,
     spans: Vec<Span>,
     caches: Vec<Arc<Mutex<BlockCache>>>,
+    /// Rows of images that see each other.
+    mutual: Vec<Range<usize>>,
 }
 
 impl Pass {
     fn run(&self, qkv: [&[f32]; 3], out: &mut [f32]) -> Result<()> {
         let mut caches: Vec<_> = self.caches.iter().map(|cache| LayerCache::lock(cache)).collect();
+        if !self.mutual.is_empty() {
+            return self.run_by_images(qkv, &mut caches, out);
+        }
         if caches.iter().any(|cache| cache.breaks_at_blocks()) {
             return self.run_by_blocks(qkv, &mut caches, out);
         }
         for (cache, span) in caches.iter_mut().zip(&self.spans) {
             self.append(qkv, cache, span)?;
         }
-        self.attend(qkv[0], &caches, &self.spans, out)
+        self.attend(qkv[0], &caches, &self.spans, Mask::Causal, out)
+    }
+
+    /// Cuts runs around images: an image sees all of itself and what comes before.
+    fn run_by_images(
+        &self,
+        qkv: [&[f32]; 3],
+        caches: &mut [MutexGuard<'_, BlockCache>],
+        out: &mut [f32],
+    ) -> Result<()> {
+        if caches.iter().any(|cache| cache.breaks_at_blocks()) {
+            let reason = "an image would see sealed values of its own; use another mode".into();
+            return Err(Error::KvMode { mode: KvMode::Turbo4Delegated, reason });
+        }
+        let width = self.spec.query_heads() * self.spec.layout().value_dim;
+        for (cache, span) in caches.iter_mut().zip(&self.spans) {
+            for (part, mask) in parts_by_image(span, &self.mutual) {
+                self.append(qkv, cache, &part)?;
+                let out = &mut out[part.start * width..(part.start + part.len) * width];
+                self.attend(qkv[0], std::slice::from_ref(cache), &[part], mask, out)?;
+            }
+        }
+        Ok(())
     }
 
     /// Cuts runs at block boundaries: each part sees its own block as written, and earlier ones
@@ -88,7 +120,7 @@ impl Pass {
                 cache.seal_before(&self.pool, part.position)?;
                 self.append(qkv, cache, &part)?;
                 let out = &mut out[part.start * width..(part.start + part.len) * width];
-                self.attend(qkv[0], std::slice::from_ref(cache), &[part], out)?;
+                self.attend(qkv[0], std::slice::from_ref(cache), &[part], Mask::Causal, out)?;
             }
         }
         Ok(())
@@ -110,6 +142,7 @@ impl Pass {
         q: &[f32],
         caches: &[MutexGuard<'_, BlockCache>],
         spans: &[Span],
+        mask: Mask,
         out: &mut [f32],
     ) -> Result<()> {
         let layout = self.spec.layout();
@@ -131,10 +164,66 @@ impl Pass {
             softcap: self.spec.softcap(),
             sinks: self.spec.sinks().map(|sinks| &**sinks),
             window: layout.window.map(std::num::NonZeroUsize::get),
-            mask: Mask::Causal,
+            mask,
         };
         Ok(kernel::attention(&self.pool, &params, &runs.collect::<Vec<_>>(), out)?)
     }
+}
+
+/// `span` cut around the images `mutual` (rows of the batch, in order), each part with its mask.
+fn parts_by_image(span: &Span, mutual: &[Range<usize>]) -> Vec<(Span, Mask)> {
+    let end = span.start + span.len;
+    let mut parts = Vec::new();
+    let mut at = span.start;
+    let mut push = |rows: Range<usize>, mask| {
+        if !rows.is_empty() {
+            let position = span.position + rows.start - span.start;
+            parts.push((Span { start: rows.start, len: rows.len(), position }, mask));
+        }
+    };
+    for image in mutual.iter().filter(|image| (span.start..end).contains(&image.start)) {
+        push(at..image.start, Mask::Causal);
+        push(image.clone(), Mask::Full);
+        at = image.end;
+    }
+    push(at..end, Mask::Causal);
+    parts
+}
+
+/// Attention among all tokens of an encoder.
+pub(crate) fn encoder_attention(ops: &Ops, qkv: [&Array; 3], heads: usize) -> Result<Array> {
+    let (tokens, width) = rows_cols(qkv[0]);
+    let dim = width / heads;
+    let layout = BlockLayout::new(heads, dim, dim, KvFormat::F32, ValueStore::Own(KvFormat::F32))?;
+    let pool = Arc::clone(ops.pool());
+    let scale = AttentionSpec::causal(heads, heads, dim).scale();
+    let output = (qkv[0].shape(), Dtype::Float32);
+    let node = call_one("encoder_attention", &qkv, output, move |inputs, mut outputs| {
+        let blocks = (0..tokens.div_ceil(KV_BLOCK_TOKENS)).map(|_| KvBlock::new(layout));
+        let mut blocks = blocks.collect::<std::result::Result<Vec<_>, _>>()?;
+        let mut targets: Vec<&mut KvBlock> = blocks.iter_mut().collect();
+        append_to_blocks(&pool, &mut targets, 0, inputs.f32(1)?, inputs.f32(2)?)?;
+        let params = AttentionParams {
+            query_heads: heads,
+            kv_heads: heads,
+            key_dim: dim,
+            value_dim: dim,
+            scale,
+            softcap: None,
+            sinks: None,
+            window: None,
+            mask: Mask::Full,
+        };
+        let run = AttentionRun {
+            q: inputs.f32(0)?,
+            first_position: 0,
+            blocks: &blocks.iter().collect::<Vec<_>>(),
+            first_block_position: 0,
+            kv_tokens: tokens,
+        };
+        Ok::<_, Error>(kernel::attention(&pool, &params, &[run], outputs.f32(0)?)?)
+    });
+    Ok(node?)
 }
 
 /// `span` cut where its positions cross a block boundary.
@@ -153,6 +242,21 @@ fn parts_by_block(span: &Span) -> impl Iterator<Item = Span> + use<> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_lie_around_images() {
+        let part = |start, len, position| Span { start, len, position };
+        let images = [2..4, 12..15, 15..16, 30..32];
+        let parts = parts_by_image(&part(10, 8, 100), &images);
+        let expected = [
+            (part(10, 2, 100), Mask::Causal),
+            (part(12, 3, 102), Mask::Full),
+            (part(15, 1, 105), Mask::Full),
+            (part(16, 2, 106), Mask::Causal),
+        ];
+        assert_eq!(parts, expected);
+        assert_eq!(parts_by_image(&part(5, 1, 7), &images), [(part(5, 1, 7), Mask::Causal)]);
+    }
 
     #[test]
     fn parts_end_at_block_boundaries() {

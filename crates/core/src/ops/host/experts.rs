@@ -4,10 +4,8 @@ use std::sync::Arc;
 
 use mlx_ffi::host::{HostInputs, call_one};
 use mlx_ffi::{Array, Dtype};
-use mlxcel_kernels::elementwise::Glu;
-use mlxcel_kernels::matmul::{Expert, Routes, experts as run_experts, matmul_heads};
+use mlxcel_kernels::matmul::{Expert, Layer, Routes, experts as run_experts, matmul_heads};
 use mlxcel_kernels::route::route;
-use mlxcel_kernels::weights::WeightMatrix;
 
 use super::linear::MatrixShape;
 use crate::experts::{ExpertMatrices, Experts};
@@ -26,18 +24,26 @@ struct Stack {
     parts: usize,
     /// Rows of one expert.
     rows: usize,
+    /// Which of how many take turns.
+    turn: Option<(usize, usize)>,
+    /// Input with the biases, where there are any.
+    bias: Option<usize>,
 }
 
 impl Stack {
     /// Adds the arrays of `matrices` to `inputs`.
     fn push<'a>(
         matrices: &'a ExpertMatrices,
+        bias: Option<&'a Array>,
         experts: usize,
         inputs: &mut Vec<&'a Array>,
     ) -> Result<Self> {
-        let weights = match matrices {
-            ExpertMatrices::Stacked(weight) => std::slice::from_ref(weight),
-            ExpertMatrices::Separate(weights) => weights,
+        let (weights, turn) = match matrices {
+            ExpertMatrices::Stacked(weight) => (std::slice::from_ref(weight), None),
+            ExpertMatrices::Separate(weights) => (&weights[..], None),
+            ExpertMatrices::TakingTurns { weight, part, parts } => {
+                (std::slice::from_ref(weight), Some((*part, *parts)))
+            }
         };
         let (at, parts) = (inputs.len(), weights.len());
         let shapes = weights.iter().map(MatrixShape::of).collect::<Result<Vec<_>>>()?;
@@ -46,15 +52,29 @@ impl Stack {
             return Err(Error::Config { what: "experts of different formats".into() });
         };
         inputs.extend(weights.iter().flat_map(Weight::arrays));
-        Ok(Self { shape, at, parts, rows: weights[0].shape().0 * parts / experts })
+        let rows = weights[0].shape().0 * parts / experts / turn.map_or(1, |(_, parts)| parts);
+        let bias = bias.map(|bias| {
+            inputs.push(bias);
+            inputs.len() - 1
+        });
+        Ok(Self { shape, at, parts, rows, turn, bias })
     }
 
-    fn view<'a>(&self, inputs: &HostInputs<'a>, expert: usize) -> Result<WeightMatrix<'a>> {
-        if self.parts == 1 {
-            let all = self.shape.view(inputs, self.at)?;
-            return Ok(all.row_range(expert * self.rows, self.rows)?);
-        }
-        self.shape.view(inputs, self.at + expert * self.shape.inputs())
+    fn view<'a>(&self, inputs: &HostInputs<'a>, expert: usize) -> Result<Layer<'a>> {
+        let weights = if self.parts == 1 {
+            let mut all = self.shape.view(inputs, self.at)?;
+            if let Some((part, parts)) = self.turn {
+                all = all.every_nth_row(part, parts)?;
+            }
+            all.row_range(expert * self.rows, self.rows)?
+        } else {
+            self.shape.view(inputs, self.at + expert * self.shape.inputs())?
+        };
+        let bias = match self.bias {
+            Some(at) => inputs.f32(at)?.get(expert * self.rows..(expert + 1) * self.rows),
+            None => None,
+        };
+        Ok(Layer { weights, bias })
     }
 }
 
@@ -64,9 +84,11 @@ pub(crate) fn experts(ops: &Ops, x: &Array, logits: &Array, layer: &Experts) -> 
     inputs.extend(layer.bias());
     let biased = layer.bias().is_some();
     let mut stacks = Vec::with_capacity(3);
-    for matrices in layer.matrices() {
-        stacks.push(Stack::push(matrices, rule.experts, &mut inputs)?);
+    for (i, matrices) in layer.matrices().into_iter().enumerate() {
+        let bias = layer.biases().map(|biases| &biases[i]);
+        stacks.push(Stack::push(matrices, bias, rule.experts, &mut inputs)?);
     }
+    let activation = layer.activation();
     let (pool, precision) = (Arc::clone(ops.pool()), ops.precision());
     let output = (x.shape(), Dtype::Float32);
     let node = call_one("experts", &inputs, output, move |inputs, mut outputs| {
@@ -82,7 +104,7 @@ pub(crate) fn experts(ops: &Ops, x: &Array, logits: &Array, layer: &Experts) -> 
         };
         let used = routes.used().map(expert).collect::<Result<Vec<_>>>()?;
         let (x, out) = (inputs.f32(0)?, outputs.f32(0)?);
-        Ok::<_, Error>(run_experts(&pool, x, &routes, &used, Glu::Silu, out, precision)?)
+        Ok::<_, Error>(run_experts(&pool, x, &routes, &used, activation, out, precision)?)
     });
     Ok(node?)
 }

@@ -19,42 +19,60 @@ use crate::{Error, Result};
 pub(super) struct MatrixShape {
     rows: usize,
     cols: usize,
-    /// Bits and group size; `None` for a dense matrix.
-    affine: Option<(u32, usize)>,
-    float: FloatType,
+    coding: Coding,
+}
+
+/// How a kernel reads the elements of a matrix.
+#[derive(Clone, Copy, PartialEq)]
+enum Coding {
+    Dense(FloatType),
+    Affine { bits: u32, group: usize, float: FloatType },
+    Mxfp4,
 }
 
 impl MatrixShape {
     pub(super) fn of(weight: &Weight) -> Result<Self> {
         let (rows, cols) = weight.shape();
-        let (affine, floats) = match weight {
-            Weight::Dense(array) => (None, array),
+        let coding = match weight {
+            Weight::Dense(array) => Coding::Dense(float_type(array.dtype())?),
             Weight::Affine(w) => {
                 let bits = u32::try_from(w.bits)
                     .map_err(|_| Error::Config { what: format!("{} bits", w.bits) })?;
-                (Some((bits, w.group_size)), &w.scales)
+                let float = float_type(w.scales.dtype())?;
+                Coding::Affine { bits, group: w.group_size, float }
             }
+            Weight::Mxfp4(_) => Coding::Mxfp4,
         };
-        Ok(Self { rows, cols, affine, float: float_type(floats.dtype())? })
+        Ok(Self { rows, cols, coding })
     }
 
     /// How many inputs of a node hold the matrix.
     pub(super) fn inputs(&self) -> usize {
-        if self.affine.is_some() { 3 } else { 1 }
+        match self.coding {
+            Coding::Dense(_) => 1,
+            Coding::Affine { .. } => 3,
+            Coding::Mxfp4 => 2,
+        }
     }
 
     /// The matrix over the inputs from `at` on.
     pub(super) fn view<'a>(&self, inputs: &HostInputs<'a>, at: usize) -> Result<WeightMatrix<'a>> {
-        Ok(match self.affine {
-            None => WeightMatrix::dense(self.rows, self.cols, self.float, inputs.bytes(at)?)?,
-            Some((bits, group)) => {
+        Ok(match self.coding {
+            Coding::Dense(float) => {
+                WeightMatrix::dense(self.rows, self.cols, float, inputs.bytes(at)?)?
+            }
+            Coding::Mxfp4 => {
+                let (codes, scales) = (inputs.bytes(at)?, inputs.bytes(at + 1)?);
+                WeightMatrix::mxfp4(self.rows, self.cols, codes, scales)?
+            }
+            Coding::Affine { bits, group, float } => {
                 let affine = Affine {
                     bits,
                     group,
                     codes: inputs.bytes(at)?,
                     scales: inputs.bytes(at + 1)?,
                     biases: inputs.bytes(at + 2)?,
-                    scale_type: self.float,
+                    scale_type: float,
                 };
                 WeightMatrix::affine(self.rows, self.cols, affine)?
             }

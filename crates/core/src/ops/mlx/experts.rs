@@ -4,9 +4,9 @@ use mlx_ffi::device::{Device, default_device};
 use mlx_ffi::ops::{Gather, Orientation, Precision, Quantized};
 use mlx_ffi::{Array, Dtype, ops};
 
-use super::scheme;
+use super::{affine, gated_unit, in_words, mxfp4, scheme};
 use crate::experts::{ExpertMatrices, Experts, GroupLimit, GroupScore, RouteRule, Scores};
-use crate::layers::{AffineWeight, Weight};
+use crate::layers::{AffineWeight, Mxfp4Weight, Weight};
 use crate::shape::{int, ints, rows_cols};
 use crate::{Error, Result};
 
@@ -45,6 +45,7 @@ fn choose(logits: &Array, rule: &RouteRule, bias: Option<&Array>) -> Result<(Arr
     let scores = match rule.scores {
         Scores::Softmax => ops::softmax(logits, -1, Precision::Float32)?,
         Scores::Sigmoid => ops::sigmoid(&ops::astype(logits, Dtype::Float32)?)?,
+        Scores::SoftmaxOfChosen => logits.clone(),
     };
     let mut ranks = match bias {
         Some(bias) => ops::add(&scores, bias)?,
@@ -57,6 +58,9 @@ fn choose(logits: &Array, rule: &RouteRule, bias: Option<&Array>) -> Result<(Arr
     let order = ops::argpartition(&ops::negative(&ranks)?, active - 1, -1)?;
     let chosen = ops::slice_axis(&order, -1, 0, active)?;
     let mut weights = ops::take_along_axis(&scores, &chosen, -1)?;
+    if rule.scores == Scores::SoftmaxOfChosen {
+        weights = ops::softmax(&weights, -1, Precision::Float32)?;
+    }
     if rule.normalise {
         weights = ops::divide(&weights, &ops::sum(&weights, -1, true)?)?;
     }
@@ -86,9 +90,17 @@ fn feed_forward(x: &Array, layer: &Experts, chosen: &Array, sorted: bool) -> Res
     let gather = Gather { lhs: None, rhs: Some(chosen), sorted };
     let [gate, up, down] = layer.matrices();
     let experts = layer.rule().experts;
-    let up = product(x, up, experts, gather)?;
-    let gate = product(x, gate, experts, gather)?;
-    product(&ops::multiply(&ops::silu(&gate)?, &up)?, down, experts, gather)
+    let biased = |x: &Array, matrices: &ExpertMatrices, part: usize| {
+        let y = product(x, matrices, experts, gather)?;
+        let Some(biases) = layer.biases() else { return Ok(y) };
+        let rows = biases[part].size() / experts;
+        let by_expert = ops::reshape(&biases[part], &ints([experts, rows])?)?;
+        let own = ops::expand_dims(&ops::take(&by_expert, chosen, 0)?, -2)?;
+        Ok::<_, Error>(ops::add(&y, &own)?)
+    };
+    let up = biased(x, up, 1)?;
+    let gate = biased(x, gate, 0)?;
+    biased(&gated_unit(&gate, &up, layer.activation())?, down, 2)
 }
 
 fn product(
@@ -112,7 +124,10 @@ fn product(
             ops::gather_mm(x, &stack, gather)?
         }
         Weight::Affine(w) => {
-            ops::gather_qmm(x, &unfolded(w, experts)?, Orientation::Transposed, gather)?
+            ops::gather_qmm(x, &unfolded(affine(w)?, experts)?, Orientation::Transposed, gather)?
+        }
+        Weight::Mxfp4(w) => {
+            ops::gather_qmm(x, &unfolded(mxfp4(w), experts)?, Orientation::Transposed, gather)?
         }
     })
 }
@@ -126,7 +141,10 @@ pub(crate) fn heads(x: &Array, weight: &Weight, heads: usize) -> Result<Array> {
             ops::matmul(&by_head, &ops::swapaxes(&unfold(array, heads)?, -1, -2)?)?
         }
         Weight::Affine(w) => {
-            ops::quantized_matmul(&by_head, &unfolded(w, heads)?, Orientation::Transposed)?
+            ops::quantized_matmul(&by_head, &unfolded(affine(w)?, heads)?, Orientation::Transposed)?
+        }
+        Weight::Mxfp4(w) => {
+            ops::quantized_matmul(&by_head, &unfolded(mxfp4(w), heads)?, Orientation::Transposed)?
         }
     };
     let rows = ints([tokens, weight.shape().0])?;
@@ -139,13 +157,28 @@ fn unfold(array: &Array, parts: usize) -> Result<Array> {
     Ok(ops::reshape(array, &ints([parts, rows / parts, cols])?)?)
 }
 
-fn unfolded(w: &AffineWeight, parts: usize) -> Result<Quantized> {
+fn unfolded(w: Quantized, parts: usize) -> Result<Quantized> {
     Ok(Quantized {
-        weight: unfold(&w.codes, parts)?,
+        weight: unfold(&w.weight, parts)?,
         scales: unfold(&w.scales, parts)?,
-        biases: Some(unfold(&w.biases, parts)?),
-        quantization: scheme(w)?,
+        biases: w.biases.map(|biases| unfold(&biases, parts)).transpose()?,
+        quantization: w.quantization,
     })
+}
+
+/// Rows `part`, `part + parts`, … of an MXFP4 matrix, by themselves.
+pub(crate) fn every_nth_row(weight: &Weight, part: usize, parts: usize) -> Result<Weight> {
+    let Weight::Mxfp4(w) = weight else {
+        return Err(Error::Config { what: "matrices that take turns are MXFP4".into() });
+    };
+    let w = in_words(w.clone())?;
+    let own = |array: &Array| {
+        let (rows, cols) = rows_cols(array);
+        let by_turn = ops::reshape(array, &ints([rows / parts, parts * cols])?)?;
+        let part = ops::slice_axis(&by_turn, 1, int(part * cols)?, int((part + 1) * cols)?)?;
+        Ok::<_, Error>(ops::contiguous(&part)?)
+    };
+    Ok(Weight::Mxfp4(Mxfp4Weight::new(own(&w.codes)?, own(&w.scales)?)?))
 }
 
 /// The matrices of `weights` one after the other.
@@ -153,14 +186,14 @@ pub(crate) fn stack(weights: &[Weight]) -> Result<Weight> {
     let join = |arrays: Vec<&Array>| Ok::<_, Error>(ops::concatenate(&arrays, 0)?);
     let dense = weights.iter().map(|weight| match weight {
         Weight::Dense(array) => Some(array),
-        Weight::Affine(_) => None,
+        _ => None,
     });
     if let Some(arrays) = dense.collect::<Option<Vec<_>>>() {
         return Ok(Weight::Dense(join(arrays)?));
     }
     let affine = weights.iter().map(|weight| match weight {
         Weight::Affine(w) => Some(w),
-        Weight::Dense(_) => None,
+        _ => None,
     });
     let mixed = || Error::Config { what: "experts of different formats".into() };
     let affine: Vec<&AffineWeight> = affine.collect::<Option<_>>().ok_or_else(mixed)?;
@@ -199,6 +232,7 @@ pub(crate) fn absorbed(
             };
             ops::dequantize(&stored, None)?
         }
+        Weight::Mxfp4(w) => ops::dequantize(&mxfp4(&in_words(w.clone())?), dtype)?,
     };
     let each = rows / heads;
     let by_head = unfold(&floats, heads)?;

@@ -1,7 +1,7 @@
 //! Every instruction set against an f64 oracle, and what is refused.
 
 use super::*;
-use crate::testing::{RandomAffine, Rng, oracle, pools, store};
+use crate::testing::{RandomAffine, RandomMxfp4, Rng, oracle, pools, store};
 use crate::weights::FloatType;
 
 const ACTIVE: usize = 3;
@@ -19,28 +19,28 @@ fn silu(x: f64) -> f64 {
 
 /// The layer in f64 of one token, and the size that rounding errors are relative to.
 fn layer(x: &[f32], expert: &Expert<'_>) -> Vec<(f64, f64)> {
-    let (gate, up) = (oracle(x, &expert.gate), oracle(x, &expert.up));
+    let (gate, up) = (oracle(x, &expert.gate.weights), oracle(x, &expert.up.weights));
     let middle: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| silu(g.0) * u.0).collect();
     let slack: Vec<f64> =
         gate.iter().zip(&up).map(|(g, u)| g.1 * u.0.abs() + u.1 * silu(g.0).abs()).collect();
-    let mut w = vec![0.0; expert.down.cols()];
+    let mut w = vec![0.0; expert.down.weights.cols()];
     let row = |row| {
-        expert.down.dequantize_row(row, &mut w).unwrap();
+        expert.down.weights.dequantize_row(row, &mut w).unwrap();
         let sum = middle.iter().zip(&w).map(|(m, w)| m * f64::from(*w)).sum();
         let largest = middle.iter().fold(0.0, |a: f64, m| a.max(m.abs()));
         let size: f64 = slack.iter().zip(&w).map(|(s, w)| (s + largest) * f64::from(w.abs())).sum();
         (sum, size)
     };
-    (0..expert.down.rows()).map(row).collect()
+    (0..expert.down.weights.rows()).map(row).collect()
 }
 
 fn check(pool: &Pool, rng: &mut Rng, stacks: &[WeightMatrix<'_>; 3], tokens: usize) {
     let [gate, up, down] = stacks;
     let (inner, hidden) = (gate.rows() / EXPERTS, gate.cols());
     let expert = |e: usize| Expert {
-        gate: gate.row_range(e * inner, inner).unwrap(),
-        up: up.row_range(e * inner, inner).unwrap(),
-        down: down.row_range(e * hidden, hidden).unwrap(),
+        gate: Layer::plain(gate.row_range(e * inner, inner).unwrap()),
+        up: Layer::plain(up.row_range(e * inner, inner).unwrap()),
+        down: Layer::plain(down.row_range(e * hidden, hidden).unwrap()),
     };
     let (x, chosen) = (rng.normals(tokens * hidden), chosen(rng, tokens));
     let weights: Vec<f32> = chosen.iter().map(|_| rng.uniform()).collect();
@@ -78,6 +78,69 @@ fn affine_experts_match_the_oracle() {
             }
         }
     }
+}
+
+#[test]
+fn mxfp4_experts_match_the_oracle() {
+    let mut rng = Rng::fresh();
+    for pool in pools() {
+        let (inner, hidden) = (96, 160);
+        let pair = RandomMxfp4::new(&mut rng, (2 * EXPERTS * inner, hidden));
+        let down = RandomMxfp4::new(&mut rng, (EXPERTS * hidden, inner));
+        let [gate, up] = [0, 1].map(|part| pair.matrix().every_nth_row(part, 2).unwrap());
+        for tokens in [1, 2, 61] {
+            check(&pool, &mut rng, &[gate, up, down.matrix()], tokens);
+        }
+    }
+}
+
+/// One expert whose matrices are zero: what is left are the biases.
+#[test]
+fn biases_are_those_of_the_rows() {
+    let mut rng = Rng::fresh();
+    let data = vec![0; 4 * 37 * 37];
+    let zero = WeightMatrix::dense(37, 37, FloatType::F32, &data).unwrap();
+    let [gate, up, down] = [(); 3].map(|()| rng.normals(37));
+    let layer = |bias| Layer { weights: zero, bias: Some(bias) };
+    let expert = Expert { gate: layer(&gate), up: layer(&up), down: layer(&down) };
+    for pool in pools() {
+        for tokens in [1, 9] {
+            let routes = Routes::new(&vec![0; tokens], vec![2.0; tokens], 1, 1).unwrap();
+            let mut out = vec![f32::NAN; tokens * 37];
+            let x = rng.normals(out.len());
+            let run = |expert, out: &mut [f32]| {
+                experts(&pool, &x, &routes, &[expert], Glu::ClampedSwish, out, Precision::Exact)
+            };
+            run(expert, &mut out).unwrap();
+            for out in out.chunks_exact(37) {
+                assert!(out.iter().zip(&down).all(|(out, bias)| (out - 2.0 * bias).abs() < 1e-6));
+            }
+            // The middle shows through a down matrix that is not zero.
+            let one = store(&[1.0; 37], FloatType::F32);
+            let mut ones = data.clone();
+            ones[..one.len()].copy_from_slice(&one);
+            let sum = Layer::plain(WeightMatrix::dense(37, 37, FloatType::F32, &ones).unwrap());
+            run(Expert { down: sum, ..expert }, &mut out).unwrap();
+            let middle = |(gate, up): (&f32, &f32)| {
+                let (gate, up) = (f64::from(*gate).min(7.0), f64::from(*up).clamp(-7.0, 7.0));
+                gate / (1.0 + (-1.702 * gate).exp()) * (up + 1.0)
+            };
+            let expected: f64 = gate.iter().zip(&up).map(middle).sum();
+            assert!((f64::from(out[0]) - 2.0 * expected).abs() < 1e-4, "{pool:?}");
+        }
+    }
+    let short = Layer { bias: Some(&down[1..]), ..expert.down };
+    let routes = Routes::new(&[0], vec![1.0], 1, 1).unwrap();
+    let refused = experts(
+        &pools()[0],
+        &[0.0; 37],
+        &routes,
+        &[Expert { down: short, ..expert }],
+        Glu::Silu,
+        &mut [0.0; 37],
+        Precision::Exact,
+    );
+    assert!(refused.unwrap_err().to_string().contains("biases of a layer"));
 }
 
 #[test]

@@ -1,0 +1,235 @@
+//! SigLIP's image encoder, and Gemma 3's projector behind it: patches, layers of attention among all
+//! of them, means over squares, a norm and a projection to the decoder's width.
+
+use mlxcel_core::layers::{Linear, Norm, RmsNorm};
+use mlxcel_core::{Activation, Array, Map, Ops, Sight};
+use serde::Deserialize;
+
+use super::ImageEncoder;
+use super::config::{MAX_SIZE, activation};
+use super::dense::PlainMlp;
+use crate::loading::{Bias, NormKind, NormRule, Patches, Weights};
+use crate::vision::{ImageError, Pixels};
+use crate::{Error, Result};
+
+/// `vision_config`; the defaults are the class's.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Config {
+    #[serde(default = "hidden_size")]
+    hidden_size: usize,
+    #[serde(default = "intermediate_size")]
+    intermediate_size: usize,
+    #[serde(default = "twelve")]
+    num_hidden_layers: usize,
+    #[serde(default = "twelve")]
+    num_attention_heads: usize,
+    #[serde(default = "num_channels")]
+    num_channels: usize,
+    #[serde(default = "image_size")]
+    image_size: usize,
+    #[serde(default = "patch_size")]
+    patch_size: usize,
+    #[serde(default = "eps")]
+    layer_norm_eps: f32,
+    #[serde(default = "hidden_act")]
+    hidden_act: String,
+}
+
+fn hidden_size() -> usize {
+    768
+}
+
+fn intermediate_size() -> usize {
+    3072
+}
+
+fn twelve() -> usize {
+    12
+}
+
+fn num_channels() -> usize {
+    3
+}
+
+fn image_size() -> usize {
+    224
+}
+
+fn patch_size() -> usize {
+    16
+}
+
+fn eps() -> f32 {
+    1e-6
+}
+
+fn hidden_act() -> String {
+    "gelu_pytorch_tanh".to_owned()
+}
+
+impl Config {
+    fn norm(&self) -> NormRule {
+        NormRule { kind: NormKind::Layer, eps: self.layer_norm_eps }
+    }
+
+    /// Patches along a side, and how many of them a row of `tokens` squares takes the mean of.
+    fn grid(&self, tokens: usize) -> Result<(usize, usize)> {
+        let wrong = |what: String| Err(Error::config(format!("vision_config: {what}")));
+        if self.num_channels != 3 {
+            return wrong(format!("num_channels is {} (supported: 3)", self.num_channels));
+        }
+        let sizes = [self.hidden_size, self.intermediate_size, self.image_size, self.patch_size];
+        if sizes.iter().any(|size| *size == 0 || *size > MAX_SIZE) {
+            return wrong(format!("a size is none of a model's: {sizes:?}"));
+        }
+        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
+            let (hidden, heads) = (self.hidden_size, self.num_attention_heads);
+            return wrong(format!("hidden_size ({hidden}) does not divide into {heads} heads"));
+        }
+        let (side, small) = (self.image_size / self.patch_size, tokens.isqrt());
+        if small == 0 || small * small != tokens || !side.is_multiple_of(small) {
+            return wrong(format!(
+                "{side}² patches do not make {tokens} tokens (mm_tokens_per_image)"
+            ));
+        }
+        Ok((side, side / small))
+    }
+}
+
+/// Attention among all patches.
+struct Attention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    heads: usize,
+}
+
+/// One layer.
+struct Block {
+    layer_norm1: Norm,
+    self_attn: Attention,
+    layer_norm2: Norm,
+    mlp: PlainMlp,
+}
+
+/// The encoder, and the projector to the decoder's width.
+pub(super) struct Tower {
+    patch_size: usize,
+    image_size: usize,
+    patch_embedding: Linear,
+    channels_last: bool,
+    position_embedding: Array,
+    layers: Vec<Block>,
+    post_layernorm: Norm,
+    /// Patches along a side of a square that becomes a token.
+    pool: usize,
+    mm_soft_emb_norm: RmsNorm,
+    mm_input_projection: Linear,
+}
+
+impl Attention {
+    fn load(w: &Weights, c: &Config) -> Result<Self> {
+        let project = |name| w.linear(name, c.hidden_size, c.hidden_size, Bias::Required);
+        Ok(Self {
+            q_proj: project("q_proj")?,
+            k_proj: project("k_proj")?,
+            v_proj: project("v_proj")?,
+            out_proj: project("out_proj")?,
+            heads: c.num_attention_heads,
+        })
+    }
+
+    fn forward(&self, ops: &Ops, x: &Array) -> Result<Array> {
+        let [q, k, v] = ops.linears(x, [&self.q_proj, &self.k_proj, &self.v_proj])?;
+        let attended = ops.encoder_attention([&q, &k, &v], self.heads)?;
+        Ok(ops.linear(&attended, &self.out_proj)?)
+    }
+}
+
+impl Block {
+    fn load(w: &Weights, c: &Config, activation: Activation) -> Result<Self> {
+        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        let mlp = w.at("mlp");
+        Ok(Self {
+            layer_norm1: w.norm("layer_norm1", hidden, c.norm())?,
+            self_attn: Attention::load(&w.at("self_attn"), c)?,
+            layer_norm2: w.norm("layer_norm2", hidden, c.norm())?,
+            mlp: PlainMlp {
+                input: mlp.linear("fc1", hidden, inner, Bias::Required)?,
+                output: mlp.linear("fc2", inner, hidden, Bias::Required)?,
+                activation,
+            },
+        })
+    }
+
+    fn forward(&self, ops: &Ops, x: &Array) -> Result<Array> {
+        let x = ops.add(x, &self.self_attn.forward(ops, &ops.norm(x, &self.layer_norm1)?)?)?;
+        let inner = ops.linear(&ops.norm(&x, &self.layer_norm2)?, &self.mlp.input)?;
+        let inner = ops.map(&inner, Map::Activation(self.mlp.activation))?;
+        Ok(ops.add(&x, &ops.linear(&inner, &self.mlp.output)?)?)
+    }
+}
+
+impl Tower {
+    /// Reads `vision_tower` and `multi_modal_projector`, for `tokens` rows of `hidden` elements an
+    /// image.
+    pub(super) fn load(w: &Weights, c: &Config, tokens: usize, hidden: usize) -> Result<Self> {
+        let (side, pool) = c.grid(tokens)?;
+        let tower = w.at("vision_tower.vision_model");
+        let embeddings = tower.at("embeddings");
+        let Patches { weight, channels_last } =
+            embeddings.patches("patch_embedding", c.hidden_size, c.patch_size)?;
+        let bias = embeddings.at("patch_embedding").float_vector("bias", c.hidden_size)?;
+        let activation = activation(&c.hidden_act)?;
+        let projector = w.at("multi_modal_projector");
+        let norm = NormRule { kind: NormKind::RmsPlusOne, eps: c.layer_norm_eps };
+        let position = embeddings.at("position_embedding");
+        Ok(Self {
+            patch_size: c.patch_size,
+            image_size: c.image_size,
+            patch_embedding: Linear { weight, bias: Some(bias) },
+            channels_last,
+            position_embedding: position.float_matrix("weight", side * side, c.hidden_size)?,
+            layers: tower.layers("encoder.layers", c.num_hidden_layers, |w, _| {
+                Block::load(w, c, activation)
+            })?,
+            post_layernorm: tower.norm("post_layernorm", c.hidden_size, c.norm())?,
+            pool,
+            mm_soft_emb_norm: projector.rms_norm("mm_soft_emb_norm", c.hidden_size, norm)?,
+            mm_input_projection: projector.turned(
+                "mm_input_projection_weight",
+                c.hidden_size,
+                hidden,
+            )?,
+        })
+    }
+}
+
+impl ImageEncoder for Tower {
+    fn side(&self) -> usize {
+        self.image_size
+    }
+
+    fn sight(&self) -> Sight {
+        Sight::Mutual
+    }
+
+    fn encode(&self, ops: &Ops, pixels: &Pixels) -> Result<Array> {
+        if pixels.side != self.image_size {
+            let what = format!("an image of {}² pixels for {}²", pixels.side, self.image_size);
+            return Err(ImageError::Preprocessor { what }.into());
+        }
+        let patches = pixels.patches(self.patch_size, self.channels_last);
+        let x = ops.activations(&patches, &self.patch_embedding.weight)?;
+        let x = ops.linear(&x, &self.patch_embedding)?;
+        let mut x = ops.add(&x, &self.position_embedding)?;
+        for layer in &self.layers {
+            x = layer.forward(ops, &x)?;
+            ops.settle(&x)?;
+        }
+        let x = ops.average_pool(&ops.norm(&x, &self.post_layernorm)?, self.pool)?;
+        let x = ops.rms_norm(&x, &self.mm_soft_emb_norm)?;
+        Ok(ops.linear(&x, &self.mm_input_projection)?)
+    }
+}

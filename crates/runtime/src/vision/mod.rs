@@ -1,0 +1,84 @@
+//! Images: from a file's bytes to the pixels that an encoder takes, and their places in a prompt.
+//!
+//! `decode` reads files within limits, `preprocess` resizes and normalises as the model's
+//! `preprocessor_config.json` says, `places` finds where a prompt has room for an image. Encoders
+//! stand beside their families; their rows enter a pass through [`mlxcel_core::ImageRows`], so that
+//! prefill, batches and cache modes stay one path.
+
+mod decode;
+mod error;
+mod places;
+mod preprocess;
+
+pub use self::decode::{MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, decode};
+pub use self::error::ImageError;
+pub use self::places::ImagePlaces;
+pub use self::preprocess::{Pixels, Preprocessor};
+
+pub use image::RgbImage;
+use mlxcel_core::{Array, ImageRows, Sight};
+
+/// What an encoder makes of one image.
+#[derive(Clone)]
+pub struct EncodedImage {
+    /// `[tokens, hidden]`.
+    pub embeddings: Array,
+    /// What its rows see of each other.
+    pub sight: Sight,
+}
+
+/// An image and where it stands in a prompt.
+#[derive(Clone)]
+pub struct PlacedImage {
+    /// The first of the prompt's tokens that it replaces.
+    pub start: usize,
+    /// Its rows.
+    pub image: EncodedImage,
+}
+
+impl PlacedImage {
+    /// The prompt's tokens that it replaces.
+    #[must_use]
+    pub fn tokens(&self) -> std::ops::Range<usize> {
+        let rows = self.image.embeddings.shape().first().copied().unwrap_or(0);
+        self.start..self.start + usize::try_from(rows).unwrap_or(0)
+    }
+
+    /// The rows of a pass that begins at token `first` of the prompt, at or before the image.
+    #[must_use]
+    pub fn rows(&self, first: usize) -> ImageRows {
+        let EncodedImage { embeddings, sight } = self.image.clone();
+        ImageRows { start: self.start - first, embeddings, sight }
+    }
+}
+
+/// Where a pass from token `done` on ends: after `chunk` tokens, but not within an image, whose
+/// rows may see each other; one that is longer than the chunk goes whole.
+pub(crate) fn chunk_end(done: usize, chunk: usize, tokens: usize, images: &[PlacedImage]) -> usize {
+    cut(done, (done + chunk).min(tokens), images.iter().map(PlacedImage::tokens))
+}
+
+fn cut(done: usize, end: usize, mut images: impl Iterator<Item = std::ops::Range<usize>>) -> usize {
+    match images.find(|image| image.start < end && end < image.end) {
+        Some(image) if image.start > done => image.start,
+        Some(image) => image.end,
+        None => end,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_do_not_end_within_an_image() {
+        let end = |done, end| cut(done, end, [10..14, 14..18].into_iter());
+        assert_eq!(end(0, 8), 8);
+        assert_eq!(end(0, 10), 10);
+        assert_eq!(end(0, 12), 10);
+        assert_eq!(end(10, 12), 14);
+        assert_eq!(end(0, 14), 14);
+        assert_eq!(end(10, 16), 14);
+        assert_eq!(end(14, 30), 30);
+    }
+}
