@@ -6,6 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
+/// What the program is made for. What only other platforms need, such as bindings to browsers, is
+/// never built.
+const PLATFORMS: [&str; 3] =
+    ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin"];
+
 /// A package of the workspace or one that it depends on.
 #[derive(Debug, Default)]
 pub(super) struct Package {
@@ -33,6 +38,7 @@ impl Graph {
     pub(super) fn load(root: &Path) -> Result<Self> {
         let output = Command::new(env!("CARGO"))
             .args(["metadata", "--format-version", "1", "--locked"])
+            .args(PLATFORMS.iter().flat_map(|platform| ["--filter-platform", platform]))
             .current_dir(root)
             .output()
             .context("running cargo metadata")?;
