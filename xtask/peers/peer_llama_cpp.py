@@ -159,6 +159,7 @@ def main():
             feed(ctx, tokens[: min(512, a.depth - start)])
 
     result = {"peer": "llama.cpp", "version": llama_cpp.__version__, "type": a.type, "depth": a.depth}
+    result["system"] = ll.llama_print_system_info().decode().strip(" |")
     reset()
     feed(ctx, tokens[:8])
 

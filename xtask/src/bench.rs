@@ -68,6 +68,8 @@ struct Row {
     test: Test,
     ours: Vec<f64>,
     theirs: Vec<f64>,
+    /// What the peer says of its build: version and instruction sets.
+    peer: String,
 }
 
 /// Runs the comparison and writes the record.
@@ -116,10 +118,13 @@ impl Model {
 }
 
 fn compare(args: &Arguments, binary: &Path, model: &Model, test: Test) -> Result<Row> {
-    let mut row = Row { test, ours: Vec::new(), theirs: Vec::new() };
+    let mut row = Row { test, ours: Vec::new(), theirs: Vec::new(), peer: String::new() };
     for _ in 0..args.rounds {
         row.ours.push(ours(args, binary, model, test)?);
-        row.theirs.push(llama_cpp(args, model, test)?);
+        let theirs = llama_cpp(args, model, test)?;
+        row.theirs.push(rate(&theirs, test.key())?);
+        let text = |key: &str| theirs.get(key).and_then(Value::as_str).unwrap_or("unknown");
+        row.peer = format!("llama-cpp-python {}: {}", text("version"), text("system"));
     }
     Ok(row)
 }
@@ -137,7 +142,7 @@ fn ours(args: &Arguments, binary: &Path, model: &Model, test: Test) -> Result<f6
     rate.context("mlxcel bench printed no rate")
 }
 
-fn llama_cpp(args: &Arguments, model: &Model, test: Test) -> Result<f64> {
+fn llama_cpp(args: &Arguments, model: &Model, test: Test) -> Result<Value> {
     let (prompt, decode, depth) = test.sizes(args);
     let script = workspace_root().join("xtask/peers/peer_llama_cpp.py");
     let mut command = Command::new(&args.peers);
@@ -151,7 +156,7 @@ fn llama_cpp(args: &Arguments, model: &Model, test: Test) -> Result<f64> {
     for (flag, value) in sizes {
         command.arg(flag).arg(value.to_string());
     }
-    rate(&json(&mut command)?, test.key())
+    json(&mut command)
 }
 
 /// One turn of each beside mlx-lm, which is slow enough for that.
@@ -233,6 +238,9 @@ fn table(model: &Model, rows: &[Row]) -> String {
         );
         text.push_str(&line);
     }
+    if let Some(row) = rows.first() {
+        let _ = write!(text, "\n{}\n", row.peer);
+    }
     text.push('\n');
     text
 }
@@ -240,9 +248,11 @@ fn table(model: &Model, rows: &[Row]) -> String {
 fn heading(args: &Arguments) -> Result<String> {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let isa =
+        std::env::var("MLXCEL_ISA").map_or(String::new(), |isa| format!(" MLXCEL_ISA={isa}."));
     let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output()?;
     Ok(format!(
-        "# {} on {}\n\nCPU: {}, {} threads. Commit {}. Medians of {} alternating turns, whole processes.\n\
+        "# {} on {}\n\nCPU: {}, {} threads.{isa} Commit {}. Medians of {} alternating turns, whole processes.\n\
          Command: `cargo xtask bench --peers PYTHON --models {} --prompts {} --depths {} --decode {} --date {}`\n\n",
         args.date,
         args.machine,

@@ -164,7 +164,8 @@ proptest! {
         let template = Workload::uniform(8192, batch).with_kv_mode(mode);
         let fits = |workload: &Workload| estimate_total_memory(&spec, &weights, workload, &machine).unwrap().fits;
         let context = solver.max_context(&template, batch).unwrap().value.unwrap();
-        prop_assert_eq!(fits(&template.with_shape(context, batch)), Some(true));
+        // 0 is also the answer where not even the weights fit.
+        prop_assert!(context == 0 || fits(&template.with_shape(context, batch)) == Some(true));
         prop_assert_eq!(fits(&template.with_shape(context + 1, batch)), Some(false));
         let most = solver.max_batch(&template, 8192).unwrap().value.unwrap();
         prop_assert_eq!(fits(&template.with_shape(8192, most + 1)), Some(false));
