@@ -17,8 +17,8 @@ use tempfile::TempDir;
 /// Crosses a block, and the windows of all test configurations.
 const PROMPT_TOKENS: usize = 300;
 
-/// The windows of all test configurations, up to 80 tokens, have left the first block behind.
-const TOKENS: usize = 340;
+/// The windows of all test configurations, up to 128 tokens, have left the first block behind.
+const TOKENS: usize = 400;
 
 /// One configuration of every family, and those with a window of their own.
 fn configurations() -> impl Iterator<Item = String> {

@@ -22,8 +22,8 @@ const KERNELS: [KernelSet; 2] = [KernelSet::Host, KernelSet::Mlx];
 /// Families whose tokens choose experts: a choice that is nearly a tie, which random routers often
 /// make, may fall otherwise by bf16's rounding alone, as it does in mlx-lm itself between a full
 /// pass and decoding. A quarter of the rows may be far off there; none in fp32 and 4 bits.
-const ROUTED: [&str; 6] =
-    ["deepseek_v2", "deepseek_v3", "gpt_oss", "mixtral", "olmoe", "qwen3_moe"];
+const ROUTED: [&str; 7] =
+    ["deepseek_v2", "deepseek_v3", "gpt_oss", "gpt_oss-mxfp4", "mixtral", "olmoe", "qwen3_moe"];
 
 /// Families with a recurrent state, into which mlx-lm's bf16 sums up its own rounding: on these very
 /// rows its logits in bf16 are as far from its own in fp32 (0.967 for Mamba 1, whose state is itself
