@@ -27,6 +27,16 @@ pub fn allow_bytes(bytes: Option<usize>) {
     PROCESS.most.store(bytes.unwrap_or(usize::MAX), Relaxed);
 }
 
+/// Gives the system back what the C allocator keeps of freed memory, where it can be told to
+/// (glibc): large pieces, once freed, otherwise stay with the process.
+pub fn trim() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: takes a number of bytes to keep, and is safe to call from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Bytes of a live buffer; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Share {

@@ -41,9 +41,19 @@ impl Watch {
         {
             return pressure.min(Pressure::Soft);
         }
-        let pressure = judge(limit, used_bytes(&Usage::now(), self.baseline_bytes));
+        let mut pressure = self.measure(limit);
+        if pressure > Pressure::None {
+            // What was freed may only be kept for reuse.
+            mlxcel_core::allowance::trim();
+            let _ = mlxcel_core::memory::clear_cache();
+            pressure = self.measure(limit);
+        }
         self.last = Some((Instant::now(), pressure));
         pressure
+    }
+
+    fn measure(&self, limit: u64) -> Pressure {
+        judge(limit, used_bytes(&Usage::now(), self.baseline_bytes))
     }
 }
 
