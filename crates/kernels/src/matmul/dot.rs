@@ -93,7 +93,7 @@ impl<'c, C: Coding<'c>, const T: usize, const D: usize> Kernel for BlockDot<'_, 
             self.rows::<S, 4>(simd, row);
             row += 4;
         }
-        while (S::WIDE_TILES || T * D <= 2) && row + 2 <= self.dot.rows.end {
+        while (S::WIDE_TILES || T * D == 1) && row + 2 <= self.dot.rows.end {
             self.rows::<S, 2>(simd, row);
             row += 2;
         }
