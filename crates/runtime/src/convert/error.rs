@@ -20,7 +20,7 @@ pub enum ConvertError {
     },
     /// Quantising this kind of tensor is not known.
     #[error(
-        "tensor \"{name}\" belongs to a mixture of experts; of those mixtral, olmoe and qwen3_moe are converted"
+        "tensor \"{name}\" is of a kind that is not converted: convolutions, and experts but those of mixtral, olmoe and qwen3_moe"
     )]
     Experts {
         /// The tensor.
