@@ -39,12 +39,12 @@ macro_rules! with_coding {
         use $crate::matmul::coding::{E2m1, Integers, Quantised};
         match $weights {
             Quantised::Affine(affine) => match affine.bits {
-                2 => with_coding!(@ Integers::<2>(affine), $coding => $body),
-                3 => with_coding!(@ Integers::<3>(affine), $coding => $body),
-                4 => with_coding!(@ Integers::<4>(affine), $coding => $body),
-                5 => with_coding!(@ Integers::<5>(affine), $coding => $body),
-                6 => with_coding!(@ Integers::<6>(affine), $coding => $body),
-                _ => with_coding!(@ Integers::<8>(affine), $coding => $body),
+                2 => with_coding!(@ Integers::<2>(*affine), $coding => $body),
+                3 => with_coding!(@ Integers::<3>(*affine), $coding => $body),
+                4 => with_coding!(@ Integers::<4>(*affine), $coding => $body),
+                5 => with_coding!(@ Integers::<5>(*affine), $coding => $body),
+                6 => with_coding!(@ Integers::<6>(*affine), $coding => $body),
+                _ => with_coding!(@ Integers::<8>(*affine), $coding => $body),
             },
             Quantised::Mxfp4(mxfp4) => with_coding!(@ E2m1(mxfp4), $coding => $body),
         }
@@ -99,7 +99,7 @@ pub(super) trait Coding<'a>: Copy {
 
 /// MLX's affine format: the codes themselves.
 #[derive(Clone, Copy)]
-pub(super) struct Integers<'a, const BITS: u32>(pub(super) &'a Affine<'a>);
+pub(super) struct Integers<'a, const BITS: u32>(pub(super) Affine<'a>);
 
 impl<'a, const BITS: u32> Coding<'a> for Integers<'a, BITS> {
     const BITS: u32 = BITS;
@@ -132,7 +132,7 @@ impl<'a, const BITS: u32> Coding<'a> for Integers<'a, BITS> {
     }
     #[inline(always)]
     unsafe fn groups<S: Simd>(self, simd: S, first: usize, count: usize) -> (S::F, S::F) {
-        let Affine { group, scale_type: ty, scales, biases, .. } = *self.0;
+        let Affine { group, scale_type: ty, scales, biases, .. } = self.0;
         // All groups are 32, 64 or 128: a shift instead of a division.
         let at = (first >> group.trailing_zeros()) * ty.bytes();
         // SAFETY: the groups exist.

@@ -8,13 +8,15 @@ use super::coding::{Coding, Quantised, unpack, with_coding};
 use super::input::{Digits, Plane};
 use super::task::{Out, RowRange};
 use crate::isa::Cpu;
-use crate::simd::{Kernel, LANES, Simd, UNIT, dispatch, tables};
+use crate::simd::tables::{NARROW_GROUP, Places};
+use crate::simd::{Kernel, LANES, Simd, UNIT, dispatch};
 use std::ops::Range;
 
 /// Most tokens that meet an unpacked unit at once, by digits less one.
 const TOKENS_AT_ONCE: [usize; 3] = [4, 4, 2];
 
 /// `out[token][row] = Σ w·x` for some rows of a quantised matrix and a few tokens.
+#[derive(Clone, Copy)]
 pub(super) struct CodeDot<'a> {
     pub(super) weights: Quantised<'a>,
     pub(super) input: &'a Digits<'a>,
@@ -70,17 +72,19 @@ impl CodeDot<'_> {
             std::array::from_fn(|digit| self.input.plane(block, digit, self.first_token + token))
         });
         let (first_col, cols) = (layout.first_col(block), layout.block_cols(block));
-        BlockDot { dot: self, coding, planes, first_col, cols }
+        BlockDot { dot: *self, coding, planes, first_col, cols, all_cols: layout.cols }
     }
 }
 
-/// [`CodeDot`] for one column block, one coding and `T` tokens of `D` digits.
+/// [`CodeDot`] for one column block, one coding and `T` tokens of `D` digits. What the loops need
+/// is held by value: behind a pointer it would be read again after every result that is stored.
 struct BlockDot<'a, C, const T: usize, const D: usize> {
-    dot: &'a CodeDot<'a>,
+    dot: CodeDot<'a>,
     coding: C,
     planes: [[Plane; D]; T],
     first_col: usize,
     cols: usize,
+    all_cols: usize,
 }
 
 impl<'c, C: Coding<'c>, const T: usize, const D: usize> Kernel for BlockDot<'_, C, T, D> {
@@ -106,13 +110,9 @@ impl<'c, C: Coding<'c>, const T: usize, const D: usize> Kernel for BlockDot<'_, 
 
 /// What is known of `R` rows while their groups are gone through.
 struct Rows<'a, S: Simd, const T: usize, const R: usize> {
-    /// Codes of the whole matrix.
-    codes: &'a [u8],
-    /// Offset of each row's first code of the block.
-    starts: [usize; R],
+    /// Each row's codes from its next unit on, and as far as the matrix goes.
+    codes: [&'a [u8]; R],
     ahead: ReadAhead,
-    /// Scale of the codes times scale of the lowest digit, for up to 16 groups.
-    scales: [[S::F; T]; R],
     acc: [[S::F; T]; R],
 }
 
@@ -120,15 +120,10 @@ impl<'c, C: Coding<'c>, const T: usize, const D: usize> BlockDot<'_, C, T, D> {
     /// Computes `R` rows with all tokens.
     #[inline(always)]
     fn rows<S: Simd, const R: usize>(&self, simd: S, row: usize) {
-        let codes = self.coding.codes();
-        let starts = std::array::from_fn(|r| self.start(row + r) / 8 * C::BITS as usize);
-        let mut rows = Rows::<S, T, R> {
-            codes,
-            ahead: ReadAhead::new(&codes[starts[0]..]),
-            starts,
-            scales: [[simd.zero(); T]; R],
-            acc: [[simd.zero(); T]; R],
-        };
+        let all = self.coding.codes();
+        let codes = std::array::from_fn(|r| &all[self.start(row + r) / 8 * C::BITS as usize..]);
+        let mut rows =
+            Rows::<S, T, R> { codes, ahead: ReadAhead::new(codes[0]), acc: [[simd.zero(); T]; R] };
         // All groups are 32, 64 or 128: a shift instead of a division.
         let groups = self.cols >> self.coding.group().trailing_zeros();
         for chunk in (0..groups).step_by(LANES) {
@@ -141,7 +136,7 @@ impl<'c, C: Coding<'c>, const T: usize, const D: usize> BlockDot<'_, C, T, D> {
     /// Stored element that the block begins with in row `row`.
     #[inline(always)]
     fn start(&self, row: usize) -> usize {
-        row * self.coding.step() * self.dot.input.layout.cols + self.first_col
+        row * self.coding.step() * self.all_cols + self.first_col
     }
 
     /// Adds the products of up to 16 groups.
@@ -158,6 +153,9 @@ impl<'c, C: Coding<'c>, const T: usize, const D: usize> BlockDot<'_, C, T, D> {
     ) {
         let group = self.coding.group();
         let shift = group.trailing_zeros();
+        // Scale of the codes times scale of the lowest digit. Apart from `rows`, which thereby
+        // stays in registers.
+        let mut scales = [[simd.table(simd.zero()); T]; R];
         for r in 0..R {
             let first = self.start(row + r) + (groups.start << shift);
             // SAFETY: the row has these groups; planes have scales and sums for whole vectors.
@@ -169,60 +167,83 @@ impl<'c, C: Coding<'c>, const T: usize, const D: usize> BlockDot<'_, C, T, D> {
                         rows.acc[r][t] = simd.fma(bias, sums, rows.acc[r][t]);
                     }
                     let lowest = simd.load(self.planes[t][0].scales.add(groups.start));
-                    rows.scales[r][t] = simd.mul(scale, lowest);
+                    scales[r][t] = simd.table(simd.mul(scale, lowest));
                 }
             }
         }
-        let expand = tables::expand_table(group);
-        let (col, cols) = (groups.start << shift, groups.len() << shift);
-        // SAFETY: these are the columns of the groups; 16 groups are at most 16 units.
+        let cols = groups.start << shift..groups.end << shift;
+        // SAFETY: these are the columns of the groups.
         unsafe {
-            for unit in 0..cols / UNIT {
-                self.unit::<S, R, true>(
-                    simd,
-                    col + unit * UNIT,
-                    UNIT,
-                    expand.get_unchecked(unit),
-                    rows,
-                );
-            }
-            if !cols.is_multiple_of(UNIT) {
-                let unit = cols / UNIT;
-                self.unit::<S, R, false>(simd, col + unit * UNIT, cols % UNIT, &expand[unit], rows);
+            if group == NARROW_GROUP {
+                self.units::<S, R, true>(simd, cols, &scales, rows);
+            } else {
+                self.units::<S, R, false>(simd, cols, &scales, rows);
             }
         }
     }
 
-    /// Adds the products of `cols` columns, a unit if `WHOLE`, from column `col` of the block on.
+    /// Adds the products of the columns `cols`, of up to 16 groups.
     ///
     /// # Safety
-    /// The rows have these columns; the planes have whole units of digits.
+    /// As for [`Self::unit`].
     #[inline(always)]
-    unsafe fn unit<S: Simd, const R: usize, const WHOLE: bool>(
+    unsafe fn units<S: Simd, const R: usize, const NARROW: bool>(
         &self,
         simd: S,
-        col: usize,
-        cols: usize,
-        lanes: &[i32; LANES],
+        cols: Range<usize>,
+        scales: &[[S::Table; T]; R],
         rows: &mut Rows<'_, S, T, R>,
     ) {
-        for r in 0..R {
-            let at = rows.starts[r] + col / 8 * C::BITS as usize;
-            rows.ahead.step(simd, UNIT / 8 * C::BITS as usize);
+        let (units, places) = (cols.len() / UNIT, Places::of(self.coding.group()));
+        for unit in 0..units {
+            let at = cols.start + unit * UNIT;
             // SAFETY: by contract.
             unsafe {
-                let codes = rows.codes.get_unchecked(at..);
-                near(simd, codes.as_ptr());
+                self.unit::<S, R, NARROW, true>(simd, (places, unit), at..at + UNIT, scales, rows);
+            }
+        }
+        if !cols.len().is_multiple_of(UNIT) {
+            let at = cols.start + units * UNIT;
+            // SAFETY: by contract.
+            unsafe {
+                self.unit::<S, R, NARROW, false>(simd, (places, units), at..cols.end, scales, rows);
+            }
+        }
+    }
+
+    /// Adds the products of the columns `cols`, a unit if `WHOLE`: the next of the rows, and the
+    /// `unit`-th since their scales were looked up.
+    ///
+    /// # Safety
+    /// The rows have these columns, in groups of [`NARROW_GROUP`] if `NARROW` and in wider ones
+    /// otherwise; the planes have whole units of digits.
+    #[inline(always)]
+    unsafe fn unit<S: Simd, const R: usize, const NARROW: bool, const WHOLE: bool>(
+        &self,
+        simd: S,
+        (places, unit): (Places, usize),
+        cols: Range<usize>,
+        scales: &[[S::Table; T]; R],
+        rows: &mut Rows<'_, S, T, R>,
+    ) {
+        let bytes = UNIT / 8 * C::BITS as usize;
+        for r in 0..R {
+            let codes = rows.codes[r];
+            // SAFETY: by contract.
+            unsafe {
                 let (even, odd) = if WHOLE {
+                    rows.codes[r] = codes.get_unchecked(bytes..);
                     C::unpack(simd, codes.as_ptr(), codes.len())
                 } else {
-                    unpack::<S, C>(simd, codes, cols)
+                    unpack::<S, C>(simd, codes, cols.len())
                 };
                 for t in 0..T {
-                    let dot = self.digits::<S>(simd, t, col, (even, odd));
-                    let scale = simd.expand(rows.scales[r][t], lanes);
+                    let dot = self.digits::<S>(simd, t, cols.start, (even, odd));
+                    let scale = simd.expand::<NARROW>(&scales[r][t], places, unit);
                     rows.acc[r][t] = simd.fma(dot, scale, rows.acc[r][t]);
                 }
+                near(simd, codes.as_ptr());
+                rows.ahead.step(simd, bytes);
             }
         }
     }

@@ -1,5 +1,6 @@
 //! AVX2 with FMA and F16C, and AVX-VNNI where there is one: two registers per logical vector.
 
+use super::tables::Places;
 use super::{Kernel, LANES, Simd, intrinsics};
 use std::arch::x86_64::*;
 
@@ -33,6 +34,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type F = F;
     type I = I;
     type B = I;
+    type Table = [f32; LANES];
 
     intrinsics! {
         fn splat(value: f32) -> F { [_mm256_set1_ps(value); 2] }
@@ -67,12 +69,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         fn float_bits(a: F) -> I { [_mm256_castps_si256(a[0]), _mm256_castps_si256(a[1])] }
         fn bits_float(a: I) -> F { [_mm256_castsi256_ps(a[0]), _mm256_castsi256_ps(a[1])] }
         fn zero_int() -> I { [_mm256_setzero_si256(); 2] }
-        fn expand(values: F, lanes: &[i32; LANES]) -> F {
-            // The groups of one unit never straddle the two halves.
-            let half = if lanes[0] >= 8 { values[1] } else { values[0] };
-            let low = _mm256_loadu_si256(lanes.as_ptr().cast());
-            let high = _mm256_loadu_si256(lanes.as_ptr().add(8).cast());
-            [_mm256_permutevar8x32_ps(half, low), _mm256_permutevar8x32_ps(half, high)]
+        fn table(values: F) -> [f32; LANES] {
+            let mut table = [0.0; LANES];
+            _mm256_storeu_ps(table.as_mut_ptr(), values[0]);
+            _mm256_storeu_ps(table.as_mut_ptr().add(8), values[1]);
+            table
         }
         fn lookup(table: &[u8; 16], indices: I) -> I {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
@@ -86,6 +87,20 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
 
+    #[inline(always)]
+    fn expand<const NARROW: bool>(self, table: &[f32; LANES], places: Places, unit: usize) -> F {
+        // SAFETY: `self` proves AVX2. A broadcast from memory needs no arithmetic unit.
+        unsafe {
+            if NARROW {
+                let first = 4 * unit;
+                return [
+                    _mm256_blend_ps::<0xf0>(lane(table, first), lane(table, first + 1)),
+                    _mm256_blend_ps::<0xf0>(lane(table, first + 2), lane(table, first + 3)),
+                ];
+            }
+            [lane(table, places.group(2 * unit)), lane(table, places.group(2 * unit + 1))]
+        }
+    }
     #[inline(always)]
     fn dot<const BITS: u32>(self, acc: I, u: I, s: I) -> I {
         // SAFETY: `self` proves AVX2, and AVX-VNNI where `VNNI`.
@@ -232,6 +247,16 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             }
         }
     }
+}
+
+/// `table[index]` in every lane; `index` is below 16.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn lane(table: &[f32; LANES], index: usize) -> __m256 {
+    // SAFETY: registers and a reference only.
+    unsafe { _mm256_broadcast_ss(&table[index % LANES]) }
 }
 
 /// # Safety

@@ -1,6 +1,6 @@
 //! AVX-512 with VBMI and VNNI: one register per logical vector.
 
-use super::tables::{code_shifts, spread_bytes};
+use super::tables::{Places, code_shifts, spread_bytes};
 use super::{Kernel, LANES, Simd, intrinsics};
 use crate::weights::FloatType;
 use std::arch::x86_64::*;
@@ -30,6 +30,7 @@ impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
+    type Table = __m512;
 
     intrinsics! {
         fn splat(value: f32) -> __m512 { _mm512_set1_ps(value) }
@@ -52,9 +53,6 @@ impl Simd for Avx512 {
         fn float_bits(a: __m512) -> __m512i { _mm512_castps_si512(a) }
         fn bits_float(a: __m512i) -> __m512 { _mm512_castsi512_ps(a) }
         fn zero_int() -> __m512i { _mm512_setzero_si512() }
-        fn expand(values: __m512, lanes: &[i32; LANES]) -> __m512 {
-            _mm512_permutexvar_ps(_mm512_loadu_si512(lanes.as_ptr().cast()), values)
-        }
         fn lookup(table: &[u8; 16], indices: __m512i) -> __m512i {
             let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
             _mm512_shuffle_epi8(table, indices)
@@ -66,6 +64,16 @@ impl Simd for Avx512 {
         }
     }
 
+    #[inline(always)]
+    fn table(self, values: __m512) -> __m512 {
+        values
+    }
+    #[inline(always)]
+    fn expand<const NARROW: bool>(self, table: &__m512, places: Places, unit: usize) -> __m512 {
+        let lanes = places.lanes(unit).as_ptr();
+        // SAFETY: `self` proves AVX-512; the row has 64 bytes.
+        unsafe { _mm512_permutexvar_ps(_mm512_loadu_si512(lanes.cast()), *table) }
+    }
     #[inline(always)]
     fn dot<const BITS: u32>(self, acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
         // SAFETY: `self` proves AVX512-VNNI.

@@ -24,6 +24,7 @@ mod neon;
 mod scalar;
 pub(crate) mod tables;
 
+use self::tables::Places;
 use crate::isa::{Cpu, Isa};
 use crate::weights::FloatType;
 
@@ -42,6 +43,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type I: Copy;
     /// 64 bytes.
     type B: Copy;
+    /// What [`Simd::expand`] looks values up in.
+    type Table: Copy;
 
     /// All lanes `value`.
     fn splat(self, value: f32) -> Self::F;
@@ -115,8 +118,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         let high = self.times_256(self.dot_unit::<BITS>(u, high));
         self.dot::<BITS>(self.dot::<BITS>(high, u.0, low.0), u.1, low.1)
     }
-    /// Lane `l` gets `values[lanes[l]]`; `lanes` is a row of [`tables::EXPAND`].
-    fn expand(self, values: Self::F, lanes: &[i32; LANES]) -> Self::F;
+    /// Sixteen values to be looked up many times.
+    fn table(self, values: Self::F) -> Self::Table;
+    /// The value of each dword lane's group in unit `unit` of those that 16 groups make; `table`
+    /// has a value for each group. `NARROW` if they are [`tables::NARROW_GROUP`] wide.
+    fn expand<const NARROW: bool>(
+        self,
+        table: &Self::Table,
+        places: Places,
+        unit: usize,
+    ) -> Self::F;
 
     /// Loads 16 values.
     ///

@@ -1,5 +1,6 @@
 //! AArch64 Advanced SIMD: four registers per logical vector.
 
+use super::tables::Places;
 use super::{Kernel, LANES, Simd, intrinsics};
 use std::arch::aarch64::*;
 
@@ -35,6 +36,7 @@ impl Simd for Neon {
     type F = F;
     type I = I;
     type B = B;
+    type Table = uint8x16x4_t;
 
     intrinsics! {
         fn splat(value: f32) -> F { [vdupq_n_f32(value); 4] }
@@ -58,16 +60,9 @@ impl Simd for Neon {
         fn float_bits(a: F) -> I { each!(vreinterpretq_s32_f32; a) }
         fn bits_float(a: I) -> F { each!(vreinterpretq_f32_s32; a) }
         fn zero_int() -> I { [vdupq_n_s32(0); 4] }
-        fn expand(values: F, lanes: &[i32; LANES]) -> F {
-            let bytes = |v: float32x4_t| vreinterpretq_u8_f32(v);
-            let table = uint8x16x4_t(
-                bytes(values[0]), bytes(values[1]), bytes(values[2]), bytes(values[3]),
-            );
-            let lanes = lanes.as_ptr();
-            [
-                pick(table, lanes), pick(table, lanes.add(4)),
-                pick(table, lanes.add(8)), pick(table, lanes.add(12)),
-            ]
+        fn table(values: F) -> uint8x16x4_t {
+            let [a, b, c, d] = each!(vreinterpretq_u8_f32; values);
+            uint8x16x4_t(a, b, c, d)
         }
         fn lookup(table: &[u8; 16], indices: B) -> B {
             let table = vld1q_u8(table.as_ptr());
@@ -83,6 +78,19 @@ impl Simd for Neon {
         }
     }
 
+    #[inline(always)]
+    fn expand<const NARROW: bool>(self, table: &uint8x16x4_t, places: Places, unit: usize) -> F {
+        let lanes = places.lanes(unit).as_ptr();
+        // SAFETY: `self` proves NEON; the row has 64 bytes.
+        unsafe {
+            [
+                pick(*table, lanes),
+                pick(*table, lanes.add(4)),
+                pick(*table, lanes.add(8)),
+                pick(*table, lanes.add(12)),
+            ]
+        }
+    }
     #[inline(always)]
     fn dot<const BITS: u32>(self, acc: I, u: B, s: B) -> I {
         // SAFETY: `self` proves Advanced SIMD; registers only.

@@ -5,6 +5,7 @@
     reason = "codes, digits and exponents are within range by the contracts of the trait"
 )]
 
+use super::tables::Places;
 use super::{LANES, Simd};
 use half::{bf16, f16};
 
@@ -32,6 +33,7 @@ impl Simd for Scalar {
     type F = F;
     type I = I;
     type B = [u8; 64];
+    type Table = F;
 
     fn splat(self, value: f32) -> F {
         [value; LANES]
@@ -106,8 +108,11 @@ impl Simd for Scalar {
         }
         acc
     }
-    fn expand(self, values: F, lanes: &[i32; LANES]) -> F {
-        map(*lanes, |lane| values[lane as usize % LANES])
+    fn table(self, values: F) -> F {
+        values
+    }
+    fn expand<const NARROW: bool>(self, table: &F, places: Places, unit: usize) -> F {
+        map(*places.lanes(unit), |lane| table[lane as usize % LANES])
     }
     unsafe fn load(self, ptr: *const f32) -> F {
         // SAFETY: 64 bytes are readable by contract.

@@ -3,14 +3,39 @@
 
 use super::LANES;
 
-/// Per group size 32, 64, 128 (see [`expand_table`]) and unit of 128 elements within a block of
-/// 16 groups: the group within the block that each dword lane belongs to.
-static EXPAND: [[[i32; LANES]; LANES]; 3] = [expand_rows(32), expand_rows(64), expand_rows(128)];
+/// Columns of the narrowest groups; the others have 64 or 128.
+pub(crate) const NARROW_GROUP: usize = 32;
 
-/// The lanes for `Simd::expand`, by unit within a block of 16 groups; `group` is 32, 64 or 128,
-/// and a block has `group / 8` units.
-pub(crate) fn expand_table(group: usize) -> &'static [[i32; LANES]; LANES] {
-    &EXPAND[(group / 64).min(2)]
+/// Per group size 32, 64, 128 and unit of 128 elements within a block of 16 groups: the group
+/// within the block that each dword lane belongs to.
+static LANE_GROUPS: [[[i32; LANES]; LANES]; 3] =
+    [expand_rows(32), expand_rows(64), expand_rows(128)];
+
+/// Where the groups of a size lie in the units that 16 of them make, `group / 8` units.
+#[derive(Clone, Copy)]
+pub(crate) struct Places {
+    units: &'static [[i32; LANES]; LANES],
+    shift: u32,
+}
+
+impl Places {
+    /// Those of groups of 32, 64 or 128.
+    #[inline(always)]
+    pub(crate) fn of(group: usize) -> Self {
+        let size = (group / 64).min(2);
+        Self { units: &LANE_GROUPS[size], shift: u32::from(size == 2) }
+    }
+    /// The group of each dword lane of unit `unit`.
+    #[inline(always)]
+    pub(super) fn lanes(self, unit: usize) -> &'static [i32; LANES] {
+        &self.units[unit % LANES]
+    }
+    /// The group that half a unit belongs to, if none is narrower.
+    #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn group(self, half: usize) -> usize {
+        half >> self.shift
+    }
 }
 
 const fn expand_rows(group: usize) -> [[i32; LANES]; LANES] {

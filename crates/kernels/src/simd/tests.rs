@@ -1,6 +1,7 @@
 //! Each operation of each instruction set against the portable one.
 
-use super::{Kernel, LANES, Simd, dispatch, tables};
+use super::tables::Places;
+use super::{Kernel, LANES, Simd, dispatch};
 use crate::isa::{Cpu, Isa};
 use crate::testing::{Rng, pools};
 
@@ -75,10 +76,11 @@ impl Kernel for Everything<'_> {
             }
             let quad = simd.splat_quad(self.digits.as_ptr().add(5));
             push(simd, &mut out, simd.to_float(simd.dot::<8>(simd.zero_int(), quad, quad)));
-            for group in [32, 64, 128] {
-                for lanes in &tables::expand_table(group)[..group / 8] {
-                    push(simd, &mut out, simd.expand(a, lanes));
-                }
+            let table = simd.table(a);
+            for unit in 0..16 {
+                push(simd, &mut out, simd.expand::<true>(&table, Places::of(32), unit % 4));
+                push(simd, &mut out, simd.expand::<false>(&table, Places::of(64), unit % 8));
+                push(simd, &mut out, simd.expand::<false>(&table, Places::of(128), unit));
             }
             let mut transposed = [0u32; 20 * LANES];
             let rows = std::array::from_fn(|row| self.codes.as_ptr().add(64 * row).cast());
