@@ -146,7 +146,8 @@ fn openai_client() -> Result<Outcome> {
         }
     }
     let folder = folder.to_str().context("the path is not UTF-8")?;
-    let client = ["--", "--ignored", "--exact", "api::the_official_client_is_content"];
+    let tests = ["api::the_official_client_is_content", "images::the_official_client_sends_images"];
+    let client = [&["--", "--ignored", "--exact"][..], &tests].concat();
     let test = ["test", "--workspace", "--locked", "--test", "server"];
     cargo(&[&test[..], &client].concat(), &[("PYTHONPATH", folder)])
 }

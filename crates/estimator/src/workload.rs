@@ -71,11 +71,15 @@ impl Workload {
         Self { quant, ..self }
     }
 
-    /// The same mode, chunk and quantisation over uniform sequences.
+    /// The same mode, chunk and quantisation over uniform sequences. Each has the images of the
+    /// sequence with most of them, as a part of its `context_tokens`.
     #[must_use]
     pub fn with_shape(&self, context_tokens: u64, batch: u64) -> Self {
-        let sequences = Self::uniform(context_tokens, batch).sequences;
-        Self { sequences, ..self.clone() }
+        let images = self.sequences.iter().filter(|s| s.count > 0).map(|s| s.image_tokens);
+        let image_tokens = images.max().unwrap_or(0).min(context_tokens);
+        let new_tokens = context_tokens.saturating_sub(image_tokens);
+        let sequence = Sequence { cached_tokens: 0, new_tokens, image_tokens, count: batch };
+        Self { sequences: vec![sequence], ..self.clone() }
     }
 
     /// Tokens of the longest sequence, cached ones and those of images included.
@@ -90,5 +94,26 @@ impl Workload {
     #[must_use]
     pub fn batch(&self) -> u64 {
         self.sequences.iter().fold(0, |sum, s| sum.saturating_add(s.count))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_shape_keeps_the_images() {
+        let mut workload = Workload::uniform(1000, 2);
+        assert_eq!(workload.with_shape(300, 3).sequences, Workload::uniform(300, 3).sequences);
+        workload.sequences[0] =
+            Sequence { cached_tokens: 0, new_tokens: 744, image_tokens: 256, count: 1 };
+        let shaped = |context| {
+            let shaped = workload.with_shape(context, 3);
+            assert_eq!((shaped.context_tokens(), shaped.batch()), (context, 3));
+            (shaped.sequences[0].new_tokens, shaped.sequences[0].image_tokens)
+        };
+        assert_eq!(shaped(1000), (744, 256));
+        assert_eq!(shaped(300), (44, 256));
+        assert_eq!(shaped(100), (0, 100));
     }
 }

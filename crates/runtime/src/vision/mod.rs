@@ -10,7 +10,7 @@ mod error;
 mod places;
 mod preprocess;
 
-pub use self::decode::{MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, decode};
+pub use self::decode::{MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, decode, decoding_bytes};
 pub use self::error::ImageError;
 pub use self::places::ImagePlaces;
 pub use self::preprocess::{Pixels, Preprocessor};
