@@ -1,7 +1,9 @@
 //! Refusals and what they propose, on a small model of known size.
 
 use super::*;
-use mlxcel_estimator::{AvailableSource, DEFAULT_VISION_THRESHOLD, KvMode, WeightQuant};
+use mlxcel_estimator::{
+    AvailableSource, DEFAULT_VISION_THRESHOLD, KvMode, WeightQuant, estimate_total_memory,
+};
 
 const QWEN: &str = r#"{"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864,
     "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
