@@ -163,7 +163,8 @@ fn page() -> Result<Outcome> {
         return Ok(Outcome::Skipped("there is no chromium"));
     }
     let test = ["test", "--workspace", "--locked", "--test", "server"];
-    let browser = ["--", "--ignored", "--exact", "page::the_page_works_in_a_browser"];
+    let tests = ["page::the_page_works_in_a_browser", "page::the_page_sends_images"];
+    let browser = [&["--", "--ignored", "--exact"][..], &tests].concat();
     cargo(&[&test[..], &browser].concat(), &[])
 }
 

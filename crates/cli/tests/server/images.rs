@@ -15,7 +15,7 @@ const PATH: &str = "/v1/chat/completions";
 const IMAGE_TOKENS: u64 = 256;
 
 /// A tiny Gemma 3 with its image encoder. Its window is as long as its context, so that prefixes stay.
-fn model() -> TempDir {
+pub(crate) fn model() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let variant = xtask::golden::VARIANTS.iter().find(|v| v.name == "q4").unwrap();
     xtask::golden::checkpoint("gemma3-vision", variant, folder.path()).unwrap();

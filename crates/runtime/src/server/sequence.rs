@@ -1,5 +1,6 @@
 //! One answer in the making: its tokens, its cache, its sampler and where its text goes.
 
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -37,8 +38,8 @@ pub(super) struct Answer {
 
 /// An image that is not in the cache.
 struct Unread {
-    /// The first token whose place it takes.
-    start: usize,
+    /// The tokens whose place it takes.
+    tokens: Range<usize>,
     picture: Picture,
     encoded: Option<EncodedImage>,
 }
@@ -57,11 +58,11 @@ impl Answer {
     ) -> Result<Self> {
         let sampler = Sampler::new(&job.sampling, vocab)?;
         let text = TextStream::new(tokenizer, &job.stop)?;
-        let starts = job.prompt.images.iter().map(|image| image.tokens.start);
-        let unread = starts.zip(std::mem::take(&mut job.pictures)).rev();
-        let unread = unread.filter(|(start, _)| *start >= cache.tokens());
+        let places = job.prompt.images.iter().map(|image| image.tokens.clone());
+        let unread = places.zip(std::mem::take(&mut job.pictures)).rev();
+        let unread = unread.filter(|(tokens, _)| tokens.start >= cache.tokens());
         let images =
-            unread.map(|(start, picture)| Unread { start, picture, encoded: None }).collect();
+            unread.map(|(tokens, picture)| Unread { tokens, picture, encoded: None }).collect();
         Ok(Self {
             index: job.first_answer,
             history: job.prompt.tokens.clone(),
@@ -126,7 +127,7 @@ impl Answer {
 
     /// The image that the next tokens stand for.
     fn next_image(&self) -> Option<&Unread> {
-        self.images.last().filter(|image| image.start == self.cache.tokens())
+        self.images.last().filter(|image| image.tokens.contains(&self.cache.tokens()))
     }
 
     /// Whether the next tokens stand for an image.
@@ -148,15 +149,15 @@ impl Answer {
 
     /// The rows of the next pass that stand for an image: all of it or none.
     pub(super) fn image_rows(&self) -> Option<ImageRows> {
-        let Unread { start, encoded, .. } = self.next_image()?;
+        let Unread { tokens, encoded, .. } = self.next_image()?;
         let image = encoded.clone()?;
-        Some(PlacedImage { start: *start, image }.rows(*start))
+        Some(PlacedImage { start: tokens.start, image }.rows(tokens.start))
     }
 
     /// Forgets images that the cache holds now.
     pub(super) fn forget_read_images(&mut self) {
         let done = self.cache.tokens();
-        self.images.retain(|image| image.start >= done);
+        self.images.retain(|image| image.tokens.end > done);
     }
 
     /// Whether the prompt is read up to the last place where a shared prefix may end.
