@@ -27,6 +27,9 @@ pub struct Sequence {
 pub struct Workload {
     /// The sequences that live at once.
     pub sequences: Vec<Sequence>,
+    /// Tokens of the largest image, which its encoder computes at once; `None` takes all of a
+    /// sequence's image tokens for one.
+    pub largest_image_tokens: Option<u64>,
     /// Tokens that one prefill step takes.
     pub prefill_chunk_tokens: u64,
     /// How the cache is stored.
@@ -47,6 +50,7 @@ impl Workload {
         };
         Self {
             sequences: vec![sequence],
+            largest_image_tokens: None,
             prefill_chunk_tokens: DEFAULT_PREFILL_CHUNK_TOKENS,
             kv_mode: KvMode::default(),
             quant: WeightQuant::default(),
@@ -71,15 +75,33 @@ impl Workload {
         Self { quant, ..self }
     }
 
-    /// The same mode, chunk and quantisation over uniform sequences. Each has the images of the
-    /// sequence with most of them, as a part of its `context_tokens`.
+    /// The same where these images are among each sequence's new tokens.
+    #[must_use]
+    pub fn with_images(mut self, image_tokens: &[u64]) -> Self {
+        let all = image_tokens.iter().fold(0, |sum: u64, tokens| sum.saturating_add(*tokens));
+        for sequence in &mut self.sequences {
+            sequence.image_tokens = all.min(sequence.new_tokens);
+            sequence.new_tokens = sequence.new_tokens.saturating_sub(all);
+        }
+        self.largest_image_tokens = image_tokens.iter().max().copied();
+        self
+    }
+
+    /// The same mode, chunk, quantisation and images over uniform sequences.
     #[must_use]
     pub fn with_shape(&self, context_tokens: u64, batch: u64) -> Self {
+        let images = self.sequences.iter().map(|s| s.image_tokens).max().unwrap_or(0);
+        let largest_image_tokens = self.largest_image_tokens;
+        let Self { sequences, .. } = Self::uniform(context_tokens, batch).with_images(&[images]);
+        Self { sequences, largest_image_tokens, ..self.clone() }
+    }
+
+    /// Tokens of the largest image; 0 where there is none.
+    #[must_use]
+    pub fn largest_image(&self) -> u64 {
         let images = self.sequences.iter().filter(|s| s.count > 0).map(|s| s.image_tokens);
-        let image_tokens = images.max().unwrap_or(0).min(context_tokens);
-        let new_tokens = context_tokens.saturating_sub(image_tokens);
-        let sequence = Sequence { cached_tokens: 0, new_tokens, image_tokens, count: batch };
-        Self { sequences: vec![sequence], ..self.clone() }
+        let all = images.max().unwrap_or(0);
+        self.largest_image_tokens.map_or(all, |largest| largest.min(all))
     }
 
     /// Tokens of the longest sequence, cached ones and those of images included.
@@ -102,18 +124,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_shape_keeps_the_images() {
-        let mut workload = Workload::uniform(1000, 2);
-        assert_eq!(workload.with_shape(300, 3).sequences, Workload::uniform(300, 3).sequences);
-        workload.sequences[0] =
-            Sequence { cached_tokens: 0, new_tokens: 744, image_tokens: 256, count: 1 };
-        let shaped = |context| {
-            let shaped = workload.with_shape(context, 3);
-            assert_eq!((shaped.context_tokens(), shaped.batch()), (context, 3));
-            (shaped.sequences[0].new_tokens, shaped.sequences[0].image_tokens)
-        };
-        assert_eq!(shaped(1000), (744, 256));
-        assert_eq!(shaped(300), (44, 256));
-        assert_eq!(shaped(100), (0, 100));
+    fn images_are_among_the_tokens_and_stay_in_other_shapes() {
+        let workload = Workload::uniform(1000, 2).with_images(&[300, 200]);
+        assert_eq!((workload.context_tokens(), workload.largest_image()), (1000, 300));
+        let [sequence] = workload.sequences[..] else { panic!("one shape") };
+        assert_eq!((sequence.new_tokens, sequence.image_tokens), (500, 500));
+        let shorter = workload.with_shape(400, 1);
+        assert_eq!((shorter.context_tokens(), shorter.largest_image()), (400, 300));
+        assert_eq!(Workload::uniform(1000, 2).largest_image(), 0);
+        assert_eq!(workload.with_shape(1000, 0).largest_image(), 0);
     }
 }

@@ -178,6 +178,7 @@ goldens! {
     phi3 = "phi3";
     phi3_longrope = "phi3-longrope";
     qwen2 = "qwen2";
+    qwen2_5_vl = "qwen2_5_vl";
     qwen2_yarn = "qwen2-yarn";
     qwen3 = "qwen3";
     qwen3_5 = "qwen3_5";

@@ -11,21 +11,26 @@ use tempfile::TempDir;
 use super::support::{Reply, Server};
 
 const PATH: &str = "/v1/chat/completions";
-/// Tokens that stand for an image.
-const IMAGE_TOKENS: u64 = 256;
 
 /// A tiny Gemma 3 with its image encoder. Its window is as long as its context, so that prefixes stay.
 pub(crate) fn model() -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let variant = xtask::golden::VARIANTS.iter().find(|v| v.name == "q4").unwrap();
-    xtask::golden::checkpoint("gemma3-vision", variant, folder.path()).unwrap();
+    let folder = checkpoint("gemma3-vision", "<start_of_image>");
     let config = folder.path().join("config.json");
     let mut value: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
     value["text_config"]["sliding_window"] = json!(1024);
     std::fs::write(&config, value.to_string()).unwrap();
+    folder
+}
+
+/// A tiny model whose template writes `marker` for an image.
+fn checkpoint(name: &str, marker: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let variant = xtask::golden::VARIANTS.iter().find(|v| v.name == "q4").unwrap();
+    xtask::golden::checkpoint(name, variant, folder.path()).unwrap();
     let template = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}\
-                    {% for p in m.content %}{% if p.type == 'image' %}<start_of_image>{% else %}\
+                    {% for p in m.content %}{% if p.type == 'image' %}MARKER{% else %}\
                     {{ p.text }}{% endif %}{% endfor %}{% endif %}\n{% endfor %}";
+    let template = template.replace("MARKER", marker);
     std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
     folder
 }
@@ -36,7 +41,7 @@ fn server(flags: &[&str]) -> Server {
 
 /// A picture as a data URL; another `seed`, another picture.
 fn picture(seed: u8) -> String {
-    let picture = RgbImage::from_fn(40, 30, |x, y| {
+    let picture = RgbImage::from_fn(160, 120, |x, y| {
         let (x, y) = (u8::try_from(x).unwrap(), u8::try_from(y).unwrap());
         Rgb([
             x.wrapping_mul(6).wrapping_add(seed.wrapping_mul(60)),
@@ -76,9 +81,24 @@ fn cached(reply: &Reply) -> u64 {
     reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
 }
 
-/// Alone, among others, and over a cached prefix: log-probabilities included.
+/// Rows that see each other, all in one pass.
 #[test]
 fn an_image_is_answered_the_same_alone_batched_and_cached() {
+    the_same_alone_batched_and_cached(&model, 256);
+}
+
+/// Rows on a grid, more than a chunk, that see those before them.
+#[test]
+fn an_image_on_a_grid_is_answered_the_same_too() {
+    let model = || checkpoint("qwen2_5_vl", "<|vision_start|><|image_pad|><|vision_end|>");
+    the_same_alone_batched_and_cached(&model, 20 * 15);
+}
+
+/// Alone, among others, and over a cached prefix: log-probabilities included. An image becomes
+/// `image_tokens` tokens.
+fn the_same_alone_batched_and_cached(model: &dyn Fn() -> TempDir, image_tokens: u64) {
+    let server =
+        |flags: &[&str]| Server::over(model(), &[&["--ctx-size", "1024"], flags].concat(), &[]);
     let (one, other) = (picture(1), picture(2));
     let questions = [
         question(&[image(&one), text("what is it")]),
@@ -93,7 +113,7 @@ fn an_image_is_answered_the_same_alone_batched_and_cached() {
     let prompts: Vec<u64> =
         replies.iter().map(|r| r.json()["usage"]["prompt_tokens"].as_u64().unwrap()).collect();
     assert_eq!(prompts[0], prompts[2]);
-    assert!(prompts[1] < 50 && prompts[0] > IMAGE_TOKENS && prompts[3] > 2 * IMAGE_TOKENS);
+    assert!(prompts[1] < 50 && prompts[0] > image_tokens && prompts[3] > 2 * image_tokens);
 
     let together: Vec<Value> = std::thread::scope(|scope| {
         let ask = |question| {
@@ -113,15 +133,15 @@ fn an_image_is_answered_the_same_alone_batched_and_cached() {
         assert_eq!(choices(&reply), alone[index], "{index}: cached");
     };
     check(0, 0..1);
-    check(0, IMAGE_TOKENS..prompts[0]);
+    check(0, image_tokens..prompts[0]);
     check(2, 0..1);
-    check(2, IMAGE_TOKENS..prompts[2]);
+    check(2, image_tokens..prompts[2]);
     check(3, 0..1);
-    check(3, 2 * IMAGE_TOKENS..prompts[3]);
-    check(0, IMAGE_TOKENS..prompts[0]);
+    check(3, 2 * image_tokens..prompts[3]);
+    check(0, image_tokens..prompts[0]);
     // A longer conversation goes on from the shorter one's image.
     let reply = server.post(PATH, &question(&[image(&one), text("what is that")]));
-    assert!(cached(&reply) >= IMAGE_TOKENS, "{reply:?}");
+    assert!(cached(&reply) >= image_tokens, "{reply:?}");
     let mut streamed = questions[0].clone();
     streamed["stream"] = json!(true);
     let events = server.post(PATH, &streamed).events();

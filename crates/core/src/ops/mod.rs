@@ -322,18 +322,35 @@ impl Ops {
         heads: usize,
         rope: &Rope,
     ) -> Result<Array> {
-        let last = last_dim(x);
-        if heads == 0 || !last.is_multiple_of(heads) || last / heads < rope.dims() {
-            return Err(shape_error(
-                "rope",
-                "x",
-                x,
-                format!("{heads} heads of at least {} dimensions", rope.dims()),
-            ));
+        check_heads(x, heads, rope)?;
+        match self.config.kernels {
+            KernelSet::Host => host::rope(self, x, heads, rope, (batch.positions(), &[].into())),
+            KernelSet::Mlx => mlx::rope(batch, x, heads, rope),
+        }
+    }
+
+    /// Rotates `x`, `[rows, heads · head_dim]`, each row by its coordinates: `positions` is
+    /// `[rows, sections of the rope]`.
+    ///
+    /// # Errors
+    /// When shapes do not match, and a rope without sections.
+    pub fn rope_on_grid(
+        &self,
+        x: &Array,
+        heads: usize,
+        rope: &Rope,
+        positions: &Arc<[i32]>,
+    ) -> Result<Array> {
+        check_heads(x, heads, rope)?;
+        let (sections, rows) = (rope.sections(), rows_cols(x).0);
+        if sections.is_empty() || positions.len() != rows * sections.len() {
+            let found = positions.len();
+            let expected = format!("{} coordinates a row, not {found} in all", sections.len());
+            return Err(shape_error("rope_on_grid", "x", x, expected));
         }
         match self.config.kernels {
-            KernelSet::Host => host::rope(self, batch, x, heads, rope),
-            KernelSet::Mlx => mlx::rope(batch, x, heads, rope),
+            KernelSet::Host => host::rope(self, x, heads, rope, (positions, sections)),
+            KernelSet::Mlx => mlx::rope_on_grid(x, heads, rope, positions),
         }
     }
 
@@ -422,6 +439,15 @@ fn check_columns(x: &Array, weight: &Weight) -> Result<()> {
     } else {
         Err(shape_error("linear", "x", x, format!("[rows, {cols}]")))
     }
+}
+
+fn check_heads(x: &Array, heads: usize, rope: &Rope) -> Result<()> {
+    let last = last_dim(x);
+    if heads == 0 || !last.is_multiple_of(heads) || last / heads < rope.dims() {
+        let expected = format!("{heads} heads of at least {} dimensions", rope.dims());
+        return Err(shape_error("rope", "x", x, expected));
+    }
+    Ok(())
 }
 
 fn shape_error(op: &'static str, operand: &'static str, array: &Array, expected: String) -> Error {

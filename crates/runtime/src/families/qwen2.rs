@@ -1,5 +1,6 @@
 //! `qwen2`: Qwen 1.5, 2 and 2.5: llama's layout with biases on q, k and v.
 
+use mlxcel_core::Rope;
 use serde::Deserialize;
 
 use super::config::DecoderConfig;
@@ -10,15 +11,20 @@ use crate::loading::{Bias, Weights};
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(flatten)]
-    decoder: DecoderConfig,
+    pub(super) decoder: DecoderConfig,
 }
 
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
+    let rope = c.decoder.rope.build(c.decoder.heads()?.head_dim)?;
+    load_at([&w.at("model"), w], c, &rope)
+}
+
+/// The same of what lies in other places, below `model` and beside `lm_head`, with another rotation.
+pub(super) fn load_at(places: [&Weights; 2], c: &Config, rope: &Rope) -> Result<Model> {
     let heads = c.decoder.heads()?;
     let bias = ProjectionBias { qkv: Bias::Required, output: Bias::None };
-    let rope = c.decoder.rope.build(heads.head_dim)?;
-    Model::pre_norm(
-        w,
+    Model::pre_norm_at(
+        places,
         &c.decoder,
         |w, layer| {
             Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, Some(rope.clone()))?

@@ -85,7 +85,7 @@ fn proposals_keep_the_images() {
     assert_eq!(workload.sequences[0].image_tokens, 512);
     let Sized { spec, weights, .. } = &model;
     let estimate = estimate_total_memory(spec, weights, &workload, &machine(available)).unwrap();
-    assert_eq!(estimate.vision_bytes, spec.vision.unwrap().image_bytes());
+    assert_eq!(estimate.vision_bytes, spec.vision.unwrap().image_bytes(512, machine(0).kernels));
     assert_eq!((estimate.fits, estimate.total_bytes), (Some(true), shorter.unwrap().total_bytes));
 }
 

@@ -42,10 +42,12 @@ pub(super) struct TooLarge {
     pub(super) max_context_tokens: u64,
 }
 
-/// What answers take: their sequences, and the largest image that one of them has still to read.
+/// What answers take: their sequences, and the images that they have still to read.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Demand {
     sequences: Vec<Sequence>,
+    /// Tokens of the largest image, which is encoded at once.
+    largest_image_tokens: u64,
     /// A pass of so many tokens there will be, whatever the chunk.
     image_pass_tokens: u64,
 }
@@ -59,7 +61,7 @@ fn sequence(cached: usize, total: usize, images: usize, count: usize) -> Sequenc
 impl Demand {
     /// One sequence of text, of which `cached` tokens are somebody else's.
     pub(super) fn text(cached: usize, total: usize) -> Self {
-        Self { sequences: vec![sequence(cached, total, 0, 1)], image_pass_tokens: 0 }
+        Self { sequences: vec![sequence(cached, total, 0, 1)], ..Self::default() }
     }
 
     /// `n` answers to a prompt that is still to be read: the first with the prompt, the others
@@ -69,8 +71,13 @@ impl Demand {
         let images = prompt.image_tokens(cached);
         let others = (n > 1).then(|| sequence(prompt.len(), total, 0, n - 1));
         let first = sequence(cached, total, images, 1);
-        let image_pass_tokens = if images > 0 { prompt.largest_image() as u64 } else { 0 };
-        Self { sequences: [first].into_iter().chain(others).collect(), image_pass_tokens }
+        let sequences = [first].into_iter().chain(others).collect();
+        if images == 0 {
+            return Self { sequences, ..Self::default() };
+        }
+        let [largest_image_tokens, image_pass_tokens] =
+            [prompt.largest_image(), prompt.largest_pass()].map(|tokens| tokens as u64);
+        Self { sequences, largest_image_tokens, image_pass_tokens }
     }
 
     /// Whether nobody asks for anything.
@@ -84,6 +91,7 @@ impl FromIterator<Demand> for Demand {
         let mut sum = Self::default();
         for demand in all {
             sum.sequences.extend(demand.sequences);
+            sum.largest_image_tokens = sum.largest_image_tokens.max(demand.largest_image_tokens);
             sum.image_pass_tokens = sum.image_pass_tokens.max(demand.image_pass_tokens);
         }
         sum
@@ -131,7 +139,9 @@ impl Admission {
     }
 
     fn workload(&self, demand: &Demand, chunk_tokens: u64) -> Workload {
-        Workload { sequences: demand.sequences.clone(), ..Workload::uniform(0, 0) }
+        let sequences = demand.sequences.clone();
+        let largest_image_tokens = Some(demand.largest_image_tokens);
+        Workload { sequences, largest_image_tokens, ..Workload::uniform(0, 0) }
             .with_kv_mode(self.kv_mode)
             .with_prefill_chunk(chunk_tokens.max(demand.image_pass_tokens))
     }
@@ -273,13 +283,13 @@ mod tests {
         };
         let admission =
             |limit| Admission::new(model.clone(), machine(limit), KvMode::Fp16, 128, 1024);
-        let image = |tokens| ImageKey { tokens, digest: [0; 32] };
+        let image = |tokens| ImageKey { tokens, digest: [0; 32], whole: true };
         let prompt = Prompt { tokens: vec![0; 400], images: vec![image(4..260)] };
         let (seen, text) = (Demand::answers(0, &prompt, 100, 1), Demand::text(0, 500));
         let ample = admission(1 << 30);
         let estimate = |demand| ample.estimate(demand, 128).unwrap();
         assert_eq!(estimate(&seen).kv_cache_bytes, estimate(&text).kv_cache_bytes);
-        let encoder = model.spec.vision.unwrap().image_bytes();
+        let encoder = model.spec.vision.unwrap().image_bytes(256, ample.machine.kernels);
         assert_eq!((estimate(&seen).vision_bytes, estimate(&text).vision_bytes), (encoder, 0));
         let pass = ample.estimate(&text, 256).unwrap().prefill_scratch.total();
         assert_eq!(estimate(&seen).prefill_scratch.total(), pass);

@@ -123,11 +123,11 @@ impl Album {
     /// Makes pixels of the pictures.
     ///
     /// # Errors
-    /// [`Ticket::resize`]'s.
+    /// A picture that the model does not take, and [`Ticket::resize`]'s.
     pub(super) fn prepare(self, preprocessor: &Preprocessor) -> Result<Vec<Picture>, ApiError> {
         let mut ticket = self.ticket;
         let one = |picture: RgbImage| {
-            let pixels = preprocessor.pixels(&picture);
+            let pixels = preprocessor.pixels(&picture).map_err(crate::Error::from)?;
             let bytes = size_of_val(pixels.values.as_slice()) as u64;
             ticket.grow(bytes)?;
             Ok(Picture { pixels, ticket: ticket.split(bytes) })

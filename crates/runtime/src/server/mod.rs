@@ -193,9 +193,9 @@ fn start(
     let (for_thread, shared_too) = (Arc::clone(&admission), Arc::clone(&shared));
     let watch = Watch::new(admission.limit_bytes(), baseline_bytes);
     let places = text.image_places().map_err(|error| error.to_string());
-    let places = places.and_then(|_| match kv_mode {
-        // Blocks would be sealed within an image.
-        KvMode::Turbo4Delegated => {
+    let places = places.and_then(|places| match kv_mode {
+        // Blocks would be sealed within an image whose rows see each other.
+        KvMode::Turbo4Delegated if places.read_whole() => {
             Err(format!("the KV cache mode {kv_mode} takes no images: use another --kv-cache-mode"))
         }
         _ => Ok(()),

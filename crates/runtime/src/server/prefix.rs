@@ -202,6 +202,7 @@ mod tests {
         let image = |start: usize, digest: u8| ImageKey {
             tokens: start..start + 100,
             digest: [digest; 32],
+            whole: true,
         };
         let prompt = |length: usize, images: &[ImageKey]| Prompt {
             tokens: tokens(length, 1),

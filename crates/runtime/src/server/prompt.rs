@@ -1,7 +1,7 @@
 //! A prompt on its way through the scheduler: its tokens and which images stand where.
 //!
-//! Owns where passes and shared prefixes end. An image is a pass of its own, and nothing ends within
-//! one: its rows may see each other. Every end is a place in the prompt, whatever was cached before
+//! Owns where passes and shared prefixes end. An image has passes of its own, one where its rows see
+//! each other, and no prefix ends within it. Every end is a place in the prompt, whatever was cached before
 //! it, so that a prompt over a cached prefix is computed as a new one.
 
 use std::ops::Range;
@@ -24,6 +24,8 @@ pub(super) struct ImageKey {
     pub(super) tokens: Range<usize>,
     /// SHA-256 of its file: the placeholders of all images are equal.
     pub(super) digest: [u8; 32],
+    /// Whether its rows go through the decoder in one pass.
+    pub(super) whole: bool,
 }
 
 impl Prompt {
@@ -47,9 +49,15 @@ impl Prompt {
             .sum()
     }
 
-    /// Tokens of the largest image: a pass that no chunk divides.
+    /// Tokens of the largest image.
     pub(super) fn largest_image(&self) -> usize {
         self.images.iter().map(|image| image.tokens.len()).max().unwrap_or(0)
+    }
+
+    /// Tokens of the largest image that no chunk divides.
+    pub(super) fn largest_pass(&self) -> usize {
+        let whole = self.images.iter().filter(|image| image.whole);
+        whole.map(|image| image.tokens.len()).max().unwrap_or(0)
     }
 
     /// The last place before the last token where a shared prefix may end.
@@ -60,13 +68,15 @@ impl Prompt {
     /// Where a pass from token `done` on ends: at a multiple of `chunk`, at an image or behind it,
     /// or at [`Self::last_cut`], so that what follows that is a pass of its own.
     pub(super) fn pass_end(&self, done: usize, chunk: usize) -> usize {
-        if let Some(image) = self.images.iter().find(|image| image.tokens.contains(&done)) {
-            return image.tokens.end;
-        }
         let (chunk, last) = (chunk.max(1), self.last_cut());
+        let chunk_end = (done / chunk + 1).saturating_mul(chunk);
+        if let Some(image) = self.images.iter().find(|image| image.tokens.contains(&done)) {
+            let end = image.tokens.end;
+            return if image.whole { end } else { end.min(chunk_end) };
+        }
         let end = if done < last { last } else { self.len() };
         let images = self.images.iter().map(|image| image.tokens.start);
-        let next = (done / chunk + 1).saturating_mul(chunk).min(end);
+        let next = chunk_end.min(end);
         images.filter(|start| *start > done).fold(next, usize::min)
     }
 }
@@ -94,7 +104,7 @@ mod tests {
     use super::*;
 
     fn image(tokens: Range<usize>, digest: u8) -> ImageKey {
-        ImageKey { tokens, digest: [digest; 32] }
+        ImageKey { tokens, digest: [digest; 32], whole: true }
     }
 
     fn passes(prompt: &Prompt, from: usize, chunk: usize) -> Vec<usize> {
@@ -124,7 +134,12 @@ mod tests {
             assert_eq!(passes(&prompt, cut, 128), rest);
         }
         assert_eq!((prompt.image_tokens(0), prompt.image_tokens(260)), (512, 256));
-        assert_eq!((prompt.largest_image(), prompt.last_cut()), (256, 556));
+        assert_eq!((prompt.largest_pass(), prompt.last_cut()), (256, 556));
+        // Where rows see only those before them, chunks divide an image too.
+        let images = vec![ImageKey { whole: false, ..image(4..260, 1) }];
+        let prompt = Prompt { tokens: vec![0; 300], images };
+        assert_eq!(passes(&prompt, 0, 128), [4, 128, 256, 260, 300]);
+        assert_eq!((prompt.largest_image(), prompt.largest_pass()), (256, 0));
     }
 
     #[test]

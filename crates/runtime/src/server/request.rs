@@ -258,12 +258,15 @@ fn encode_chat(
     if album.pictures.is_empty() {
         return Ok(Prompt::text(text.encode_chat(prompt)?));
     }
-    let encoded = text.encode_with_images(Unexpanded::Chat(prompt), album.pictures.len())?;
-    let key = |(start, digest): (&usize, &[u8; 32])| ImageKey {
-        tokens: *start..*start + encoded.image_tokens,
+    let encoded = text.encode_with_images(Unexpanded::Chat(prompt), &album.pictures)?;
+    let whole = encoded.least_pass_tokens > 0;
+    let places = encoded.starts.iter().zip(&encoded.image_tokens);
+    let key = |((start, tokens), digest): ((&usize, &usize), &[u8; 32])| ImageKey {
+        tokens: *start..start + tokens,
         digest: *digest,
+        whole,
     };
-    let images = encoded.starts.iter().zip(&album.digests).map(key).collect();
+    let images = places.zip(&album.digests).map(key).collect();
     Ok(Prompt { tokens: encoded.tokens, images })
 }
 

@@ -292,7 +292,8 @@ impl Scheduler {
         let tokens = answer.next_tokens(self.chunk);
         let partial = answer.unread() > tokens.len();
         let rows = if partial { LogitRows::None } else { LogitRows::Last };
-        let image = answer.image_rows().into_iter().collect();
+        let done = answer.cache.tokens();
+        let image = answer.image_rows(done..done + tokens.len()).into_iter().collect();
         let run = SequenceRun { tokens, cache: &answer.cache };
         logits.append(&mut self.engine.forward_with_images(&[run], image, rows)?);
         answer.forget_read_images();

@@ -147,11 +147,11 @@ impl Answer {
         }
     }
 
-    /// The rows of the next pass that stand for an image: all of it or none.
-    pub(super) fn image_rows(&self) -> Option<ImageRows> {
+    /// The rows of an image that the pass over the tokens `pass` of the prompt is for.
+    pub(super) fn image_rows(&self, pass: Range<usize>) -> Option<ImageRows> {
         let Unread { tokens, encoded, .. } = self.next_image()?;
         let image = encoded.clone()?;
-        Some(PlacedImage { start: tokens.start, image }.rows(tokens.start))
+        PlacedImage { start: tokens.start, image }.rows_in(pass)
     }
 
     /// Forgets images that the cache holds now.
