@@ -158,13 +158,19 @@ pub(super) fn layer_norm(x: &Array, norm: &LayerNorm) -> Result<Array> {
 }
 
 pub(super) fn rms_norm(x: &Array, norm: &RmsNorm) -> Result<Array> {
-    let (rows, cols) = rows_cols(x);
-    let (_, group) = rows_cols(&norm.weight);
-    if cols == group {
+    let (_, cols) = rows_cols(x);
+    let (_, length) = rows_cols(&norm.weight);
+    let in_rows_of =
+        |width: usize| -> Result<Array> { Ok(ops::reshape(x, &ints([x.size() / width, width])?)?) };
+    if norm.group < length {
+        let normed = fast::rms_norm(&in_rows_of(norm.group)?, None, norm.eps)?;
+        let rows = ops::reshape(&normed, &ints([x.size() / length, length])?)?;
+        return Ok(ops::reshape(&ops::multiply(&rows, &norm.weight)?, x.shape())?);
+    }
+    if cols == length {
         return Ok(fast::rms_norm(x, Some(&norm.weight), norm.eps)?);
     }
-    let grouped = ops::reshape(x, &ints([rows, cols / group, group])?)?;
-    let normed = fast::rms_norm(&grouped, Some(&norm.weight), norm.eps)?;
+    let normed = fast::rms_norm(&in_rows_of(length)?, Some(&norm.weight), norm.eps)?;
     Ok(ops::reshape(&normed, x.shape())?)
 }
 

@@ -285,14 +285,18 @@ impl Ops {
         }
     }
 
-    /// RMS norm over groups of the last dimension as long as the norm's weight.
+    /// RMS norm over groups of the last dimension.
     ///
     /// # Errors
-    /// When the last dimension is no multiple of the weight's length.
+    /// When the last dimension is no multiple of the weight's length, or that of the group.
     pub fn rms_norm(&self, x: &Array, norm: &RmsNorm) -> Result<Array> {
-        let (last, group) = (last_dim(x), last_dim(&norm.weight));
-        if group == 0 || !last.is_multiple_of(group) {
-            return Err(shape_error("rms_norm", "x", x, format!("rows of a multiple of {group}")));
+        let (last, length) = (last_dim(x), last_dim(&norm.weight));
+        if length == 0 || !last.is_multiple_of(length) {
+            return Err(shape_error("rms_norm", "x", x, format!("rows of a multiple of {length}")));
+        }
+        if norm.group == 0 || !length.is_multiple_of(norm.group) {
+            let expected = format!("a multiple of groups of {}", norm.group);
+            return Err(shape_error("rms_norm", "weight", &norm.weight, expected));
         }
         match self.config.kernels {
             KernelSet::Host => host::rms_norm(self, x, norm),

@@ -250,18 +250,8 @@ impl Model {
         attention: impl Fn(&Weights, usize) -> Result<Attention>,
         mlp: impl Fn(&Weights) -> Result<M>,
     ) -> Result<Self> {
-        Self::pre_norm_at([&w.at("model"), w], c, attention, mlp)
-    }
-
-    /// The same of what lies in other places, below `model` and beside `lm_head`.
-    pub(super) fn pre_norm_at<M: FeedForward + 'static>(
-        places: [&Weights; 2],
-        c: &DecoderConfig,
-        attention: impl Fn(&Weights, usize) -> Result<Attention>,
-        mlp: impl Fn(&Weights) -> Result<M>,
-    ) -> Result<Self> {
         let norm = c.sizes.norm(NormKind::Rms)?;
-        Self::load_with(places, &c.sizes, ("norm", norm), |w, layer| {
+        Self::load(w, &c.sizes, norm, |w, layer| {
             let attention = attention(&w.at("self_attn"), layer)?;
             Block::pre_norm(w, c.sizes.hidden_size, norm, attention, mlp(&w.at("mlp"))?)
         })

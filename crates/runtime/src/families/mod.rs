@@ -28,6 +28,7 @@ mod mixtral;
 mod mla;
 mod mlp;
 mod moe;
+mod nemotron_h;
 mod olmo2;
 mod olmoe;
 mod phi;
@@ -113,6 +114,7 @@ const FAMILIES: &[(&str, Loader)] = &[
     ("mamba2", |w, c| boxed(mamba2::load(w, &parse(c)?)?)),
     ("mistral", |w, c| boxed(mistral::load(w, &parse(c)?)?)),
     ("mixtral", |w, c| boxed(mixtral::load(w, &parse(c)?)?)),
+    ("nemotron_h", |w, c| boxed(nemotron_h::load(w, &parse(c)?)?)),
     ("olmo2", |w, c| boxed(olmo2::load(w, &parse(c)?)?)),
     ("olmoe", |w, c| boxed(olmoe::load(w, &parse(c)?)?)),
     ("phi", |w, c| boxed(phi::load(w, &parse(c)?)?)),

@@ -4,9 +4,9 @@ use mlxcel_core::Rope;
 use serde::Deserialize;
 
 use super::config::DecoderConfig;
-use super::dense::{Attention, Mlp, Model, ProjectionBias};
+use super::dense::{Attention, Block, Mlp, Model, ProjectionBias};
 use crate::Result;
-use crate::loading::{Bias, Weights};
+use crate::loading::{Bias, NormKind, Weights};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
@@ -21,15 +21,14 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
 
 /// The same of what lies in other places, below `model` and beside `lm_head`, with another rotation.
 pub(super) fn load_at(places: [&Weights; 2], c: &Config, rope: &Rope) -> Result<Model> {
-    let heads = c.decoder.heads()?;
+    let (d, heads) = (&c.decoder, c.decoder.heads()?);
+    let (hidden, norm) = (d.sizes.hidden_size, d.sizes.norm(NormKind::Rms)?);
     let bias = ProjectionBias { qkv: Bias::Required, output: Bias::None };
-    Model::pre_norm_at(
-        places,
-        &c.decoder,
-        |w, layer| {
-            Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, Some(rope.clone()))?
-                .windowed(c.decoder.windows.opt_in(layer)?)
-        },
-        |w| Mlp::load(w, &c.decoder.sizes, Bias::None),
-    )
+    Model::load_with(places, &d.sizes, ("norm", norm), |w, layer| {
+        let attention =
+            Attention::load(&w.at("self_attn"), hidden, heads, bias, Some(rope.clone()))?
+                .windowed(d.windows.opt_in(layer)?)?;
+        let mlp = Mlp::load(&w.at("mlp"), &d.sizes, Bias::None)?;
+        Block::pre_norm(w, hidden, norm, attention, mlp)
+    })
 }

@@ -39,9 +39,10 @@ where
 }
 
 pub(super) fn rms_norm(ops: &Ops, x: &Array, norm: &RmsNorm) -> Result<Array> {
-    let eps = norm.eps;
+    let (eps, group) = (norm.eps, norm.group);
     elementwise(ops, "rms_norm", &[x, &norm.weight], move |pool, inputs, out| {
-        Ok(norm::rms_norm(pool, inputs.f32(0)?, inputs.f32(1)?, eps, out)?)
+        let weight = (inputs.f32(1)?, group);
+        Ok(norm::grouped_rms_norm(pool, inputs.f32(0)?, weight, eps, out)?)
     })
 }
 
