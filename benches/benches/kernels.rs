@@ -197,7 +197,8 @@ fn between(c: &mut Criterion) {
     });
     let positions: Vec<i32> = (0..512).collect();
     let inverse: Vec<f32> = (0..HEAD_DIM / 2).map(|i| 1.0 / (1 + i) as f32).collect();
-    let rotation = Rotation { inverse: &inverse, pairing: Pairing::Halves, scale: 1.0 };
+    let pairing = Pairing::Halves;
+    let rotation = Rotation { inverse: &inverse, sections: &[], pairing, scale: 1.0 };
     group.bench_function("rope", |b| {
         b.iter(|| rope(&pool, &mut out, HEAD_DIM, &positions, &rotation).expect("shapes"));
     });

@@ -146,7 +146,8 @@ fn openai_client() -> Result<Outcome> {
         }
     }
     let folder = folder.to_str().context("the path is not UTF-8")?;
-    let client = ["--", "--ignored", "--exact", "api::the_official_client_is_content"];
+    let tests = ["api::the_official_client_is_content", "images::the_official_client_sends_images"];
+    let client = [&["--", "--ignored", "--exact"][..], &tests].concat();
     let test = ["test", "--workspace", "--locked", "--test", "server"];
     cargo(&[&test[..], &client].concat(), &[("PYTHONPATH", folder)])
 }
@@ -162,7 +163,8 @@ fn page() -> Result<Outcome> {
         return Ok(Outcome::Skipped("there is no chromium"));
     }
     let test = ["test", "--workspace", "--locked", "--test", "server"];
-    let browser = ["--", "--ignored", "--exact", "page::the_page_works_in_a_browser"];
+    let tests = ["page::the_page_works_in_a_browser", "page::the_page_sends_images"];
+    let browser = [&["--", "--ignored", "--exact"][..], &tests].concat();
     cargo(&[&test[..], &browser].concat(), &[])
 }
 

@@ -14,8 +14,8 @@
 //! | `VARIANT.top1` | `[300]` i32 | argmax at every position of that pass |
 //! | `VARIANT.decode` | `[d, vocab]` | the last d tokens one by one, after a prefill of the rest |
 //!
-//! `golden/gemma3-vision-images.safetensors` is what mlx-vlm computes on the `f32` checkpoint of that
-//! configuration from a picture (`xtask/golden/vision.py` says what is in it).
+//! `golden/NAME-images.safetensors` is what mlx-vlm computes from pictures on checkpoints of a
+//! configuration with an image encoder (`xtask/golden/vision_FAMILY.py` says what is in it).
 //!
 //! The metadata holds the versions and the checksum of each checkpoint (`VARIANT.crc32`).
 
@@ -119,10 +119,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let goldens = tests_folder().join("golden");
     std::fs::create_dir_all(&goldens)?;
     python("logits.py", &[&checkpoints, &goldens], &names)?;
-    let with_images: Vec<String> =
-        names.iter().filter(|name| name.ends_with("-vision")).cloned().collect();
-    if !with_images.is_empty() {
-        python("vision.py", &[&checkpoints, &goldens], &with_images)?;
+    for name in &names {
+        if let Some(family) = family_with_images(name)? {
+            let script = format!("vision_{family}.py");
+            python(&script, &[&checkpoints, &goldens], std::slice::from_ref(name))?;
+        }
     }
     if !all {
         return Ok(());
@@ -130,6 +131,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     python("affine.py", &[], &[])?;
     python("convert.py", &[&checkpoints, &goldens], &[])?;
     python("demo.py", &[&workspace_root().join("models/demo"), &goldens], &[])
+}
+
+/// The `model_type` of configuration `name`, where it describes an image encoder.
+fn family_with_images(name: &str) -> Result<Option<String>> {
+    let config = synth::read_config(&tests_folder().join(format!("configs/{name}.json")))?;
+    let family = config["model_type"].as_str().map(str::to_owned);
+    Ok(family.filter(|_| config["vision_config"].is_object()))
 }
 
 fn tests_folder() -> PathBuf {

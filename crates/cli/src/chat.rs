@@ -113,8 +113,8 @@ impl Args {
             model: &self.model,
             command: "chat",
             prompt_tokens,
-            image_tokens: 0,
-            tokens_per_image: 0,
+            image_tokens: &[],
+            least_pass_tokens: 0,
             max_tokens,
             config,
         }

@@ -159,7 +159,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let config = args.compute.engine(args.kv.mode()?, Activations::GENERATING)?;
     let pictures = args.prompt.pictures(&text)?;
     let prompt = args.prompt.read(&source, &text)?;
-    let encoded = prompt.encode(&text)?;
+    let encoded = prompt.encode(&text, &pictures)?;
     let tokens = &encoded.tokens;
     let context = context_size(args.ctx_size, &text)?;
     let max_tokens = engine::room(context, tokens.len(), args.max_tokens, DEFAULT_MAX_TOKENS)?;
@@ -172,8 +172,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         model,
         command,
         prompt_tokens,
-        image_tokens: encoded.starts.len() * encoded.image_tokens,
-        tokens_per_image: encoded.image_tokens,
+        image_tokens: &encoded.image_tokens,
+        least_pass_tokens: encoded.least_pass_tokens,
         max_tokens,
         config: &config,
     };
@@ -206,7 +206,7 @@ fn place(
     }
     let preprocessor = engine.preprocessor(source)?;
     let one = |(picture, start): (&RgbImage, &usize)| {
-        let image = engine.encode_image(&preprocessor.pixels(picture))?;
+        let image = engine.encode_image(&preprocessor.pixels(picture)?)?;
         Ok(PlacedImage { start: *start, image })
     };
     pictures.iter().zip(starts).map(one).collect()

@@ -17,11 +17,14 @@ use crate::args::{ChunkArgs, KvArgs, ModelArgs};
 use crate::plot;
 use crate::terminal::{Stdout, note};
 
-/// Arguments of `mlxcel inspect`. With -m, a path to a config.json works too.
+/// Arguments of `mlxcel inspect`. A path to a config.json works too.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
+    /// The model, as -m names it
+    #[arg(value_name = "DIR|ORG/NAME", conflicts_with = "model")]
+    name: Option<String>,
     /// Tokens of each sequence, prompt and answer together
     #[arg(short = 'n', long, short_alias = 'c', alias = "ctx-size")]
     #[arg(default_value_t = 8192, value_name = "N")]
@@ -67,9 +70,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         .with_kv_mode(args.kv.mode()?)
         .with_prefill_chunk(args.chunk.tokens(ChunkArgs::DEFAULT)? as u64)
         .with_quant(args.quant);
-    let (model, machine) = (model(&args.model)?, machine(args)?);
+    let named = ModelArgs { model: args.model.model.clone().or_else(|| args.name.clone()) };
+    let (model, machine) = (model(&named)?, machine(args)?);
     if args.recommend {
-        let files = args.model.files();
+        let files = named.files();
         advice::print(&model, files.as_ref(), &workload, &machine, args.json)?;
         return Ok(ExitCode::SUCCESS);
     }

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use mlxcel_estimator::{DEFAULT_CONTEXT_TOKENS, Workload, format_bytes};
 use mlxcel_runtime::hub::{self, Download, Hub, LIST_SCHEMA, ModelEntry, Planned};
 use mlxcel_runtime::preflight::this_machine;
@@ -121,10 +121,14 @@ fn worth_it(args: &DownloadArgs, hub: &Hub, planned: &Planned) -> Result<bool> {
     if report.fits != Some(false) {
         return Ok(true);
     }
-    let asks = !args.yes && io::stdin().is_terminal() && io::stderr().is_terminal();
-    if asks || !args.quiet {
-        eprintln!("warning: {} with {context} tokens: {}", args.name, report.verdict);
+    let verdict = format!("{} with {context} tokens: {}", args.name, report.verdict);
+    if args.quiet {
+        // Nobody reads a warning or a question here.
+        ensure!(args.yes, "{verdict} (--yes downloads it nevertheless)");
+        return Ok(true);
     }
+    eprintln!("warning: {verdict}");
+    let asks = !args.yes && io::stdin().is_terminal() && io::stderr().is_terminal();
     Ok(!asks || confirmed("Download it nevertheless?")?)
 }
 

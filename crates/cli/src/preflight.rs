@@ -59,10 +59,10 @@ pub(crate) struct Planned<'a> {
     /// `generate`, whose proposals name tokens to generate, or `chat`, where they name a context.
     pub(crate) command: &'static str,
     pub(crate) prompt_tokens: usize,
-    /// Tokens of the prompt that stand for images.
-    pub(crate) image_tokens: usize,
-    /// Tokens of one image, which a pass does not divide.
-    pub(crate) tokens_per_image: usize,
+    /// Tokens of each image in the prompt.
+    pub(crate) image_tokens: &'a [usize],
+    /// Tokens that a pass takes at least: those of an image that it does not divide.
+    pub(crate) least_pass_tokens: usize,
     pub(crate) max_tokens: usize,
     pub(crate) config: &'a EngineConfig,
 }
@@ -73,15 +73,12 @@ impl Planned<'_> {
         let prompt = self.prompt_tokens as u64;
         let wanted = prompt.saturating_add(self.max_tokens as u64);
         let context = wanted.min(model.spec.max_context_tokens.unwrap_or(u64::MAX)).max(prompt);
-        let pass = self.config.prefill_chunk.max(self.tokens_per_image);
-        let mut workload = Workload::uniform(context, 1)
+        let pass = self.config.prefill_chunk.max(self.least_pass_tokens);
+        let images: Vec<u64> = self.image_tokens.iter().map(|tokens| *tokens as u64).collect();
+        let workload = Workload::uniform(context, 1)
             .with_kv_mode(self.config.kv_mode)
-            .with_prefill_chunk((pass as u64).min(prompt));
-        let images = self.image_tokens as u64;
-        for sequence in &mut workload.sequences {
-            sequence.new_tokens = context.saturating_sub(images);
-            sequence.image_tokens = images;
-        }
+            .with_prefill_chunk((pass as u64).min(prompt))
+            .with_images(&images);
         Load {
             workload,
             least_context_tokens: prompt.saturating_add(1),

@@ -100,19 +100,18 @@ pub(crate) struct Prompt {
 
 impl Prompt {
     /// The prompt as the model reads it, with room for the images.
-    pub(crate) fn encode(&self, text: &ModelText) -> Result<ImagePrompt> {
+    pub(crate) fn encode(&self, text: &ModelText, pictures: &[RgbImage]) -> Result<ImagePrompt> {
         let messages = self.messages();
         let chat = ChatPrompt::new(&messages);
         if self.images > 0 {
             let prompt =
                 if self.chat { Unexpanded::Chat(&chat) } else { Unexpanded::Plain(&self.text) };
-            return Ok(text.encode_with_images(prompt, self.images)?);
+            return Ok(text.encode_with_images(prompt, pictures)?);
         }
-        let tokens = match self.chat {
+        Ok(ImagePrompt::text(match self.chat {
             true => text.encode_chat(&chat)?,
             false => text.tokenizer().encode_prompt(&self.text)?,
-        };
-        Ok(ImagePrompt { tokens, starts: Vec::new(), image_tokens: 0 })
+        }))
     }
 
     /// The conversation that a chat template is given: images stand before the text.

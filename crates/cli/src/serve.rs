@@ -20,6 +20,9 @@ use crate::terminal::{note, print};
 
 /// Prompt tokens per pass: a short question and all answers wait for the pass of a long prompt.
 const DEFAULT_CHUNK_TOKENS: usize = 128;
+/// Largest body of a request, and for a model with an image encoder: a photo as base64.
+const DEFAULT_BODY_BYTES: u64 = 4 << 20;
+const DEFAULT_BODY_BYTES_WITH_IMAGES: u64 = 32 << 20;
 /// The context where `--ctx-size` is 0.
 const DEFAULT_CONTEXT_TOKENS: usize = 8192;
 
@@ -59,10 +62,10 @@ pub(crate) struct Args {
     /// File that holds the key
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Largest body of a request
-    #[arg(long, default_value = "4MiB", value_name = "SIZE")]
+    /// Largest body of a request [default: 4MiB, or 32MiB for a vision model]
+    #[arg(long, value_name = "SIZE")]
     #[arg(value_parser = |text: &str| parse_bytes("--max-body-bytes", text))]
-    max_body_bytes: u64,
+    max_body_bytes: Option<u64>,
     /// Seconds for a request's head, for its body, and for the next request of a connection
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     read_timeout: u64,
@@ -135,7 +138,14 @@ impl Args {
         Ok(key)
     }
 
-    fn config(&self, engine: EngineConfig, context_tokens: usize) -> Result<ServerConfig> {
+    fn config(
+        &self,
+        engine: EngineConfig,
+        context_tokens: usize,
+        images: bool,
+    ) -> Result<ServerConfig> {
+        let usual = if images { DEFAULT_BODY_BYTES_WITH_IMAGES } else { DEFAULT_BODY_BYTES };
+        let max_body_bytes = self.max_body_bytes.unwrap_or(usual);
         Ok(ServerConfig {
             address: SocketAddr::new(self.host, self.port),
             model_name: self.name(),
@@ -146,7 +156,7 @@ impl Args {
             default_max_tokens: self.max_tokens,
             prompt_cache_bytes: self.prompt_cache_bytes,
             api_key: self.api_key()?,
-            max_body_bytes: usize::try_from(self.max_body_bytes).unwrap_or(usize::MAX),
+            max_body_bytes: usize::try_from(max_body_bytes).unwrap_or(usize::MAX),
             read_timeout: Duration::from_secs(self.read_timeout),
             shutdown_timeout: Duration::from_secs(self.shutdown_timeout),
         })
@@ -183,7 +193,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let sized = Sized::read(&source)?;
     let most = sized.spec.max_context_tokens.and_then(|tokens| usize::try_from(tokens).ok());
     let context = args.context(most)?;
-    let config = args.config(engine, context)?;
+    let config = args.config(engine, context, sized.spec.vision.is_some())?;
     let total_memory_bytes = checks::this_machine(None)?.total_bytes;
     let serving = match decide(args, &config, sized)? {
         Decision::Exit => return Ok(ExitCode::FAILURE),

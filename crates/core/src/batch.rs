@@ -10,10 +10,11 @@ use mlx_ffi::Array;
 
 use crate::attention::AttentionSpec;
 use crate::cache::SequenceCache;
+use crate::images::{ImagePositions, ImageRows, Sight, coordinates};
 use crate::layers::Embedding;
 use crate::ops::Ops;
 use crate::recurrent::{Convolution, Scan};
-use crate::shape::{int, rows_cols};
+use crate::shape::int;
 use crate::{Error, Result, Rope};
 
 /// The tokens that one sequence adds in this pass, and the cache that they extend.
@@ -35,39 +36,13 @@ pub struct Span {
     pub position: usize,
 }
 
-/// Which tokens the rows of an image see, besides those before the image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sight {
-    /// Those of the image at their own position and before.
-    Causal,
-    /// All of the image (Gemma 3).
-    Mutual,
-}
-
-/// Rows of a pass that stand for an image instead of tokens.
-#[derive(Clone)]
-pub struct ImageRows {
-    /// First of the rows in the pass.
-    pub start: usize,
-    /// What takes the place of the tokens' embeddings, `[rows, hidden]`.
-    pub embeddings: Array,
-    /// What they see.
-    pub sight: Sight,
-}
-
-impl ImageRows {
-    /// The rows in the pass.
-    #[must_use]
-    pub fn rows(&self) -> Range<usize> {
-        self.start..self.start + rows_cols(&self.embeddings).0
-    }
-}
-
 /// One forward pass over several sequences.
 pub struct Batch<'a> {
     ops: &'a Ops,
     tokens: Array,
     positions: Arc<[i32]>,
+    /// Time, height and width of each row, `[total tokens, 3]`, where they are not its position.
+    grid: Option<Arc<[i32]>>,
     spans: Vec<Span>,
     caches: Vec<SequenceCache>,
     images: Vec<ImageRows>,
@@ -97,34 +72,55 @@ impl<'a> Batch<'a> {
         for run in runs {
             run.cache.reserve(run.tokens.len())?;
         }
-        Ok(Self {
+        let batch = Self {
             ops,
             tokens: Array::from_slice(&tokens, &[int(tokens.len())?])?,
             positions: positions.into(),
+            grid: None,
             spans,
             caches: runs.iter().map(|run| run.cache.clone()).collect(),
             images: Vec::new(),
-        })
+        };
+        Ok(Self { grid: batch.grid_of(&[]), ..batch })
     }
 
     /// The same with images in place of some rows' tokens, in order.
     ///
     /// # Errors
-    /// Images that overlap, or that do not lie within one run each.
+    /// Images that overlap, that do not lie within one run each, or rows that they do not have.
     pub fn with_images(mut self, images: Vec<ImageRows>) -> Result<Self> {
         let mut free = 0;
         for image in &images {
+            image.check()?;
             let rows = image.rows();
             let within =
                 |span: &Span| span.start <= rows.start && rows.end <= span.start + span.len;
-            if rows.is_empty() || rows.start < free || !self.spans.iter().any(within) {
+            if rows.start < free || !self.spans.iter().any(within) {
                 let what = format!("an image in rows {rows:?}, which are not one run's own");
                 return Err(Error::Config { what });
             }
             free = rows.end;
         }
+        self.grid = self.grid_of(&images);
         self.images = images;
         Ok(self)
+    }
+
+    /// Time, height and width of each row with `images` in it, where any differs from its position.
+    fn grid_of(&self, images: &[ImageRows]) -> Option<Arc<[i32]>> {
+        let saved = |cache: &SequenceCache| cache.images().saved();
+        let on_a_line = |image: &ImageRows| image.positions == ImagePositions::Line;
+        if images.iter().all(on_a_line) && self.caches.iter().all(|cache| saved(cache) == 0) {
+            return None;
+        }
+        let mut rows = Vec::with_capacity(self.positions.len());
+        for (span, cache) in self.spans.iter().zip(&self.caches) {
+            let own = within(images, span).map(|image| (image.start - span.start, image));
+            coordinates(&mut rows, (span.position, span.len), saved(cache), own);
+        }
+        // Positions of tokens, which are no smaller, fit.
+        let fitting = |position: usize| i32::try_from(position).unwrap_or(i32::MAX);
+        Some(rows.into_iter().flatten().map(fitting).collect())
     }
 
     /// `x`, `[total tokens, hidden]`, with the images' embeddings in their rows.
@@ -134,7 +130,7 @@ impl<'a> Batch<'a> {
     pub fn place_images(&self, x: &Array) -> Result<Array> {
         let mut x = x.clone();
         for image in &self.images {
-            x = self.ops.replace_rows(&x, image.start, &image.embeddings)?;
+            x = self.ops.replace_rows(&x, image.start, &image.part_embeddings()?)?;
         }
         Ok(x)
     }
@@ -175,12 +171,16 @@ impl<'a> Batch<'a> {
         &self.caches
     }
 
-    /// Rotates `x`, `[total tokens, heads · head_dim]`, each row by its position.
+    /// Rotates `x`, `[total tokens, heads · head_dim]`, each row by its position or, with a rope of
+    /// three sections, by its time, height and width.
     ///
     /// # Errors
     /// When the shape does not match.
     pub fn rope(&self, x: &Array, heads: usize, rope: &Rope) -> Result<Array> {
-        self.ops.rope(self, x, heads, rope)
+        match (&self.grid, rope.sections().is_empty()) {
+            (Some(grid), false) => self.ops.rope_on_grid(x, heads, rope, grid),
+            _ => self.ops.rope(self, x, heads, rope),
+        }
     }
 
     /// The row of `table` for each row's position, `[total tokens, hidden]`.
@@ -258,6 +258,18 @@ impl<'a> Batch<'a> {
     pub fn commit(self) {
         for (cache, span) in self.caches.iter().zip(&self.spans) {
             cache.advance(span.len);
+            for image in within(&self.images, span) {
+                cache.images_mut().push(image, span.position + image.start - span.start);
+            }
         }
     }
+}
+
+/// Those of `images` that lie in `span`.
+fn within<'a>(
+    images: &'a [ImageRows],
+    span: &Span,
+) -> impl Iterator<Item = &'a ImageRows> + use<'a> {
+    let rows = span.start..span.start + span.len;
+    images.iter().filter(move |image| rows.contains(&image.start))
 }

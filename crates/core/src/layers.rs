@@ -185,11 +185,14 @@ pub enum Norm {
     Layer(LayerNorm),
 }
 
-/// Root-mean-square norm over the last dimension, or over groups of it as long as the weight.
+/// Root-mean-square norm over the last dimension, or over groups of it; the weight serves again after
+/// its end.
 #[derive(Clone)]
 pub struct RmsNorm {
     /// Factor per dimension, `[dim]`.
     pub weight: Array,
+    /// Elements that are normalised together: the weight's length, or a part of it.
+    pub group: usize,
     /// Added to the mean square.
     pub eps: f32,
 }

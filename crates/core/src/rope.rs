@@ -69,6 +69,7 @@ pub struct Rope {
     input_scale: f32,
     freqs: Arc<[f32]>,
     inverse: Arc<[f32]>,
+    sections: Arc<[usize]>,
 }
 
 impl Rope {
@@ -102,7 +103,35 @@ impl Rope {
         let freqs: Arc<[f32]> = freqs.into_iter().map(|f| f as f32).collect();
         let inverse = freqs.iter().map(|f| 1.0 / f).collect();
         #[expect(clippy::cast_possible_truncation, reason = "an activation scale")]
-        Ok(Self { dims, traditional, input_scale: input_scale as f32, freqs, inverse })
+        let input_scale = input_scale as f32;
+        Ok(Self { dims, traditional, input_scale, freqs, inverse, sections: Arc::new([]) })
+    }
+
+    /// The same where a position has several coordinates (M-RoPE: time, height, width): the first
+    /// `sections[0]` frequencies turn by the first of them, and so on.
+    ///
+    /// # Errors
+    /// Sections that are not all frequencies together.
+    pub fn with_sections(self, sections: &[usize]) -> Result<Self> {
+        let sum = sections.iter().try_fold(0usize, |sum, n| sum.checked_add(*n));
+        if sum != Some(self.freqs.len()) {
+            let what = format!("rope sections {sections:?} of {} frequencies", self.freqs.len());
+            return Err(Error::Config { what });
+        }
+        Ok(Self { sections: sections.into(), ..self })
+    }
+
+    /// The embedding of squares by row and column: the first half of the frequencies turns by the
+    /// row, the second, which is the same frequencies again, by the column.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; `dims` must be a multiple of 4.
+    pub fn grid(dims: usize, base: f64) -> Result<Self> {
+        let half = Self::new(dims / 2, base, false, &RopeScaling::None)?;
+        let twice = |table: &[f32]| Arc::from([table, table].concat());
+        let pairs = half.freqs.len();
+        Self { dims, freqs: twice(&half.freqs), inverse: twice(&half.inverse), ..half }
+            .with_sections(&[pairs, pairs])
     }
 
     /// Number of rotated dimensions per head.
@@ -127,6 +156,12 @@ impl Rope {
     #[must_use]
     pub fn freqs(&self) -> &[f32] {
         &self.freqs
+    }
+
+    /// How many frequencies each coordinate of a position turns; empty where positions are numbers.
+    #[must_use]
+    pub fn sections(&self) -> &Arc<[usize]> {
+        &self.sections
     }
 
     /// `1 / freqs`: the angle is `position · inverse[i]`.
@@ -280,5 +315,18 @@ mod tests {
     fn odd_dimensions_are_refused() {
         assert!(Rope::new(63, 10_000.0, false, &RopeScaling::None).is_err());
         assert!(Rope::new(0, 10_000.0, false, &RopeScaling::None).is_err());
+        assert!(Rope::grid(42, 10_000.0).is_err());
+    }
+
+    #[test]
+    fn sections_are_all_frequencies() {
+        let rope = Rope::new(16, 10_000.0, false, &RopeScaling::None).unwrap();
+        assert!(rope.clone().with_sections(&[2, 3, 2]).is_err());
+        assert!(rope.clone().with_sections(&[usize::MAX, 9]).is_err());
+        assert_eq!(*rope.with_sections(&[2, 3, 3]).unwrap().sections(), [2, 3, 3].into());
+        let grid = Rope::grid(16, 100.0).unwrap();
+        assert_eq!((grid.dims(), &**grid.sections()), (16, &[4, 4][..]));
+        assert_eq!(grid.freqs()[..4], grid.freqs()[4..]);
+        assert!((grid.freqs()[2] - 10.0).abs() < 1e-5);
     }
 }

@@ -221,8 +221,9 @@ impl Parts {
             scratch(&spec.widths, &step(phase), machine, mode, spec.elem_bytes, layer_bytes)
         };
         let per_token = cache::kv_bytes_per_token(layers, mode)?;
-        let images = workload.sequences.iter().any(|s| s.image_tokens > 0 && s.count > 0);
-        let encoder = spec.vision.filter(|_| images).map_or(0, |vision| vision.image_bytes());
+        let image = workload.largest_image();
+        let encoder = spec.vision.filter(|_| image > 0);
+        let encoder = encoder.map_or(0, |vision| vision.image_bytes(image, machine.kernels));
         Ok(Self {
             weights: weights.requantised(workload.quant),
             known,

@@ -27,6 +27,9 @@ pub struct Sequence {
 pub struct Workload {
     /// The sequences that live at once.
     pub sequences: Vec<Sequence>,
+    /// Tokens of the largest image, which its encoder computes at once; `None` takes all of a
+    /// sequence's image tokens for one.
+    pub largest_image_tokens: Option<u64>,
     /// Tokens that one prefill step takes.
     pub prefill_chunk_tokens: u64,
     /// How the cache is stored.
@@ -47,6 +50,7 @@ impl Workload {
         };
         Self {
             sequences: vec![sequence],
+            largest_image_tokens: None,
             prefill_chunk_tokens: DEFAULT_PREFILL_CHUNK_TOKENS,
             kv_mode: KvMode::default(),
             quant: WeightQuant::default(),
@@ -71,11 +75,33 @@ impl Workload {
         Self { quant, ..self }
     }
 
-    /// The same mode, chunk and quantisation over uniform sequences.
+    /// The same where these images are among each sequence's new tokens.
+    #[must_use]
+    pub fn with_images(mut self, image_tokens: &[u64]) -> Self {
+        let all = image_tokens.iter().fold(0, |sum: u64, tokens| sum.saturating_add(*tokens));
+        for sequence in &mut self.sequences {
+            sequence.image_tokens = all.min(sequence.new_tokens);
+            sequence.new_tokens = sequence.new_tokens.saturating_sub(all);
+        }
+        self.largest_image_tokens = image_tokens.iter().max().copied();
+        self
+    }
+
+    /// The same mode, chunk, quantisation and images over uniform sequences.
     #[must_use]
     pub fn with_shape(&self, context_tokens: u64, batch: u64) -> Self {
-        let sequences = Self::uniform(context_tokens, batch).sequences;
-        Self { sequences, ..self.clone() }
+        let images = self.sequences.iter().map(|s| s.image_tokens).max().unwrap_or(0);
+        let largest_image_tokens = self.largest_image_tokens;
+        let Self { sequences, .. } = Self::uniform(context_tokens, batch).with_images(&[images]);
+        Self { sequences, largest_image_tokens, ..self.clone() }
+    }
+
+    /// Tokens of the largest image; 0 where there is none.
+    #[must_use]
+    pub fn largest_image(&self) -> u64 {
+        let images = self.sequences.iter().filter(|s| s.count > 0).map(|s| s.image_tokens);
+        let all = images.max().unwrap_or(0);
+        self.largest_image_tokens.map_or(all, |largest| largest.min(all))
     }
 
     /// Tokens of the longest sequence, cached ones and those of images included.
@@ -90,5 +116,22 @@ impl Workload {
     #[must_use]
     pub fn batch(&self) -> u64 {
         self.sequences.iter().fold(0, |sum, s| sum.saturating_add(s.count))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_among_the_tokens_and_stay_in_other_shapes() {
+        let workload = Workload::uniform(1000, 2).with_images(&[300, 200]);
+        assert_eq!((workload.context_tokens(), workload.largest_image()), (1000, 300));
+        let [sequence] = workload.sequences[..] else { panic!("one shape") };
+        assert_eq!((sequence.new_tokens, sequence.image_tokens), (500, 500));
+        let shorter = workload.with_shape(400, 1);
+        assert_eq!((shorter.context_tokens(), shorter.largest_image()), (400, 300));
+        assert_eq!(Workload::uniform(1000, 2).largest_image(), 0);
+        assert_eq!(workload.with_shape(1000, 0).largest_image(), 0);
     }
 }

@@ -17,14 +17,26 @@ const CHUNK: usize = 16 << 10;
 /// # Errors
 /// [`KernelError::Length`] when `x` is not whole rows or `out` has another length.
 pub fn rms_norm(pool: &Pool, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> Result<()> {
-    rows(pool, x, weight.len(), out, |x, out| Row {
-        kind: Kind::Rms,
-        x,
-        weight,
-        bias: &[],
-        eps,
-        out,
-    })
+    grouped_rms_norm(pool, x, (weight, weight.len()), eps, out)
+}
+
+/// [`rms_norm`] where each `group` values of a row have a mean of their own.
+///
+/// # Errors
+/// As [`rms_norm`], and a group that does not divide a row.
+pub fn grouped_rms_norm(
+    pool: &Pool,
+    x: &[f32],
+    (weight, group): (&[f32], usize),
+    eps: f32,
+    out: &mut [f32],
+) -> Result<()> {
+    if group == 0 || !weight.len().is_multiple_of(group) {
+        let rule = "a divisor of the norm's weight";
+        return Err(KernelError::Dimension { what: "group of a norm", value: group, rule });
+    }
+    let (kind, bias) = (Kind::Rms, &[][..]);
+    rows(pool, x, weight.len(), out, |x, out| Row { kind, x, weight, bias, group, eps, out })
 }
 
 /// `out = (x − mean(x)) / √(var(x) + eps) · weight + bias`, row by row.
@@ -43,7 +55,8 @@ pub fn layer_norm(
     if !bias.is_empty() {
         check_len("bias of a norm", bias.len(), weight.len())?;
     }
-    rows(pool, x, weight.len(), out, |x, out| Row { kind: Kind::Layer, x, weight, bias, eps, out })
+    let (kind, group) = (Kind::Layer, weight.len());
+    rows(pool, x, group, out, |x, out| Row { kind, x, weight, bias, group, eps, out })
 }
 
 fn rows<'a, F>(pool: &Pool, x: &'a [f32], len: usize, out: &mut [f32], row: F) -> Result<()>
@@ -78,6 +91,8 @@ struct Row<'a, 'r> {
     x: &'a [f32],
     weight: &'a [f32],
     bias: &'a [f32],
+    /// Values that are normalised together.
+    group: usize,
     eps: f32,
     out: &'r mut [f32],
 }
@@ -87,12 +102,15 @@ impl Kernel for Row<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         #[expect(clippy::cast_precision_loss, reason = "dimensions are below 2^24")]
-        let len = self.x.len() as f32;
-        let mean = if self.kind == Kind::Layer { sum(self.x, |x| x) / len } else { 0.0 };
-        let square = sum(self.x, |x| (x - mean) * (x - mean)) / len;
-        let factor = 1.0 / (square + self.eps).sqrt();
-        for ((out, x), weight) in self.out.iter_mut().zip(self.x).zip(self.weight) {
-            *out = (x - mean) * factor * weight;
+        let len = self.group as f32;
+        let groups = self.x.chunks_exact(self.group).zip(self.weight.chunks_exact(self.group));
+        for ((x, weight), out) in groups.zip(self.out.chunks_exact_mut(self.group)) {
+            let mean = if self.kind == Kind::Layer { sum(x, |x| x) / len } else { 0.0 };
+            let square = sum(x, |x| (x - mean) * (x - mean)) / len;
+            let factor = 1.0 / (square + self.eps).sqrt();
+            for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+                *out = (x - mean) * factor * weight;
+            }
         }
         for (out, bias) in self.out.iter_mut().zip(self.bias) {
             *out += bias;
@@ -164,5 +182,27 @@ mod tests {
         assert!(rms_norm(&pool, &[0.0; 5], &[1.0; 4], 1e-5, &mut [0.0; 5]).is_err());
         assert!(rms_norm(&pool, &[0.0; 4], &[], 1e-5, &mut [0.0; 4]).is_err());
         assert!(rms_norm(&pool, &[0.0; 4], &[1.0; 4], 1e-5, &mut [0.0; 8]).is_err());
+        for group in [0, 3] {
+            let weight = (&[1.0; 4][..], group);
+            assert!(grouped_rms_norm(&pool, &[0.0; 4], weight, 1e-5, &mut [0.0; 4]).is_err());
+        }
+    }
+
+    /// Each group is what a norm of its own makes of it.
+    #[test]
+    fn groups_have_means_of_their_own() {
+        let mut rng = Rng::fresh();
+        for pool in pools() {
+            let (rows, len, group) = (5, 42, 14);
+            let (x, weight) = (rng.normals(rows * len), rng.normals(len));
+            let mut grouped = vec![0.0; x.len()];
+            grouped_rms_norm(&pool, &x, (&weight, group), 1e-5, &mut grouped).unwrap();
+            for (at, x) in x.chunks_exact(group).enumerate() {
+                let first = at * group % len;
+                let mut alone = vec![0.0; group];
+                rms_norm(&pool, x, &weight[first..first + group], 1e-5, &mut alone).unwrap();
+                assert_eq!(alone, grouped[at * group..(at + 1) * group]);
+            }
+        }
     }
 }

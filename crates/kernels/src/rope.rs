@@ -22,14 +22,24 @@ pub enum Pairing {
 pub struct Rotation<'a> {
     /// Angle per position of each pair.
     pub inverse: &'a [f32],
+    /// How many pairs, one group after the other, each coordinate of a position turns; none where a
+    /// position is one number, which turns all of them.
+    pub sections: &'a [usize],
     /// Which coordinates are pairs.
     pub pairing: Pairing,
     /// What the rotated coordinates are multiplied by beforehand.
     pub scale: f32,
 }
 
-/// Turns every head of every row: `x` is `[positions.len(), heads, head_dim]`, row `t` at
-/// `positions[t]`. Coordinates beyond the rotated ones stay as they are.
+impl Rotation<'_> {
+    /// Numbers that make a position.
+    fn coordinates(&self) -> usize {
+        self.sections.len().max(1)
+    }
+}
+
+/// Turns every head of every row: `x` is `[rows, heads, head_dim]`, `positions` is `[rows]` or, with
+/// sections, `[rows, sections]`. Coordinates beyond the rotated ones stay as they are.
 ///
 /// # Errors
 /// [`KernelError::Length`] and [`KernelError::Dimension`] for shapes that disagree.
@@ -43,17 +53,23 @@ pub fn rope(
     if positions.is_empty() {
         return check_len("rows of a rotation", x.len(), 0);
     }
-    let row = x.len() / positions.len();
-    check_len("rows of a rotation", x.len(), row * positions.len())?;
-    let pairs = rotation.inverse.len();
+    let (pairs, coordinates) = (rotation.inverse.len(), rotation.coordinates());
+    if !rotation.sections.is_empty() {
+        check_len("sections of a rotation", rotation.sections.iter().sum(), pairs)?;
+    }
+    let count = positions.len() / coordinates;
+    check_len("positions of a rotation", positions.len(), count * coordinates)?;
+    let row = x.len() / count;
+    check_len("rows of a rotation", x.len(), row * count)?;
     if head_dim == 0 || !row.is_multiple_of(head_dim) || row == 0 || 2 * pairs > head_dim {
         let rule = "a divisor of the row, and at least the rotated coordinates";
         return Err(KernelError::Dimension { what: "head_dim", value: head_dim, rule });
     }
     pool.for_rows_mut(x, row, CHUNK.div_ceil(row), |_, first, rows| {
         let mut angles = vec![(0.0, 0.0); pairs];
-        for (row, position) in rows.chunks_exact_mut(row).zip(&positions[first..]) {
-            fill(&mut angles, *position, rotation);
+        let positions = positions[first * coordinates..].chunks_exact(coordinates);
+        for (row, position) in rows.chunks_exact_mut(row).zip(positions) {
+            fill(&mut angles, position, rotation);
             let turn = Turn { row, head_dim, angles: &angles, pairing: rotation.pairing };
             dispatch(pool.cpu(), turn);
         }
@@ -63,10 +79,17 @@ pub fn rope(
 
 /// Sine and cosine of each pair at `position`, the scale included.
 #[expect(clippy::cast_precision_loss, reason = "angles are f32, as in MLX")]
-fn fill(angles: &mut [(f32, f32)], position: i32, rotation: &Rotation<'_>) {
-    for (angle, inverse) in angles.iter_mut().zip(rotation.inverse) {
-        let (sin, cos) = (position as f32 * inverse).sin_cos();
-        *angle = (sin * rotation.scale, cos * rotation.scale);
+fn fill(angles: &mut [(f32, f32)], position: &[i32], rotation: &Rotation<'_>) {
+    let all = [angles.len()];
+    let sections = if rotation.sections.is_empty() { &all } else { rotation.sections };
+    let mut first = 0;
+    for (coordinate, pairs) in position.iter().zip(sections) {
+        let section = first..first + pairs;
+        for (angle, inverse) in angles[section.clone()].iter_mut().zip(&rotation.inverse[section]) {
+            let (sin, cos) = (*coordinate as f32 * inverse).sin_cos();
+            *angle = (sin * rotation.scale, cos * rotation.scale);
+        }
+        first += pairs;
     }
 }
 
@@ -135,7 +158,7 @@ mod tests {
         let inverse: Vec<f32> = (0..pairs).map(|i| 0.5f32.powi(i.try_into().unwrap())).collect();
         let before = rng.normals(positions.len() * heads * dim);
         let mut x = before.clone();
-        let rotation = Rotation { inverse: &inverse, pairing, scale: 1.5 };
+        let rotation = Rotation { inverse: &inverse, sections: &[], pairing, scale: 1.5 };
         rope(pool, &mut x, dim, &positions, &rotation).unwrap();
         for (i, (after, head)) in x.chunks_exact(dim).zip(before.chunks_exact(dim)).enumerate() {
             let position = f64::from(positions[i / heads]);
@@ -160,9 +183,40 @@ mod tests {
     #[test]
     fn shapes_that_disagree_are_refused() {
         let pool = Pool::new(1).unwrap();
-        let rotation = Rotation { inverse: &[1.0; 4], pairing: Pairing::Halves, scale: 1.0 };
+        let pairing = Pairing::Halves;
+        let rotation = Rotation { inverse: &[1.0; 4], sections: &[], pairing, scale: 1.0 };
         assert!(rope(&pool, &mut [0.0; 12], 6, &[0, 1], &rotation).is_err());
         assert!(rope(&pool, &mut [0.0; 17], 8, &[0, 1], &rotation).is_err());
         assert!(rope(&pool, &mut [0.0; 8], 8, &[], &rotation).is_err());
+        let sections = |sections| Rotation { sections, ..rotation };
+        assert!(rope(&pool, &mut [0.0; 8], 8, &[0, 1], &sections(&[2, 3])).is_err());
+        assert!(rope(&pool, &mut [0.0; 8], 8, &[0], &sections(&[2, 2])).is_err());
+        assert!(rope(&pool, &mut [0.0; 16], 8, &[0, 1, 2], &sections(&[2, 2])).is_err());
+    }
+
+    /// A pair turns as it would by the coordinate of its section alone.
+    #[test]
+    fn each_section_turns_by_its_own_coordinate() {
+        let mut rng = Rng::fresh();
+        let (heads, dim) = (3, 16);
+        let inverse: Vec<f32> = (0..8u8).map(|i| 0.5f32.powi(i.into())).collect();
+        let positions = [[3, 50, 7], [4, 4, 4], [900, 0, 1]];
+        for pool in pools() {
+            let before = rng.normals(positions.len() * heads * dim);
+            let turned = |positions: &[i32], sections| {
+                let pairing = Pairing::Halves;
+                let rotation = Rotation { inverse: &inverse, sections, pairing, scale: 1.0 };
+                let mut x = before.clone();
+                rope(&pool, &mut x, dim, positions, &rotation).unwrap();
+                x
+            };
+            let ours = turned(&positions.concat(), &[2, 5, 1]);
+            let by_coordinate =
+                [0, 1, 2].map(|i| turned(&positions.map(|position| position[i]), &[]));
+            for (at, value) in ours.iter().enumerate() {
+                let section = [0, 0, 1, 1, 1, 1, 1, 2][at % dim % 8];
+                assert_eq!(value.to_bits(), by_coordinate[section][at].to_bits(), "{at}");
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@ use crate::engine::ModelSource;
 use crate::loading::{read_config, size_of};
 use crate::sampling::SamplingOptions;
 use crate::text::{ChatPrompt, ChatTemplate, TextError, TextFiles, Tokenizer};
-use crate::vision::ImagePlaces;
+use crate::vision::{ImagePlaces, RgbImage};
 use crate::{Result, builtin};
 
 /// Everything that turns a person's text into a model's tokens and back.
@@ -17,6 +17,7 @@ pub struct ModelText {
     sampling: SamplingOptions,
     context: Option<usize>,
     config: Value,
+    source: ModelSource,
 }
 
 /// A prompt's text before its images have their tokens.
@@ -35,8 +36,18 @@ pub struct ImagePrompt {
     pub tokens: Vec<u32>,
     /// The first token of each image.
     pub starts: Vec<usize>,
-    /// Tokens of one image.
-    pub image_tokens: usize,
+    /// How many tokens each image has.
+    pub image_tokens: Vec<usize>,
+    /// Tokens that a pass takes at least: those of the largest image that no pass divides.
+    pub least_pass_tokens: usize,
+}
+
+impl ImagePrompt {
+    /// A prompt without images.
+    #[must_use]
+    pub fn text(tokens: Vec<u32>) -> Self {
+        Self { tokens, starts: Vec::new(), image_tokens: Vec::new(), least_pass_tokens: 0 }
+    }
 }
 
 /// The part of `generation_config.json` that concerns sampling.
@@ -60,10 +71,7 @@ impl ModelText {
     pub fn load(source: &ModelSource) -> Result<Self> {
         let config = read_config(source)?;
         let context = size_of(&config, "max_position_embeddings");
-        let files = match source {
-            ModelSource::BuiltIn => TextFiles::Embedded(builtin::FILES),
-            ModelSource::Folder(dir) => TextFiles::Folder(dir),
-        };
+        let files = files(source);
         let template = match ChatTemplate::load(&files) {
             Ok(template) => Some(template),
             Err(TextError::NoChatTemplate { .. }) => None,
@@ -71,7 +79,8 @@ impl ModelText {
         };
         let defaults: GenerationConfig = files.json("generation_config.json")?.unwrap_or_default();
         let tokenizer = Tokenizer::load(&files)?;
-        Ok(Self { tokenizer, template, sampling: defaults.sampling(), context, config })
+        let (sampling, source) = (defaults.sampling(), source.clone());
+        Ok(Self { tokenizer, template, sampling, context, config, source })
     }
 
     /// The model's own limit on tokens per sequence, where its configuration states one.
@@ -111,29 +120,49 @@ impl ModelText {
     /// How the model marks the places of images in a prompt.
     ///
     /// # Errors
-    /// A model that reads none ([`crate::vision::ImageError::TextModel`]).
+    /// A model that reads none ([`crate::vision::ImageError::TextModel`]), or that does not say how
+    /// they are prepared.
     pub fn image_places(&self) -> Result<ImagePlaces> {
-        ImagePlaces::of(&self.config, &self.tokenizer)
+        ImagePlaces::of(&self.config, &self.tokenizer, &files(&self.source))
     }
 
-    /// The tokens of a prompt with room for `images` images.
+    /// The tokens of a prompt with room for `pictures`.
     ///
     /// # Errors
-    /// As [`Self::encode_chat`] and [`Self::image_places`]; a prompt with another number of places.
-    pub fn encode_with_images(&self, prompt: Unexpanded<'_>, images: usize) -> Result<ImagePrompt> {
+    /// As [`Self::encode_chat`] and [`Self::image_places`]; a prompt with another number of places, and
+    /// a picture whose shape the model does not take.
+    pub fn encode_with_images(
+        &self,
+        prompt: Unexpanded<'_>,
+        pictures: &[RgbImage],
+    ) -> Result<ImagePrompt> {
         let places = self.image_places()?;
+        let image_tokens: Vec<usize> = pictures
+            .iter()
+            .map(|picture| places.tokens(picture))
+            .collect::<std::result::Result<_, _>>()?;
         let tokens = match prompt {
             Unexpanded::Plain(text) => {
-                self.tokenizer.encode_prompt(&places.expand(text, images)?)?
+                self.tokenizer.encode_prompt(&places.expand(text, &image_tokens)?)?
             }
             Unexpanded::Chat(prompt) => {
                 let missing = || TextError::NoChatTemplate { origin: "the model".to_owned() };
                 let text = self.template.as_ref().ok_or_else(missing)?.render(prompt)?;
-                self.tokenizer.encode_verbatim(&places.expand(&text, images)?)?
+                self.tokenizer.encode_verbatim(&places.expand(&text, &image_tokens)?)?
             }
         };
-        let starts = places.starts(&tokens, images)?;
-        Ok(ImagePrompt { tokens, starts, image_tokens: places.tokens() })
+        let starts = places.starts(&tokens, &image_tokens)?;
+        let whole = image_tokens.iter().filter(|_| places.read_whole());
+        let least_pass_tokens = whole.max().copied().unwrap_or(0);
+        Ok(ImagePrompt { tokens, starts, image_tokens, least_pass_tokens })
+    }
+}
+
+/// Where the model's files are.
+fn files(source: &ModelSource) -> TextFiles<'_> {
+    match source {
+        ModelSource::BuiltIn => TextFiles::Embedded(builtin::FILES),
+        ModelSource::Folder(dir) => TextFiles::Folder(dir),
     }
 }
 

@@ -6,15 +6,19 @@
 
 #![cfg(test)]
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use mlxcel_runtime::FloatType;
 use mlxcel_runtime::convert::{self, Mixed, Options, Summary, Target};
+use mlxcel_runtime::engine::ModelSource;
 use mlxcel_runtime::{Error, Result};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
+use support::{Setup, on_engine};
 use tempfile::TempDir;
 
 const GOLDEN: &str = include_str!("golden/convert.json");
@@ -163,4 +167,42 @@ fn breaking_off_leaves_nothing() {
         count,
         std::fs::read_dir(source.path()).unwrap().flatten().filter(|e| e.path().is_file()).count()
     );
+}
+
+/// Of every family: what is made can be loaded, or nothing is made and the family is named.
+#[test]
+fn every_family_is_made_loadable_or_refused_by_name() {
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/configs");
+    let names = std::fs::read_dir(configs)
+        .unwrap()
+        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned());
+    let (mut made, mut named) = (0, Vec::new());
+    for name in names.filter(|name| !name.contains("mxfp4")) {
+        let source = source(&name, "bf16");
+        for target in [affine(4, 32), Target::Plain] {
+            let out = source.path().join("out");
+            match run(source.path(), &out, target, None) {
+                Ok(_) => {
+                    made += 1;
+                    let model = ModelSource::Folder(out.clone());
+                    on_engine(move || drop(Setup::default().engine(&model)));
+                    std::fs::remove_dir_all(out).unwrap();
+                }
+                Err(error) => {
+                    let (error, family) = (error.to_string(), config(source.path()));
+                    let family = family["model_type"].as_str().unwrap().to_owned();
+                    let start = format!("model_type \"{family}\" is not converted: tensor ");
+                    assert!(error.starts_with(&start), "{name}: {error}");
+                    assert!(!out.exists());
+                    named.push(family);
+                }
+            }
+        }
+    }
+    named.sort();
+    named.dedup();
+    assert!(made > 40, "{made}");
+    for family in ["deepseek_v3", "gpt2", "gpt_oss", "granitemoehybrid", "lfm2", "qwen3_5_moe"] {
+        assert!(named.iter().any(|known| known == family), "{family} in {named:?}");
+    }
 }

@@ -172,12 +172,14 @@ goldens! {
     mistral = "mistral";
     mistral_sliding = "mistral-sliding";
     mixtral = "mixtral";
+    nemotron_h = "nemotron_h";
     olmo2 = "olmo2";
     olmoe = "olmoe";
     phi = "phi";
     phi3 = "phi3";
     phi3_longrope = "phi3-longrope";
     qwen2 = "qwen2";
+    qwen2_5_vl = "qwen2_5_vl";
     qwen2_yarn = "qwen2-yarn";
     qwen3 = "qwen3";
     qwen3_5 = "qwen3_5";

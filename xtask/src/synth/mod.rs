@@ -135,18 +135,34 @@ pub fn checkpoint(config: &Value, options: &Options, folder: &Path) -> Result<Su
     Ok(Summary { shards: shards.len(), bytes })
 }
 
-/// How Gemma 3's published checkpoints prepare images.
+/// How published checkpoints of the family prepare images.
 fn preprocessor(config: &Value) -> Option<Value> {
-    let side = config["vision_config"]["image_size"].as_u64()?;
-    (config["model_type"] == "gemma3").then(|| {
-        json!({
-            "image_processor_type": "Gemma3ImageProcessor", "do_convert_rgb": null,
-            "do_resize": true, "size": { "height": side, "width": side }, "resample": 2,
-            "do_rescale": true, "rescale_factor": 0.003_921_568_627_450_98,
-            "do_normalize": true, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
-            "do_pan_and_scan": null,
-        })
-    })
+    let vision = config.get("vision_config")?;
+    let size = |name: &str| vision[name].as_u64();
+    match config["model_type"].as_str()? {
+        "gemma3" => {
+            let side = size("image_size")?;
+            Some(json!({
+                "image_processor_type": "Gemma3ImageProcessor", "do_convert_rgb": null,
+                "do_resize": true, "size": { "height": side, "width": side }, "resample": 2,
+                "do_rescale": true, "rescale_factor": 0.003_921_568_627_450_98,
+                "do_normalize": true, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+                "do_pan_and_scan": null,
+            }))
+        }
+        "qwen2_5_vl" => {
+            let (patch, merge) = (size("patch_size")?, size("spatial_merge_size")?);
+            let square = (patch * merge).pow(2);
+            Some(json!({
+                "image_processor_type": "Qwen2VLImageProcessor",
+                "min_pixels": 4 * square, "max_pixels": 1280 * square, "patch_size": patch,
+                "temporal_patch_size": size("temporal_patch_size")?, "merge_size": merge,
+                "image_mean": [0.481_454_66, 0.457_827_5, 0.408_210_73],
+                "image_std": [0.268_629_54, 0.261_302_58, 0.275_777_11],
+            }))
+        }
+        _ => None,
+    }
 }
 
 /// GPT-2's matrices are stored as `[in, out]`, in which there are no rows to quantise: mlx-lm, when

@@ -9,9 +9,19 @@ use serde_json::{Map, Value, json};
 pub(super) struct Specials {
     pub(super) bos: u64,
     pub(super) eos: u64,
-    /// Beginning, end and rows of an image, where the model has such tokens.
-    image: [Option<u64>; 3],
+    /// Those of images, where the model has such tokens.
+    image: Vec<(u64, &'static str)>,
 }
+
+/// Keys of a configuration that name a token of images, and how published models write that token.
+const IMAGE_TOKENS: [(&str, &str); 6] = [
+    ("boi_token_index", "<start_of_image>"),
+    ("eoi_token_index", "<end_of_image>"),
+    ("image_token_index", "<image_soft_token>"),
+    ("vision_start_token_id", "<|vision_start|>"),
+    ("vision_end_token_id", "<|vision_end|>"),
+    ("image_token_id", "<|image_pad|>"),
+];
 
 impl Specials {
     /// As `config` says where that is possible, else one token, id 0, for both.
@@ -22,7 +32,8 @@ impl Specials {
             first.as_u64().filter(|id| *id < vocab_size)
         };
         let eos = id("eos_token_id").unwrap_or(0);
-        let image = ["boi_token_index", "eoi_token_index", "image_token_index"].map(id);
+        let image = IMAGE_TOKENS.into_iter().filter_map(|(key, content)| Some((id(key)?, content)));
+        let image = image.collect();
         Self { bos: id("bos_token_id").unwrap_or(eos), eos, image }
     }
 
@@ -31,8 +42,8 @@ impl Specials {
             _ if id == self.eos => Some("<|endoftext|>"),
             _ if id == self.bos => Some("<|begin|>"),
             _ => {
-                let place = self.image.iter().position(|image| *image == Some(id))?;
-                Some(["<start_of_image>", "<end_of_image>", "<image_soft_token>"][place])
+                let known = self.image.iter().find(|(image, _)| *image == id);
+                known.map(|(_, content)| *content)
             }
         }
     }

@@ -25,7 +25,7 @@ fn chat(args: &[&str], lines: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-fn text(bytes: Vec<u8>) -> String {
+pub(crate) fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
@@ -114,7 +114,7 @@ fn a_quantised_checkpoint_generates() {
 }
 
 /// `mlxcel` with a cache of its own and `server` for a hub.
-fn with_hub(server: &Server, cache: &Path, args: &[&str]) -> Command {
+pub(crate) fn with_hub(server: &Server, cache: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(MLXCEL);
     command
         .args(args)
@@ -126,7 +126,7 @@ fn with_hub(server: &Server, cache: &Path, args: &[&str]) -> Command {
 }
 
 /// The tiny model as a repository.
-fn repository() -> Vec<(String, Vec<u8>)> {
+pub(crate) fn repository() -> Vec<(String, Vec<u8>)> {
     let folder = tempfile::tempdir().unwrap();
     let variant = xtask::golden::VARIANTS.iter().find(|v| v.name == "q4").unwrap();
     xtask::golden::checkpoint("llama", variant, folder.path()).unwrap();
@@ -169,6 +169,7 @@ fn a_model_is_sized_downloaded_run_listed_and_removed() {
     };
     let inspect = ["inspect", "-m", "org/tiny", "--json"];
     let remote = sized(run(&inspect));
+    assert_eq!(sized(run(&["inspect", "org/tiny", "--json"])), remote);
     let downloaded = run(&["download", "org/tiny"]);
     assert!(downloaded.status.success(), "{}", text(downloaded.stderr));
     assert!(text(downloaded.stdout).trim_end().ends_with(COMMIT));

@@ -8,9 +8,14 @@ use crate::support::{Model, assert_refused, mlxcel};
 
 /// A tiny Gemma 3 with its image encoder.
 fn model() -> TempDir {
+    model_of("gemma3-vision")
+}
+
+/// A tiny model of configuration `name`.
+fn model_of(name: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let variant = xtask::golden::VARIANTS.iter().find(|v| v.name == "q4").unwrap();
-    xtask::golden::checkpoint("gemma3-vision", variant, dir.path()).unwrap();
+    xtask::golden::checkpoint(name, variant, dir.path()).unwrap();
     dir
 }
 
@@ -36,21 +41,38 @@ fn arguments<'a>(model: &'a Path, prompt: &'a str, images: &'a [PathBuf]) -> Vec
     args
 }
 
-#[test]
-fn images_are_read_where_the_prompt_has_places_for_them() {
-    let dir = model();
+/// Tokens of `prompt` with images at two places, after two tokens were generated.
+fn prompt_tokens(dir: &TempDir, prompt: &str) -> u64 {
     let stats = dir.path().join("stats.json");
     let image = file(dir.path(), "a.png", &PNG);
     let images = [image.clone(), image];
-    let prompt = "a <start_of_image> and <start_of_image> b";
     let mut args = arguments(dir.path(), prompt, &images);
     args.extend(["--ignore-eos", "--stats-json", stats.to_str().unwrap()]);
     let output = mlxcel(&args);
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let stats: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(stats).unwrap()).unwrap();
-    assert!(stats["prompt_tokens"].as_u64().unwrap() > 2 * 258, "{stats}");
     assert_eq!(stats["generated_tokens"], 2);
+    stats["prompt_tokens"].as_u64().unwrap()
+}
+
+#[test]
+fn images_are_read_where_the_prompt_has_places_for_them() {
+    let tokens = prompt_tokens(&model(), "a <start_of_image> and <start_of_image> b");
+    assert!(tokens > 2 * 258, "{tokens}");
+}
+
+/// A picture of one pixel is given the least size that the preparation states: 2 × 2 squares.
+#[test]
+fn an_image_takes_as_many_tokens_as_its_size_asks_for() {
+    let dir = model_of("qwen2_5_vl");
+    let place = "<|vision_start|><|image_pad|><|vision_end|>";
+    let tokens = prompt_tokens(&dir, &format!("{place}{place}abc"));
+    assert_eq!(tokens, 2 * (2 + 4) + 3);
+    let config = dir.path().join("preprocessor_config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("\"min_pixels\": 256", "\"min_pixels\": 1024")).unwrap();
+    assert_eq!(prompt_tokens(&dir, &format!("{place}{place}abc")), 2 * (2 + 16) + 3);
 }
 
 #[test]

@@ -10,6 +10,10 @@ mod everyday;
 mod hub_server;
 mod images;
 mod manners;
+#[cfg(target_os = "linux")]
+mod offers;
+#[cfg(target_os = "linux")]
+mod read_only;
 mod recommended;
 mod support;
 #[cfg(unix)]

@@ -119,3 +119,48 @@ fn the_load_is_checked_with_every_answer_at_its_longest() {
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("DOES NOT FIT") && stderr.contains("mlxcel serve -m"), "{stderr}");
 }
+
+/// Bodies that arrive are a part of the budget, and their sum has a limit.
+#[test]
+fn bodies_that_are_being_read_are_counted_and_limited() {
+    const BODY: usize = 4 << 20;
+    let flags = ["--max-body-bytes", "4MiB", "--read-timeout", "120"];
+    let server = Server::with(512, &flags, &[LIMIT]);
+    let intake = || server.get("/v1/memory").json()["intake_bytes"].as_u64().unwrap();
+    let until = |what: &str, done: &dyn Fn(u64) -> bool| {
+        let start = Instant::now();
+        while !done(intake()) {
+            assert!(start.elapsed() < Duration::from_secs(20), "{what}: {}", intake());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let head =
+        format!("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {BODY}\r\n\r\n");
+    let slow = || {
+        let mut stream = server.connect();
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(&vec![b' '; BODY - 1]).unwrap();
+        stream
+    };
+    // A quarter of 128 MiB less the weights holds seven of them.
+    let clients: Vec<_> = (0..7).map(|_| slow()).collect();
+    until("they are counted", &|bytes| bytes == 7 * (BODY as u64 - 1));
+    assert_eq!(server.metric("intake_bytes"), 7 * (BODY as u64 - 1));
+    let large = json!({ "prompt": " ".repeat(BODY - 100) });
+    let refused = server.complete(&large);
+    assert_eq!(refused.error(503)["code"], "server_busy");
+    assert!(refused.head.to_lowercase().contains("retry-after: 1"), "{}", refused.head);
+    // A small one has room.
+    assert_eq!(server.complete(&json!({ "prompt": "Once", "max_tokens": 1 })).status, 200);
+    drop(clients);
+    until("they are forgotten", &|bytes| bytes == 0);
+    server.complete(&json!({ "prompt": "Once", "max_tokens": 1 })).text();
+
+    // One that is more than all may take together.
+    let server = {
+        drop(server);
+        Server::with(512, &["--max-body-bytes", "64MiB"], &[LIMIT])
+    };
+    let refused = server.complete(&json!({ "prompt": " ".repeat(16 << 20) }));
+    assert_eq!(refused.error(413)["code"], "request_too_large");
+}

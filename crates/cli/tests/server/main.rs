@@ -4,6 +4,7 @@
 
 mod api;
 mod batching;
+mod images;
 mod limits;
 mod malformed;
 mod nothing_dies;

@@ -181,6 +181,39 @@ def the_chat_answers(page):
     assert page.js("document.activeElement.id") == "message"
 
 
+# One pixel.
+PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAA"
+                       "AElFTkSuQmCC")
+
+
+def an_image_is_sent(page, folder):
+    (Path(folder) / "pixel.png").write_bytes(PNG)
+    (Path(folder) / "note.png").write_bytes(b"no image")
+    root = page.ask("DOM.getDocument")["root"]["nodeId"]
+    field = page.ask("DOM.querySelector", nodeId=root, selector="#images")["nodeId"]
+    said = "[...document.querySelectorAll('#log p')].map(p => p.textContent)"
+    ready = "document.getElementById('stop').hidden && !document.getElementById('send').disabled"
+
+    def ask(name, count):
+        page.ask("DOM.setFileInputFiles", files=[str(Path(folder) / name)], nodeId=field)
+        page.js("document.getElementById('most').value = 4;"
+                "document.getElementById('message').focus()")
+        page.type("What is it?")
+        page.key("Enter", "\r")
+        page.wait(f"({said}).length == {count} && {ready}")
+
+    ask("pixel.png", 2)
+    assert page.js("document.querySelector('#log .you img').naturalWidth") == 1
+    assert page.js("document.getElementById('images').files.length") == 0
+    page.events.clear()
+    ask("note.png", 4)
+    assert "image 2 is no image" in page.js(said)[3], page.js(said)
+    assert page.js("document.getElementById('images').files.length") == 1, "it can be exchanged"
+    page.picture("image")
+    # The browser's log has the refusal.
+    page.events.clear()
+
+
 def everything_has_a_name_and_is_reached_by_keys(page):
     tree = page.ask("Accessibility.getFullAXTree")["nodes"]
     controls = {"button", "textbox", "spinbutton", "image", "img", "log", "table", "region"}
@@ -228,6 +261,12 @@ def main():
         page = Browser(folder)
         try:
             the_key_is_asked_for(page)
+            page.wait("document.getElementById('model').textContent")
+            if page.js("!document.getElementById('attach').hidden"):
+                an_image_is_sent(page, folder)
+                nothing_comes_from_elsewhere(page)
+                print("the page sends images")
+                return
             running = the_budget_is_drawn(page)
             the_chat_answers(page)
             everything_has_a_name_and_is_reached_by_keys(page)

@@ -1,5 +1,6 @@
 //! The page at `/`: served without the key, and used in a real browser.
 
+use super::images;
 use super::support::Server;
 
 #[test]
@@ -22,7 +23,19 @@ fn the_page_needs_no_key_and_nothing_from_elsewhere() {
 #[ignore = "needs chromium"]
 fn the_page_works_in_a_browser() {
     let flags = ["--api-key", "secret", "--ctx-size", "32768", "--parallel", "4"];
-    let server = Server::with(32768, &flags, &[("MLXCEL_MEMORY_LIMIT", "512MiB")]);
+    browse(&Server::with(32768, &flags, &[("MLXCEL_MEMORY_LIMIT", "512MiB")]));
+}
+
+/// The same with a model that reads images.
+#[test]
+#[ignore = "needs chromium"]
+fn the_page_sends_images() {
+    let flags = ["--api-key", "secret", "--ctx-size", "1024"];
+    browse(&Server::over(images::model(), &flags, &[]));
+}
+
+/// Runs the script against `server`.
+fn browse(server: &Server) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/server/page.py");
     let url = format!("http://{}/", server.address);
     let command = [script, &url, "secret"];

@@ -94,7 +94,11 @@ impl Server {
 
     /// The same with another context and with variables.
     pub(crate) fn with(context: usize, flags: &[&str], variables: &[(&str, &str)]) -> Self {
-        let folder = model(context);
+        Self::over(model(context), flags, variables)
+    }
+
+    /// The same over the model in `folder`.
+    pub(crate) fn over(folder: TempDir, flags: &[&str], variables: &[(&str, &str)]) -> Self {
         let path = folder.path().to_str().unwrap();
         let all = [&["--alias", "demo", "--log-level", "error", "-m", path], flags].concat();
         let server = Self::run(&all, variables);

@@ -11,7 +11,7 @@ mod modes;
 mod saved;
 mod states;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell, RefMut};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,6 +22,7 @@ pub(crate) use self::contiguous::ContiguousCache;
 pub use self::saved::{SavedCache, SavedLayer};
 pub(crate) use self::states::{ArrayState, HostState, StateCache};
 use crate::attention::LayerLayout;
+use crate::images::HeldImages;
 use crate::ops::{KernelSet, Ops};
 use crate::recurrent::StateLayout;
 use crate::{Error, Result};
@@ -33,6 +34,7 @@ pub struct SequenceCache {
     layers: Rc<[LayerCache]>,
     states: Rc<[StateCache]>,
     tokens: Rc<Cell<usize>>,
+    images: Rc<RefCell<HeldImages>>,
 }
 
 /// One layer's cache.
@@ -76,7 +78,8 @@ impl SequenceCache {
     pub fn new(ops: &Ops, layout: &[LayerLayout], mode: KvMode) -> Result<Self> {
         let layers =
             layout.iter().map(|layer| LayerCache::new(ops, layer, mode)).collect::<Result<_>>()?;
-        Ok(Self { mode, layers, states: Rc::new([]), tokens: Rc::new(Cell::new(0)) })
+        let (tokens, images) = (Rc::default(), Rc::default());
+        Ok(Self { mode, layers, states: Rc::new([]), tokens, images })
     }
 
     /// The same, empty, with the states of recurrent layers.
@@ -151,6 +154,16 @@ impl SequenceCache {
         })
     }
 
+    /// The images that the sequence holds.
+    pub(crate) fn images(&self) -> Ref<'_, HeldImages> {
+        self.images.borrow()
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn images_mut(&self) -> RefMut<'_, HeldImages> {
+        self.images.borrow_mut()
+    }
+
     /// Records `tokens` appended tokens.
     pub(crate) fn advance(&self, tokens: usize) {
         self.tokens.set(self.tokens() + tokens);
@@ -174,9 +187,9 @@ impl SequenceCache {
     /// Forgets all tokens from `tokens` on.
     ///
     /// # Errors
-    /// More tokens than there are, a place that a sliding window has already dropped, or one inside
-    /// a sealed block (`turbo4-delegated`; its start is fine), and with recurrent layers any place
-    /// but the start and the end. Nothing is forgotten then.
+    /// More tokens than there are, a place that a sliding window has already dropped, one inside a
+    /// sealed block (`turbo4-delegated`; its start is fine) or an image whose rows see each other,
+    /// and with recurrent layers any place but the start and the end. Nothing is forgotten then.
     pub fn trim(&self, tokens: usize) -> Result<()> {
         if tokens > self.tokens() {
             return Err(Error::Cache {
@@ -190,15 +203,17 @@ impl SequenceCache {
             );
             return Err(Error::Cache { what });
         }
-        if tokens == 0 {
-            self.states.iter().for_each(StateCache::clear);
-        }
+        self.images().check_trim(tokens)?;
         for layer in self.layers.iter() {
             match layer {
                 LayerCache::Blocks(blocks) => LayerCache::lock(blocks).check_trim(tokens)?,
                 LayerCache::Contiguous(cache) => cache.borrow().check_trim(tokens)?,
             }
         }
+        if tokens == 0 {
+            self.states.iter().for_each(StateCache::clear);
+        }
+        self.images_mut().trim(tokens);
         for layer in self.layers.iter() {
             match layer {
                 LayerCache::Blocks(blocks) => LayerCache::lock(blocks).trim(tokens)?,
@@ -220,7 +235,8 @@ impl SequenceCache {
         });
         let tokens = Rc::new(Cell::new(self.tokens()));
         let states = self.states.iter().map(StateCache::fork).collect();
-        Self { mode: self.mode, layers: layers.collect(), states, tokens }
+        let images = Rc::new(RefCell::new(self.images().clone()));
+        Self { mode: self.mode, layers: layers.collect(), states, tokens, images }
     }
 
     /// Fills an empty cache with `tokens` pseudo-random tokens, for measurements at depth.

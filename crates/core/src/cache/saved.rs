@@ -3,7 +3,7 @@
 //! Owns the versioned header and what is checked before a saved cache is taken over; which file
 //! the bytes go to is the runtime's business.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -11,6 +11,7 @@ use mlxcel_estimator::KvMode;
 
 use super::{LayerCache, SequenceCache};
 use crate::attention::LayerLayout;
+use crate::images::HeldImages;
 use crate::ops::Ops;
 use crate::{Error, Result};
 
@@ -20,7 +21,7 @@ const FORMAT: &str = "mlxcel.kv-cache/1";
 /// A cache that was saved: a header of names and values, and each layer's state and bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedCache {
-    /// `format`, `model`, `mode`, `tokens`, `compute` and `layout`.
+    /// `format`, `model`, `mode`, `tokens`, `compute`, `layout` and, where there are any, `images`.
     pub header: BTreeMap<String, String>,
     /// One per layer.
     pub layers: Vec<SavedLayer>,
@@ -78,6 +79,10 @@ impl SequenceCache {
         let Some(tokens) = tokens.filter(|tokens| i32::try_from(*tokens).is_ok()) else {
             return broken("its header states no number of tokens".into());
         };
+        let images = saved.header.get("images").map_or("", String::as_str);
+        let Some(images) = HeldImages::parse(images, tokens) else {
+            return broken(format!("images at \"{images}\" in {tokens} tokens"));
+        };
         if saved.layers.len() != cache.layers.len() {
             return broken(format!("{} of {} layers", saved.layers.len(), cache.layers.len()));
         }
@@ -90,7 +95,8 @@ impl SequenceCache {
                 return broken(format!("layer {index} does not hold {tokens} tokens"));
             }
         }
-        Ok(Self { tokens: Rc::new(Cell::new(tokens)), ..cache })
+        let (tokens, images) = (Rc::new(Cell::new(tokens)), Rc::new(RefCell::new(images)));
+        Ok(Self { tokens, images, ..cache })
     }
 
     fn header(&self, ops: &Ops, model: &str) -> BTreeMap<String, String> {
@@ -104,7 +110,9 @@ impl SequenceCache {
             ("compute", format!("{:?}", ops.dtype()).to_lowercase()),
             ("layout", layers.join("; ")),
         ];
-        entries.map(|(key, value)| (key.to_owned(), value)).into()
+        let images = Some(("images", self.images().to_text())).filter(|(_, text)| !text.is_empty());
+        let entries = entries.into_iter().chain(images);
+        entries.map(|(key, value)| (key.to_owned(), value)).collect()
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod experts;
 mod recurrent;
+mod rope;
 
 use std::ops::Range;
 
@@ -15,10 +16,11 @@ use crate::cache::LayerCache;
 use crate::layers::{AffineWeight, Embedding, LayerNorm, Linear, Mxfp4Weight, RmsNorm, Weight};
 use crate::ops::{Activation, ComputeDtype, Map};
 use crate::shape::{dims, int, ints, rows_cols};
-use crate::{Error, Result, Rope};
+use crate::{Error, Result};
 
 pub(super) use self::experts::{absorbed, every_nth_row, experts, heads, stack, stored_like};
 pub(super) use self::recurrent::{convolve, scan};
+pub(super) use self::rope::{rope, rope_on_grid};
 
 pub(super) fn embed(tokens: &Array, table: &Embedding, dtype: ComputeDtype) -> Result<Array> {
     let stored = match &table.weight {
@@ -156,42 +158,20 @@ pub(super) fn layer_norm(x: &Array, norm: &LayerNorm) -> Result<Array> {
 }
 
 pub(super) fn rms_norm(x: &Array, norm: &RmsNorm) -> Result<Array> {
-    let (rows, cols) = rows_cols(x);
-    let (_, group) = rows_cols(&norm.weight);
-    if cols == group {
+    let (_, cols) = rows_cols(x);
+    let (_, length) = rows_cols(&norm.weight);
+    let in_rows_of =
+        |width: usize| -> Result<Array> { Ok(ops::reshape(x, &ints([x.size() / width, width])?)?) };
+    if norm.group < length {
+        let normed = fast::rms_norm(&in_rows_of(norm.group)?, None, norm.eps)?;
+        let rows = ops::reshape(&normed, &ints([x.size() / length, length])?)?;
+        return Ok(ops::reshape(&ops::multiply(&rows, &norm.weight)?, x.shape())?);
+    }
+    if cols == length {
         return Ok(fast::rms_norm(x, Some(&norm.weight), norm.eps)?);
     }
-    let grouped = ops::reshape(x, &ints([rows, cols / group, group])?)?;
-    let normed = fast::rms_norm(&grouped, Some(&norm.weight), norm.eps)?;
+    let normed = fast::rms_norm(&in_rows_of(length)?, Some(&norm.weight), norm.eps)?;
     Ok(ops::reshape(&normed, x.shape())?)
-}
-
-pub(super) fn rope(batch: &Batch, x: &Array, heads: usize, rope: &Rope) -> Result<Array> {
-    let x = scale_input(x, heads, rope)?;
-    let freqs = Array::from_slice(rope.freqs(), &[int(rope.freqs().len())?])?;
-    let layout =
-        if rope.traditional() { fast::RopeLayout::Pairs } else { fast::RopeLayout::Halves };
-    let angles = fast::RopeAngles::Freqs(&freqs);
-    let rotation = fast::Rope { dims: int(rope.dims())?, layout, angles, scale: 1.0 };
-    let rotated = batch.spans().iter().map(|span| {
-        let run = to_heads(&x, span, heads)?;
-        from_heads(&fast::rope(&run, &rotation, int(span.position)?)?)
-    });
-    join(&rotated.collect::<Result<Vec<_>>>()?)
-}
-
-/// `x` with the rotated dimensions of each head multiplied by the rope's input scale.
-fn scale_input(x: &Array, heads: usize, rope: &Rope) -> Result<Array> {
-    if (rope.input_scale() - 1.0).abs() < f32::EPSILON {
-        return Ok(x.clone());
-    }
-    let (rows, width) = rows_cols(x);
-    let head_dim = width / heads;
-    let mut factors = vec![1.0f32; head_dim];
-    factors[..rope.dims()].fill(rope.input_scale());
-    let factors = ops::astype(&Array::from_slice(&factors, &[int(head_dim)?])?, x.dtype())?;
-    let by_head = ops::reshape(x, &ints([rows, heads, head_dim])?)?;
-    Ok(ops::reshape(&ops::multiply(&by_head, &factors)?, x.shape())?)
 }
 
 pub(super) fn attention(
@@ -330,15 +310,22 @@ impl View<'_> {
     }
 }
 
-/// Attention among all tokens of an encoder.
-pub(super) fn encoder_attention([q, k, v]: [&Array; 3], heads: usize) -> Result<Array> {
-    let (rows, width) = rows_cols(q);
-    let span = Span { start: 0, len: rows, position: 0 };
-    let [q, k, v] =
-        [to_heads(q, &span, heads)?, to_heads(k, &span, heads)?, to_heads(v, &span, heads)?];
-    let scale = AttentionSpec::causal(heads, heads, width / heads).scale();
-    let attended = fast::scaled_dot_product_attention(&q, &k, &v, scale, fast::Mask::None, None)?;
-    from_heads(&attended)
+/// Attention of an encoder among the tokens of each segment.
+pub(super) fn encoder_attention(
+    qkv: [&Array; 3],
+    heads: usize,
+    segments: &[usize],
+) -> Result<Array> {
+    let scale = AttentionSpec::causal(heads, heads, rows_cols(qkv[0]).1 / heads).scale();
+    let mut start = 0;
+    let outputs = segments.iter().map(|len| {
+        let span = Span { start, len: *len, position: 0 };
+        start += len;
+        let [q, k, v] = qkv.map(|x| to_heads(x, &span, heads));
+        let mask = fast::Mask::None;
+        from_heads(&fast::scaled_dot_product_attention(&q?, &k?, &v?, scale, mask, None)?)
+    });
+    join(&outputs.collect::<Result<Vec<_>>>()?)
 }
 
 /// Boolean `[queries, keys]`: whether a query sees a key through a sliding window that is causal, or

@@ -285,14 +285,18 @@ impl Ops {
         }
     }
 
-    /// RMS norm over groups of the last dimension as long as the norm's weight.
+    /// RMS norm over groups of the last dimension.
     ///
     /// # Errors
-    /// When the last dimension is no multiple of the weight's length.
+    /// When the last dimension is no multiple of the weight's length, or that of the group.
     pub fn rms_norm(&self, x: &Array, norm: &RmsNorm) -> Result<Array> {
-        let (last, group) = (last_dim(x), last_dim(&norm.weight));
-        if group == 0 || !last.is_multiple_of(group) {
-            return Err(shape_error("rms_norm", "x", x, format!("rows of a multiple of {group}")));
+        let (last, length) = (last_dim(x), last_dim(&norm.weight));
+        if length == 0 || !last.is_multiple_of(length) {
+            return Err(shape_error("rms_norm", "x", x, format!("rows of a multiple of {length}")));
+        }
+        if norm.group == 0 || !length.is_multiple_of(norm.group) {
+            let expected = format!("a multiple of groups of {}", norm.group);
+            return Err(shape_error("rms_norm", "weight", &norm.weight, expected));
         }
         match self.config.kernels {
             KernelSet::Host => host::rms_norm(self, x, norm),
@@ -322,18 +326,35 @@ impl Ops {
         heads: usize,
         rope: &Rope,
     ) -> Result<Array> {
-        let last = last_dim(x);
-        if heads == 0 || !last.is_multiple_of(heads) || last / heads < rope.dims() {
-            return Err(shape_error(
-                "rope",
-                "x",
-                x,
-                format!("{heads} heads of at least {} dimensions", rope.dims()),
-            ));
+        check_heads(x, heads, rope)?;
+        match self.config.kernels {
+            KernelSet::Host => host::rope(self, x, heads, rope, (batch.positions(), &[].into())),
+            KernelSet::Mlx => mlx::rope(batch, x, heads, rope),
+        }
+    }
+
+    /// Rotates `x`, `[rows, heads · head_dim]`, each row by its coordinates: `positions` is
+    /// `[rows, sections of the rope]`.
+    ///
+    /// # Errors
+    /// When shapes do not match, and a rope without sections.
+    pub fn rope_on_grid(
+        &self,
+        x: &Array,
+        heads: usize,
+        rope: &Rope,
+        positions: &Arc<[i32]>,
+    ) -> Result<Array> {
+        check_heads(x, heads, rope)?;
+        let (sections, rows) = (rope.sections(), rows_cols(x).0);
+        if sections.is_empty() || positions.len() != rows * sections.len() {
+            let found = positions.len();
+            let expected = format!("{} coordinates a row, not {found} in all", sections.len());
+            return Err(shape_error("rope_on_grid", "x", x, expected));
         }
         match self.config.kernels {
-            KernelSet::Host => host::rope(self, batch, x, heads, rope),
-            KernelSet::Mlx => mlx::rope(batch, x, heads, rope),
+            KernelSet::Host => host::rope(self, x, heads, rope, (positions, sections)),
+            KernelSet::Mlx => mlx::rope_on_grid(x, heads, rope, positions),
         }
     }
 
@@ -422,6 +443,15 @@ fn check_columns(x: &Array, weight: &Weight) -> Result<()> {
     } else {
         Err(shape_error("linear", "x", x, format!("[rows, {cols}]")))
     }
+}
+
+fn check_heads(x: &Array, heads: usize, rope: &Rope) -> Result<()> {
+    let last = last_dim(x);
+    if heads == 0 || !last.is_multiple_of(heads) || last / heads < rope.dims() {
+        let expected = format!("{heads} heads of at least {} dimensions", rope.dims());
+        return Err(shape_error("rope", "x", x, expected));
+    }
+    Ok(())
 }
 
 fn shape_error(op: &'static str, operand: &'static str, array: &Array, expected: String) -> Error {

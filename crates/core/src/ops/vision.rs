@@ -38,22 +38,46 @@ impl Ops {
         self.matrix(Weight::Dense(flat))
     }
 
-    /// Attention among all rows of one image, without a cache. `q`, `k` and `v` are
-    /// `[rows, heads · head_dim]`, and so is the result; scores are scaled by `1/√head_dim`.
+    /// Attention within each of `segments`, numbers of rows one after the other, all rows of each
+    /// among themselves and without a cache. `q`, `k` and `v` are `[rows, heads · head_dim]`, and so is
+    /// the result; scores are scaled by `1/√head_dim`.
     ///
     /// # Errors
-    /// Shapes that differ, or heads that do not divide them.
-    pub fn encoder_attention(&self, [q, k, v]: [&Array; 3], heads: usize) -> Result<Array> {
-        let (_, width) = rows_cols(q);
+    /// Shapes that differ, heads that do not divide them, segments that are not all rows.
+    pub fn encoder_attention(
+        &self,
+        [q, k, v]: [&Array; 3],
+        heads: usize,
+        segments: &[usize],
+    ) -> Result<Array> {
+        let (rows, width) = rows_cols(q);
         let alike = [k, v].iter().all(|x| x.shape() == q.shape());
         if !alike || heads == 0 || !width.is_multiple_of(heads) {
             let expected = format!("as keys and values, rows of {heads} heads");
             return Err(shape_error("encoder_attention", "q", q, expected));
         }
-        match self.kernels() {
-            KernelSet::Host => host::encoder_attention(self, [q, k, v], heads),
-            KernelSet::Mlx => mlx::encoder_attention([q, k, v], heads),
+        let all = segments.iter().try_fold(0usize, |sum, len| sum.checked_add(*len));
+        if all != Some(rows) || segments.contains(&0) {
+            let expected = format!("segments of {segments:?} rows");
+            return Err(shape_error("encoder_attention", "q", q, expected));
         }
+        match self.kernels() {
+            KernelSet::Host => host::encoder_attention(self, [q, k, v], heads, segments),
+            KernelSet::Mlx => mlx::encoder_attention([q, k, v], heads, segments),
+        }
+    }
+
+    /// Every `count` rows of `x`, `[rows, width]`, as one: `[rows / count, count · width]`.
+    ///
+    /// # Errors
+    /// Rows that do not divide.
+    pub fn joined_rows(&self, x: &Array, count: usize) -> Result<Array> {
+        let (rows, width) = rows_cols(x);
+        if count == 0 || !rows.is_multiple_of(count) {
+            return Err(shape_error("joined_rows", "x", x, format!("a multiple of {count} rows")));
+        }
+        let joined = mlx_ffi::ops::reshape(x, &ints([rows / count, count * width])?)?;
+        Ok(mlx_ffi::ops::contiguous(&joined)?)
     }
 
     /// Means over squares of `kernel` × `kernel` of the rows of `x`, `[side · side, width]`, which

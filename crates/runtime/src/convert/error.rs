@@ -18,13 +18,15 @@ pub enum ConvertError {
         /// The folder to convert.
         folder: PathBuf,
     },
-    /// Quantising this kind of tensor is not known.
-    #[error(
-        "tensor \"{name}\" is of a kind that is not converted: convolutions, and experts but those of mixtral, olmoe and qwen3_moe"
-    )]
-    Experts {
-        /// The tensor.
+    /// A family with tensors that nobody here knows how to convert.
+    #[error("model_type \"{model_type}\" is not converted: tensor \"{name}\" is {kind}")]
+    Unsupported {
+        /// The family.
+        model_type: String,
+        /// The first such tensor.
         name: String,
+        /// What it is.
+        kind: &'static str,
     },
     /// Experts that cannot be stacked.
     #[error("tensor \"{name}\" has another element type than the other experts")]

@@ -127,9 +127,12 @@ impl Rules {
         let stated = config["torch_dtype"].as_str().and_then(float_named);
         let layers = spec.layers.as_ref().map_or(0, Vec::len);
         let experts = Experts::of(config);
-        let unknown = inventory.iter().find(|entry| entry.count != 1 || entry.shape.len() > 2);
-        if let (Some(entry), None) = (unknown, experts) {
-            return Err(ConvertError::Experts { name: entry.name.clone() }.into());
+        let model_type = config["model_type"].as_str().unwrap_or_default();
+        let unknown = |entry: &TensorSpec| unsupported(entry, model_type, options.target);
+        let unknown = inventory.iter().find_map(|entry| Some((entry, unknown(entry)?)));
+        if let (Some((entry, kind)), None) = (unknown, experts) {
+            let (model_type, name) = (model_type.to_owned(), entry.name.clone());
+            return Err(ConvertError::Unsupported { model_type, name, kind }.into());
         }
         Ok(Self { target: options.target, dtype: options.dtype.or(stated), layers, experts })
     }
@@ -228,6 +231,24 @@ impl Rules {
             block[module] = entry;
         }
         block
+    }
+}
+
+/// What a tensor is, where it is something that is not converted in a family without [`Experts`].
+fn unsupported(entry: &TensorSpec, model_type: &str, target: Target) -> Option<&'static str> {
+    let turned = || model_type == "gpt2" && entry.name.contains(".c_") && is_matrix(entry);
+    match target {
+        _ if entry.count != 1 => {
+            Some("of experts, which are converted for mixtral, olmoe and qwen3_moe only")
+        }
+        _ if entry.shape.len() > 2 && entry.role == TensorRole::Linear => {
+            Some("a stack of experts, which is not taken apart")
+        }
+        _ if entry.shape.len() > 2 => Some("a convolution, which mlx-lm stores in another order"),
+        Target::Affine { .. } if turned() => {
+            Some("stored with its rows for columns, so that its groups would lie across")
+        }
+        _ => None,
     }
 }
 

@@ -21,7 +21,9 @@ pub(crate) use self::text_stream::TextStream;
 use crate::families::{self, ImageEncoder, LanguageModel};
 use crate::loading::{Checkpoint, Source};
 use crate::text::TextFiles;
-use crate::vision::{self, EncodedImage, ImageError, Pixels, PlacedImage, Preprocessor};
+use crate::vision::{
+    self, EncodedImage, ImageError, ImageInput, Pixels, PlacedImage, Preprocessor,
+};
 use crate::{Error, Result};
 
 /// Which model to load.
@@ -66,6 +68,8 @@ pub struct Engine {
     config: EngineConfig,
     vocab: usize,
     context: Option<usize>,
+    /// The pictures that the model's encoder takes, where it has one.
+    input: Option<ImageInput>,
 }
 
 impl Engine {
@@ -85,7 +89,9 @@ impl Engine {
         let model = families::load(&weights.root(), checkpoint.config())?;
         let layout = model.cache_layout();
         SequenceCache::check(&ops, &layout, config.kv_mode)?;
+        let input = model.images().map(|_| ImageInput::of(checkpoint.config())).transpose()?;
         let engine = Self {
+            input,
             states: model.state_layout(),
             model,
             layout,
@@ -200,10 +206,11 @@ impl Engine {
     /// # Errors
     /// A model without an encoder, and what [`Preprocessor::load`] fails with.
     pub fn preprocessor(&self, source: &ModelSource) -> Result<Preprocessor> {
-        let side = self.encoder()?.side();
-        match source {
-            ModelSource::BuiltIn => Err(ImageError::NoEncoder.into()),
-            ModelSource::Folder(dir) => Preprocessor::load(&TextFiles::Folder(dir), side),
+        match (source, self.input) {
+            (ModelSource::Folder(dir), Some(input)) => {
+                Preprocessor::load(&TextFiles::Folder(dir), input)
+            }
+            _ => Err(ImageError::NoEncoder.into()),
         }
     }
 
@@ -216,10 +223,9 @@ impl Engine {
     /// # Errors
     /// A model without an encoder, and pixels that it does not take.
     pub fn encode_image(&self, pixels: &Pixels) -> Result<EncodedImage> {
-        let encoder = self.encoder()?;
-        let embeddings = encoder.encode(&self.ops, pixels)?;
-        self.ops.evaluate(&embeddings)?;
-        Ok(EncodedImage { embeddings, sight: encoder.sight() })
+        let image = self.encoder()?.encode(&self.ops, pixels)?;
+        self.ops.evaluate(&image.embeddings)?;
+        Ok(image)
     }
 
     /// Fills `cache` with `tokens` in chunks and returns the logits of the last one, `[vocab]`.
@@ -236,7 +242,7 @@ impl Engine {
     }
 
     /// [`Self::prefill`] with images in place of some tokens, in order. No pass ends within an
-    /// image, so that one longer than a chunk makes the pass longer.
+    /// image whose rows see each other, so that one longer than a chunk makes the pass longer.
     ///
     /// # Errors
     /// As [`Self::prefill`], and images that overlap or end after the tokens.
@@ -247,6 +253,10 @@ impl Engine {
         cache: &SequenceCache,
         progress: &mut dyn Progress,
     ) -> Result<Vec<f32>> {
+        if let Some(image) = images.iter().find(|image| image.tokens().end > tokens.len()) {
+            let (image, tokens) = (image.tokens(), tokens.len());
+            return Err(ImageError::Beyond { image, tokens }.into());
+        }
         let chunk = self.prefill_chunk();
         let mut done = 0;
         loop {
@@ -259,8 +269,7 @@ impl Engine {
                     .ok_or(Error::EmptyPrompt)?,
                 cache,
             };
-            let within = images.iter().filter(|image| (done..end).contains(&image.start));
-            let within = within.map(|image| image.rows(done)).collect();
+            let within = images.iter().filter_map(|image| image.rows_in(done..end)).collect();
             let rows = if last { LogitRows::Last } else { LogitRows::None };
             let logits = self.forward_with_images(&[run], within, rows)?;
             if progress.prefilled(end, tokens.len()).is_break() {

@@ -73,7 +73,7 @@ impl Sizes {
 
 /// The head counts of grouped-query attention as a configuration states them.
 #[derive(Debug, Deserialize)]
-struct Heads {
+pub(super) struct Heads {
     num_attention_heads: usize,
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
@@ -89,7 +89,7 @@ pub(super) struct HeadShape {
 
 impl Heads {
     /// Checks the counts against each other; `head_dim` defaults to `hidden_size / heads`.
-    fn shape(&self, hidden_size: usize) -> Result<HeadShape> {
+    pub(super) fn shape(&self, hidden_size: usize) -> Result<HeadShape> {
         let query_heads = self.num_attention_heads;
         let kv_heads = self.num_key_value_heads.unwrap_or(query_heads);
         let sizes = [

@@ -86,6 +86,7 @@ impl Config {
             in_bias: Bias::when(self.mamba_proj_bias),
             out_bias: Bias::when(self.projectors_bias),
             norm: self.mamba_rms_norm.then_some(norm),
+            norm_groups: 1,
             factors,
         };
         let names =

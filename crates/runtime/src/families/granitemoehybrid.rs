@@ -65,6 +65,7 @@ impl Config {
             in_bias: bias,
             out_bias: bias,
             norm: Some(norm),
+            norm_groups: 1,
             factors: Factors::NONE,
         };
         let names =

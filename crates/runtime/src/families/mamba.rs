@@ -147,5 +147,5 @@ impl Mixer for MambaMixer {
 
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     c.check()?;
-    backbone(w, &c.sizes(), |w| MambaMixer::load(w, c))
+    backbone(w, &c.sizes(), |w, _| MambaMixer::load(w, c))
 }

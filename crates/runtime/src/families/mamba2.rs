@@ -66,6 +66,8 @@ pub(super) struct MixerShape {
     pub(super) out_bias: Bias,
     /// The norm of what was gated, where there is one.
     pub(super) norm: Option<NormRule>,
+    /// Parts that have a mean square of their own in that norm.
+    pub(super) norm_groups: usize,
     pub(super) factors: Factors,
 }
 
@@ -136,11 +138,20 @@ impl Mamba2Mixer {
             dt_proj,
             convolution,
             scan,
-            norm: s.norm.map(|norm| w.rms_norm("norm", s.inner(), norm)).transpose()?,
+            norm: s.norm.map(|norm| gated_norm(w, s, norm)).transpose()?,
             out_proj: w.linear("out_proj", s.inner(), s.hidden, s.out_bias)?,
             factors: s.factors,
         })
     }
+}
+
+fn gated_norm(w: &Weights, s: &MixerShape, rule: NormRule) -> Result<RmsNorm> {
+    let (inner, groups) = (s.inner(), s.norm_groups);
+    if groups == 0 || !inner.is_multiple_of(groups) {
+        let what = format!("{inner} channels do not divide into {groups} groups of a norm");
+        return Err(Error::config(what));
+    }
+    Ok(RmsNorm { group: inner / groups, ..w.rms_norm("norm", inner, rule)? })
 }
 
 impl Mixer for Mamba2Mixer {
@@ -196,6 +207,7 @@ fn shape(c: &Config, norm: NormRule) -> Result<MixerShape> {
         in_bias: bias,
         out_bias: bias,
         norm: Some(norm),
+        norm_groups: 1,
         factors: Factors::NONE,
     };
     check_shape(&shape, ["num_heads", "head_dim", "n_groups", "state_size", "conv_kernel"])?;
@@ -214,5 +226,5 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
         },
         shape(c, norm)?,
     );
-    backbone(w, &sizes, |w| Mamba2Mixer::load(w, &shape))
+    backbone(w, &sizes, |w, _| Mamba2Mixer::load(w, &shape))
 }

@@ -28,15 +28,18 @@ mod mixtral;
 mod mla;
 mod mlp;
 mod moe;
+mod nemotron_h;
 mod olmo2;
 mod olmoe;
 mod phi;
 mod phi3;
 mod qwen2;
+mod qwen2_5_vl;
 mod qwen3;
 mod qwen3_5;
 mod qwen3_moe;
 mod qwen3_next;
+mod qwen_vit;
 mod rope;
 mod siglip;
 mod single;
@@ -44,12 +47,12 @@ mod smollm3;
 mod starcoder2;
 
 use mlxcel_core::recurrent::StateLayout;
-use mlxcel_core::{Array, Batch, LayerLayout, Ops, Sight};
+use mlxcel_core::{Array, Batch, LayerLayout, Ops};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::loading::Weights;
-use crate::vision::Pixels;
+use crate::vision::{EncodedImage, Pixels};
 use crate::{Error, Result};
 
 /// A decoder that maps a ragged batch of tokens to hidden states and logits.
@@ -82,17 +85,11 @@ pub trait LanguageModel {
 
 /// What turns an image into rows among those of tokens.
 pub trait ImageEncoder {
-    /// Pixels along a side of the images that it takes.
-    fn side(&self) -> usize;
-
-    /// What the rows of an image see of each other in the decoder.
-    fn sight(&self) -> Sight;
-
-    /// The rows of an image, `[tokens, hidden]`.
+    /// The rows of an image, what they see and where they stand.
     ///
     /// # Errors
     /// An image of another size, or operations that cannot be built.
-    fn encode(&self, ops: &Ops, pixels: &Pixels) -> Result<Array>;
+    fn encode(&self, ops: &Ops, pixels: &Pixels) -> Result<EncodedImage>;
 }
 
 type Loader = fn(&Weights, &Value) -> Result<Box<dyn LanguageModel>>;
@@ -117,11 +114,13 @@ const FAMILIES: &[(&str, Loader)] = &[
     ("mamba2", |w, c| boxed(mamba2::load(w, &parse(c)?)?)),
     ("mistral", |w, c| boxed(mistral::load(w, &parse(c)?)?)),
     ("mixtral", |w, c| boxed(mixtral::load(w, &parse(c)?)?)),
+    ("nemotron_h", |w, c| boxed(nemotron_h::load(w, &parse(c)?)?)),
     ("olmo2", |w, c| boxed(olmo2::load(w, &parse(c)?)?)),
     ("olmoe", |w, c| boxed(olmoe::load(w, &parse(c)?)?)),
     ("phi", |w, c| boxed(phi::load(w, &parse(c)?)?)),
     ("phi3", |w, c| boxed(phi3::load(w, &parse(c)?)?)),
     ("qwen2", |w, c| boxed(qwen2::load(w, &parse(c)?)?)),
+    ("qwen2_5_vl", |w, c| boxed(qwen2_5_vl::load(w, &parse(c)?, &parse(c)?)?)),
     ("qwen3", |w, c| boxed(qwen3::load(w, &parse(c)?)?)),
     ("qwen3_5", |w, c| boxed(qwen3_5::load(w, &parse(c)?, &parse(c)?)?)),
     ("qwen3_5_moe", |w, c| boxed(qwen3_5::load(w, &parse(c)?, &parse(c)?)?)),

@@ -1,29 +1,34 @@
 //! `qwen2`: Qwen 1.5, 2 and 2.5: llama's layout with biases on q, k and v.
 
+use mlxcel_core::Rope;
 use serde::Deserialize;
 
 use super::config::DecoderConfig;
-use super::dense::{Attention, Mlp, Model, ProjectionBias};
+use super::dense::{Attention, Block, Mlp, Model, ProjectionBias};
 use crate::Result;
-use crate::loading::{Bias, Weights};
+use crate::loading::{Bias, NormKind, Weights};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(flatten)]
-    decoder: DecoderConfig,
+    pub(super) decoder: DecoderConfig,
 }
 
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    let heads = c.decoder.heads()?;
+    let rope = c.decoder.rope.build(c.decoder.heads()?.head_dim)?;
+    load_at([&w.at("model"), w], c, &rope)
+}
+
+/// The same of what lies in other places, below `model` and beside `lm_head`, with another rotation.
+pub(super) fn load_at(places: [&Weights; 2], c: &Config, rope: &Rope) -> Result<Model> {
+    let (d, heads) = (&c.decoder, c.decoder.heads()?);
+    let (hidden, norm) = (d.sizes.hidden_size, d.sizes.norm(NormKind::Rms)?);
     let bias = ProjectionBias { qkv: Bias::Required, output: Bias::None };
-    let rope = c.decoder.rope.build(heads.head_dim)?;
-    Model::pre_norm(
-        w,
-        &c.decoder,
-        |w, layer| {
-            Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, Some(rope.clone()))?
-                .windowed(c.decoder.windows.opt_in(layer)?)
-        },
-        |w| Mlp::load(w, &c.decoder.sizes, Bias::None),
-    )
+    Model::load_with(places, &d.sizes, ("norm", norm), |w, layer| {
+        let attention =
+            Attention::load(&w.at("self_attn"), hidden, heads, bias, Some(rope.clone()))?
+                .windowed(d.windows.opt_in(layer)?)?;
+        let mlp = Mlp::load(&w.at("mlp"), &d.sizes, Bias::None)?;
+        Block::pre_norm(w, hidden, norm, attention, mlp)
+    })
 }

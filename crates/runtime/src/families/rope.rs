@@ -68,6 +68,13 @@ impl RopeConfig {
         Ok(Rope::new(dims, theta, traditional, &self.scaling()?)?)
     }
 
+    /// How many frequencies turn by time, height and width (M-RoPE), where that is stated.
+    pub(super) fn sections(&self) -> Option<Vec<usize>> {
+        let map = self.rope_scaling.as_ref().or(self.rope_parameters.as_ref())?;
+        let sections = map.get("mrope_section")?.as_array()?;
+        sections.iter().map(|n| usize::try_from(n.as_u64()?).ok()).collect()
+    }
+
     fn scaling(&self) -> Result<RopeScaling> {
         let Some(map) = self.rope_scaling.as_ref().or(self.rope_parameters.as_ref()) else {
             return Ok(RopeScaling::None);

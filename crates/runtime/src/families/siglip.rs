@@ -2,14 +2,14 @@
 //! of them, means over squares, a norm and a projection to the decoder's width.
 
 use mlxcel_core::layers::{Linear, Norm, RmsNorm};
-use mlxcel_core::{Activation, Array, Map, Ops, Sight};
+use mlxcel_core::{Activation, Array, ImagePositions, Map, Ops, Sight};
 use serde::Deserialize;
 
 use super::ImageEncoder;
 use super::config::{MAX_SIZE, activation};
 use super::dense::PlainMlp;
-use crate::loading::{Bias, NormKind, NormRule, Patches, Weights};
-use crate::vision::{ImageError, Pixels};
+use crate::loading::{Bias, Frames, NormKind, NormRule, Patches, Weights};
+use crate::vision::{EncodedImage, ImageError, PatchShape, Pixels};
 use crate::{Error, Result};
 
 /// `vision_config`; the defaults are the class's.
@@ -115,10 +115,9 @@ struct Block {
 
 /// The encoder, and the projector to the decoder's width.
 pub(super) struct Tower {
-    patch_size: usize,
     image_size: usize,
     patch_embedding: Linear,
-    channels_last: bool,
+    patches: PatchShape,
     position_embedding: Array,
     layers: Vec<Block>,
     post_layernorm: Norm,
@@ -140,9 +139,10 @@ impl Attention {
         })
     }
 
-    fn forward(&self, ops: &Ops, x: &Array) -> Result<Array> {
+    /// Of `[patches, hidden]`.
+    fn forward(&self, ops: &Ops, x: &Array, patches: usize) -> Result<Array> {
         let [q, k, v] = ops.linears(x, [&self.q_proj, &self.k_proj, &self.v_proj])?;
-        let attended = ops.encoder_attention([&q, &k, &v], self.heads)?;
+        let attended = ops.encoder_attention([&q, &k, &v], self.heads, &[patches])?;
         Ok(ops.linear(&attended, &self.out_proj)?)
     }
 }
@@ -163,8 +163,9 @@ impl Block {
         })
     }
 
-    fn forward(&self, ops: &Ops, x: &Array) -> Result<Array> {
-        let x = ops.add(x, &self.self_attn.forward(ops, &ops.norm(x, &self.layer_norm1)?)?)?;
+    fn forward(&self, ops: &Ops, x: &Array, patches: usize) -> Result<Array> {
+        let normed = ops.norm(x, &self.layer_norm1)?;
+        let x = ops.add(x, &self.self_attn.forward(ops, &normed, patches)?)?;
         let inner = ops.linear(&ops.norm(&x, &self.layer_norm2)?, &self.mlp.input)?;
         let inner = ops.map(&inner, Map::Activation(self.mlp.activation))?;
         Ok(ops.add(&x, &ops.linear(&inner, &self.mlp.output)?)?)
@@ -178,18 +179,17 @@ impl Tower {
         let (side, pool) = c.grid(tokens)?;
         let tower = w.at("vision_tower.vision_model");
         let embeddings = tower.at("embeddings");
-        let Patches { weight, channels_last } =
-            embeddings.patches("patch_embedding", c.hidden_size, c.patch_size)?;
+        let Patches { weight, shape } =
+            embeddings.patches("patch_embedding", c.hidden_size, c.patch_size, Frames::One)?;
         let bias = embeddings.at("patch_embedding").float_vector("bias", c.hidden_size)?;
         let activation = activation(&c.hidden_act)?;
         let projector = w.at("multi_modal_projector");
         let norm = NormRule { kind: NormKind::RmsPlusOne, eps: c.layer_norm_eps };
         let position = embeddings.at("position_embedding");
         Ok(Self {
-            patch_size: c.patch_size,
             image_size: c.image_size,
             patch_embedding: Linear { weight, bias: Some(bias) },
-            channels_last,
+            patches: shape,
             position_embedding: position.float_matrix("weight", side * side, c.hidden_size)?,
             layers: tower.layers("encoder.layers", c.num_hidden_layers, |w, _| {
                 Block::load(w, c, activation)
@@ -207,29 +207,25 @@ impl Tower {
 }
 
 impl ImageEncoder for Tower {
-    fn side(&self) -> usize {
-        self.image_size
-    }
-
-    fn sight(&self) -> Sight {
-        Sight::Mutual
-    }
-
-    fn encode(&self, ops: &Ops, pixels: &Pixels) -> Result<Array> {
-        if pixels.side != self.image_size {
-            let what = format!("an image of {}² pixels for {}²", pixels.side, self.image_size);
+    fn encode(&self, ops: &Ops, pixels: &Pixels) -> Result<EncodedImage> {
+        let (width, height) = (pixels.width, pixels.height);
+        if [width, height] != [self.image_size; 2] {
+            let what = format!("an image of {width} × {height} pixels for {}²", self.image_size);
             return Err(ImageError::Preprocessor { what }.into());
         }
-        let patches = pixels.patches(self.patch_size, self.channels_last);
+        let side = self.image_size / self.patches.size;
+        let places = (0..side * side).map(|i| (i / side, i % side));
+        let patches = pixels.patches(self.patches, places);
         let x = ops.activations(&patches, &self.patch_embedding.weight)?;
         let x = ops.linear(&x, &self.patch_embedding)?;
         let mut x = ops.add(&x, &self.position_embedding)?;
         for layer in &self.layers {
-            x = layer.forward(ops, &x)?;
+            x = layer.forward(ops, &x, side * side)?;
             ops.settle(&x)?;
         }
         let x = ops.average_pool(&ops.norm(&x, &self.post_layernorm)?, self.pool)?;
         let x = ops.rms_norm(&x, &self.mm_soft_emb_norm)?;
-        Ok(ops.linear(&x, &self.mm_input_projection)?)
+        let embeddings = ops.linear(&x, &self.mm_input_projection)?;
+        Ok(EncodedImage { embeddings, sight: Sight::Mutual, positions: ImagePositions::Line })
     }
 }

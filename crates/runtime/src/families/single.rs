@@ -37,16 +37,16 @@ pub(super) struct Sizes {
 }
 
 /// Reads `backbone.embeddings`, `backbone.layers`, `backbone.norm_f` and `lm_head`; `mixer` builds
-/// that of a layer from its `mixer` tensors.
+/// that of a layer from its `mixer` tensors and its index.
 pub(super) fn backbone<M: Mixer + 'static>(
     w: &Weights,
     s: &Sizes,
-    mixer: impl Fn(&Weights) -> Result<M>,
+    mixer: impl Fn(&Weights, usize) -> Result<M>,
 ) -> Result<Model> {
     let backbone = w.at("backbone");
-    let layer = |w: &Weights, _| {
+    let layer = |w: &Weights, index| {
         let norm = w.norm("norm", s.hidden_size, s.norm)?;
-        let mixer = Box::new(mixer(&w.at("mixer"))?);
+        let mixer = Box::new(mixer(&w.at("mixer"), index)?);
         Ok(Box::new(Single { norm, mixer }) as Box<dyn Layer>)
     };
     Ok(Model {

@@ -16,5 +16,5 @@ pub(crate) use self::checkpoint::size_of;
 pub use self::checkpoint::{Checkpoint, read_config};
 pub use self::experts::ExpertShape;
 pub use self::fingerprint::Fingerprint;
-pub use self::vision::Patches;
+pub use self::vision::{Frames, Patches};
 pub use self::weights::{Bias, NormKind, NormRule, Source, Weights};

@@ -33,7 +33,8 @@ impl Weights<'_> {
     /// # Errors
     /// A dimension beyond 2³¹.
     pub fn unit_norm(&self, dim: usize, eps: f32) -> Result<RmsNorm> {
-        Ok(RmsNorm { weight: self.ops().vector(array(&vec![1.0; dim], &[dim])?)?, eps })
+        let weight = self.ops().vector(array(&vec![1.0; dim], &[dim])?)?;
+        Ok(RmsNorm { weight, group: dim, eps })
     }
 
     /// A convolution with one filter of `kernel` taps per channel, and its bias where it has one.

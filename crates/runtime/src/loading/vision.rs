@@ -5,25 +5,49 @@ use mlxcel_core::layers::{Linear, Weight};
 
 use super::Weights;
 use super::checkpoint::Rows;
+use crate::vision::PatchShape;
 use crate::{Error, Result};
 
 /// A convolution over squares that do not overlap, as a matrix.
 pub struct Patches {
-    /// `[hidden, 3 · patch · patch]`.
+    /// `[hidden, values of a patch]`.
     pub weight: Weight,
-    /// Whether a square's channels lie together, rather than its planes.
-    pub channels_last: bool,
+    /// How a patch's values lie.
+    pub shape: PatchShape,
+}
+
+/// What an encoder reads at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frames {
+    /// A picture.
+    One,
+    /// That many frames of a film.
+    Film(usize),
 }
 
 impl Weights<'_> {
-    /// The kernel `NAME.weight` over squares of `patch` × `patch` pixels: files hold
-    /// `[hidden, 3, patch, patch]`, MLX's own `[hidden, patch, patch, 3]`.
+    /// The kernel `NAME.weight` over squares of `size` × `size` pixels: files hold
+    /// `[hidden, 3, (frames,) size, size]`, MLX's own `[hidden, (frames,) size, size, 3]`.
     ///
     /// # Errors
     /// A missing or misshapen tensor, by name.
-    pub fn patches(&self, name: &str, hidden: usize, patch: usize) -> Result<Patches> {
+    pub fn patches(
+        &self,
+        name: &str,
+        hidden: usize,
+        size: usize,
+        frames: Frames,
+    ) -> Result<Patches> {
         let layer = self.at(name);
-        let shapes = [[hidden, 3, patch, patch], [hidden, patch, patch, 3]];
+        let mut inner = vec![size, size];
+        let frames = match frames {
+            Frames::One => 1,
+            Frames::Film(frames) => {
+                inner.insert(0, frames);
+                frames
+            }
+        };
+        let shapes = [[&[hidden, 3], &inner[..]].concat(), [&[hidden], &inner[..], &[3]].concat()];
         let [plain, own] =
             shapes.map(|shape| layer.stored_tensor("weight", &shape, Rows::all(hidden)));
         let (stored, channels_last) = match (plain, own) {
@@ -31,7 +55,8 @@ impl Weights<'_> {
             (Err(Error::TensorShape { .. }), Ok(array)) => (array, true),
             (Err(error), _) => return Err(error),
         };
-        Ok(Patches { weight: self.ops().flat_matrix(&stored)?, channels_last })
+        let shape = PatchShape { size, frames, channels_last };
+        Ok(Patches { weight: self.ops().flat_matrix(&stored)?, shape })
     }
 
     /// The vector `name` as this kernel set wants it.

@@ -225,7 +225,7 @@ impl<'a> Weights<'a> {
             }
             NormKind::Layer => return Err(Error::config(format!("{name} is no RMS norm"))),
         };
-        Ok(RmsNorm { weight, eps: rule.eps })
+        Ok(RmsNorm { weight, group: dim, eps: rule.eps })
     }
 
     /// The elements of the vector `name` in fp32.

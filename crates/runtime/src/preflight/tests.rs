@@ -1,7 +1,9 @@
 //! Refusals and what they propose, on a small model of known size.
 
 use super::*;
-use mlxcel_estimator::{AvailableSource, DEFAULT_VISION_THRESHOLD, KvMode, WeightQuant};
+use mlxcel_estimator::{
+    AvailableSource, DEFAULT_VISION_THRESHOLD, KvMode, WeightQuant, estimate_total_memory,
+};
 
 const QWEN: &str = r#"{"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864,
     "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
@@ -59,6 +61,32 @@ fn proposals_fit() {
             assert!(!fits(&workload.with_shape(workload.context_tokens() + 1, 1)), "{proposal:?}");
         }
     }
+}
+
+/// A shorter context has the images all the same, and is proposed with their encoder's bytes.
+#[test]
+fn proposals_keep_the_images() {
+    let model = model(
+        r#"{"model_type": "gemma3", "text_config": {"model_type": "gemma3_text",
+            "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+            "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+            "vocab_size": 262208}, "vision_config": {"model_type": "siglip_vision_model",
+            "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
+            "num_attention_heads": 16, "image_size": 896, "patch_size": 14}}"#,
+    );
+    let mut load = load(120_000, Policy::Refuse);
+    load.workload.sequences[0].new_tokens -= 512;
+    load.workload.sequences[0].image_tokens = 512;
+    let available = 12 << 30;
+    let outcome = check(&model, &load, &machine(available)).unwrap();
+    let Outcome::Refused(refusal) = outcome else { panic!("{outcome:?}") };
+    let shorter = refusal.would_fit.iter().find(|proposal| proposal.context_tokens.is_some());
+    let workload = shorter.unwrap().apply(&load.workload);
+    assert_eq!(workload.sequences[0].image_tokens, 512);
+    let Sized { spec, weights, .. } = &model;
+    let estimate = estimate_total_memory(spec, weights, &workload, &machine(available)).unwrap();
+    assert_eq!(estimate.vision_bytes, spec.vision.unwrap().image_bytes(512, machine(0).kernels));
+    assert_eq!((estimate.fits, estimate.total_bytes), (Some(true), shorter.unwrap().total_bytes));
 }
 
 #[test]

@@ -70,8 +70,26 @@ impl ApiError {
 
     /// 413: the body is larger than the server reads.
     pub(super) fn large_body(limit_bytes: usize) -> Self {
-        let message = format!("the request's body exceeds {limit_bytes} bytes");
+        let message = format!(
+            "the body exceeds the {limit_bytes} bytes that are read (--max-body-bytes, or a sixteenth of the memory beside the weights)"
+        );
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"), message)
+    }
+
+    /// 413: the request takes more than all requests together may before they run.
+    pub(super) fn large_request(bytes: u64, limit_bytes: u64) -> Self {
+        let message = format!(
+            "this request needs {} before it can run, and all requests together may take {}: send smaller images",
+            mlxcel_estimator::format_bytes(bytes),
+            mlxcel_estimator::format_bytes(limit_bytes),
+        );
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"), message)
+    }
+
+    /// 503: other requests are being read.
+    pub(super) fn intake_full() -> Self {
+        let message = "other requests are being read and take the memory for it: try again later";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("server_busy"), message)
     }
 
     /// 413: the request can never fit in memory.
@@ -160,6 +178,7 @@ impl From<Error> for ApiError {
             Error::EmptyPrompt | Error::TokenOutOfRange { .. } | Error::Sampling(_) => {
                 Self::invalid(message)
             }
+            Error::Image(_) => Self::parameter("messages", message),
             Error::Text(
                 TextError::NoChatTemplate { .. }
                 | TextError::TemplateRender { .. }

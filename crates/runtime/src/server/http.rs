@@ -1,11 +1,12 @@
 //! Connections: limits on what is read and how long it may take, and the end of serving.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::{Body, HttpBody};
 use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
@@ -17,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
 use super::error::ApiError;
+use super::intake::Ticket;
 
 /// Bytes of a request's head.
 const HEAD_BYTES: usize = 32 << 10;
@@ -105,34 +107,44 @@ async fn connection(
     }
 }
 
-/// A whole body of at most `limit` bytes, which has to be there in time.
+/// A whole body of at most `limit` bytes, which has to be there in time; what has arrived is on
+/// `ticket`.
 ///
 /// # Errors
-/// 413, 408, or 400 for one that breaks off.
+/// 413, 408, 503 while other requests take too much, or 400 for one that breaks off.
 pub(super) async fn read_body(
     request: Request,
     limit: usize,
     time: Duration,
-) -> Result<Bytes, ApiError> {
+    ticket: &mut Ticket,
+) -> Result<Vec<u8>, ApiError> {
     let length = request.headers().get(header::CONTENT_LENGTH);
     let length = length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > limit as u64) {
         return Err(ApiError::large_body(limit));
     }
-    let body = axum::body::to_bytes(request.into_body(), limit.saturating_add(1));
-    match tokio::time::timeout(time, body).await {
-        Err(_) => Err(ApiError::slow()),
-        Ok(Ok(bytes)) if bytes.len() <= limit => Ok(bytes),
-        Ok(Ok(_)) => Err(ApiError::large_body(limit)),
-        Ok(Err(error)) => {
-            use std::error::Error as _;
-            let limited = error.source().is_some_and(|source| source.to_string().contains("limit"));
-            Err(match limited {
-                true => ApiError::large_body(limit),
-                false => ApiError::invalid("the request's body broke off"),
-            })
+    // Reserved, not touched: only what arrives is resident.
+    let bytes = Vec::with_capacity(length.and_then(|l| usize::try_from(l).ok()).unwrap_or(0));
+    let all = gather(request.into_body(), bytes, limit, ticket);
+    tokio::time::timeout(time, all).await.unwrap_or_else(|_| Err(ApiError::slow()))
+}
+
+async fn gather(
+    mut body: Body,
+    mut bytes: Vec<u8>,
+    limit: usize,
+    ticket: &mut Ticket,
+) -> Result<Vec<u8>, ApiError> {
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        let frame = frame.map_err(|_| ApiError::invalid("the request's body broke off"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if bytes.len() + data.len() > limit {
+            return Err(ApiError::large_body(limit));
         }
+        ticket.grow(data.len() as u64)?;
+        bytes.extend_from_slice(&data);
     }
+    Ok(bytes)
 }
 
 /// A response of JSON.

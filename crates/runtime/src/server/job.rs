@@ -1,10 +1,14 @@
 //! What travels between connections and the engine's thread: jobs one way, events the other.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::error::ApiError;
+use super::images::Picture;
+use super::intake::Ticket;
+use super::prompt::Prompt;
 use crate::engine::Finish;
 use crate::sampling::{SamplingParams, TokenLogprobs};
 
@@ -15,8 +19,13 @@ pub(super) struct Job {
     pub(super) id: u64,
     /// The index of its first answer among those of the request.
     pub(super) first_answer: usize,
-    /// The prompt's tokens, at least one.
-    pub(super) prompt: Vec<u32>,
+    /// The prompt, at least one token.
+    pub(super) prompt: Prompt,
+    /// Its images, in order.
+    pub(super) pictures: Vec<Picture>,
+    /// What the request takes besides them, in all its jobs.
+    #[expect(dead_code, reason = "held as long as the job is")]
+    pub(super) ticket: Arc<Ticket>,
     /// Answers to it, at least one.
     pub(super) n: usize,
     /// Tokens of each answer at most; prompt and answer fit the context.

@@ -12,7 +12,9 @@ pub(super) fn budget(app: &App, served: &Served) -> Value {
     let usage = Usage::now();
     let limit = served.admission.limit_bytes();
     let process = served.admission.process_bytes();
+    let intake = served.shared.intake.held_bytes();
     let counted = process
+        .saturating_add(intake)
         .saturating_add(snapshot.weights_bytes)
         .saturating_add(snapshot.held_bytes)
         .saturating_add(snapshot.kv_reserved_bytes)
@@ -29,6 +31,7 @@ pub(super) fn budget(app: &App, served: &Served) -> Value {
             "shared_bytes": snapshot.held_bytes,
         },
         "prompt_cache": { "bytes": snapshot.prefix_bytes, "entries": snapshot.prefix_entries },
+        "intake_bytes": intake,
         "scratch_bytes": snapshot.scratch_bytes,
         "headroom_bytes": snapshot.headroom_bytes,
         "free_bytes": limit.map(|limit| limit.saturating_sub(counted)),

@@ -53,7 +53,7 @@ fn counters(metrics: &Metrics) -> [Line; 11] {
     lines.map(|(name, help, number)| (name, help, number.get()))
 }
 
-fn gauges(served: &Served) -> [Line; 10] {
+fn gauges(served: &Served) -> [Line; 11] {
     let snapshot = served.shared.snapshot();
     let usage = Usage::now();
     [
@@ -67,6 +67,7 @@ fn gauges(served: &Served) -> [Line; 10] {
             snapshot.kv_reserved_bytes,
         ),
         ("prompt_cache_bytes", "Bytes of cached prefixes", snapshot.prefix_bytes),
+        ("intake_bytes", "What requests take before they run", served.shared.intake.held_bytes()),
         ("scratch_bytes", "What a pass needs for a moment", snapshot.scratch_bytes),
         ("memory_limit_bytes", "The limit", served.admission.limit_bytes().unwrap_or(0)),
         ("memory_used_bytes", "Measured bytes", used_bytes(&usage, served.baseline_bytes)),

@@ -7,10 +7,14 @@
 mod admission;
 mod error;
 mod http;
+mod images;
+mod intake;
 mod job;
 mod memory;
 mod metrics;
 mod prefix;
+mod prompt;
+mod prompts;
 mod reply;
 mod request;
 mod routes;
@@ -29,9 +33,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use mlxcel_estimator::{AvailableSource, Machine};
+use mlxcel_estimator::{AvailableSource, KvMode, Machine};
 
 use self::admission::Admission;
+use self::intake::Intake;
 use self::job::Command;
 use self::routes::{App, Served};
 use self::scheduler::Scheduler;
@@ -169,9 +174,9 @@ fn start(
 ) -> Result<(Served, JoinHandle<()>)> {
     let text = ModelText::load(&source)?;
     let weights = sized.weights.bytes;
-    let cache_bytes = config.prompt_cache_bytes.unwrap_or_else(|| {
-        machine.available_bytes.map_or(1 << 30, |bytes| bytes.saturating_sub(weights) / 4)
-    });
+    let quarter =
+        machine.available_bytes.map_or(1 << 30, |bytes| bytes.saturating_sub(weights) / 4);
+    let cache_bytes = config.prompt_cache_bytes.unwrap_or(quarter);
     let EngineConfig { kv_mode, prefill_chunk, .. } = config.engine;
     // A limit that somebody set is one for the whole process; what was measured as available comes
     // on top of what the process has.
@@ -182,16 +187,30 @@ fn start(
     };
     let admission = Admission::new(sized, machine, kv_mode, prefill_chunk, config.context_tokens);
     let admission = Arc::new(admission.beside_process(process_bytes));
-    let shared = Arc::new(Shared::new(config.parallel, config.max_queue_depth));
+    let intake = Intake::new(quarter);
+    let shared = Arc::new(Shared::new(config.parallel, config.max_queue_depth, intake));
     let (tokenizer, engine_config) = (text.tokenizer().clone(), config.engine.clone());
     let (for_thread, shared_too) = (Arc::clone(&admission), Arc::clone(&shared));
     let watch = Watch::new(admission.limit_bytes(), baseline_bytes);
-    let (commands, thread) = worker::spawn(move || {
+    let places = text.image_places().map_err(|error| error.to_string());
+    let places = places.and_then(|places| match kv_mode {
+        // Blocks would be sealed within an image whose rows see each other.
+        KvMode::Turbo4Delegated if places.read_whole() => {
+            Err(format!("the KV cache mode {kv_mode} takes no images: use another --kv-cache-mode"))
+        }
+        _ => Ok(()),
+    });
+    let (commands, thread, images) = worker::spawn(move || {
         let engine = Engine::load(&source, engine_config, &mut NoProgress)?;
-        Ok(Scheduler::new(engine, tokenizer, for_thread, shared_too, watch, cache_bytes))
+        let images =
+            places.and_then(|()| engine.preprocessor(&source).map_err(|error| error.to_string()));
+        let scheduler =
+            Scheduler::new(engine, tokenizer, for_thread, shared_too, watch, cache_bytes);
+        Ok((scheduler, images))
     })?;
     let served = Served {
         text,
+        images,
         admission,
         shared,
         commands: Mutex::new(commands),

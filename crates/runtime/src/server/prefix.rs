@@ -1,13 +1,16 @@
 //! Cached prefixes: whole blocks of earlier sequences, shared copy on write.
 //!
-//! An entry is a sequence's cache cut to whole blocks, with its tokens. A new prompt takes the
-//! longest prefix that any entry has in common with it. The entry used longest ago goes first when
-//! the bytes of all, blocks that several share counted once, exceed the limit.
+//! An entry is a sequence's cache cut to whole blocks, or behind an image, with its tokens and
+//! images. A new prompt takes the longest prefix that any entry has in common with it. The entry used
+//! longest ago goes first when the bytes of all, blocks that several share counted once, exceed the
+//! limit.
 
 use std::collections::HashMap;
 
 use mlxcel_core::SequenceCache;
 use mlxcel_estimator::KV_BLOCK_TOKENS;
+
+use super::prompt::{ImageKey, Prompt, common, cut};
 
 /// Tokens in whole blocks of `tokens` tokens.
 pub(super) fn whole_blocks(tokens: usize) -> usize {
@@ -15,8 +18,7 @@ pub(super) fn whole_blocks(tokens: usize) -> usize {
     tokens.saturating_sub(usize::try_from(rest).unwrap_or(0))
 }
 
-/// A part of `cache` that others may hold: its first `tokens` tokens, whole blocks; `None` where
-/// there is none, where a sliding window has dropped what a continuation would see, or where a
+/// A part of `cache` that others may hold: its first `tokens` tokens; `None` where there is none, where a sliding window has dropped what a continuation would see, or where a
 /// recurrent state has gone further: such a state is kept as a copy of where it is, or not at all.
 pub(super) fn share(cache: &SequenceCache, tokens: usize) -> Option<SequenceCache> {
     if tokens == 0 {
@@ -48,6 +50,7 @@ pub(super) struct PrefixCache {
 
 struct Entry {
     tokens: Vec<u32>,
+    images: Vec<ImageKey>,
     cache: SequenceCache,
     used: u64,
 }
@@ -73,16 +76,17 @@ impl PrefixCache {
         self.entries.len()
     }
 
-    /// The longest prefix of `prompt` that is there, in whole blocks, and short of the last token,
-    /// which must be computed for its logits. The result is the caller's own.
-    pub(super) fn find(&mut self, prompt: &[u32]) -> Option<SequenceCache> {
-        let most = whole_blocks(prompt.len().saturating_sub(1));
-        let prompt = prompt.get(..most)?;
+    /// The longest prefix of `prompt` that is there, up to a place where one may end, and short of the
+    /// last token, which must be computed for its logits. The result is the caller's own.
+    pub(super) fn find(&mut self, prompt: &Prompt) -> Option<SequenceCache> {
+        let most = prompt.last_cut();
+        let wanted = (prompt.tokens.get(..most)?, prompt.images.as_slice());
         let mut candidates: Vec<(usize, usize)> = self
             .entries
             .iter()
             .enumerate()
-            .map(|(index, entry)| (whole_blocks(common(&entry.tokens, prompt)), index))
+            .map(|(index, entry)| (common((&entry.tokens, &entry.images), wanted), index))
+            .map(|(tokens, index)| (cut(&prompt.images, tokens), index))
             .filter(|(tokens, _)| *tokens > 0)
             .collect();
         candidates.sort_unstable_by(|a, b| b.cmp(a));
@@ -96,23 +100,28 @@ impl PrefixCache {
         Some(cache)
     }
 
-    /// Keeps `cache`, which holds exactly `tokens`, whole blocks; an entry that it continues is
-    /// dropped, since a shorter prefix can be cut from the longer one.
-    pub(super) fn insert(&mut self, tokens: &[u32], cache: SequenceCache) {
+    /// Keeps `cache`, which holds exactly `tokens` with `images` among them; an entry that it
+    /// continues is dropped, since a shorter prefix can be cut from the longer one.
+    pub(super) fn insert(&mut self, tokens: &[u32], images: &[ImageKey], cache: SequenceCache) {
         if !self.enabled() || tokens.is_empty() || cache.tokens() != tokens.len() {
             return;
         }
         self.clock += 1;
         let used = self.clock;
-        if let Some(known) = self.entries.iter_mut().find(|entry| entry.tokens == tokens) {
+        let images = || images.iter().filter(|image| image.tokens.end <= tokens.len()).cloned();
+        let new = Entry { tokens: tokens.to_vec(), images: images().collect(), cache, used };
+        let continues = |entry: &Entry| {
+            common((&entry.tokens, &entry.images), (&new.tokens, &new.images)) == entry.tokens.len()
+        };
+        let same = |entry: &&mut Entry| continues(entry) && entry.tokens.len() == new.tokens.len();
+        if let Some(known) = self.entries.iter_mut().find(same) {
             known.used = used;
             return;
         }
-        self.entries.retain(|entry| {
-            let cut = || share(&cache, entry.tokens.len()).is_some();
-            !(tokens.starts_with(&entry.tokens) && cut())
-        });
-        self.entries.push(Entry { tokens: tokens.to_vec(), cache, used });
+        let shorter =
+            |entry: &Entry| continues(entry) && share(&new.cache, entry.tokens.len()).is_some();
+        self.entries.retain(|entry| !shorter(entry));
+        self.entries.push(new);
         while self.entries.len() > 1 && distinct_bytes(self.caches()) > self.limit_bytes {
             self.evict();
         }
@@ -128,11 +137,6 @@ impl PrefixCache {
     }
 }
 
-/// Length of the common prefix.
-fn common(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,6 +146,10 @@ mod tests {
 
     fn tokens(len: usize, seed: u32) -> Vec<u32> {
         (0..u32::try_from(len).unwrap()).map(|i| (i * 31 + seed * 977) % 4096).collect()
+    }
+
+    fn text(tokens: &[u32]) -> Prompt {
+        Prompt::text(tokens.to_vec())
     }
 
     /// One engine for all cases: MLX belongs to one thread.
@@ -164,28 +172,57 @@ mod tests {
         let bytes = distinct_bytes([&one]);
         assert_eq!(bytes, one.allocated_bytes() as u64);
         let mut prefixes = PrefixCache::new(2 * bytes);
-        prefixes.insert(&tokens(768, 1), share(&one, 768).unwrap());
+        prefixes.insert(&tokens(768, 1), &[], share(&one, 768).unwrap());
         assert_eq!(distinct_bytes(prefixes.caches().chain([&one])), bytes, "shared");
 
         let mut other = tokens(600, 1);
         other.extend(tokens(300, 9));
-        assert_eq!(prefixes.find(&other).unwrap().tokens(), 512);
-        assert_eq!(prefixes.find(&tokens(768, 1)).unwrap().tokens(), 512, "one is computed");
-        assert_eq!(prefixes.find(&tokens(769, 1)).unwrap().tokens(), 768);
-        assert!(prefixes.find(&tokens(255, 1)).is_none());
-        assert!(prefixes.find(&tokens(900, 2)).is_none());
+        assert_eq!(prefixes.find(&text(&other)).unwrap().tokens(), 512);
+        assert_eq!(prefixes.find(&text(&tokens(768, 1))).unwrap().tokens(), 512, "one is computed");
+        assert_eq!(prefixes.find(&text(&tokens(769, 1))).unwrap().tokens(), 768);
+        assert!(prefixes.find(&text(&tokens(255, 1))).is_none());
+        assert!(prefixes.find(&text(&tokens(900, 2))).is_none());
 
-        prefixes.insert(&tokens(512, 1), share(&one, 512).unwrap());
+        prefixes.insert(&tokens(512, 1), &[], share(&one, 512).unwrap());
         assert_eq!(distinct_bytes(prefixes.caches()), bytes);
-        prefixes.insert(&tokens(768, 2), filled(768));
-        assert!(prefixes.find(&tokens(900, 1)).is_some());
-        prefixes.insert(&tokens(768, 3), filled(768));
-        assert!(prefixes.find(&tokens(900, 2)).is_none(), "used longest ago");
-        assert!(prefixes.find(&tokens(900, 1)).is_some());
+        prefixes.insert(&tokens(768, 2), &[], filled(768));
+        assert!(prefixes.find(&text(&tokens(900, 1))).is_some());
+        prefixes.insert(&tokens(768, 3), &[], filled(768));
+        assert!(prefixes.find(&text(&tokens(900, 2))).is_none(), "used longest ago");
+        assert!(prefixes.find(&text(&tokens(900, 1))).is_some());
         while prefixes.evict() {}
         assert_eq!((prefixes.len(), distinct_bytes(prefixes.caches())), (0, 0));
+        images_are_told_apart(&one);
         drop((one, prefixes, filled));
         snapshots_of_states_are_found_where_they_were_made(ops, &tokens(600, 1));
+    }
+
+    /// Placeholders are equal, images are not; a prefix ends behind an image, never within one.
+    fn images_are_told_apart(cache: &SequenceCache) {
+        let image = |start: usize, digest: u8| ImageKey {
+            tokens: start..start + 100,
+            digest: [digest; 32],
+            whole: true,
+        };
+        let prompt = |length: usize, images: &[ImageKey]| Prompt {
+            tokens: tokens(length, 1),
+            images: images.to_vec(),
+        };
+        let both = [image(10, 1), image(300, 2)];
+        let mut prefixes = PrefixCache::new(1 << 30);
+        prefixes.insert(&tokens(400, 1), &both, share(cache, 400).unwrap());
+        let mut found = |prompt: &Prompt| {
+            prefixes.find(prompt).map_or(0, |cache: SequenceCache| cache.tokens())
+        };
+        assert_eq!(found(&prompt(500, &both)), 400);
+        assert_eq!(found(&prompt(350, &both[..1])), 256);
+        assert_eq!(found(&prompt(500, &[image(10, 1), image(300, 3)])), 256);
+        assert_eq!(found(&prompt(500, &[image(10, 3), image(300, 2)])), 0);
+        assert_eq!(found(&prompt(500, &[])), 0);
+        prefixes.insert(&tokens(400, 1), &[image(10, 3)], share(cache, 400).unwrap());
+        assert_eq!(prefixes.len(), 2, "another image is another entry");
+        prefixes.insert(&tokens(500, 1), &both, share(cache, 500).unwrap());
+        assert_eq!(prefixes.len(), 2, "one that continues an entry takes its place");
     }
 
     /// A hybrid's state is found whole or not at all, and goes on as if nothing had been cached.
@@ -203,7 +240,7 @@ mod tests {
         let cache = engine.new_cache().unwrap();
         read(&prompt[..512], &cache);
         let mut prefixes = PrefixCache::new(1 << 30);
-        prefixes.insert(&prompt[..512], share(&cache, 512).unwrap());
+        prefixes.insert(&prompt[..512], &[], share(&cache, 512).unwrap());
         assert!(share(&cache, 256).is_none(), "a state cannot go back");
         // The keys and values are shared, the states are copies of their own.
         let bytes = distinct_bytes(prefixes.caches().chain([&cache]));
@@ -212,10 +249,10 @@ mod tests {
 
         let expected = read(&prompt[512..], &cache);
         assert!(share(&cache, 512).is_none(), "it has gone further");
-        assert!(prefixes.find(&prompt[..500]).is_none());
-        let hit = prefixes.find(&prompt).unwrap();
+        assert!(prefixes.find(&text(&prompt[..500])).is_none());
+        let hit = prefixes.find(&text(&prompt)).unwrap();
         assert_eq!(hit.tokens(), 512);
         assert_eq!(read(&prompt[512..], &hit), expected);
-        assert_eq!(read(&prompt[512..], &prefixes.find(&prompt).unwrap()), expected);
+        assert_eq!(read(&prompt[512..], &prefixes.find(&text(&prompt)).unwrap()), expected);
     }
 }

@@ -10,9 +10,12 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
-use crate::ModelText;
+use super::images::{self, Album};
+use super::prompt::{ImageKey, Prompt};
+use super::prompts::Prompts;
 use crate::sampling::{SamplingOptions, SamplingParams};
 use crate::text::{ChatMessage, ChatPrompt};
+use crate::{ModelText, Unexpanded};
 
 /// Answers to one request at most.
 const MAX_ANSWERS: usize = 128;
@@ -67,16 +70,6 @@ struct StreamOptions {
     include_usage: bool,
 }
 
-/// One prompt or several, as text or as tokens.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Prompts {
-    Text(String),
-    Texts(Vec<String>),
-    Tokens(Vec<u32>),
-    ManyTokens(Vec<Vec<u32>>),
-}
-
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Stops {
@@ -102,7 +95,7 @@ pub(super) enum Api {
 /// A request that makes sense, its prompts tokenized.
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
-    pub(super) prompts: Vec<Vec<u32>>,
+    pub(super) prompts: Vec<Prompt>,
     pub(super) n: usize,
     pub(super) max_tokens: Option<usize>,
     pub(super) sampling: SamplingParams,
@@ -121,11 +114,25 @@ impl Body {
         parse_json(bytes)
     }
 
-    /// What is asked for, with the model's own sampling where nothing is said.
+    /// Takes the images out of the messages, as files, in order.
+    ///
+    /// # Errors
+    /// As [`images::take`].
+    pub(super) fn take_images(&mut self) -> Result<Vec<Vec<u8>>, ApiError> {
+        self.messages.as_deref_mut().map_or_else(|| Ok(Vec::new()), images::take)
+    }
+
+    /// What is asked for, with the model's own sampling where nothing is said; `album` has the
+    /// images that were taken out.
     ///
     /// # Errors
     /// Values that cannot be, and prompts that cannot be tokenized.
-    pub(super) fn understand(&self, api: Api, text: &ModelText) -> Result<Asked, ApiError> {
+    pub(super) fn understand(
+        &self,
+        api: Api,
+        text: &ModelText,
+        album: &Album,
+    ) -> Result<Asked, ApiError> {
         let n = self.n.unwrap_or(1);
         let options = self.sampling(api, text.sampling())?;
         let sampling = SamplingParams::new(options).map_err(crate::Error::from)?;
@@ -138,7 +145,7 @@ impl Body {
             let message = format!("`stop` takes at most {MAX_STOPS} texts, none of them empty");
             return Err(ApiError::parameter("stop", message));
         }
-        let prompts = self.prompts(api, text)?;
+        let prompts = self.prompts(api, text, album)?;
         if n == 0 || prompts.is_empty() || n.saturating_mul(prompts.len()) > MAX_ANSWERS {
             let message = format!("1 to {MAX_ANSWERS} answers may be asked for at once");
             return Err(ApiError::parameter("n", message));
@@ -173,17 +180,12 @@ impl Body {
         }
     }
 
-    fn prompts(&self, api: Api, text: &ModelText) -> Result<Vec<Vec<u32>>, ApiError> {
+    fn prompts(&self, api: Api, text: &ModelText, album: &Album) -> Result<Vec<Prompt>, ApiError> {
         match (api, &self.messages, &self.prompt) {
             (Api::Chat, Some(messages), None) => {
                 let variables = self.chat_template_kwargs.as_ref();
                 let prompt = ChatPrompt { variables, ..ChatPrompt::new(messages) };
-                let only_text = messages.iter().all(ChatMessage::is_text);
-                if !only_text {
-                    let message = "this model reads text only: parts of a message are of type text";
-                    return Err(ApiError::parameter("messages", message));
-                }
-                Ok(vec![text.encode_chat(&prompt)?])
+                Ok(vec![encode_chat(&prompt, text, album)?])
             }
             (Api::Completions, None, Some(prompts)) => {
                 if self.chat_template_kwargs.is_some() {
@@ -247,14 +249,35 @@ impl Body {
     }
 }
 
-fn encode(prompts: &Prompts, text: &ModelText) -> Result<Vec<Vec<u32>>, ApiError> {
+/// The tokens of a conversation, with room for images.
+fn encode_chat(
+    prompt: &ChatPrompt<'_>,
+    text: &ModelText,
+    album: &Album,
+) -> Result<Prompt, ApiError> {
+    if album.pictures.is_empty() {
+        return Ok(Prompt::text(text.encode_chat(prompt)?));
+    }
+    let encoded = text.encode_with_images(Unexpanded::Chat(prompt), &album.pictures)?;
+    let whole = encoded.least_pass_tokens > 0;
+    let places = encoded.starts.iter().zip(&encoded.image_tokens);
+    let key = |((start, tokens), digest): ((&usize, &usize), &[u8; 32])| ImageKey {
+        tokens: *start..start + tokens,
+        digest: *digest,
+        whole,
+    };
+    let images = places.zip(&album.digests).map(key).collect();
+    Ok(Prompt { tokens: encoded.tokens, images })
+}
+
+fn encode(prompts: &Prompts, text: &ModelText) -> Result<Vec<Prompt>, ApiError> {
     let tokenizer = text.tokenizer();
-    let encode = |text: &String| Ok(tokenizer.encode_prompt(text).map_err(crate::Error::from)?);
+    let encode = |text: &String| {
+        Ok(Prompt::text(tokenizer.encode_prompt(text).map_err(crate::Error::from)?))
+    };
     match prompts {
-        Prompts::Text(text) => Ok(vec![encode(text)?]),
         Prompts::Texts(texts) => texts.iter().map(encode).collect(),
-        Prompts::Tokens(tokens) => Ok(vec![tokens.clone()]),
-        Prompts::ManyTokens(prompts) => Ok(prompts.clone()),
+        Prompts::Tokens(prompts) => Ok(prompts.iter().cloned().map(Prompt::text).collect()),
     }
 }
 
@@ -290,13 +313,19 @@ pub(super) struct Detokenize {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use super::super::intake::Intake;
     use super::*;
     use crate::engine::ModelSource;
 
     fn understand(api: Api, body: &str) -> Result<Asked, String> {
         let text = ModelText::load(&ModelSource::BuiltIn).unwrap();
         let body = Body::parse(body.as_bytes());
-        let asked = body.and_then(|body| body.understand(api, &text));
+        let asked = body.and_then(|body| {
+            let none = Album::decode(Vec::new(), Arc::new(Intake::new(0)).ticket()).unwrap();
+            body.understand(api, &text, &none)
+        });
         asked.map_err(|error| error.json()["error"]["message"].as_str().unwrap().to_owned())
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -16,10 +16,13 @@ use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use super::admission::{Admission, answers};
+use super::admission::{Admission, Demand};
 use super::error::ApiError;
 use super::http::{json_response, read_body, response};
+use super::images::{Album, Picture};
+use super::intake::Ticket;
 use super::job::{Command, Event, Job};
+use super::prompt::Prompt;
 use super::reply::{Gathered, Reply};
 use super::request::{Api, Asked, Detokenize, Tokenize, parse_json};
 use super::shared::Shared;
@@ -28,6 +31,11 @@ use super::{memory, metrics, request};
 use crate::ModelText;
 use crate::engine::room;
 use crate::text::SpecialTokens;
+use crate::vision::Preprocessor;
+
+/// What a body takes while it is understood, in its own length: the text, what is read from it, and
+/// tokens. A body of a great many tiny values takes more for a moment, which the watch sees.
+const UNDERSTANDING: u64 = 4;
 
 /// What handlers need.
 pub(super) struct App {
@@ -46,6 +54,8 @@ pub(super) struct App {
 /// A model that is loaded.
 pub(super) struct Served {
     pub(super) text: ModelText,
+    /// What prepares images, or why there are none.
+    pub(super) images: Result<Preprocessor, String>,
     pub(super) admission: Arc<Admission>,
     pub(super) shared: Arc<Shared>,
     pub(super) commands: Mutex<Sender<Command>>,
@@ -96,9 +106,24 @@ impl App {
         self.model.as_ref().map_err(|message| ApiError::not_loaded(message))
     }
 
-    /// The body of a request.
-    async fn read(&self, request: Request) -> Result<Bytes, ApiError> {
-        read_body(request, self.max_body_bytes, self.read_timeout).await
+    /// The body of a request, and what it may take.
+    async fn read(&self, request: Request) -> Result<(Vec<u8>, Ticket), ApiError> {
+        let shared = &self.served()?.shared;
+        let mut ticket = shared.intake.ticket();
+        let most = shared.intake.limit_bytes() / UNDERSTANDING;
+        let limit = self.max_body_bytes.min(usize::try_from(most).unwrap_or(usize::MAX));
+        let bytes = read_body(request, limit, self.read_timeout, &mut ticket).await;
+        let sized = bytes.and_then(|bytes| {
+            ticket.resize((bytes.len() as u64).saturating_mul(UNDERSTANDING))?;
+            Ok(bytes)
+        });
+        match sized {
+            Ok(bytes) => Ok((bytes, ticket)),
+            Err(error) => {
+                shared.metrics.refused.add(1);
+                Err(error)
+            }
+        }
     }
 
     /// Fails for another model than the one that is served.
@@ -120,26 +145,17 @@ async fn completions(State(app): State<Arc<App>>, request: Request) -> Reaction 
 
 /// Both APIs: read, understand, submit, answer.
 async fn complete(app: Arc<App>, request: Request, api: Api) -> Reaction {
-    app.served()?;
-    let bytes = app.read(request).await?;
+    let (bytes, ticket) = app.read(request).await?;
     let worker = Arc::clone(&app);
-    // Templates and tokenizers take a while for long texts; other connections must not wait.
-    let (asked, max_tokens) = blocking(move || {
-        let body = request::Body::parse(&bytes)?;
-        worker.check_name(body.model.as_deref())?;
-        let served = worker.served()?;
-        let asked = body.understand(api, &served.text)?;
-        let max_tokens = served.check(&asked)?;
-        Ok((asked, max_tokens))
-    })
-    .await?;
+    // Templates, tokenizers and images take a while; other connections must not wait.
+    let ready = blocking(move || worker.understand(api, bytes, ticket)).await?;
     let served = app.served()?;
     if app.ending.load(Ordering::SeqCst) {
         return Err(ApiError::shutting_down());
     }
-    let reply = served.reply(api, &app, &asked);
-    let (stream, include_usage) = (asked.stream, asked.include_usage);
-    let mut events = served.submit(asked, &max_tokens)?;
+    let reply = served.reply(api, &app, &ready.asked);
+    let (stream, include_usage) = (ready.asked.stream, ready.asked.include_usage);
+    let mut events = served.submit(ready)?;
     let gone = || ApiError::internal("the engine has ended");
     let first = match events.recv().await.ok_or_else(gone)? {
         Event::Failed(error) => return Err(error),
@@ -166,6 +182,43 @@ fn streamed(body: EventStream) -> Response {
     response
 }
 
+/// A request that may run.
+struct Ready {
+    asked: Asked,
+    /// Tokens of each prompt's answers at most.
+    max_tokens: Vec<usize>,
+    /// The images of the one prompt that has any.
+    pictures: Vec<Picture>,
+    ticket: Ticket,
+}
+
+impl App {
+    /// Makes a request of a body.
+    fn understand(&self, api: Api, bytes: Vec<u8>, mut ticket: Ticket) -> Result<Ready, ApiError> {
+        let served = self.served()?;
+        let mut body = request::Body::parse(&bytes)?;
+        drop(bytes);
+        self.check_name(body.model.as_deref())?;
+        let files = body.take_images()?;
+        let preprocessor = match &served.images {
+            Err(reason) if !files.is_empty() => {
+                return Err(ApiError::parameter("messages", reason));
+            }
+            images => images.as_ref().ok(),
+        };
+        let album = Album::decode(files, served.shared.intake.ticket())?;
+        let asked = body.understand(api, &served.text, &album)?;
+        drop(body);
+        let max_tokens = served.check(&asked)?;
+        let pictures = preprocessor.map(|preprocessor| album.prepare(preprocessor)).transpose()?;
+        let pictures = pictures.unwrap_or_default();
+        // The prompt and the history that begins with it.
+        let tokens: usize = asked.prompts.iter().map(|prompt| prompt.len() * asked.n).sum();
+        ticket.resize((2 * tokens * size_of::<u32>()) as u64)?;
+        Ok(Ready { asked, max_tokens, pictures, ticket })
+    }
+}
+
 /// Runs what takes a while beside the connections.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
@@ -187,13 +240,13 @@ impl Served {
         }
         let vocab = self.admission.vocabulary();
         let rooms = asked.prompts.iter().map(|prompt| {
-            if let Some(&token) = prompt.iter().find(|token| u64::from(**token) >= vocab) {
+            if let Some(&token) = prompt.tokens.iter().find(|token| u64::from(**token) >= vocab) {
                 let vocab = usize::try_from(vocab).unwrap_or(usize::MAX);
                 return Err(crate::Error::TokenOutOfRange { token, vocab }.into());
             }
             let (context, wanted) = (Some(self.context), asked.max_tokens);
             let most = room(context, prompt.len(), wanted, self.max_tokens)?;
-            let wanted: Vec<_> = answers(0, prompt.len(), most, asked.n).collect();
+            let wanted = Demand::answers(0, prompt, most, asked.n);
             match self.admission.too_large(&wanted).map_err(crate::Error::from)? {
                 Some(too_large) => {
                     self.shared.metrics.refused.add(1);
@@ -215,7 +268,7 @@ impl Served {
             created: now.as_secs(),
             model: app.name.clone(),
             tokenizer: self.text.tokenizer().clone(),
-            prompt_tokens: asked.prompts.iter().map(Vec::len).sum(),
+            prompt_tokens: asked.prompts.iter().map(Prompt::len).sum(),
             answers: asked.n * asked.prompts.len(),
         }
     }
@@ -224,16 +277,14 @@ impl Served {
     ///
     /// # Errors
     /// A full queue.
-    fn submit(
-        &self,
-        asked: Asked,
-        max_tokens: &[usize],
-    ) -> Result<UnboundedReceiver<Event>, ApiError> {
+    fn submit(&self, ready: Ready) -> Result<UnboundedReceiver<Event>, ApiError> {
+        let Ready { asked, max_tokens, mut pictures, ticket } = ready;
         if !self.shared.enter_queue(asked.prompts.len()) {
             self.shared.metrics.refused.add(1);
             return Err(ApiError::queue_full());
         }
         let (sender, receiver) = unbounded_channel();
+        let ticket = Arc::new(ticket);
         let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
         for (index, (prompt, max_tokens)) in asked.prompts.into_iter().zip(max_tokens).enumerate() {
             let job = Job {
@@ -241,7 +292,9 @@ impl Served {
                 first_answer: index * asked.n,
                 prompt,
                 n: asked.n,
-                max_tokens: *max_tokens,
+                pictures: std::mem::take(&mut pictures),
+                ticket: Arc::clone(&ticket),
+                max_tokens,
                 sampling: asked.sampling.clone(),
                 stop: asked.stop.clone(),
                 ignore_eos: asked.ignore_eos,
@@ -261,6 +314,7 @@ async fn models(State(app): State<Arc<App>>) -> Reaction {
     let model = json!({
         "id": app.name, "object": "model", "created": created, "owned_by": "mlxcel",
         "context_length": served.context, "chat": served.text.template().is_some(),
+        "images": served.images.is_ok(),
     });
     Ok(json_response(
         StatusCode::OK,
@@ -303,9 +357,9 @@ async fn metrics_route(State(app): State<Arc<App>>) -> Reaction {
 }
 
 async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Reaction {
-    app.served()?;
-    let bytes = app.read(request).await?;
+    let (bytes, ticket) = app.read(request).await?;
     blocking(move || {
+        let _held = ticket;
         let body: Tokenize = parse_json(&bytes)?;
         let tokenizer = app.served()?.text.tokenizer();
         let tokens = match body.add_special {
@@ -319,9 +373,9 @@ async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Reaction {
 }
 
 async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Reaction {
-    app.served()?;
-    let bytes = app.read(request).await?;
+    let (bytes, ticket) = app.read(request).await?;
     blocking(move || {
+        let _held = ticket;
         let body: Detokenize = parse_json(&bytes)?;
         let tokenizer = app.served()?.text.tokenizer();
         if let Some(token) = body.tokens.iter().find(|t| tokenizer.vocabulary_form(**t).is_none()) {

@@ -3,25 +3,25 @@
 //! Jobs join in the order in which they came, as soon as the estimator says that they fit beside
 //! what runs. Whose turn it then is, [`super::turns`] says.
 //!
-//! Lives on the engine's thread. Invariant: what is admitted fits, together with what is held.
+//! What it tells of itself is in `report`. Lives on the engine's thread. Invariant: what is admitted fits, together with what is held.
+
+mod report;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
 use mlxcel_core::{FEW_TOKENS, KernelSet, SequenceCache, SequenceRun};
-use mlxcel_estimator::{MemoryEstimate, Sequence};
 
-use super::admission::{Admission, answers};
+use super::admission::{Admission, Demand};
 use super::error::ApiError;
 use super::job::{Event, Job};
-use super::prefix::{PrefixCache, distinct_bytes, whole_blocks};
+use super::prefix::{PrefixCache, distinct_bytes, share};
 use super::sequence::Answer;
-use super::shared::{RequestMemory, Shared, Snapshot};
+use super::shared::Shared;
 use super::turns::{Pass, Turns};
 use super::watch::{Pressure, Watch};
 use crate::engine::{Engine, Finish, LogitRows};
-use crate::memory::Usage;
 use crate::text::Tokenizer;
 use crate::{Error, Result};
 
@@ -88,17 +88,26 @@ impl Scheduler {
         if pressure == Pressure::None || self.running.is_empty() {
             self.admit();
         }
-        let unread = |answer: &Answer| answer.prefilling().then(|| answer.unread());
+        // An image counts as a whole turn at least, to be encoded and then to be read.
+        let cost = |answer: &Answer| {
+            if answer.at_image() { answer.unread().max(self.chunk) } else { answer.unread() }
+        };
+        let unread = |answer: &Answer| answer.prefilling().then(|| cost(answer));
         let unread: Vec<_> = self.running.iter().map(unread).collect();
         if let Some(pass) = self.turns.next(&unread, self.chunk) {
             let mut logits = Vec::new();
             let result = self.compute(&pass, &mut logits);
+            let culprit = match &pass {
+                Pass::Read(index) => self.running.get(*index),
+                Pass::Write(_) => self.running.last(),
+            };
+            let culprit = culprit.map(|answer| answer.job.id);
             if let (Pass::Read(index), true) = (&pass, result.is_ok()) {
                 self.snapshot(*index);
             }
             self.take(&pass, &logits);
-            if let Err(error) = result {
-                self.fail_newest(error.into());
+            if let (Err(error), Some(job)) = (result, culprit) {
+                self.fail(job, error.into());
             }
         }
         let changed = before != (self.queue.len(), self.running.len());
@@ -140,11 +149,19 @@ impl Scheduler {
     /// Gives up the job that joined last.
     fn fail_newest(&mut self, error: ApiError) {
         let Some(newest) = self.running.last() else { return };
-        tracing::error!(request = newest.job.id, error = %error.json()["error"]["message"], "failed");
-        newest.fail(error);
-        let id = newest.job.id;
-        self.running.retain(|answer| answer.job.id != id);
-        self.shared.metrics.failed.add(1);
+        let job = newest.job.id;
+        self.fail(job, error);
+    }
+
+    /// Gives up a job with all of its answers.
+    fn fail(&mut self, job: u64, error: ApiError) {
+        let answer = self.running.iter().find(|answer| answer.job.id == job);
+        if let Some(answer) = answer {
+            tracing::error!(request = job, error = %error.json()["error"]["message"], "failed");
+            answer.fail(error);
+            self.running.retain(|answer| answer.job.id != job);
+            self.shared.metrics.failed.add(1);
+        }
     }
 
     /// Answers that run or are about to.
@@ -160,11 +177,8 @@ impl Scheduler {
                 break;
             }
             let hit = self.prefixes.find(&job.prompt);
-            let wanted: Vec<Sequence> = {
-                let cached =
-                    hit.as_ref().filter(|_| self.shares()).map_or(0, SequenceCache::tokens);
-                answers(cached, job.prompt.len(), job.max_tokens, job.n).collect()
-            };
+            let cached = hit.as_ref().filter(|_| self.shares()).map_or(0, SequenceCache::tokens);
+            let wanted = Demand::answers(cached, &job.prompt, job.max_tokens, job.n);
             match self.fit(&wanted, hit.as_ref()) {
                 Ok(true) => {}
                 Ok(false) if !self.running.is_empty() => break,
@@ -193,11 +207,11 @@ impl Scheduler {
 
     /// Makes room for `wanted` over the blocks of `hit`, at the cost of cached prefixes; sets the
     /// chunk with which it fits.
-    fn fit(&mut self, wanted: &[Sequence], hit: Option<&SequenceCache>) -> Result<bool> {
-        let mut all: Vec<Sequence> = self.running.iter().flat_map(Answer::account).collect();
-        all.extend(wanted);
+    fn fit(&mut self, wanted: &Demand, hit: Option<&SequenceCache>) -> Result<bool> {
+        let running = self.running.iter().map(Answer::account);
+        let all: Demand = running.chain([wanted.clone()]).collect();
         loop {
-            let held = self.held_bytes(hit);
+            let held = self.held_bytes(hit).saturating_add(self.shared.intake.held_bytes());
             if let Some(chunk) = self.admission.chunk_that_fits(&all, held)? {
                 self.chunk = usize::try_from(chunk).unwrap_or(usize::MAX).max(1);
                 return Ok(true);
@@ -215,7 +229,7 @@ impl Scheduler {
     }
 
     /// The first of the queue does not fit although nothing runs.
-    fn refuse(&mut self, wanted: &[Sequence]) {
+    fn refuse(&mut self, wanted: &Demand) {
         let error = match self.admission.too_large(wanted) {
             Ok(Some(too_large)) => ApiError::never_fits(&too_large),
             Ok(None) => ApiError::memory_pressure(),
@@ -260,19 +274,30 @@ impl Scheduler {
     }
 
     /// Runs a pass; adds a row of logits per answer, none where only a part of a prompt was read.
-    fn compute(&self, pass: &Pass, logits: &mut Vec<f32>) -> Result<()> {
+    fn compute(&mut self, pass: &Pass, logits: &mut Vec<f32>) -> Result<()> {
         match pass {
-            Pass::Read(index) => {
-                let Some(answer) = self.running.get(*index) else { return Ok(()) };
-                let tokens = answer.next_tokens(self.chunk);
-                let partial = answer.unread() > tokens.len();
-                let rows = if partial { LogitRows::None } else { LogitRows::Last };
-                let run = SequenceRun { tokens, cache: &answer.cache };
-                logits.append(&mut self.engine.forward(&[run], rows)?);
-                Ok(())
-            }
+            Pass::Read(index) => self.read(*index, logits),
             Pass::Write(answers) => self.write(answers, logits),
         }
+    }
+
+    /// Reads on in the prompt of an answer. An image is encoded in one pass and read in the next.
+    fn read(&mut self, index: usize, logits: &mut Vec<f32>) -> Result<()> {
+        let Some(answer) = self.running.get_mut(index) else { return Ok(()) };
+        if let Some(picture) = answer.unseen() {
+            let encoded = self.engine.encode_image(&picture.pixels)?;
+            answer.see(encoded);
+            return Ok(());
+        }
+        let tokens = answer.next_tokens(self.chunk);
+        let partial = answer.unread() > tokens.len();
+        let rows = if partial { LogitRows::None } else { LogitRows::Last };
+        let done = answer.cache.tokens();
+        let image = answer.image_rows(done..done + tokens.len()).into_iter().collect();
+        let run = SequenceRun { tokens, cache: &answer.cache };
+        logits.append(&mut self.engine.forward_with_images(&[run], image, rows)?);
+        answer.forget_read_images();
+        Ok(())
     }
 
     /// Computes a token of each of `answers`. Our kernels give a few tokens at once what each
@@ -289,11 +314,11 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Keeps states that cannot go back where a later prompt can go on from them: behind the last
-    /// whole block of a prompt, which is the end of a pass.
+    /// Keeps states that cannot go back where a later prompt can go on from them: at the last cut of
+    /// a prompt, which is the end of a pass.
     fn snapshot(&mut self, index: usize) {
         let Some(answer) = self.running.get(index) else { return };
-        if !answer.cache.can_trim() && answer.at_last_block() {
+        if !answer.cache.can_trim() && answer.at_last_cut() {
             keep(&mut self.prefixes, answer);
         }
     }
@@ -329,15 +354,8 @@ impl Scheduler {
             joined.extend(others);
         }
         self.running.extend(joined);
-        for (id, error) in failed {
-            let error = ApiError::from(error);
-            self.running
-                .iter()
-                .filter(|a| a.job.id == id)
-                .take(1)
-                .for_each(|a| a.fail(error.clone()));
-            self.running.retain(|answer| answer.job.id != id);
-            self.shared.metrics.failed.add(1);
+        for (job, error) in failed {
+            self.fail(job, error.into());
         }
         self.leave();
     }
@@ -355,85 +373,17 @@ impl Scheduler {
             answer.finish(finish);
         }
     }
-
-    /// Counts and logs an answer that is complete; never its text.
-    fn report(&self, answer: &Answer, finish: Finish) {
-        let metrics = &self.shared.metrics;
-        let estimate = self.admission.estimate(&answer.own(), self.chunk as u64).ok();
-        let estimated = estimate.and_then(|e| Some(e.kv_cache_bytes? + e.kv_scale_bytes?));
-        let measured = answer.cache.allocated_bytes() as u64;
-        metrics.finished.add(1);
-        metrics.generated_tokens.add(answer.generated as u64);
-        metrics.kv_estimated_bytes.add(estimated.unwrap_or(0));
-        metrics.kv_measured_bytes.add(measured);
-        let first = answer.time_to_first_token();
-        metrics
-            .first_token_microseconds
-            .add(first.map_or(0, |t| u64::try_from(t.as_micros()).unwrap_or(0)));
-        tracing::info!(
-            request = answer.job.id,
-            answer = answer.index,
-            finish = finish.name(),
-            prompt_tokens = answer.job.prompt.len(),
-            generated_tokens = answer.generated,
-            first_token_seconds = first.map(|t| t.as_secs_f64()),
-            seconds = answer.job.since.elapsed().as_secs_f64(),
-            estimated_kv_bytes = estimated,
-            measured_kv_bytes = measured,
-            resident_bytes = Usage::now().resident_bytes,
-            "answered"
-        );
-    }
-
-    /// Writes down what is held and reserved, when that has changed or some time has passed.
-    fn publish(&mut self, changed: bool) {
-        const INTERVAL_MS: u128 = 250;
-        if !changed && self.published.is_some_and(|at| at.elapsed().as_millis() < INTERVAL_MS) {
-            return;
-        }
-        self.published = Some(Instant::now());
-        let accounts: Vec<Sequence> = self.running.iter().flat_map(Answer::account).collect();
-        let Ok(estimate) = self.admission.estimate(&accounts, self.chunk as u64) else { return };
-        let request = |answer: &Answer| {
-            let estimate = self.admission.estimate(&answer.account(), self.chunk as u64);
-            RequestMemory::of(answer, estimate.map_or(0, |estimate| sequence_bytes(&estimate)))
-        };
-        let held = self.held_bytes(None);
-        let snapshot = Snapshot {
-            weights_bytes: estimate.weights.bytes,
-            kv_used_bytes: distinct_bytes(self.running.iter().map(|a| &a.cache)),
-            kv_reserved_bytes: sequence_bytes(&estimate),
-            held_bytes: held,
-            prefix_bytes: distinct_bytes(self.prefixes.caches()),
-            prefix_entries: self.prefixes.len(),
-            scratch_bytes: match accounts.is_empty() {
-                true => 0,
-                false => estimate.prefill_scratch.total().max(estimate.decode_scratch.total()),
-            },
-            headroom_bytes: estimate.runtime_headroom_bytes,
-            prefill_chunk_tokens: self.chunk,
-            waiting: self.queue.len(),
-            requests: self.running.iter().map(request).collect(),
-        };
-        self.count_slots();
-        self.shared.store(snapshot);
-    }
 }
 
-/// What an estimate counts for sequences: keys, values, states.
-fn sequence_bytes(estimate: &MemoryEstimate) -> u64 {
-    let parts = [estimate.kv_cache_bytes, estimate.kv_scale_bytes, estimate.recurrent_state_bytes];
-    parts.into_iter().flatten().sum()
-}
-
-/// Keeps the whole blocks of an answer for later prompts.
+/// Keeps what an answer has read and written for later prompts.
 fn keep(prefixes: &mut PrefixCache, answer: &Answer) {
     if !prefixes.enabled() {
         return;
     }
-    let tokens = whole_blocks(answer.cache.tokens());
-    let cut = super::prefix::share(&answer.cache, tokens);
-    if let (Some(cache), Some(tokens)) = (cut, answer.history.get(..tokens)) {
-        prefixes.insert(tokens, cache);
+    let tokens = answer.cut();
+    if let (Some(cache), Some(tokens)) =
+        (share(&answer.cache, tokens), answer.history.get(..tokens))
+    {
+        prefixes.insert(tokens, &answer.job.prompt.images, cache);
     }
 }

@@ -1,19 +1,21 @@
 //! One answer in the making: its tokens, its cache, its sampler and where its text goes.
 
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use mlxcel_core::SequenceCache;
-use mlxcel_estimator::Sequence;
+use mlxcel_core::{ImageRows, SequenceCache};
 
-use super::admission::{answers, sequence};
+use super::admission::Demand;
 use super::error::ApiError;
+use super::images::Picture;
 use super::job::{Event, Job};
-use super::prefix;
+use super::{prefix, prompt};
 use crate::Result;
 use crate::engine::{Finish, TextStream};
 use crate::sampling::{Sampler, SamplingParams};
 use crate::text::Tokenizer;
+use crate::vision::{EncodedImage, PlacedImage};
 
 /// An answer that runs. Until its prompt is read it stands for all answers to it.
 pub(super) struct Answer {
@@ -24,6 +26,8 @@ pub(super) struct Answer {
     pub(super) shared: Option<SequenceCache>,
     /// Prompt and generated tokens.
     pub(super) history: Vec<u32>,
+    /// Images of the prompt that are to be read, the last one first.
+    images: Vec<Unread>,
     pub(super) generated: usize,
     sampler: Sampler,
     text: TextStream,
@@ -32,13 +36,21 @@ pub(super) struct Answer {
     pub(super) finished: Option<Finish>,
 }
 
+/// An image that is not in the cache.
+struct Unread {
+    /// The tokens whose place it takes.
+    tokens: Range<usize>,
+    picture: Picture,
+    encoded: Option<EncodedImage>,
+}
+
 impl Answer {
     /// The first answer to `job`, with the part of its prompt that is in `hit`.
     ///
     /// # Errors
     /// Sampling that does not fit the model.
     pub(super) fn new(
-        job: Job,
+        mut job: Job,
         cache: SequenceCache,
         shared: Option<SequenceCache>,
         tokenizer: &Tokenizer,
@@ -46,9 +58,15 @@ impl Answer {
     ) -> Result<Self> {
         let sampler = Sampler::new(&job.sampling, vocab)?;
         let text = TextStream::new(tokenizer, &job.stop)?;
+        let places = job.prompt.images.iter().map(|image| image.tokens.clone());
+        let unread = places.zip(std::mem::take(&mut job.pictures)).rev();
+        let unread = unread.filter(|(tokens, _)| tokens.start >= cache.tokens());
+        let images =
+            unread.map(|(tokens, picture)| Unread { tokens, picture, encoded: None }).collect();
         Ok(Self {
             index: job.first_answer,
-            history: job.prompt.clone(),
+            history: job.prompt.tokens.clone(),
+            images,
             job: Rc::new(job),
             cache,
             shared,
@@ -76,6 +94,7 @@ impl Answer {
                 cache: self.cache.fork(),
                 shared: self.shared.clone(),
                 history: self.history.clone(),
+                images: Vec::new(),
                 generated: 0,
                 sampler,
                 text: TextStream::new(tokenizer, &self.job.stop)?,
@@ -96,24 +115,55 @@ impl Answer {
         self.generated == 0
     }
 
-    /// The next tokens to compute: up to `chunk` of the prompt, or the last token. What follows
-    /// the prompt's last whole block is a chunk of its own, whether the blocks before it are read
-    /// or were cached: equal chunks are computed equally to the last bit.
+    /// The next tokens to compute: up to `chunk` of the prompt or an image, or the last token.
     pub(super) fn next_tokens(&self, chunk: usize) -> &[u32] {
-        let (done, prompt) = (self.cache.tokens(), self.job.prompt.len());
-        let blocks = prefix::whole_blocks(prompt - 1);
+        let done = self.cache.tokens();
         let end = match self.prefilling() {
-            true if done < blocks => (done + chunk).min(blocks),
-            true => (done + chunk).min(prompt),
+            true => self.job.prompt.pass_end(done, chunk),
             false => self.history.len(),
         };
         self.history.get(done..end).unwrap_or_default()
     }
 
-    /// Whether the prompt is read up to the end of its last whole block and no further.
-    pub(super) fn at_last_block(&self) -> bool {
-        let blocks = prefix::whole_blocks(self.job.prompt.len() - 1);
-        self.prefilling() && blocks > 0 && self.cache.tokens() == blocks
+    /// The image that the next tokens stand for.
+    fn next_image(&self) -> Option<&Unread> {
+        self.images.last().filter(|image| image.tokens.contains(&self.cache.tokens()))
+    }
+
+    /// Whether the next tokens stand for an image.
+    pub(super) fn at_image(&self) -> bool {
+        self.next_image().is_some()
+    }
+
+    /// The image that has to be encoded before the next tokens can be read.
+    pub(super) fn unseen(&self) -> Option<&Picture> {
+        self.next_image().filter(|image| image.encoded.is_none()).map(|image| &image.picture)
+    }
+
+    /// Takes what the encoder made of [`Self::unseen`].
+    pub(super) fn see(&mut self, encoded: EncodedImage) {
+        if let Some(image) = self.images.last_mut() {
+            image.encoded = Some(encoded);
+        }
+    }
+
+    /// The rows of an image that the pass over the tokens `pass` of the prompt is for.
+    pub(super) fn image_rows(&self, pass: Range<usize>) -> Option<ImageRows> {
+        let Unread { tokens, encoded, .. } = self.next_image()?;
+        let image = encoded.clone()?;
+        PlacedImage { start: tokens.start, image }.rows_in(pass)
+    }
+
+    /// Forgets images that the cache holds now.
+    pub(super) fn forget_read_images(&mut self) {
+        let done = self.cache.tokens();
+        self.images.retain(|image| image.tokens.end > done);
+    }
+
+    /// Whether the prompt is read up to the last place where a shared prefix may end.
+    pub(super) fn at_last_cut(&self) -> bool {
+        let cut = self.job.prompt.last_cut();
+        self.prefilling() && cut > 0 && self.cache.tokens() == cut
     }
 
     /// Whether nobody waits for the answer any more.
@@ -122,26 +172,31 @@ impl Answer {
     }
 
     /// What the answer takes of the cache, for the estimator, beyond what is shared.
-    pub(super) fn account(&self) -> Vec<Sequence> {
+    pub(super) fn account(&self) -> Demand {
         let shared = self.shared.as_ref().map_or(0, SequenceCache::tokens);
-        let (prompt, most) = (self.job.prompt.len(), self.job.max_tokens);
+        let (prompt, most) = (&self.job.prompt, self.job.max_tokens);
         match self.prefilling() {
-            true => answers(shared, prompt, most, self.job.n).collect(),
-            false => vec![sequence(shared, prompt + most, 1)],
+            true => Demand::answers(shared, prompt, most, self.job.n),
+            false => Demand::text(shared, prompt.len() + most),
         }
     }
 
-    /// Lets others share the whole blocks that the cache holds now.
+    /// Where a prefix of what the cache holds may end.
+    pub(super) fn cut(&self) -> usize {
+        prompt::cut(&self.job.prompt.images, self.cache.tokens())
+    }
+
+    /// Lets others share what the cache holds now.
     pub(super) fn share(&mut self) {
-        let tokens = prefix::whole_blocks(self.cache.tokens());
+        let tokens = self.cut();
         if let Some(shared) = prefix::share(&self.cache, tokens) {
             self.shared = Some(shared);
         }
     }
 
     /// What the answer alone takes of the cache, shared or not.
-    pub(super) fn own(&self) -> [Sequence; 1] {
-        [sequence(0, self.cache.tokens(), 1)]
+    pub(super) fn own(&self) -> Demand {
+        Demand::text(0, self.cache.tokens())
     }
 
     /// Takes the logits after the last token, `[vocab]`, and notes when the answer is complete.

@@ -1,18 +1,21 @@
 //! What the engine's thread tells the rest of the server: counters, and what memory is used for.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use mlxcel_core::SequenceCache;
 use serde::Serialize;
 
+use super::intake::Intake;
 use super::sequence::Answer;
 
 /// State that all threads see.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) metrics: Metrics,
+    /// What requests take before they run.
+    pub(super) intake: Arc<Intake>,
     snapshot: Mutex<Snapshot>,
     /// Jobs handed to the engine's thread that have not joined yet.
     waiting: AtomicUsize,
@@ -138,11 +141,11 @@ fn rate(generated: usize, first: Instant) -> Option<f64> {
 }
 
 impl Shared {
-    pub(super) fn new(parallel: usize, queue_depth: usize) -> Self {
+    pub(super) fn new(parallel: usize, queue_depth: usize, intake: Intake) -> Self {
         let metrics = Metrics::default();
         metrics.free_slots.set(parallel as u64);
         let (snapshot, waiting) = (Mutex::default(), AtomicUsize::new(0));
-        Self { metrics, snapshot, waiting, parallel, queue_depth }
+        Self { metrics, intake: Arc::new(intake), snapshot, waiting, parallel, queue_depth }
     }
 
     /// Reserves places for `jobs` in the queue; `false` when it is full. Free slots count as

@@ -8,18 +8,19 @@ use super::job::Command;
 use super::scheduler::Scheduler;
 use crate::Result;
 
-/// Starts the thread; `make` loads the model on it. Returns when that is done.
+/// Starts the thread; `make` loads the model on it. Returns when that is done, with what others are
+/// to know of the model.
 ///
 /// # Errors
 /// What loading failed with, or a thread that cannot be started.
-pub(super) fn spawn(
-    make: impl FnOnce() -> Result<Scheduler> + Send + 'static,
-) -> Result<(Sender<Command>, JoinHandle<()>)> {
+pub(super) fn spawn<T: Send + 'static>(
+    make: impl FnOnce() -> Result<(Scheduler, T)> + Send + 'static,
+) -> Result<(Sender<Command>, JoinHandle<()>, T)> {
     let (commands, received) = std::sync::mpsc::channel();
     let (ready, loaded) = std::sync::mpsc::channel();
     let thread = std::thread::Builder::new().name("engine".into()).spawn(move || match make() {
-        Ok(scheduler) => {
-            let _ = ready.send(Ok(()));
+        Ok((scheduler, known)) => {
+            let _ = ready.send(Ok(known));
             run(scheduler, &received);
         }
         Err(error) => {
@@ -29,8 +30,8 @@ pub(super) fn spawn(
     let io = |source| crate::Error::Io { path: "the engine's thread".into(), source };
     let thread = thread.map_err(io)?;
     let ended = || io(std::io::Error::other("it ended while the model was loaded"));
-    loaded.recv().map_err(|_| ended())??;
-    Ok((commands, thread))
+    let known = loaded.recv().map_err(|_| ended())??;
+    Ok((commands, thread, known))
 }
 
 /// Passes until told to stop, or until there is nothing left after [`Command::Drain`].

@@ -17,8 +17,18 @@ pub const MAX_IMAGE_PIXELS: u64 = 50_000_000;
 /// Most bytes of an image file.
 pub const MAX_IMAGE_BYTES: u64 = 64 << 20;
 
-/// Bytes that a decoder may allocate: the pixels at 16 bits with an alpha channel, and as much again.
-const MAX_DECODER_BYTES: u64 = MAX_IMAGE_PIXELS * 16;
+/// Bytes that decoding may take for a pixel: 16 bits and an alpha channel, and as much again. That
+/// is enough for a resize afterwards too.
+const BYTES_PER_PIXEL: u64 = 16;
+
+/// Bytes that [`decode`] may take for a file, which is not decoded: its header says its size.
+///
+/// # Errors
+/// As [`decode`], as far as a header shows it.
+pub fn decoding_bytes(bytes: &[u8], origin: &str) -> Result<u64, ImageError> {
+    let (width, height) = open(bytes, origin)?.dimensions();
+    Ok(u64::from(width) * u64::from(height) * BYTES_PER_PIXEL)
+}
 
 /// The picture in a file's bytes, upright, its transparency left out; `origin` names it in errors.
 ///
@@ -26,19 +36,25 @@ const MAX_DECODER_BYTES: u64 = MAX_IMAGE_PIXELS * 16;
 /// Another format, more pixels than [`MAX_IMAGE_PIXELS`] or more bytes than [`MAX_IMAGE_BYTES`], and
 /// files that are damaged.
 pub fn decode(bytes: &[u8], origin: &str) -> Result<RgbImage, ImageError> {
+    let mut decoder = open(bytes, origin)?;
+    let orientation = decoder.orientation().map_err(|error| corrupt(&error, origin))?;
+    let picture = DynamicImage::from_decoder(decoder);
+    let mut picture = picture.map_err(|error| corrupt(&error, origin))?;
+    picture.apply_orientation(orientation);
+    Ok(picture.into_rgb8())
+}
+
+/// A decoder that has read the header and keeps to the limits.
+fn open<'a>(bytes: &'a [u8], origin: &str) -> Result<impl ImageDecoder + 'a, ImageError> {
     if bytes.len() as u64 > MAX_IMAGE_BYTES {
         let (found, most) = (megabytes(bytes.len() as u64), megabytes(MAX_IMAGE_BYTES));
         return Err(ImageError::TooLarge { origin: origin.to_owned(), found, most });
     }
-    let corrupt = |error: DecodeError| ImageError::Corrupt {
-        origin: origin.to_owned(),
-        reason: error.to_string(),
-    };
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format(bytes, origin)?);
     let mut limits = Limits::default();
-    limits.max_alloc = Some(MAX_DECODER_BYTES);
+    limits.max_alloc = Some(MAX_IMAGE_PIXELS * BYTES_PER_PIXEL);
     reader.limits(limits);
-    let mut decoder = reader.into_decoder().map_err(corrupt)?;
+    let decoder = reader.into_decoder().map_err(|error| corrupt(&error, origin))?;
     let (width, height) = decoder.dimensions();
     let pixels = u64::from(width) * u64::from(height);
     if pixels > MAX_IMAGE_PIXELS || pixels == 0 {
@@ -46,10 +62,11 @@ pub fn decode(bytes: &[u8], origin: &str) -> Result<RgbImage, ImageError> {
         let most = format!("{MAX_IMAGE_PIXELS} pixels");
         return Err(ImageError::TooLarge { origin: origin.to_owned(), found, most });
     }
-    let orientation = decoder.orientation().map_err(corrupt)?;
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(corrupt)?;
-    picture.apply_orientation(orientation);
-    Ok(picture.into_rgb8())
+    Ok(decoder)
+}
+
+fn corrupt(error: &DecodeError, origin: &str) -> ImageError {
+    ImageError::Corrupt { origin: origin.to_owned(), reason: error.to_string() }
 }
 
 fn format(bytes: &[u8], origin: &str) -> Result<ImageFormat, ImageError> {
@@ -90,6 +107,7 @@ mod tests {
     fn lossless_formats_give_their_pixels_back() {
         for format in [ImageFormat::Png, ImageFormat::WebP] {
             assert_eq!(decode(&encoded(format), "a").unwrap(), picture());
+            assert_eq!(decoding_bytes(&encoded(format), "a").unwrap(), 5 * 3 * 16);
         }
         assert_eq!(decode(&encoded(ImageFormat::Jpeg), "a").unwrap().dimensions(), (5, 3));
     }

@@ -1,11 +1,13 @@
 //! What can be wrong with an image, or with giving one to a model.
 
+use super::input::FAMILIES;
+
 /// An error about images. Its text is one sentence for a person.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
     /// A family that reads text only.
-    #[error("model_type \"{model_type}\" reads no images (families that do: gemma3)")]
+    #[error("model_type \"{model_type}\" reads no images (families that do: {FAMILIES})")]
     TextModel {
         /// The family's name.
         model_type: String,
@@ -43,6 +45,14 @@ pub enum ImageError {
         /// The limit.
         most: String,
     },
+    /// A shape that no model was trained on.
+    #[error("an image of {picture} is more than {most} times as long as wide: cut it")]
+    Stretched {
+        /// Its size.
+        picture: String,
+        /// The limit.
+        most: u64,
+    },
     /// A file that breaks off, or is damaged.
     #[error("{origin} cannot be decoded: {reason}")]
     Corrupt {
@@ -50,6 +60,14 @@ pub enum ImageError {
         origin: String,
         /// The decoder's reason.
         reason: String,
+    },
+    /// An image that a prompt cuts off.
+    #[error("an image at tokens {image:?} of a prompt of {tokens}")]
+    Beyond {
+        /// Its tokens.
+        image: std::ops::Range<usize>,
+        /// Tokens of the prompt.
+        tokens: usize,
     },
     /// Another number of images than of places for them.
     #[error(

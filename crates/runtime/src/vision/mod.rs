@@ -1,22 +1,27 @@
 //! Images: from a file's bytes to the pixels that an encoder takes, and their places in a prompt.
 //!
-//! `decode` reads files within limits, `preprocess` resizes and normalises as the model's
-//! `preprocessor_config.json` says, `places` finds where a prompt has room for an image. Encoders
-//! stand beside their families; their rows enter a pass through [`mlxcel_core::ImageRows`], so that
-//! prefill, batches and cache modes stay one path.
+//! `decode` reads files within limits, `input` says which pictures an encoder takes, `preprocess`
+//! resizes (`resample`) and normalises as the model's `preprocessor_config.json` says, `places` finds
+//! where a prompt has room for an image. Encoders stand beside their families; their rows enter a pass
+//! through [`mlxcel_core::ImageRows`], so that prefill, batches and cache modes stay one path.
 
 mod decode;
 mod error;
+mod input;
 mod places;
 mod preprocess;
+mod resample;
 
-pub use self::decode::{MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, decode};
+use std::ops::Range;
+
+pub use self::decode::{MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, decode, decoding_bytes};
 pub use self::error::ImageError;
+pub use self::input::ImageInput;
 pub use self::places::ImagePlaces;
-pub use self::preprocess::{Pixels, Preprocessor};
+pub use self::preprocess::{PatchShape, Pixels, Preprocessor};
 
 pub use image::RgbImage;
-use mlxcel_core::{Array, ImageRows, Sight};
+use mlxcel_core::{Array, ImagePositions, ImageRows, Sight};
 
 /// What an encoder makes of one image.
 #[derive(Clone)]
@@ -25,6 +30,8 @@ pub struct EncodedImage {
     pub embeddings: Array,
     /// What its rows see of each other.
     pub sight: Sight,
+    /// Where its rows stand for rotary embeddings.
+    pub positions: ImagePositions,
 }
 
 /// An image and where it stands in a prompt.
@@ -39,26 +46,42 @@ pub struct PlacedImage {
 impl PlacedImage {
     /// The prompt's tokens that it replaces.
     #[must_use]
-    pub fn tokens(&self) -> std::ops::Range<usize> {
+    pub fn tokens(&self) -> Range<usize> {
         let rows = self.image.embeddings.shape().first().copied().unwrap_or(0);
         self.start..self.start + usize::try_from(rows).unwrap_or(0)
     }
 
-    /// The rows of a pass that begins at token `first` of the prompt, at or before the image.
+    /// The rows of a pass that begins at token `first` of the prompt, at or before the image, and ends
+    /// behind it.
     #[must_use]
     pub fn rows(&self, first: usize) -> ImageRows {
-        let EncodedImage { embeddings, sight } = self.image.clone();
-        ImageRows { start: self.start - first, embeddings, sight }
+        let EncodedImage { embeddings, sight, positions } = self.image.clone();
+        let part = 0..self.tokens().len();
+        ImageRows { start: self.start - first, part, embeddings, sight, positions }
+    }
+
+    /// Those of its rows that are in a pass over the tokens `pass` of the prompt.
+    #[must_use]
+    pub fn rows_in(&self, pass: Range<usize>) -> Option<ImageRows> {
+        let tokens = self.tokens();
+        let shared = tokens.start.max(pass.start)..tokens.end.min(pass.end);
+        if shared.is_empty() {
+            return None;
+        }
+        let EncodedImage { embeddings, sight, positions } = self.image.clone();
+        let part = shared.start - self.start..shared.end - self.start;
+        Some(ImageRows { start: shared.start - pass.start, part, embeddings, sight, positions })
     }
 }
 
-/// Where a pass from token `done` on ends: after `chunk` tokens, but not within an image, whose
-/// rows may see each other; one that is longer than the chunk goes whole.
+/// Where a pass from token `done` on ends: after `chunk` tokens, but not within an image whose rows see
+/// each other; one that is longer than the chunk goes whole.
 pub(crate) fn chunk_end(done: usize, chunk: usize, tokens: usize, images: &[PlacedImage]) -> usize {
-    cut(done, (done + chunk).min(tokens), images.iter().map(PlacedImage::tokens))
+    let whole = images.iter().filter(|placed| placed.image.sight == Sight::Mutual);
+    cut(done, (done + chunk).min(tokens), whole.map(PlacedImage::tokens))
 }
 
-fn cut(done: usize, end: usize, mut images: impl Iterator<Item = std::ops::Range<usize>>) -> usize {
+fn cut(done: usize, end: usize, mut images: impl Iterator<Item = Range<usize>>) -> usize {
     match images.find(|image| image.start < end && end < image.end) {
         Some(image) if image.start > done => image.start,
         Some(image) => image.end,

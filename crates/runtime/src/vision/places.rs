@@ -1,116 +1,100 @@
 //! Where a prompt has room for images: a marker in its text becomes as many tokens as an encoder has
 //! rows, between a beginning and an end.
 
+use image::RgbImage;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::ImageError;
-use crate::text::Tokenizer;
+use super::{ImageError, ImageInput, Preprocessor};
+use crate::text::{TextFiles, Tokenizer};
 use crate::{Error, Result};
 
-/// The part of a configuration that concerns the places of images; the defaults are Gemma 3's.
+/// The part of a configuration that concerns the places of images.
 #[derive(Debug, Deserialize)]
 struct Config {
     model_type: String,
-    #[serde(default = "boi")]
-    boi_token_index: u32,
-    #[serde(default = "eoi")]
-    eoi_token_index: u32,
-    #[serde(default = "soft", alias = "image_token_id")]
-    image_token_index: u32,
-    #[serde(default = "tokens")]
-    mm_tokens_per_image: usize,
-    vision_config: Option<Value>,
-}
-
-fn boi() -> u32 {
-    255_999
-}
-
-fn eoi() -> u32 {
-    256_000
-}
-
-fn soft() -> u32 {
-    262_144
-}
-
-fn tokens() -> usize {
-    256
+    boi_token_index: Option<u32>,
+    eoi_token_index: Option<u32>,
+    #[serde(alias = "image_token_id")]
+    image_token_index: Option<u32>,
 }
 
 /// How a model marks the places of images.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ImagePlaces {
-    marker: String,
-    expanded: String,
-    token: u32,
-    tokens: usize,
+    preprocessor: Preprocessor,
+    input: ImageInput,
+    marks: Marks,
 }
 
-impl ImagePlaces {
-    /// Those of the model that `config` (a resolved `config.json`) describes.
-    ///
-    /// # Errors
-    /// [`ImageError::TextModel`] for a family without images; tokens that the tokenizer lacks.
-    pub fn of(config: &Value, tokenizer: &Tokenizer) -> Result<Self> {
-        let config = Config::deserialize(config).map_err(|e| Error::config(e.to_string()))?;
-        if config.model_type != "gemma3" || config.vision_config.is_none() {
-            return Err(ImageError::TextModel { model_type: config.model_type }.into());
-        }
+/// What stands for images in a text, and in tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Marks {
+    /// Where an image goes.
+    marker: String,
+    /// What one row of it is written as.
+    row: String,
+    /// What stands before its rows, and behind them.
+    around: [String; 2],
+    /// The token of a row.
+    token: u32,
+}
+
+impl Marks {
+    /// Those of the family; numbers that a configuration leaves out are its class's.
+    fn of(config: &Config, tokenizer: &Tokenizer) -> Result<Self> {
         let text = |key: &str, id: u32| {
             let missing = || Error::config(format!("the tokenizer has no token {id} ({key})"));
             tokenizer.vocabulary_form(id).ok_or_else(missing)
         };
-        let marker = text("boi_token_index", config.boi_token_index)?;
-        let soft = text("image_token_index", config.image_token_index)?;
-        let end = text("eoi_token_index", config.eoi_token_index)?;
-        let rows = soft.repeat(config.mm_tokens_per_image);
-        let expanded = format!("\n\n{marker}{rows}{end}\n\n");
-        let (token, tokens) = (config.image_token_index, config.mm_tokens_per_image);
-        Ok(Self { marker, expanded, token, tokens })
-    }
-
-    /// Tokens of one image.
-    #[must_use]
-    pub fn tokens(&self) -> usize {
-        self.tokens
-    }
-
-    /// `prompt` with room for an image at every marker.
-    ///
-    /// # Errors
-    /// Another number of markers than `images`.
-    pub fn expand(&self, prompt: &str, images: usize) -> std::result::Result<String, ImageError> {
-        let places = prompt.matches(&self.marker).count();
-        if places != images {
-            return Err(self.wrong(images, places));
+        let row = |id: u32| text("image_token_id, image_token_index", id);
+        if config.model_type == "gemma3" {
+            let token = config.image_token_index.unwrap_or(262_144);
+            let marker = text("boi_token_index", config.boi_token_index.unwrap_or(255_999))?;
+            let end = text("eoi_token_index", config.eoi_token_index.unwrap_or(256_000))?;
+            let around = [format!("\n\n{marker}"), format!("{end}\n\n")];
+            return Ok(Self { marker, row: row(token)?, around, token });
         }
-        Ok(prompt.replace(&self.marker, &self.expanded))
+        let token = config.image_token_index.unwrap_or(151_655);
+        let row = row(token)?;
+        Ok(Self { marker: row.clone(), row, around: Default::default(), token })
     }
 
-    /// The first token of each image in a prompt that was expanded.
-    ///
-    /// # Errors
-    /// Tokens of images elsewhere: a prompt that spells them out.
-    pub fn starts(
+    fn expand(&self, prompt: &str, rows: &[usize]) -> std::result::Result<String, ImageError> {
+        let pieces: Vec<&str> = prompt.split(&self.marker).collect();
+        if pieces.len() != rows.len() + 1 {
+            return Err(self.wrong(rows.len(), pieces.len() - 1));
+        }
+        let [before, after] = &self.around;
+        let mut expanded = pieces[0].to_owned();
+        for (piece, rows) in pieces[1..].iter().zip(rows) {
+            expanded += &format!("{before}{}{after}{piece}", self.row.repeat(*rows));
+        }
+        Ok(expanded)
+    }
+
+    fn starts(
         &self,
         prompt: &[u32],
-        images: usize,
+        rows: &[usize],
     ) -> std::result::Result<Vec<usize>, ImageError> {
-        let found = prompt.iter().filter(|token| **token == self.token).count();
         let mut starts = Vec::new();
         let mut at = 0;
-        while let Some(next) = prompt[at..].iter().position(|token| *token == self.token) {
-            let start = at + next;
-            let run = prompt[start..].iter().take_while(|token| **token == self.token).count();
-            if run != self.tokens {
-                return Err(self.wrong(images, found / self.tokens.max(1)));
+        for rows in rows {
+            let next = prompt[at..].iter().position(|token| *token == self.token);
+            let start = at + next.unwrap_or(prompt.len() - at);
+            let all = prompt.get(start..start + rows);
+            if !all.is_some_and(|all| all.iter().all(|token| *token == self.token)) {
+                break;
             }
             starts.push(start);
-            at = start + run;
+            at = start + rows;
         }
-        if starts.len() == images { Ok(starts) } else { Err(self.wrong(images, starts.len())) }
+        let more = prompt[at..].contains(&self.token);
+        if starts.len() == rows.len() && !more {
+            return Ok(starts);
+        }
+        Err(self.wrong(rows.len(), starts.len() + usize::from(more)))
     }
 
     fn wrong(&self, images: usize, places: usize) -> ImageError {
@@ -118,29 +102,86 @@ impl ImagePlaces {
     }
 }
 
+impl ImagePlaces {
+    /// Those of the model that `config` (a resolved `config.json`) describes; `files` are the model's.
+    ///
+    /// # Errors
+    /// [`ImageError::TextModel`] for a family without images; tokens that the tokenizer lacks; what
+    /// [`Preprocessor::load`] fails with.
+    pub fn of(config: &Value, tokenizer: &Tokenizer, files: &TextFiles<'_>) -> Result<Self> {
+        let input = ImageInput::of(config)?;
+        let config = Config::deserialize(config).map_err(|e| Error::config(e.to_string()))?;
+        let marks = Marks::of(&config, tokenizer)?;
+        Ok(Self { preprocessor: Preprocessor::load(files, input)?, input, marks })
+    }
+
+    /// Tokens of the prompt that `picture` takes.
+    ///
+    /// # Errors
+    /// A picture that [`Preprocessor::size`] refuses.
+    pub fn tokens(&self, picture: &RgbImage) -> std::result::Result<usize, ImageError> {
+        let (width, height) = self.preprocessor.size(picture)?;
+        Ok(self.input.tokens((width as usize, height as usize)))
+    }
+
+    /// Whether an image goes through the decoder in one pass.
+    #[must_use]
+    pub fn read_whole(&self) -> bool {
+        self.input.read_whole()
+    }
+
+    /// `prompt` with room at every marker for an image of so many `tokens`.
+    ///
+    /// # Errors
+    /// Another number of markers than of images.
+    pub fn expand(
+        &self,
+        prompt: &str,
+        tokens: &[usize],
+    ) -> std::result::Result<String, ImageError> {
+        self.marks.expand(prompt, tokens)
+    }
+
+    /// The first token of each image, of so many `tokens`, in a prompt that was expanded.
+    ///
+    /// # Errors
+    /// Tokens of images elsewhere: a prompt that spells them out.
+    pub fn starts(
+        &self,
+        prompt: &[u32],
+        tokens: &[usize],
+    ) -> std::result::Result<Vec<usize>, ImageError> {
+        self.marks.starts(prompt, tokens)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn places() -> ImagePlaces {
-        let (marker, expanded) = ("<i>".to_owned(), "\n\n<i>xx</i>\n\n".to_owned());
-        ImagePlaces { marker, expanded, token: 9, tokens: 2 }
+    fn marks() -> Marks {
+        let around = ["\n\n<i>".to_owned(), "\n\n".to_owned()];
+        Marks { marker: "<i>".to_owned(), row: "x".to_owned(), around, token: 9 }
     }
 
     #[test]
     fn every_image_has_its_place() {
-        assert_eq!(places().expand("a<i>b", 1).unwrap(), "a\n\n<i>xx</i>\n\nb");
-        for (prompt, images) in [("a", 1), ("a<i>", 2), ("<i><i>", 1), ("<i>", 0)] {
-            let error = places().expand(prompt, images).unwrap_err().to_string();
-            assert!(error.contains(&format!("{images} image(s)")), "{error}");
+        let expanded = marks().expand("a<i>b<i>", &[2, 1]).unwrap();
+        assert_eq!(expanded, "a\n\n<i>xx\n\nb\n\n<i>x\n\n");
+        for (prompt, rows) in [("a", &[2][..]), ("a<i>", &[2, 2]), ("<i><i>", &[1]), ("<i>", &[])] {
+            let error = marks().expand(prompt, rows).unwrap_err().to_string();
+            assert!(error.contains(&format!("{} image(s)", rows.len())), "{error}");
         }
     }
 
     #[test]
     fn tokens_of_images_stand_only_where_images_are() {
-        assert_eq!(places().starts(&[1, 9, 9, 2, 9, 9], 2).unwrap(), [1, 4]);
-        for (tokens, images) in [(&[1, 9, 2][..], 1), (&[9, 9, 9, 9], 2), (&[9, 9], 0), (&[1], 1)] {
-            assert!(places().starts(tokens, images).is_err(), "{tokens:?}");
+        assert_eq!(marks().starts(&[1, 9, 9, 2, 9], &[2, 1]).unwrap(), [1, 4]);
+        assert_eq!(marks().starts(&[9, 9, 9], &[2, 1]).unwrap(), [0, 2]);
+        let wrong: [(&[u32], &[usize]); 5] =
+            [(&[1, 9, 2], &[2]), (&[9, 9, 9], &[2]), (&[9, 9], &[]), (&[1], &[1]), (&[9], &[1, 1])];
+        for (tokens, rows) in wrong {
+            assert!(marks().starts(tokens, rows).is_err(), "{tokens:?}");
         }
     }
 }

@@ -1,6 +1,8 @@
 //! What the engine's tests share: a thread for MLX, goldens, and engines over their checkpoints.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod images;
+
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};

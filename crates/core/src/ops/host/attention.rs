@@ -190,40 +190,64 @@ fn parts_by_image(span: &Span, mutual: &[Range<usize>]) -> Vec<(Span, Mask)> {
     parts
 }
 
-/// Attention among all tokens of an encoder.
-pub(crate) fn encoder_attention(ops: &Ops, qkv: [&Array; 3], heads: usize) -> Result<Array> {
-    let (tokens, width) = rows_cols(qkv[0]);
+/// Attention of an encoder among the tokens of each segment, one segment after the other: keys and
+/// values of one are copied into blocks at a time.
+pub(crate) fn encoder_attention(
+    ops: &Ops,
+    qkv: [&Array; 3],
+    heads: usize,
+    segments: &[usize],
+) -> Result<Array> {
+    let (_, width) = rows_cols(qkv[0]);
     let dim = width / heads;
     let layout = BlockLayout::new(heads, dim, dim, KvFormat::F32, ValueStore::Own(KvFormat::F32))?;
-    let pool = Arc::clone(ops.pool());
-    let scale = AttentionSpec::causal(heads, heads, dim).scale();
+    let (pool, segments) = (Arc::clone(ops.pool()), segments.to_vec());
     let output = (qkv[0].shape(), Dtype::Float32);
     let node = call_one("encoder_attention", &qkv, output, move |inputs, mut outputs| {
-        let blocks = (0..tokens.div_ceil(KV_BLOCK_TOKENS)).map(|_| KvBlock::new(layout));
-        let mut blocks = blocks.collect::<std::result::Result<Vec<_>, _>>()?;
-        let mut targets: Vec<&mut KvBlock> = blocks.iter_mut().collect();
-        append_to_blocks(&pool, &mut targets, 0, inputs.f32(1)?, inputs.f32(2)?)?;
-        let params = AttentionParams {
-            query_heads: heads,
-            kv_heads: heads,
-            key_dim: dim,
-            value_dim: dim,
-            scale,
-            softcap: None,
-            sinks: None,
-            window: None,
-            mask: Mask::Full,
-        };
-        let run = AttentionRun {
-            q: inputs.f32(0)?,
-            first_position: 0,
-            blocks: &blocks.iter().collect::<Vec<_>>(),
-            first_block_position: 0,
-            kv_tokens: tokens,
-        };
-        Ok::<_, Error>(kernel::attention(&pool, &params, &[run], outputs.f32(0)?)?)
+        let (qkv, out) = ([inputs.f32(0)?, inputs.f32(1)?, inputs.f32(2)?], outputs.f32(0)?);
+        let mut start = 0;
+        for len in segments {
+            let rows = start * width..(start + len) * width;
+            attend_segment(&pool, layout, qkv.map(|x| &x[rows.clone()]), &mut out[rows.clone()])?;
+            start += len;
+        }
+        Ok::<_, Error>(())
     });
     Ok(node?)
+}
+
+/// Attention among all tokens of one segment.
+fn attend_segment(
+    pool: &Pool,
+    layout: BlockLayout,
+    [q, k, v]: [&[f32]; 3],
+    out: &mut [f32],
+) -> Result<()> {
+    let (heads, dim) = (layout.kv_heads(), layout.key_dim());
+    let tokens = q.len() / (heads * dim);
+    let blocks = (0..tokens.div_ceil(KV_BLOCK_TOKENS)).map(|_| KvBlock::new(layout));
+    let mut blocks = blocks.collect::<std::result::Result<Vec<_>, _>>()?;
+    let mut targets: Vec<&mut KvBlock> = blocks.iter_mut().collect();
+    append_to_blocks(pool, &mut targets, 0, k, v)?;
+    let params = AttentionParams {
+        query_heads: heads,
+        kv_heads: heads,
+        key_dim: dim,
+        value_dim: dim,
+        scale: AttentionSpec::causal(heads, heads, dim).scale(),
+        softcap: None,
+        sinks: None,
+        window: None,
+        mask: Mask::Full,
+    };
+    let run = AttentionRun {
+        q,
+        first_position: 0,
+        blocks: &blocks.iter().collect::<Vec<_>>(),
+        first_block_position: 0,
+        kv_tokens: tokens,
+    };
+    Ok(kernel::attention(pool, &params, &[run], out)?)
 }
 
 /// `span` cut where its positions cross a block boundary.

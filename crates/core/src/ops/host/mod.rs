@@ -18,7 +18,6 @@ pub(super) use self::experts::{experts, heads};
 pub(super) use self::linear::{embed, glu, linears};
 pub(super) use self::recurrent::{convolve, scan};
 use super::Ops;
-use crate::batch::Batch;
 use crate::layers::{LayerNorm, RmsNorm};
 use crate::shape::rows_cols;
 use crate::{Result, Rope};
@@ -40,9 +39,10 @@ where
 }
 
 pub(super) fn rms_norm(ops: &Ops, x: &Array, norm: &RmsNorm) -> Result<Array> {
-    let eps = norm.eps;
+    let (eps, group) = (norm.eps, norm.group);
     elementwise(ops, "rms_norm", &[x, &norm.weight], move |pool, inputs, out| {
-        Ok(norm::rms_norm(pool, inputs.f32(0)?, inputs.f32(1)?, eps, out)?)
+        let weight = (inputs.f32(1)?, group);
+        Ok(norm::grouped_rms_norm(pool, inputs.f32(0)?, weight, eps, out)?)
     })
 }
 
@@ -88,18 +88,18 @@ pub(super) fn add(ops: &Ops, a: &Array, b: &Array) -> Result<Array> {
 
 pub(super) fn rope(
     ops: &Ops,
-    batch: &Batch,
     x: &Array,
     heads: usize,
     rope: &Rope,
+    (positions, sections): (&Arc<[i32]>, &Arc<[usize]>),
 ) -> Result<Array> {
     let head_dim = rows_cols(x).1 / heads;
-    let (positions, rope) = (Arc::clone(batch.positions()), rope.clone());
+    let (positions, sections, rope) = (Arc::clone(positions), Arc::clone(sections), rope.clone());
     elementwise(ops, "rope", &[x], move |pool, inputs, out| {
         out.copy_from_slice(inputs.f32(0)?);
         let pairing = if rope.traditional() { Pairing::Neighbours } else { Pairing::Halves };
-        let inverse = rope.inverse_freqs();
-        let rotation = Rotation { inverse: &inverse, pairing, scale: rope.input_scale() };
+        let (inverse, scale) = (rope.inverse_freqs(), rope.input_scale());
+        let rotation = Rotation { inverse: &inverse, sections: &sections, pairing, scale };
         Ok(rotate(pool, out, head_dim, &positions, &rotation)?)
     })
 }

@@ -1,4 +1,4 @@
-"""Goldens of images: vision.py CHECKPOINTS GOLDENS NAME..., called by `cargo xtask golden`.
+"""Goldens of Gemma 3's images: vision_gemma3.py CHECKPOINTS GOLDENS NAME..., called by `cargo xtask golden`.
 
 On CHECKPOINTS/NAME/f32, GOLDENS/NAME-images.safetensors holds:
 
@@ -26,21 +26,12 @@ from mlx_vlm.models.gemma3.config import ModelConfig, TextConfig, VisionConfig
 from PIL import Image
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
+from pictures import picture
 from pinned import versions
 
 PICTURE = (90, 150)
 TEXT_TOKENS = (7, 5, 11)
 POSITIONS = [0, 6, 7, 8, 9, 100, 200, 263, 264, 269, 271, 272, 400, 527, *range(528, 539)]
-
-
-def picture():
-    """Smooth colours, edges and noise."""
-    rng = np.random.default_rng(8)
-    height, width = PICTURE
-    y, x = np.mgrid[0:height, 0:width]
-    planes = [127 + 120 * np.sin(x / 17), 255 * ((x // 10 + y // 10) % 2), 255 * y / height]
-    noise = rng.normal(0, 12, (height, width, 3))
-    return np.clip(np.stack(planes, axis=-1) + noise, 0, 255).astype(np.uint8)
 
 
 def load(folder):
@@ -102,13 +93,13 @@ def main(checkpoints, out, *names):
         processor = Gemma3ImageProcessorPil(
             size={"height": side, "width": side}, resample=2, image_mean=half, image_std=half
         )
-        pixels = processor(Image.fromarray(picture()), return_tensors="np")["pixel_values"][0]
+        pixels = processor(Image.fromarray(picture(*PICTURE)), return_tensors="np")["pixel_values"][0]
         nhwc = mx.array(pixels.transpose(1, 2, 0)[None])
         hidden, _, _ = model.vision_tower(nhwc, output_hidden_states=True)
         embeddings = model.multi_modal_projector(hidden)[0]
         tokens = prompt(config)
         tensors = {
-            "picture": mx.array(picture()),
+            "picture": mx.array(picture(*PICTURE)),
             "pixels": mx.array(pixels),
             "embeddings": embeddings,
             "tokens": mx.array(tokens, mx.int32),

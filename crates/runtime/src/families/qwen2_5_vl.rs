@@ -1,0 +1,72 @@
+//! `qwen2_5_vl`: Qwen 2.5 with an image encoder (`qwen_vit`). Rows of an image stand on a grid: a third
+//! each of a head's frequencies, about, turns by a token's time, its height and its width (M-RoPE).
+
+use mlxcel_core::{Array, Batch, LayerLayout, Ops};
+use serde::Deserialize;
+
+use super::dense::Model;
+use super::qwen_vit::{self, Tower};
+use super::{ImageEncoder, LanguageModel, qwen2};
+use crate::loading::Weights;
+use crate::{Error, Result};
+
+/// What the configuration has beside a decoder's.
+#[derive(Debug, Deserialize)]
+pub(super) struct Config {
+    vision_config: Option<qwen_vit::Config>,
+}
+
+/// The decoder with its image encoder.
+pub(super) struct Qwen25Vl {
+    language_model: Model,
+    visual: Option<Tower>,
+}
+
+impl LanguageModel for Qwen25Vl {
+    fn cache_layout(&self) -> Vec<LayerLayout> {
+        self.language_model.cache_layout()
+    }
+
+    fn forward(&self, cx: &Batch) -> Result<Array> {
+        self.language_model.forward(cx)
+    }
+
+    fn logits(&self, ops: &Ops, hidden: &Array) -> Result<Array> {
+        self.language_model.logits(ops, hidden)
+    }
+
+    fn images(&self) -> Option<&dyn ImageEncoder> {
+        self.visual.as_ref().map(|tower| tower as &dyn ImageEncoder)
+    }
+}
+
+/// Where the decoder and the head lie, and where the encoder: as published, as mlx-vlm converts them,
+/// as transformers 5 writes them.
+const PLACES: [[&str; 3]; 3] = [
+    ["model", "", "visual"],
+    ["language_model.model", "language_model", "vision_tower"],
+    ["model.language_model", "", "model.visual"],
+];
+
+/// The decoder, with the encoder where the configuration and the files have one.
+pub(super) fn load(w: &Weights, c: &Config, text: &qwen2::Config) -> Result<Qwen25Vl> {
+    let at = |name: &str| if name.is_empty() { w.root() } else { w.at(name) };
+    let holds = |places: &&[&str; 3]| at(places[0]).has("norm.weight");
+    let [model, head, visual] = PLACES.iter().find(holds).unwrap_or(&PLACES[0]).map(at);
+    let rope = &text.decoder.rope;
+    let sections = rope.sections().ok_or_else(|| {
+        Error::config("rope_scaling has no mrope_section: how many frequencies turn by time, height and width")
+    })?;
+    let rope = rope.build(text.decoder.heads()?.head_dim)?;
+    if sections.len() != 3 {
+        return Err(Error::config(format!("mrope_section is {sections:?}, not three numbers")));
+    }
+    let rope = rope.with_sections(&sections)?;
+    let complete = visual.has("merger.ln_q.weight");
+    let hidden = text.decoder.sizes.hidden_size;
+    let vision = c.vision_config.as_ref().filter(|_| complete);
+    Ok(Qwen25Vl {
+        visual: vision.map(|c| Tower::load(&visual, c, hidden)).transpose()?,
+        language_model: qwen2::load_at([&model, &head], text, &rope)?,
+    })
+}

@@ -1,0 +1,297 @@
+//! Qwen 2.5 VL's image encoder: patches of pictures of any size, layers of attention within windows
+//! and, here and there, among all patches, and a merger that makes one row of a square of them.
+//!
+//! Patches are computed in the order of the windows, those of a square together, and the rows put in
+//! reading order at the end.
+
+use std::sync::Arc;
+
+use mlxcel_core::layers::{Linear, Norm};
+use mlxcel_core::{Activation, Array, ImagePositions, Map, Ops, Rope, Sight};
+use serde::Deserialize;
+
+use super::ImageEncoder;
+use super::config::{activation, positive};
+use super::mlp::{Mlp, PlainMlp};
+use crate::loading::{Bias, Frames, NormKind, NormRule, Patches, Weights};
+use crate::vision::{EncodedImage, ImageError, PatchShape, Pixels};
+use crate::{Error, Result};
+
+/// The norms of the class, which its configuration does not mention.
+const NORM: NormRule = NormRule { kind: NormKind::Rms, eps: 1e-6 };
+
+/// The base of the rotary frequencies.
+const THETA: f64 = 10_000.0;
+
+/// `vision_config`; the defaults are the class's.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub(super) struct Config {
+    depth: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    out_hidden_size: usize,
+    num_heads: usize,
+    #[serde(alias = "in_chans")]
+    in_channels: usize,
+    patch_size: usize,
+    temporal_patch_size: usize,
+    spatial_merge_size: usize,
+    window_size: usize,
+    fullatt_block_indexes: Vec<usize>,
+    hidden_act: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            depth: 32,
+            hidden_size: 3584,
+            intermediate_size: 3420,
+            out_hidden_size: 3584,
+            num_heads: 16,
+            in_channels: 3,
+            patch_size: 14,
+            temporal_patch_size: 2,
+            spatial_merge_size: 2,
+            window_size: 112,
+            fullatt_block_indexes: vec![7, 15, 23, 31],
+            hidden_act: "silu".to_owned(),
+        }
+    }
+}
+
+impl Config {
+    fn check(&self, hidden: usize) -> Result<()> {
+        positive(&[
+            ("vision_config: depth", self.depth),
+            ("vision_config: hidden_size", self.hidden_size),
+            ("vision_config: intermediate_size", self.intermediate_size),
+            ("vision_config: num_heads", self.num_heads),
+            ("vision_config: patch_size", self.patch_size),
+            ("vision_config: temporal_patch_size", self.temporal_patch_size),
+            ("vision_config: spatial_merge_size", self.spatial_merge_size),
+        ])?;
+        let wrong = |what: String| Err(Error::config(format!("vision_config: {what}")));
+        if self.in_channels != 3 {
+            return wrong(format!("in_channels is {} (supported: 3)", self.in_channels));
+        }
+        if self.out_hidden_size != hidden {
+            let out = self.out_hidden_size;
+            return wrong(format!("out_hidden_size is {out}, but the decoder's width is {hidden}"));
+        }
+        if !self.hidden_size.is_multiple_of(4 * self.num_heads) {
+            let (width, heads) = (self.hidden_size, self.num_heads);
+            return wrong(format!(
+                "hidden_size ({width}) is not 4 dimensions a head ({heads}) or a multiple"
+            ));
+        }
+        if self.window() == 0 {
+            return wrong(format!("window_size is {}, less than a square", self.window_size));
+        }
+        if let Some(layer) = self.fullatt_block_indexes.iter().find(|layer| **layer >= self.depth) {
+            let depth = self.depth;
+            return wrong(format!("fullatt_block_indexes names layer {layer} of {depth}"));
+        }
+        Ok(())
+    }
+
+    /// Squares along a side of a window.
+    fn window(&self) -> usize {
+        self.window_size / self.spatial_merge_size / self.patch_size
+    }
+}
+
+/// Attention within segments of patches.
+struct Attention {
+    qkv: [Linear; 3],
+    proj: Linear,
+    heads: usize,
+}
+
+/// One layer.
+struct Block {
+    norm1: Norm,
+    attn: Attention,
+    norm2: Norm,
+    mlp: Mlp,
+    /// Whether it attends among all patches.
+    full: bool,
+}
+
+/// The encoder with the merger behind it.
+pub(super) struct Tower {
+    patch_embed: Linear,
+    patches: PatchShape,
+    rope: Rope,
+    blocks: Vec<Block>,
+    ln_q: Norm,
+    merger: PlainMlp,
+    /// Patches along a side of a square that becomes a row.
+    merge: usize,
+    /// Squares along a side of a window.
+    window: usize,
+}
+
+/// Where the patches of a picture are.
+struct Layout {
+    /// Row and column of each patch, in the order of computation.
+    places: Vec<(usize, usize)>,
+    /// Patches of each window, in that order.
+    windows: Vec<usize>,
+    /// For each square in reading order, where it was computed.
+    reading: Vec<usize>,
+}
+
+impl Layout {
+    /// Of `height` × `width` squares of `merge` × `merge` patches, in windows of `window` × `window`.
+    fn new((height, width): (usize, usize), merge: usize, window: usize) -> Self {
+        let (mut squares, mut windows) = (Vec::with_capacity(height * width), Vec::new());
+        for top in (0..height).step_by(window) {
+            for left in (0..width).step_by(window) {
+                let (bottom, right) = ((top + window).min(height), (left + window).min(width));
+                let rows = (top..bottom).flat_map(|row| (left..right).map(move |col| (row, col)));
+                let before = squares.len();
+                squares.extend(rows);
+                windows.push((squares.len() - before) * merge * merge);
+            }
+        }
+        let mut reading = vec![0; squares.len()];
+        for (at, (row, col)) in squares.iter().enumerate() {
+            reading[row * width + col] = at;
+        }
+        let patches = |(row, col): &(usize, usize)| {
+            let (top, left) = (row * merge, col * merge);
+            (0..merge * merge).map(move |i| (top + i / merge, left + i % merge))
+        };
+        Self { places: squares.iter().flat_map(patches).collect(), windows, reading }
+    }
+
+    /// Row and column of each patch, for the rotary embedding.
+    fn coordinates(&self) -> Arc<[i32]> {
+        let fitting = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+        self.places.iter().flat_map(|(row, col)| [fitting(*row), fitting(*col)]).collect()
+    }
+}
+
+impl Block {
+    fn load(w: &Weights, c: &Config, layer: usize, activation: Activation) -> Result<Self> {
+        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        let (attn, mlp) = (w.at("attn"), w.at("mlp"));
+        Ok(Self {
+            norm1: w.norm("norm1", hidden, NORM)?,
+            attn: Attention {
+                qkv: attn.fused_linear("qkv", hidden, [hidden; 3], Bias::Required)?,
+                proj: attn.linear("proj", hidden, hidden, Bias::Required)?,
+                heads: c.num_heads,
+            },
+            norm2: w.norm("norm2", hidden, NORM)?,
+            mlp: Mlp {
+                gate_proj: mlp.linear("gate_proj", hidden, inner, Bias::Required)?,
+                up_proj: mlp.linear("up_proj", hidden, inner, Bias::Required)?,
+                down_proj: mlp.linear("down_proj", inner, hidden, Bias::Required)?,
+                activation,
+            },
+            full: c.fullatt_block_indexes.contains(&layer),
+        })
+    }
+
+    /// `turn` rotates queries and keys; `windows` are the patches of each window.
+    fn forward(
+        &self,
+        ops: &Ops,
+        x: &Array,
+        turn: &dyn Fn(&Array) -> Result<Array>,
+        windows: &[usize],
+    ) -> Result<Array> {
+        let all = [windows.iter().sum()];
+        let segments = if self.full { &all } else { windows };
+        let Attention { qkv: [q, k, v], proj, heads } = &self.attn;
+        let [q, k, v] = ops.linears(&ops.norm(x, &self.norm1)?, [q, k, v])?;
+        let attended = ops.encoder_attention([&turn(&q)?, &turn(&k)?, &v], *heads, segments)?;
+        let x = ops.add(x, &ops.linear(&attended, proj)?)?;
+        let Mlp { gate_proj, up_proj, down_proj, activation } = &self.mlp;
+        let inner = ops.glu(&ops.norm(&x, &self.norm2)?, gate_proj, up_proj, *activation)?;
+        Ok(ops.add(&x, &ops.linear(&inner, down_proj)?)?)
+    }
+}
+
+impl Tower {
+    /// Reads the encoder at `w`, whose rows have `hidden` elements.
+    pub(super) fn load(w: &Weights, c: &Config, hidden: usize) -> Result<Self> {
+        c.check(hidden)?;
+        let film = Frames::Film(c.temporal_patch_size);
+        let Patches { weight, shape } =
+            w.at("patch_embed").patches("proj", c.hidden_size, c.patch_size, film)?;
+        let activation = activation(&c.hidden_act)?;
+        let merger = w.at("merger");
+        let merged = c.hidden_size * c.spatial_merge_size * c.spatial_merge_size;
+        Ok(Self {
+            patch_embed: Linear { weight, bias: None },
+            patches: shape,
+            rope: Rope::grid(c.hidden_size / c.num_heads, THETA)?,
+            blocks: w.layers("blocks", c.depth, |w, layer| Block::load(w, c, layer, activation))?,
+            ln_q: merger.norm("ln_q", c.hidden_size, NORM)?,
+            merger: PlainMlp {
+                input: merger.linear("mlp.0", merged, merged, Bias::Required)?,
+                output: merger.linear("mlp.2", merged, hidden, Bias::Required)?,
+                activation: Activation::GeluErf,
+            },
+            merge: c.spatial_merge_size,
+            window: c.window(),
+        })
+    }
+
+    /// Height and width in squares that become rows.
+    fn grid(&self, pixels: &Pixels) -> Result<(usize, usize)> {
+        let unit = self.patches.size * self.merge;
+        let (width, height) = (pixels.width, pixels.height);
+        let whole = |side: usize| side > 0 && side.is_multiple_of(unit);
+        if whole(width) && whole(height) {
+            return Ok((height / unit, width / unit));
+        }
+        let what = format!("an image of {width} × {height} pixels in squares of {unit}²");
+        Err(ImageError::Preprocessor { what }.into())
+    }
+}
+
+impl ImageEncoder for Tower {
+    fn encode(&self, ops: &Ops, pixels: &Pixels) -> Result<EncodedImage> {
+        let (height, width) = self.grid(pixels)?;
+        let layout = Layout::new((height, width), self.merge, self.window);
+        let patches = pixels.patches(self.patches, layout.places.iter().copied());
+        let x = ops.activations(&patches, &self.patch_embed.weight)?;
+        let mut x = ops.linear(&x, &self.patch_embed)?;
+        let (places, heads) =
+            (layout.coordinates(), self.blocks.first().map_or(1, |b| b.attn.heads));
+        let turn = |x: &Array| Ok(ops.rope_on_grid(x, heads, &self.rope, &places)?);
+        for block in &self.blocks {
+            x = block.forward(ops, &x, &turn, &layout.windows)?;
+            ops.settle(&x)?;
+        }
+        let x = ops.joined_rows(&ops.norm(&x, &self.ln_q)?, self.merge * self.merge)?;
+        let PlainMlp { input, output, activation } = &self.merger;
+        let inner = ops.map(&ops.linear(&x, input)?, Map::Activation(*activation))?;
+        let embeddings = ops.rows(&ops.linear(&inner, output)?, &layout.reading)?;
+        let positions = ImagePositions::Grid { height, width };
+        Ok(EncodedImage { embeddings, sight: Sight::Causal, positions })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn squares_lie_in_windows_and_are_read_in_order() {
+        let layout = Layout::new((3, 5), 2, 2);
+        assert_eq!(layout.windows, [16, 16, 8, 8, 8, 4]);
+        assert_eq!(layout.places[..6], [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3)]);
+        assert_eq!(layout.places[8], (2, 0));
+        assert_eq!(layout.reading, [0, 1, 4, 5, 8, 2, 3, 6, 7, 9, 10, 11, 12, 13, 14]);
+        let mut sorted = layout.places.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..6).flat_map(|r| (0..10).map(move |c| (r, c))).collect::<Vec<_>>());
+        assert_eq!(layout.coordinates()[10..12], [0, 3]);
+    }
+}

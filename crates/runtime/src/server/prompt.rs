@@ -1,0 +1,169 @@
+//! A prompt on its way through the scheduler: its tokens and which images stand where.
+//!
+//! Owns where passes and shared prefixes end. An image has passes of its own, one where its rows see
+//! each other, and no prefix ends within it. Every end is a place in the prompt, whatever was cached before
+//! it, so that a prompt over a cached prefix is computed as a new one.
+
+use std::ops::Range;
+
+use super::prefix::whole_blocks;
+
+/// Tokens, and the images that take the place of some of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Prompt {
+    /// At least one, but for a prompt that is refused.
+    pub(super) tokens: Vec<u32>,
+    /// In order.
+    pub(super) images: Vec<ImageKey>,
+}
+
+/// Where an image stands, and which one it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ImageKey {
+    /// The tokens whose place it takes, at least one.
+    pub(super) tokens: Range<usize>,
+    /// SHA-256 of its file: the placeholders of all images are equal.
+    pub(super) digest: [u8; 32],
+    /// Whether its rows go through the decoder in one pass.
+    pub(super) whole: bool,
+}
+
+impl Prompt {
+    /// A prompt without images.
+    pub(super) fn text(tokens: Vec<u32>) -> Self {
+        Self { tokens, images: Vec::new() }
+    }
+
+    /// Number of tokens.
+    pub(super) fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Tokens of images from token `from` on.
+    pub(super) fn image_tokens(&self, from: usize) -> usize {
+        self.images
+            .iter()
+            .map(|image| &image.tokens)
+            .filter(|t| t.start >= from)
+            .map(Range::len)
+            .sum()
+    }
+
+    /// Tokens of the largest image.
+    pub(super) fn largest_image(&self) -> usize {
+        self.images.iter().map(|image| image.tokens.len()).max().unwrap_or(0)
+    }
+
+    /// Tokens of the largest image that no chunk divides.
+    pub(super) fn largest_pass(&self) -> usize {
+        let whole = self.images.iter().filter(|image| image.whole);
+        whole.map(|image| image.tokens.len()).max().unwrap_or(0)
+    }
+
+    /// The last place before the last token where a shared prefix may end.
+    pub(super) fn last_cut(&self) -> usize {
+        cut(&self.images, self.len().saturating_sub(1))
+    }
+
+    /// Where a pass from token `done` on ends: at a multiple of `chunk`, at an image or behind it,
+    /// or at [`Self::last_cut`], so that what follows that is a pass of its own.
+    pub(super) fn pass_end(&self, done: usize, chunk: usize) -> usize {
+        let (chunk, last) = (chunk.max(1), self.last_cut());
+        let chunk_end = (done / chunk + 1).saturating_mul(chunk);
+        if let Some(image) = self.images.iter().find(|image| image.tokens.contains(&done)) {
+            let end = image.tokens.end;
+            return if image.whole { end } else { end.min(chunk_end) };
+        }
+        let end = if done < last { last } else { self.len() };
+        let images = self.images.iter().map(|image| image.tokens.start);
+        let next = chunk_end.min(end);
+        images.filter(|start| *start > done).fold(next, usize::min)
+    }
+}
+
+/// The last place within `tokens` tokens where a shared prefix may end: behind a whole block or
+/// behind an image, but not within one.
+pub(super) fn cut(images: &[ImageKey], tokens: usize) -> usize {
+    let within = |image: &&ImageKey| image.tokens.start < tokens && tokens < image.tokens.end;
+    let tokens = images.iter().find(within).map_or(tokens, |image| image.tokens.start);
+    let ends = images.iter().map(|image| image.tokens.end).filter(|end| *end <= tokens);
+    ends.fold(whole_blocks(tokens), usize::max)
+}
+
+/// How many tokens two sequences have in common: equal ones, up to an image that differs.
+pub(super) fn common(a: (&[u32], &[ImageKey]), b: (&[u32], &[ImageKey])) -> usize {
+    let tokens = a.0.iter().zip(b.0).take_while(|(a, b)| a == b).count();
+    let differs = |image: &&ImageKey, others: &[ImageKey]| !others.contains(image);
+    let ours = a.1.iter().filter(|image| differs(image, b.1));
+    let theirs = b.1.iter().filter(|image| differs(image, a.1));
+    ours.chain(theirs).map(|image| image.tokens.start).fold(tokens, usize::min)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(tokens: Range<usize>, digest: u8) -> ImageKey {
+        ImageKey { tokens, digest: [digest; 32], whole: true }
+    }
+
+    fn passes(prompt: &Prompt, from: usize, chunk: usize) -> Vec<usize> {
+        let next = |done: &usize| Some(prompt.pass_end(*done, chunk)).filter(|end| end > done);
+        std::iter::successors(Some(from), next).skip(1).collect()
+    }
+
+    #[test]
+    fn a_text_is_read_in_chunks_and_what_follows_its_last_block() {
+        let text = Prompt::text(vec![0; 600]);
+        assert_eq!(passes(&text, 0, 128), [128, 256, 384, 512, 600]);
+        assert_eq!(passes(&text, 256, 128), [384, 512, 600]);
+        assert_eq!(passes(&text, 0, 100), [100, 200, 300, 400, 500, 512, 600]);
+        assert_eq!(passes(&Prompt::text(vec![0; 1]), 0, 128), [1]);
+    }
+
+    #[test]
+    fn an_image_is_a_pass_of_its_own() {
+        let tokens = vec![0; 700];
+        let prompt = Prompt { tokens, images: vec![image(4..260, 1), image(300..556, 2)] };
+        let all = [4, 260, 300, 556, 640, 700];
+        assert_eq!(passes(&prompt, 0, 128), all);
+        assert_eq!(passes(&prompt, 0, 512), [4, 260, 300, 556, 700]);
+        // Over every prefix that may be shared the rest is read in the same passes.
+        for cut in [260, 556] {
+            let rest: Vec<_> = all.into_iter().filter(|end| *end > cut).collect();
+            assert_eq!(passes(&prompt, cut, 128), rest);
+        }
+        assert_eq!((prompt.image_tokens(0), prompt.image_tokens(260)), (512, 256));
+        assert_eq!((prompt.largest_pass(), prompt.last_cut()), (256, 556));
+        // Where rows see only those before them, chunks divide an image too.
+        let images = vec![ImageKey { whole: false, ..image(4..260, 1) }];
+        let prompt = Prompt { tokens: vec![0; 300], images };
+        assert_eq!(passes(&prompt, 0, 128), [4, 128, 256, 260, 300]);
+        assert_eq!((prompt.largest_image(), prompt.largest_pass()), (256, 0));
+    }
+
+    #[test]
+    fn prefixes_end_behind_blocks_and_images() {
+        let images = [image(4..260, 1), image(500..520, 2)];
+        for (tokens, expected) in
+            [(3, 0), (256, 0), (259, 0), (260, 260), (499, 260), (511, 260), (520, 520), (900, 768)]
+        {
+            assert_eq!(cut(&images, tokens), expected, "{tokens}");
+        }
+        assert_eq!(cut(&[], 511), 256);
+    }
+
+    #[test]
+    fn an_image_that_differs_ends_what_is_common() {
+        let tokens = [7; 600];
+        let common = |ours: &[ImageKey], theirs: &[ImageKey]| {
+            common((&tokens, ours), (&tokens[..590], theirs))
+        };
+        let both = [image(4..260, 1), image(300..556, 2)];
+        assert_eq!(common(&both, &both), 590);
+        assert_eq!(common(&both, &[image(4..260, 1), image(300..556, 3)]), 300);
+        assert_eq!(common(&[image(4..260, 9)], &both), 4);
+        assert_eq!(common(&both[..1], &both), 300);
+        assert_eq!(common(&[], &both), 4);
+    }
+}
