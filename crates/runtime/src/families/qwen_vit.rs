@@ -294,4 +294,26 @@ mod tests {
         assert_eq!(sorted, (0..6).flat_map(|r| (0..10).map(move |c| (r, c))).collect::<Vec<_>>());
         assert_eq!(layout.coordinates()[10..12], [0, 3]);
     }
+
+    #[test]
+    fn sizes_that_contradict_each_other_are_refused() {
+        let config = |fields: serde_json::Value| -> Config {
+            let mut all = serde_json::json!({"depth": 2, "hidden_size": 64, "num_heads": 2,
+                "out_hidden_size": 128, "fullatt_block_indexes": [1]});
+            all.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            serde_json::from_value(all).unwrap()
+        };
+        assert!(config(serde_json::json!({})).check(128).is_ok());
+        for (fields, expected) in [
+            (serde_json::json!({"fullatt_block_indexes": [1, 2]}), "names layer 2 of 2"),
+            (serde_json::json!({"out_hidden_size": 64}), "the decoder's width is 128"),
+            (serde_json::json!({"num_heads": 5}), "4 dimensions a head (5)"),
+            (serde_json::json!({"window_size": 27}), "less than a square"),
+            (serde_json::json!({"in_chans": 4}), "in_channels is 4"),
+            (serde_json::json!({"patch_size": 0}), "patch_size is 0"),
+        ] {
+            let error = config(fields).check(128).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
 }
