@@ -42,6 +42,7 @@ struct Args {
 enum Activations {
     Exact,
     Int16,
+    Mixed,
     Int8,
 }
 
@@ -136,6 +137,7 @@ fn main() -> Result<()> {
         let (name, precision) = match activations {
             Activations::Exact => ("exact", Precision::Exact),
             Activations::Int16 => ("int16", Precision::Int16),
+            Activations::Mixed => ("mixed", Precision::Mixed),
             Activations::Int8 => ("int8", Precision::Int8),
         };
         if !args.no_decode {

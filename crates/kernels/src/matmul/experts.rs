@@ -118,7 +118,7 @@ pub fn experts(
             let gates = jobs(routes, experts, Out::new(middle, inner, None), |expert| {
                 (expert.gate, Some((expert.up, activation)))
             });
-            run_jobs(pool, source, slots, &gates, precision)?;
+            run_jobs(pool, source, slots, &gates, precision.gated())?;
             let source = Source { x: middle, cols: inner, gather: None };
             let target = Out::new(down, hidden, Some(&routes.slots));
             let downs = jobs(routes, experts, target, |expert| (expert.down, None));

@@ -45,6 +45,9 @@ pub enum Precision {
     Exact,
     /// 15 bits: below what bf16 activations keep.
     Int16,
+    /// [`Self::Int8`] into the gate and the up matrix of a gated layer, the largest part of most
+    /// models and the least sensitive; [`Self::Int16`] everywhere else.
+    Mixed,
     /// 7 bits, the fastest.
     Int8,
 }
@@ -53,8 +56,16 @@ impl Precision {
     fn digits(self) -> usize {
         match self {
             Self::Exact => 3,
-            Self::Int16 => 2,
+            Self::Int16 | Self::Mixed => 2,
             Self::Int8 => 1,
+        }
+    }
+
+    /// What the input of a gate and an up matrix is given.
+    fn gated(self) -> Self {
+        match self {
+            Self::Mixed => Self::Int8,
+            other => other,
         }
     }
 }
@@ -105,7 +116,7 @@ pub fn matmul_glu(
     out: &mut [f32],
     precision: Precision,
 ) -> Result<()> {
-    let cols = gate.cols();
+    let (cols, precision) = (gate.cols(), precision.gated());
     let tokens = whole_rows(x, cols)?;
     check_pair(&gate, &up)?;
     check_len("output of a product", out.len(), tokens * gate.rows())?;

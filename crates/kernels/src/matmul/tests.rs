@@ -15,7 +15,7 @@ const PRECISIONS: [Precision; 3] = [Precision::Exact, Precision::Int16, Precisio
 fn rounding(x: &[f32], w: &[f32], group: usize, precision: Precision) -> f64 {
     let levels = match precision {
         Precision::Exact => 8_355_000.0,
-        Precision::Int16 => 32639.0,
+        Precision::Int16 | Precision::Mixed => 32639.0,
         Precision::Int8 => 127.0,
     };
     let variance = |(x, w): (&[f32], &[f32])| {
@@ -173,6 +173,33 @@ fn dense_products_match_the_oracle() {
                     check(&pool, &mut rng, &weights, 0, tokens, Precision::Exact);
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn mixed_is_int8_into_a_gated_pair_and_int16_elsewhere() {
+    let mut rng = Rng::fresh();
+    for pool in pools() {
+        for tokens in [1, FEW_TOKENS + 5] {
+            let matrix = |rng: &mut Rng| RandomAffine::new(rng, (24, 256), 4, 64, FloatType::F16);
+            let (gate, up) = (matrix(&mut rng), matrix(&mut rng));
+            let x = rng.normals(tokens * 256);
+            let gated = |precision| {
+                let mut out = vec![f32::NAN; tokens * 24];
+                let pair = (gate.matrix(), up.matrix());
+                matmul_glu(&pool, &x, pair, Glu::Silu, &mut out, precision).unwrap();
+                out
+            };
+            let plain = |precision| {
+                let mut out = vec![f32::NAN; tokens * 24];
+                matmul(&pool, &x, &[gate.matrix()], &mut [&mut out], precision).unwrap();
+                out
+            };
+            assert_eq!(gated(Precision::Mixed), gated(Precision::Int8));
+            assert_ne!(gated(Precision::Mixed), gated(Precision::Int16));
+            assert_eq!(plain(Precision::Mixed), plain(Precision::Int16));
+            assert_ne!(plain(Precision::Mixed), plain(Precision::Int8));
         }
     }
 }

@@ -1,0 +1,176 @@
+//! `cargo xtask bench`: whole models of random weights, as records that the repository keeps.
+//!
+//! Checkpoints of `benches/shapes/*.json` are made once. With `--peers` the built `mlxcel` and
+//! llama.cpp (and mlx-lm on request) take turns; with `--kv-sweep` its KV cache modes do. Medians
+//! and ratios go to `benches/record/<machine>/<date>.md`. Only ratios within one run mean
+//! anything: the machines that this runs on are shared, and their bandwidth changes by the minute.
+
+mod peers;
+mod sweep;
+
+use crate::paths::workspace_root;
+use crate::synth::{self, Dtype, Options, Weights};
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Command-line options of `cargo xtask bench`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Compare with the peers in this Python (llama-cpp-python, gguf, mlx-lm installed)
+    #[arg(long, value_name = "PYTHON", required_unless_present = "kv_sweep")]
+    peers: Option<PathBuf>,
+    /// Compare this project's KV cache modes: prefill and decode at each depth
+    #[arg(long, conflicts_with = "peers")]
+    kv_sweep: bool,
+    /// Shapes of benches/shapes, with `:4` (affine 4-bit against Q4_0) or `:16` (bf16 against F16)
+    #[arg(long, value_delimiter = ',', default_value = "llama-3.2-1b:4,qwen2.5-0.5b:4")]
+    models: Vec<String>,
+    /// Prompt lengths; a sweep takes the first, at every depth
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "512,16",
+        default_value_if("kv_sweep", "true", "128")
+    )]
+    prompts: Vec<usize>,
+    /// Tokens in the cache before decoding
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "0",
+        default_value_if("kv_sweep", "true", "4096,16384,32768")
+    )]
+    depths: Vec<usize>,
+    /// Decoded tokens per measurement
+    #[arg(long, default_value_t = 24)]
+    decode: usize,
+    /// CPU threads of everybody
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Turns that each takes
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Time mlx-lm too: minutes, since its CPU kernels are a reference
+    #[arg(long)]
+    mlx_lm: bool,
+    /// Name of this machine in benches/record
+    #[arg(long, default_value = "linux-x86_64-2core")]
+    machine: String,
+    /// Date of the record, as YYYY-MM-DD
+    #[arg(long)]
+    date: String,
+}
+
+/// A shape in a storage format.
+struct Model {
+    label: String,
+    config: PathBuf,
+    folder: PathBuf,
+    peer_type: &'static str,
+}
+
+/// Runs what is asked for and writes the record.
+///
+/// # Errors
+/// A release `mlxcel` that is not built, a Python without the peers, a run that fails.
+pub fn run(args: &Arguments) -> Result<()> {
+    let binary = workspace_root().join("target/release/mlxcel");
+    if !binary.exists() {
+        bail!("{} is not built: cargo build --release -p cli", binary.display());
+    }
+    let heading = heading(args)?;
+    for (index, name) in args.models.iter().enumerate() {
+        let model = Model::prepare(name)?;
+        let record = match &args.peers {
+            Some(python) => peers::record(args, python, &binary, &model)?,
+            None => sweep::record(args, &binary, &model)?,
+        };
+        eprintln!("{record}");
+        // Each model's as soon as it is there: a run takes many minutes.
+        let heading = if index == 0 { heading.as_str() } else { "" };
+        save(args, &format!("{heading}{record}"))?;
+    }
+    Ok(())
+}
+
+impl Model {
+    fn prepare(name: &str) -> Result<Self> {
+        let (shape, bits) = name.split_once(':').unwrap_or((name, "4"));
+        let config = workspace_root().join(format!("benches/shapes/{shape}.json"));
+        let (weights, peer_type) = match bits {
+            "4" => (Weights::Affine { bits: 4, group_size: 64, scales: Dtype::Bf16 }, "q4_0"),
+            "16" => (Weights::Plain(Dtype::Bf16), "f16"),
+            other => bail!("`{name}`: {other} bits are not compared (4 or 16)"),
+        };
+        let folder = workspace_root().join(format!("target/bench-models/{shape}-{bits}"));
+        if !folder.join("config.json").exists() {
+            synth::checkpoint(&synth::read_config(&config)?, &Options::new(weights), &folder)?;
+        }
+        Ok(Self { label: format!("{shape}, {bits} bits"), config, folder, peer_type })
+    }
+}
+
+fn json(command: &mut Command) -> Result<Value> {
+    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    serde_json::from_slice(&output.stdout).with_context(|| format!("{command:?} printed no JSON"))
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn heading(args: &Arguments) -> Result<String> {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let isa =
+        std::env::var("MLXCEL_ISA").map_or(String::new(), |isa| format!(" MLXCEL_ISA={isa}."));
+    let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output()?;
+    Ok(format!(
+        "# {} on {}\n\nCPU: {}, {} threads.{isa} Commit {}. Medians of {} alternating turns, whole processes.\n\
+         Command: `cargo xtask bench {} --models {} --prompts {} --depths {} --decode {} --date {}`\n\n",
+        args.date,
+        args.machine,
+        cpu.map_or("unknown", |(_, name)| name),
+        args.threads,
+        String::from_utf8_lossy(&commit.stdout).trim(),
+        args.rounds,
+        if args.kv_sweep { "--kv-sweep" } else { "--peers PYTHON" },
+        args.models.join(","),
+        list(&args.prompts),
+        list(&args.depths),
+        args.decode,
+        args.date,
+    ))
+}
+
+fn list(numbers: &[usize]) -> String {
+    numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn save(args: &Arguments, text: &str) -> Result<()> {
+    let folder = workspace_root().join("benches/record").join(&args.machine);
+    std::fs::create_dir_all(&folder)?;
+    let path = folder.join(format!("{}.md", args.date));
+    let earlier = std::fs::read_to_string(&path).unwrap_or_default();
+    std::fs::write(&path, format!("{earlier}{text}"))?;
+    eprintln!("added to {}", path.display());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle() {
+        assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
+        assert!(median(&[]).is_nan());
+    }
+}

@@ -1,0 +1,117 @@
+//! Every KV cache mode of a model beside fp16, at several depths, in alternating turns.
+
+use super::{Arguments, Model, json, median};
+use anyhow::{Context, Result};
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
+
+/// A mode and what it takes.
+struct Mode {
+    name: String,
+    bytes_per_token: u64,
+}
+
+/// Tokens per second of a mode at a depth, by turn.
+#[derive(Default)]
+struct Speeds {
+    prefill: Vec<f64>,
+    decode: Vec<f64>,
+}
+
+/// The record of all modes and depths of one model.
+pub(super) fn record(args: &Arguments, binary: &Path, model: &Model) -> Result<String> {
+    let modes = modes(binary, model)?;
+    let mut text = format!("## {}: KV cache modes\n\n", model.label);
+    for &depth in &args.depths {
+        let mut speeds: Vec<Speeds> = modes.iter().map(|_| Speeds::default()).collect();
+        for _ in 0..args.rounds {
+            for (mode, speeds) in modes.iter().zip(&mut speeds) {
+                let (prefill, decode) = measure(args, binary, model, mode, depth)?;
+                speeds.prefill.push(prefill);
+                speeds.decode.push(decode);
+            }
+        }
+        text.push_str(&table(args, depth, &modes, &speeds));
+    }
+    Ok(text)
+}
+
+/// The modes that the model can run, fp16 first, by the estimator.
+fn modes(binary: &Path, model: &Model) -> Result<Vec<Mode>> {
+    let mut command = Command::new(binary);
+    let report = json(command.arg("inspect").arg("-m").arg(&model.folder).arg("--json"))?;
+    let modes = report.get("kv_modes").and_then(Value::as_array);
+    let modes = modes.context("mlxcel inspect printed no `kv_modes`")?;
+    let mode = |mode: &Value| {
+        Some(Mode {
+            name: mode.get("mode")?.as_str()?.to_owned(),
+            bytes_per_token: mode.get("kv_bytes_per_token")?.as_u64()?,
+        })
+    };
+    modes.iter().map(|m| mode(m).with_context(|| format!("not a KV mode: {m}"))).collect()
+}
+
+/// Tokens per second of prefill and of decode, in one process.
+fn measure(
+    args: &Arguments,
+    binary: &Path,
+    model: &Model,
+    mode: &Mode,
+    depth: usize,
+) -> Result<(f64, f64)> {
+    let mut command = Command::new(binary);
+    command.arg("bench").arg("-m").arg(&model.folder).args(["--kv-cache-mode", &mode.name]);
+    let prompt = args.prompts.first().copied().context("no prompt length")?;
+    let sizes =
+        [("-p", prompt), ("-n", args.decode), ("-d", depth), ("-r", 1), ("-t", args.threads)];
+    for (flag, value) in sizes {
+        command.arg(flag).arg(value.to_string());
+    }
+    let rows = json(command.arg("--json"))?;
+    let rate = |index: usize| {
+        let rate = rows.get(index).and_then(|row| row.get("tokens_per_second"));
+        rate.and_then(Value::as_f64).context("mlxcel bench printed no rate")
+    };
+    Ok((rate(0)?, rate(1)?))
+}
+
+fn table(args: &Arguments, depth: usize, modes: &[Mode], speeds: &[Speeds]) -> String {
+    let prompt = args.prompts.first().copied().unwrap_or_default();
+    let mut text = format!(
+        "At depth {depth}:\n\n| mode | KV bytes per token | prefill {prompt}, tok/s | of fp16 | decode, tok/s | of fp16 |\n|---|---|---|---|---|---|\n"
+    );
+    for (mode, own) in modes.iter().zip(speeds) {
+        let first = speeds.first().unwrap_or(own);
+        let line = format!(
+            "| {} | {} | {:.1} | {:.2}× | {:.1} | {:.2}× |\n",
+            mode.name,
+            mode.bytes_per_token,
+            median(&own.prefill),
+            ratio(&own.prefill, &first.prefill),
+            median(&own.decode),
+            ratio(&own.decode, &first.decode),
+        );
+        text.push_str(&line);
+    }
+    text.push('\n');
+    text
+}
+
+/// The median of the ratios turn by turn: neighbours in time saw the same machine.
+fn ratio(own: &[f64], first: &[f64]) -> f64 {
+    median(&own.iter().zip(first).map(|(own, first)| own / first).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_compares_turns_not_medians() {
+        // Three turns of a machine that slows down: twice as fast in each.
+        assert!((ratio(&[8.0, 4.0, 2.0], &[4.0, 2.0, 1.0]) - 2.0).abs() < f64::EPSILON);
+        // The medians alone would say 1.
+        assert!((ratio(&[8.0, 4.0, 2.0], &[2.0, 8.0, 1.0]) - 2.0).abs() < f64::EPSILON);
+    }
+}
