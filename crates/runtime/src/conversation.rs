@@ -184,7 +184,7 @@ impl<'a> Conversation<'a> {
     pub fn save(&self, path: &Path) -> Result<()> {
         let saved = Saved { schema: SCHEMA.to_owned(), messages: self.messages.clone() };
         let json = serde_json::to_string_pretty(&saved).map_err(|error| invalid(path, error))?;
-        std::fs::write(path, json + "\n")
+        crate::disk::replace(path, &(json + "\n"))
             .map_err(|source| Error::Io { path: path.to_owned(), source })
     }
 

@@ -83,10 +83,7 @@ impl Measurement {
         let folder = path.parent().unwrap_or(data);
         std::fs::create_dir_all(folder).map_err(failed)?;
         let text = serde_json::to_string_pretty(self).map_err(|e| failed(e.into()))?;
-        // A reader sees the old file or the new one, never half of one.
-        let draft = path.with_extension(format!("{}.tmp", std::process::id()));
-        std::fs::write(&draft, text + "\n").map_err(failed)?;
-        std::fs::rename(&draft, &path).map_err(failed)?;
+        crate::disk::replace(&path, &(text + "\n")).map_err(failed)?;
         Ok(path)
     }
 
