@@ -27,7 +27,7 @@ pub struct Arguments {
     /// Shapes of benches/shapes, with `:4` (affine 4-bit against Q4_0) or `:16` (bf16 against F16)
     #[arg(long, value_delimiter = ',', default_value = "llama-3.2-1b:4,qwen2.5-0.5b:4")]
     models: Vec<String>,
-    /// Prompt lengths; a sweep takes the first, at every depth
+    /// Prompt lengths; a sweep takes one, at every depth
     #[arg(
         long,
         value_delimiter = ',',
@@ -53,7 +53,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Time mlx-lm too: minutes, since its CPU kernels are a reference
-    #[arg(long)]
+    #[arg(long, conflicts_with = "kv_sweep")]
     mlx_lm: bool,
     /// Name of this machine in benches/record
     #[arg(long, default_value = "linux-x86_64-2core")]
@@ -167,6 +167,28 @@ fn save(args: &Arguments, text: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Parsed {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn parsed(line: &str) -> Result<Arguments, clap::Error> {
+        let words = line.split_whitespace();
+        <Parsed as clap::Parser>::try_parse_from(words).map(|parsed| parsed.arguments)
+    }
+
+    #[test]
+    fn a_sweep_has_depths_of_its_own_and_no_peers() {
+        let sweep = parsed("bench --kv-sweep --date d").unwrap();
+        assert_eq!((sweep.prompts, sweep.depths), (vec![128], vec![4096, 16384, 32768]));
+        let peers = parsed("bench --peers python --date d").unwrap();
+        assert_eq!((peers.prompts, peers.depths), (vec![512, 16], vec![0]));
+        for line in ["", "--kv-sweep --peers python", "--kv-sweep --mlx-lm"] {
+            assert!(parsed(&format!("bench --date d {line}")).is_err(), "{line}");
+        }
+    }
 
     #[test]
     fn the_median_is_the_middle() {

@@ -1,7 +1,7 @@
 //! Every KV cache mode of a model beside fp16, at several depths, in alternating turns.
 
 use super::{Arguments, Model, json, median};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -21,18 +21,19 @@ struct Speeds {
 
 /// The record of all modes and depths of one model.
 pub(super) fn record(args: &Arguments, binary: &Path, model: &Model) -> Result<String> {
+    let [prompt] = args.prompts[..] else { bail!("a sweep takes one prompt length") };
     let modes = modes(binary, model)?;
     let mut text = format!("## {}: KV cache modes\n\n", model.label);
     for &depth in &args.depths {
         let mut speeds: Vec<Speeds> = modes.iter().map(|_| Speeds::default()).collect();
         for _ in 0..args.rounds {
             for (mode, speeds) in modes.iter().zip(&mut speeds) {
-                let (prefill, decode) = measure(args, binary, model, mode, depth)?;
+                let (prefill, decode) = measure(args, binary, model, mode, (prompt, depth))?;
                 speeds.prefill.push(prefill);
                 speeds.decode.push(decode);
             }
         }
-        text.push_str(&table(args, depth, &modes, &speeds));
+        text.push_str(&table((prompt, depth), &modes, &speeds));
     }
     Ok(text)
 }
@@ -58,11 +59,10 @@ fn measure(
     binary: &Path,
     model: &Model,
     mode: &Mode,
-    depth: usize,
+    (prompt, depth): (usize, usize),
 ) -> Result<(f64, f64)> {
     let mut command = Command::new(binary);
     command.arg("bench").arg("-m").arg(&model.folder).args(["--kv-cache-mode", &mode.name]);
-    let prompt = args.prompts.first().copied().context("no prompt length")?;
     let sizes =
         [("-p", prompt), ("-n", args.decode), ("-d", depth), ("-r", 1), ("-t", args.threads)];
     for (flag, value) in sizes {
@@ -76,8 +76,7 @@ fn measure(
     Ok((rate(0)?, rate(1)?))
 }
 
-fn table(args: &Arguments, depth: usize, modes: &[Mode], speeds: &[Speeds]) -> String {
-    let prompt = args.prompts.first().copied().unwrap_or_default();
+fn table((prompt, depth): (usize, usize), modes: &[Mode], speeds: &[Speeds]) -> String {
     let mut text = format!(
         "At depth {depth}:\n\n| mode | KV bytes per token | prefill {prompt}, tok/s | of fp16 | decode, tok/s | of fp16 |\n|---|---|---|---|---|---|\n"
     );

@@ -128,6 +128,7 @@ fn a_conversation_outlives_a_read_only_disk() {
     assert!(stderr.contains("new.json: "), "{stderr}");
     assert_eq!(stderr.matches(" kept,").count(), 2, "both turns are answered: {stderr}");
     assert_eq!(contents(disk.path()), ["lines", "old.json"]);
+    assert_eq!(fs::read_to_string(&old).unwrap(), "old");
 }
 
 /// Models that are in a read-only cache run; nothing is fetched into it, nor removed.
