@@ -3,14 +3,14 @@
 //! `gemma3` has an image encoder, whose tokens see each other in both directions in every layer, as
 //! in transformers.
 
-use mlxcel_core::{Array, Batch, LayerLayout, Ops, Rope, RopeScaling};
+use mlxcel_core::{Rope, RopeScaling};
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, HeadShape, RopeDefaults};
 use super::dense::{Attention, Model, ProjectionBias};
 use super::gemma2::{block, embed_scale, norm, score_scale};
 use super::siglip::{self, Tower};
-use super::{ImageEncoder, LanguageModel};
+use super::with_encoder::WithEncoder;
 use crate::Result;
 use crate::loading::{Bias, Weights};
 
@@ -31,30 +31,6 @@ pub(super) struct Config {
 
 fn tokens_per_image() -> usize {
     256
-}
-
-/// The decoder with its image encoder.
-pub(super) struct Gemma3 {
-    language_model: Model,
-    vision_tower: Option<Tower>,
-}
-
-impl LanguageModel for Gemma3 {
-    fn cache_layout(&self) -> Vec<LayerLayout> {
-        self.language_model.cache_layout()
-    }
-
-    fn forward(&self, cx: &Batch) -> Result<Array> {
-        self.language_model.forward(cx)
-    }
-
-    fn logits(&self, ops: &Ops, hidden: &Array) -> Result<Array> {
-        self.language_model.logits(ops, hidden)
-    }
-
-    fn images(&self) -> Option<&dyn ImageEncoder> {
-        self.vision_tower.as_ref().map(|tower| tower as &dyn ImageEncoder)
-    }
 }
 
 impl Config {
@@ -97,16 +73,16 @@ fn rounded_scale(c: &DecoderConfig) -> f32 {
 }
 
 /// The decoder, with the encoder where the configuration and the files have one.
-pub(super) fn load_with_images(w: &Weights, c: &Config) -> Result<Gemma3> {
+pub(super) fn load_with_images(w: &Weights, c: &Config) -> Result<WithEncoder<Tower>> {
     let complete = w.has("vision_tower.vision_model.post_layernorm.weight");
-    let vision_tower = match c.vision_config.as_ref().filter(|_| complete) {
+    let encoder = match c.vision_config.as_ref().filter(|_| complete) {
         Some(vision) => {
             let hidden = c.decoder.sizes.hidden_size;
             Some(Tower::load(w, vision, c.mm_tokens_per_image, hidden)?)
         }
         None => None,
     };
-    Ok(Gemma3 { language_model: load(w, c)?, vision_tower })
+    Ok(WithEncoder { language_model: load(w, c)?, encoder })
 }
 
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {

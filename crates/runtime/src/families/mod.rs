@@ -45,6 +45,7 @@ mod siglip;
 mod single;
 mod smollm3;
 mod starcoder2;
+mod with_encoder;
 
 use mlxcel_core::recurrent::StateLayout;
 use mlxcel_core::{Array, Batch, LayerLayout, Ops};

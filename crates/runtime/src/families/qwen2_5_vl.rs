@@ -1,12 +1,11 @@
 //! `qwen2_5_vl`: Qwen 2.5 with an image encoder (`qwen_vit`). Rows of an image stand on a grid: a third
 //! each of a head's frequencies, about, turns by a token's time, its height and its width (M-RoPE).
 
-use mlxcel_core::{Array, Batch, LayerLayout, Ops};
 use serde::Deserialize;
 
-use super::dense::Model;
 use super::qwen_vit::{self, Tower};
-use super::{ImageEncoder, LanguageModel, qwen2};
+use super::qwen2;
+use super::with_encoder::WithEncoder;
 use crate::loading::Weights;
 use crate::{Error, Result};
 
@@ -14,30 +13,6 @@ use crate::{Error, Result};
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     vision_config: Option<qwen_vit::Config>,
-}
-
-/// The decoder with its image encoder.
-pub(super) struct Qwen25Vl {
-    language_model: Model,
-    visual: Option<Tower>,
-}
-
-impl LanguageModel for Qwen25Vl {
-    fn cache_layout(&self) -> Vec<LayerLayout> {
-        self.language_model.cache_layout()
-    }
-
-    fn forward(&self, cx: &Batch) -> Result<Array> {
-        self.language_model.forward(cx)
-    }
-
-    fn logits(&self, ops: &Ops, hidden: &Array) -> Result<Array> {
-        self.language_model.logits(ops, hidden)
-    }
-
-    fn images(&self) -> Option<&dyn ImageEncoder> {
-        self.visual.as_ref().map(|tower| tower as &dyn ImageEncoder)
-    }
 }
 
 /// Where the decoder and the head lie, and where the encoder: as published, as mlx-vlm converts them,
@@ -49,7 +24,7 @@ const PLACES: [[&str; 3]; 3] = [
 ];
 
 /// The decoder, with the encoder where the configuration and the files have one.
-pub(super) fn load(w: &Weights, c: &Config, text: &qwen2::Config) -> Result<Qwen25Vl> {
+pub(super) fn load(w: &Weights, c: &Config, text: &qwen2::Config) -> Result<WithEncoder<Tower>> {
     let at = |name: &str| if name.is_empty() { w.root() } else { w.at(name) };
     let holds = |places: &&[&str; 3]| at(places[0]).has("norm.weight");
     let [model, head, visual] = PLACES.iter().find(holds).unwrap_or(&PLACES[0]).map(at);
@@ -65,8 +40,8 @@ pub(super) fn load(w: &Weights, c: &Config, text: &qwen2::Config) -> Result<Qwen
     let complete = visual.has("merger.ln_q.weight");
     let hidden = text.decoder.sizes.hidden_size;
     let vision = c.vision_config.as_ref().filter(|_| complete);
-    Ok(Qwen25Vl {
-        visual: vision.map(|c| Tower::load(&visual, c, hidden)).transpose()?,
+    Ok(WithEncoder {
+        encoder: vision.map(|c| Tower::load(&visual, c, hidden)).transpose()?,
         language_model: qwen2::load_at([&model, &head], text, &rope)?,
     })
 }

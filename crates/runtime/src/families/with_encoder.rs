@@ -1,0 +1,31 @@
+//! A dense decoder with an image encoder beside it, where the checkpoint has one.
+
+use mlxcel_core::{Array, Batch, LayerLayout, Ops};
+
+use super::dense::Model;
+use super::{ImageEncoder, LanguageModel};
+use crate::Result;
+
+/// The decoder, which takes image rows in the place of embeddings, and what makes them.
+pub(super) struct WithEncoder<E> {
+    pub(super) language_model: Model,
+    pub(super) encoder: Option<E>,
+}
+
+impl<E: ImageEncoder> LanguageModel for WithEncoder<E> {
+    fn cache_layout(&self) -> Vec<LayerLayout> {
+        self.language_model.cache_layout()
+    }
+
+    fn forward(&self, cx: &Batch) -> Result<Array> {
+        self.language_model.forward(cx)
+    }
+
+    fn logits(&self, ops: &Ops, hidden: &Array) -> Result<Array> {
+        self.language_model.logits(ops, hidden)
+    }
+
+    fn images(&self) -> Option<&dyn ImageEncoder> {
+        self.encoder.as_ref().map(|encoder| encoder as &dyn ImageEncoder)
+    }
+}
