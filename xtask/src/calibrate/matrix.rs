@@ -94,6 +94,11 @@ pub(super) fn loads(arguments: &Arguments, root: &Path) -> Result<Vec<Load>> {
     Ok(loads)
 }
 
+/// The folder of the synthetic checkpoints.
+pub(super) fn checkpoints(arguments: &Arguments, root: &Path) -> PathBuf {
+    arguments.checkpoints.clone().unwrap_or_else(|| root.join("target/calibration"))
+}
+
 fn models(arguments: &Arguments, root: &Path) -> Result<Vec<(String, PathBuf)>> {
     if !arguments.models.is_empty() {
         let named = |folder: &PathBuf| {
@@ -102,7 +107,7 @@ fn models(arguments: &Arguments, root: &Path) -> Result<Vec<(String, PathBuf)>> 
         };
         return arguments.models.iter().map(named).collect();
     }
-    let below = arguments.checkpoints.clone().unwrap_or_else(|| root.join("target/calibration"));
+    let below = checkpoints(arguments, root);
     let wanted = |shape: &&Shape| {
         arguments.shapes.is_empty() || arguments.shapes.iter().any(|name| name == shape.name)
     };

@@ -8,6 +8,7 @@ mod matrix;
 mod page;
 mod plot;
 mod sample;
+mod taken;
 
 use crate::paths::workspace_root;
 use anyhow::{Context, Result, ensure};
@@ -18,6 +19,7 @@ use sample::Sample;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use taken::Taken;
 
 /// What to measure, and where to write it.
 #[derive(clap::Args)]
@@ -43,6 +45,9 @@ pub struct Arguments {
     /// Where synthetic checkpoints are kept [default: target/calibration]
     #[arg(long, value_name = "DIR")]
     checkpoints: Option<PathBuf>,
+    /// Go on where a run that was stopped stopped: its samples lie beside the checkpoints
+    #[arg(long)]
+    resume: bool,
     /// The calibration file to update [default: the user's]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -76,9 +81,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         program.display()
     );
     let backend = backend_of(&program)?;
+    let mut taken = Taken::open(&matrix::checkpoints(arguments, &root), arguments.resume)?;
     let mut samples = Vec::new();
     for load in matrix::loads(arguments, &root)? {
-        let sample = Sample::measure(&program, backend, &load)?;
+        let sample = taken.take(&load, || Sample::measure(&program, backend, &load))?;
         eprintln!("{}", sample.line());
         samples.push(sample);
     }

@@ -3,15 +3,16 @@
 use super::matrix::Load;
 use anyhow::{Context, Result, ensure};
 use mlxcel_estimator::{Backend, Machine, Workload, estimate_dir, format_bytes};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 
 /// What one load was expected to take and what it took, in bytes.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Sample {
     pub(super) name: String,
-    pub(super) mode: &'static str,
+    pub(super) mode: String,
     pub(super) context: u64,
     pub(super) chunk: u64,
     /// Weights and cache, scales included.
@@ -34,7 +35,7 @@ impl Sample {
         let scales = estimate.kv_scale_bytes.context(known)?;
         Ok(Self {
             name: load.name.clone(),
-            mode: load.mode.name(),
+            mode: load.mode.name().to_owned(),
             context: load.context,
             chunk: load.chunk,
             base: estimate.weights.bytes + cache + scales,
@@ -42,6 +43,12 @@ impl Sample {
             total: estimate.total_bytes,
             measured: peak(program, load)?,
         })
+    }
+
+    /// Whether this is what `load` took.
+    pub(super) fn is_of(&self, load: &Load) -> bool {
+        (self.name.as_str(), self.mode.as_str(), self.context, self.chunk)
+            == (load.name.as_str(), load.mode.name(), load.context, load.chunk)
     }
 
     /// Measured over expected peak.

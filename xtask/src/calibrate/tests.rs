@@ -5,7 +5,7 @@ use super::*;
 fn sample(base: u64, expected: u64, measured: u64) -> Sample {
     Sample {
         name: "m".into(),
-        mode: "fp16",
+        mode: "fp16".into(),
         context: 1,
         chunk: 1,
         base,
@@ -37,6 +37,29 @@ fn an_entry_replaces_its_own_kind_only() {
     let read = Calibration::parse(&std::fs::read_to_string(&path).unwrap()).unwrap();
     let seen: Vec<_> = read.entries.iter().map(|e| (e.backend, e.samples)).collect();
     assert_eq!(seen, [(Backend::Metal, 1), (Backend::Cpu, 7)]);
+}
+
+#[test]
+fn a_run_that_was_stopped_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let load = |context| matrix::Load {
+        name: "m".into(),
+        folder: PathBuf::new(),
+        mode: mlxcel_estimator::KvMode::Fp16,
+        context,
+        chunk: 1,
+    };
+    let take = |resume, context, measured| {
+        let mut taken = Taken::open(folder.path(), resume).unwrap();
+        let fresh = || Ok(Sample { context, ..sample(100, 100, measured) });
+        taken.take(&load(context), fresh).unwrap().measured
+    };
+    assert_eq!((take(false, 1, 104), take(true, 1, 5), take(true, 2, 6)), (104, 104, 6));
+    let file = folder.path().join("samples.jsonl");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, &text[..text.len() - 9]).unwrap();
+    assert_eq!((take(true, 2, 7), take(true, 1, 8)), (7, 104), "a line cut short");
+    assert_eq!(take(false, 1, 9), 9, "a new run forgets");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! All safetensors files of a model folder as one set of tensors.
 
-use std::collections::{HashMap, HashSet};
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -12,6 +13,9 @@ use crate::error::{EstimatorError, shortened};
 
 /// The name of a sharded checkpoint's index.
 const INDEX: &str = "model.safetensors.index.json";
+
+/// Fewer headers than this are not worth a thread.
+const FILES_PER_THREAD: usize = 8;
 
 /// The headers of a model folder: every tensor once, and the file that holds it.
 #[derive(Debug, Clone)]
@@ -32,8 +36,8 @@ impl Checkpoint {
     /// A header that is malformed, a shard that the index names and the folder lacks, a tensor
     /// that two files hold or that the index promises and no file holds.
     pub fn open(dir: &Path) -> Result<Option<Self>, EstimatorError> {
-        match Index::of(dir)? {
-            Some(index) => Self::indexed(dir, &index).map(Some),
+        match index_text(dir)? {
+            Some(text) => Self::indexed(dir, &Index::parse(&text, &index_name(dir))?).map(Some),
             None => Self::unindexed(dir),
         }
     }
@@ -44,17 +48,14 @@ impl Checkpoint {
     /// # Errors
     /// As [`Self::open`]; one missing shard among others stays an error.
     pub fn find(dir: &Path) -> Result<Option<Self>, EstimatorError> {
-        match Index::of(dir)? {
-            Some(index) if index.shards().iter().any(|name| dir.join(name).is_file()) => {
-                Self::indexed(dir, &index).map(Some)
-            }
-            Some(_) => Ok(None),
-            None => Self::unindexed(dir),
-        }
+        let Some(text) = index_text(dir)? else { return Self::unindexed(dir) };
+        let index = Index::parse(&text, &index_name(dir))?;
+        let any = index.shards.iter().any(|name| dir.join(name).is_file());
+        if any { Self::indexed(dir, &index).map(Some) } else { Ok(None) }
     }
 
-    fn indexed(dir: &Path, index: &Index) -> Result<Self, EstimatorError> {
-        let names = index.shards();
+    fn indexed(dir: &Path, index: &Index<'_>) -> Result<Self, EstimatorError> {
+        let names = index.shards_by_name();
         if let Some(lost) = names.iter().find(|name| !dir.join(name).is_file()) {
             let lost = shortened(lost);
             return Err(problem(dir, format!("{INDEX} names `{lost}`, which is missing")));
@@ -70,11 +71,7 @@ impl Checkpoint {
     }
 
     fn read(dir: &Path, names: Vec<String>) -> Result<Self, EstimatorError> {
-        let read = |name: String| {
-            let path = dir.join(name);
-            read_header(&path).map(|header| (path, header))
-        };
-        let files = names.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        let files = read_headers(names.into_iter().map(|name| dir.join(name)).collect())?;
         let tensors = merge(dir, &files)?;
         Ok(Self { files, tensors, index_total_bytes: None })
     }
@@ -113,7 +110,7 @@ impl Checkpoint {
     /// # Errors
     /// Text that is no index.
     pub fn shard_names(index: &str) -> Result<Vec<String>, EstimatorError> {
-        Ok(Index::parse(index, INDEX)?.shards())
+        Ok(Index::parse(index, INDEX)?.shards_by_name())
     }
 
     /// A tensor and the file that holds it.
@@ -168,99 +165,129 @@ fn safetensors_files(dir: &Path) -> Result<Vec<String>, EstimatorError> {
     Ok(names)
 }
 
-/// What an index says.
-struct Index {
-    weight_map: HashMap<String, String>,
+/// Reads the headers on all cores: of a hundred shards they are most of what sizing takes.
+fn read_headers(paths: Vec<PathBuf>) -> Result<Vec<(PathBuf, Header)>, EstimatorError> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = paths.len().div_ceil(threads).max(FILES_PER_THREAD);
+    let read = |paths: &[PathBuf]| {
+        paths.iter().map(|path| read_header(path)).collect::<Result<Vec<_>, _>>()
+    };
+    let mut shares = paths.chunks(share);
+    let first = shares.next().unwrap_or_default();
+    let headers = std::thread::scope(|scope| {
+        let others: Vec<_> = shares.map(|share| scope.spawn(move || read(share))).collect();
+        let mut headers = read(first)?;
+        for other in others {
+            headers.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(headers)
+    });
+    headers.map(|headers| paths.into_iter().zip(headers).collect())
+}
+
+/// What an index says. It borrows the names from its text.
+struct Index<'a> {
+    /// Each tensor and its file's position in `shards`, sorted by the tensor's name.
+    weight_map: Vec<(Cow<'a, str>, usize)>,
+    shards: Vec<String>,
     total_bytes: Option<u64>,
 }
 
 #[derive(Deserialize)]
-struct RawIndex {
-    weight_map: Unique,
+struct RawIndex<'a> {
+    #[serde(borrow)]
+    weight_map: WeightMap<'a>,
     #[serde(default)]
     metadata: Value,
 }
 
-/// A map that gives no key twice. Hashing, because comparing names with long common prefixes is
-/// what a tree would spend its time on.
-struct Unique(HashMap<String, String>);
+/// A tensor's or a file's name, borrowed where the text has no escape in it.
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
-impl<'de> Deserialize<'de> for Unique {
+/// Tensors, each with a position in the list of files.
+struct WeightMap<'a> {
+    tensors: Vec<(Cow<'a, str>, usize)>,
+    shards: Vec<String>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for WeightMap<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(UniqueVisitor).map(Unique)
+        deserializer.deserialize_map(WeightMapVisitor)
     }
 }
 
-struct UniqueVisitor;
+struct WeightMapVisitor;
 
-impl<'de> Visitor<'de> for UniqueVisitor {
-    type Value = HashMap<String, String>;
+impl<'de> Visitor<'de> for WeightMapVisitor {
+    type Value = WeightMap<'de>;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("a file name for each tensor")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
-        let mut map = HashMap::new();
-        while let Some((tensor, file)) = entries.next_entry::<String, String>()? {
-            if map.insert(tensor, file).is_some() {
-                return Err(A::Error::custom("a tensor is given twice"));
-            }
+        let mut tensors = Vec::new();
+        let mut positions: HashMap<Cow<'de, str>, usize> = HashMap::new();
+        while let Some((Name(tensor), Name(file))) = entries.next_entry()? {
+            let next = positions.len();
+            tensors.push((tensor, *positions.entry(file).or_insert(next)));
         }
-        Ok(map)
+        tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+        if tensors.windows(2).any(|pair| matches!(pair, [(a, _), (b, _)] if a == b)) {
+            return Err(A::Error::custom("a tensor is given twice"));
+        }
+        let mut shards: Vec<_> = positions.into_iter().collect();
+        shards.sort_by_key(|(_, position)| *position);
+        let shards = shards.into_iter().map(|(name, _)| name.into_owned()).collect();
+        Ok(WeightMap { tensors, shards })
     }
 }
 
-impl Index {
-    /// The index of `dir`, where it has one.
-    fn of(dir: &Path) -> Result<Option<Self>, EstimatorError> {
-        let path = dir.join(INDEX);
-        if path.is_file() { Self::read(&path).map(Some) } else { Ok(None) }
-    }
-
-    fn read(path: &Path) -> Result<Self, EstimatorError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| EstimatorError::Io { path: path.to_owned(), source })?;
-        Self::parse(&text, &path.display().to_string())
-    }
-
+impl<'a> Index<'a> {
     /// `what` names the text in errors.
-    fn parse(text: &str, what: &str) -> Result<Self, EstimatorError> {
+    fn parse(text: &'a str, what: &str) -> Result<Self, EstimatorError> {
         let bad = |reason: String| EstimatorError::Json { what: what.to_owned(), reason };
-        let raw: RawIndex = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
-        let Unique(weight_map) = raw.weight_map;
+        let raw: RawIndex<'a> = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
         let total = raw.metadata.get("total_size");
         let total_bytes = total.and_then(|t| t.as_u64().or_else(|| t.as_f64().and_then(whole)));
-        let index = Self { weight_map, total_bytes };
+        let WeightMap { tensors, shards } = raw.weight_map;
         let inside =
             |name: &String| Path::new(name).file_name().is_some_and(|n| n == name.as_str());
-        if index.shards().iter().all(inside) {
-            return Ok(index);
+        if shards.iter().all(inside) {
+            return Ok(Self { weight_map: tensors, shards, total_bytes });
         }
         Err(bad("a `weight_map` entry leaves the folder".to_owned()))
     }
 
-    fn shards(&self) -> Vec<String> {
-        let names: HashSet<_> = self.weight_map.values().collect();
-        let mut names: Vec<_> = names.into_iter().cloned().collect();
+    fn shards_by_name(&self) -> Vec<String> {
+        let mut names = self.shards.clone();
         names.sort_unstable();
         names
     }
 
     /// Every tensor that the index promises must be in a file.
     fn check(&self, dir: &Path, tensors: &HashMap<String, usize>) -> Result<(), EstimatorError> {
-        let lost = self.weight_map.iter().filter(|(name, _)| !tensors.contains_key(*name)).min();
-        match lost {
-            None => Ok(()),
-            Some((name, file)) => {
-                let name = shortened(name);
-                Err(problem(
-                    dir,
-                    format!("{INDEX} promises tensor `{name}` in {file}, which lacks it"),
-                ))
-            }
-        }
+        let lost = self.weight_map.iter().find(|(name, _)| !tensors.contains_key(name.as_ref()));
+        let Some((name, shard)) = lost else { return Ok(()) };
+        let name = shortened(name);
+        let file = self.shards.get(*shard).map_or("?", String::as_str);
+        Err(problem(dir, format!("{INDEX} promises tensor `{name}` in {file}, which lacks it")))
     }
+}
+
+/// The text of `dir`'s index, where it has one.
+fn index_text(dir: &Path) -> Result<Option<String>, EstimatorError> {
+    let path = dir.join(INDEX);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path);
+    text.map(Some).map_err(|source| EstimatorError::Io { path, source })
+}
+
+fn index_name(dir: &Path) -> String {
+    dir.join(INDEX).display().to_string()
 }
 
 /// Some writers state the total as `988097824.0`.

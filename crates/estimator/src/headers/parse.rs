@@ -36,18 +36,33 @@ pub fn parse_header(file: &Path, start: &[u8], file_len: u64) -> Result<Header, 
         .ok_or_else(|| refuse(file, "the header is cut short"))?;
     let raw: RawHeader = serde_json::from_slice(json).map_err(|e| refuse(file, e.to_string()))?;
     let data_len = file_len.saturating_sub(data_start);
-    let mut tensors = BTreeMap::new();
-    for (name, entry) in raw.tensors {
-        if tensors.contains_key(&name) {
-            return Err(refuse(file, format!("tensor `{}` is given twice", shortened(&name))));
-        }
-        let info = check(&entry, data_start, data_len).map_err(|reason| {
-            EstimatorError::Tensor { file: file.to_owned(), tensor: shortened(&name), reason }
-        })?;
-        tensors.insert(name, info);
-    }
+    let checked =
+        |(name, entry): (String, RawTensor<'_>)| {
+            let info = check(entry, data_start, data_len).map_err(|reason| {
+                EstimatorError::Tensor { file: file.to_owned(), tensor: shortened(&name), reason }
+            })?;
+            Ok((name, info))
+        };
+    let tensors = raw.tensors.into_iter().map(checked).collect::<Result<_, _>>()?;
+    let tensors = by_name(file, tensors)?;
     check_layout(file, &tensors, data_start..file_len)?;
     Ok(Header { tensors, metadata: raw.metadata })
+}
+
+/// Sorts before it builds the tree: names are long, alike and almost in order.
+fn by_name(
+    file: &Path,
+    mut tensors: Vec<(String, TensorInfo)>,
+) -> Result<BTreeMap<String, TensorInfo>, EstimatorError> {
+    tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let twice = tensors.windows(2).find_map(|pair| match pair {
+        [(a, _), (b, _)] if a == b => Some(a),
+        _ => None,
+    });
+    match twice {
+        Some(name) => Err(refuse(file, format!("tensor `{}` is given twice", shortened(name)))),
+        None => Ok(tensors.into_iter().collect()),
+    }
 }
 
 /// The header's length in bytes as the first eight bytes state it.
@@ -60,7 +75,7 @@ fn range_of(bytes: &[u8], range: Range<u64>) -> Option<&[u8]> {
 }
 
 /// Checks one tensor by itself: type, shape and range agree, and the range is in the file.
-fn check(entry: &RawTensor<'_>, data_start: u64, data_len: u64) -> Result<TensorInfo, String> {
+fn check(entry: RawTensor<'_>, data_start: u64, data_len: u64) -> Result<TensorInfo, String> {
     let dtype = Dtype::from_name(&entry.dtype)
         .ok_or_else(|| format!("unknown element type `{}`", shortened(&entry.dtype)))?;
     if entry.shape.len() > MAX_RANK {
@@ -89,7 +104,7 @@ fn check(entry: &RawTensor<'_>, data_start: u64, data_len: u64) -> Result<Tensor
     let (Some(start), Some(end)) = (from_file(begin), from_file(end)) else {
         return Err("its range exceeds 2^64".to_owned());
     };
-    Ok(TensorInfo { dtype, shape: entry.shape.clone(), file_range: start..end })
+    Ok(TensorInfo { dtype, shape: entry.shape, file_range: start..end })
 }
 
 /// Checks all tensors together: the ranges follow each other without overlap or hole, to the end.
