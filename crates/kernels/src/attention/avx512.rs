@@ -47,6 +47,7 @@ impl Lanes for Avx512 {
     type Bytes = __m512i;
     const TILE_ROWS: usize = 6;
     const TILE_BLOCKS: usize = 4;
+    const LEAD_BYTES: usize = 4096;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {

@@ -19,6 +19,8 @@ pub(crate) trait Lanes: Copy {
     const TILE_ROWS: usize;
     /// Vectors per row of that tile: 4, 2 or 1.
     const TILE_BLOCKS: usize;
+    /// How far ahead of the codes being read the next ones are asked for, at least.
+    const LEAD_BYTES: usize;
 
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
@@ -142,6 +144,7 @@ impl Lanes for Portable {
     type Bytes = [u8; 64];
     const TILE_ROWS: usize = 2;
     const TILE_BLOCKS: usize = 1;
+    const LEAD_BYTES: usize = 0;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {

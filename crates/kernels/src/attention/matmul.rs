@@ -53,7 +53,7 @@ pub(crate) unsafe fn matmul<L: Lanes, T: Element>(
     s.check(a.len(), b.len(), c.len());
     // Keys are read a strip at a time, values some rows at a time.
     let lead = if s.b_block > s.b_row { L::TILE_BLOCKS * s.b_block } else { LEAD_ROWS * s.b_row };
-    let ahead = Ahead::new(b, next, lead * size_of::<T>());
+    let ahead = Ahead::new(b, next, (lead * size_of::<T>()).max(L::LEAD_BYTES));
     let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
     let mut block = 0;
     while block < s.blocks {

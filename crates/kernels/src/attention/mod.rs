@@ -3,7 +3,7 @@
 //! Flash style: scores exist only for a tile of keys, with the running maximum and sum of the
 //! online softmax (Milakov and Gimelshein 2018; Dao et al. 2022). Query heads of a group share
 //! every load of keys and values. Caches are read in the format in which they are stored: float
-//! caches straight into the matrix product, int8 and Turbo caches by 8-bit dot products or, for
+//! caches straight into the matrix product, int8 and Turbo caches by integer dot products or, for
 //! many query rows, through one decoded tile in the second-level cache. With Turbo caches the
 //! queries are rotated once and the outputs rotated back once; no vector of the cache is.
 //!
@@ -15,6 +15,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod codec;
+#[cfg(target_arch = "x86_64")]
+mod codec256;
 mod lanes;
 mod matmul;
 mod ops;
@@ -28,6 +30,8 @@ mod tiles;
 mod unit;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
+#[cfg(target_arch = "x86_64")]
+mod words256;
 
 use crate::error::{KernelError, Result, check_len};
 use crate::kv::{BlockLayout, KV_BLOCK_TOKENS, KvBlock};

@@ -6,7 +6,7 @@
 
 use super::lanes::Portable;
 use super::matmul::{Shape, matmul};
-use super::rounding::{ByteScratch, Tile};
+use super::rounding::{self, ByteScratch, Tile};
 use super::softmax::{Cap, State, softmax};
 use super::tiles::{self, Turn};
 use crate::isa::{Cpu, Isa};
@@ -31,8 +31,10 @@ pub(crate) struct Ops {
     pub(crate) rotate: fn(Turn, Side, usize, usize, &mut [f32]),
 }
 
-/// The kernels on 8-bit dot products.
+/// The kernels on integer dot products.
 pub(crate) struct ByteOps {
+    /// Coordinates of a key up to which sums fit.
+    pub(crate) max_dim: usize,
     pub(crate) round_queries: fn(usize, &[f32], &mut ByteScratch<'_>),
     pub(crate) weigh: Weigh,
     pub(crate) scores: Scores,
@@ -104,29 +106,55 @@ ops!(
     "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"
 );
 
+/// A static table of the kernels on integer dot products: rounding compiled for the first features,
+/// products for the second.
 #[cfg(target_arch = "x86_64")]
-static AVX512_VNNI: ByteOps = {
-    use super::{round512, vnni};
-    ops!(@pair "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c", round_queries,
-        round512::round_queries, (dim: usize, q: &[f32], to: &mut ByteScratch<'_>));
-    ops!(@pair "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c", weigh, round512::weigh,
-        (cap: Cap, tile: &Tile<'_>, scores: &mut [f32], to: &mut ByteScratch<'_>,
-         state: &mut State<'_>));
-    ops!(@pair "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c", scores, vnni::scores,
-        (view: &HeadView<'_>, tokens: Range<usize>, next: &[u8], rows: usize,
-         from: &ByteScratch<'_>, out: &mut [f32]));
-    ops!(@pair "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c", gather, vnni::gather,
-        (view: &HeadView<'_>, tokens: Range<usize>, next: &[u8], rows: usize,
-         from: &ByteScratch<'_>, state: &mut State<'_>));
-    ByteOps { round_queries, weigh, scores, gather }
-};
+macro_rules! byte_ops {
+    ($table:ident, $lanes:ty, $module:ident, $max_dim:expr, $rounding:literal, $products:literal) => {
+        static $table: ByteOps = {
+    ops!(@pair $rounding, round_queries, rounding::round_queries::<$lanes>,
+                (dim: usize, q: &[f32], to: &mut ByteScratch<'_>));
+    ops!(@pair $rounding, weigh, rounding::weigh::<$lanes>,
+                (cap: Cap, tile: &Tile<'_>, scores: &mut [f32], to: &mut ByteScratch<'_>,
+                 state: &mut State<'_>));
+    ops!(@pair $products, scores, super::$module::scores,
+                (view: &HeadView<'_>, tokens: Range<usize>, next: &[u8], rows: usize,
+                 from: &ByteScratch<'_>, out: &mut [f32]));
+    ops!(@pair $products, gather, super::$module::gather,
+                (view: &HeadView<'_>, tokens: Range<usize>, next: &[u8], rows: usize,
+                 from: &ByteScratch<'_>, state: &mut State<'_>));
+            ByteOps { max_dim: $max_dim, round_queries, weigh, scores, gather }
+        };
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+byte_ops!(
+    AVX512_VNNI,
+    super::avx512::Avx512,
+    vnni,
+    usize::MAX,
+    "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c",
+    "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c"
+);
+#[cfg(target_arch = "x86_64")]
+byte_ops!(
+    AVX2_WORDS,
+    super::avx2::Avx2,
+    words256,
+    super::words256::MAX_DIM,
+    "avx2,fma,f16c",
+    "avx2,fma,f16c"
+);
 
 impl ByteOps {
-    /// The kernels for `cpu`, if it has 8-bit dot products that we use.
+    /// The kernels for `cpu`, if it has integer dot products that we use.
     pub(crate) fn of(cpu: Cpu) -> Option<&'static Self> {
         match cpu.isa() {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 if cpu.has_vnni() => Some(&AVX512_VNNI),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Some(&AVX2_WORDS),
             _ => None,
         }
     }

@@ -119,7 +119,7 @@ fn load_queries(context: &Context<'_>, unit: &Unit<'_>, q: &mut [f32]) {
 enum Reading {
     /// Floats, straight from the block.
     InPlace,
-    /// Codes, by 8-bit dot products.
+    /// Codes, by integer dot products.
     Bytes,
     /// A tile decoded to f32 first, shared by all rows.
     Decoded,
@@ -163,7 +163,8 @@ impl Pass<'_, '_, '_> {
         match view.coding.format {
             KvFormat::F32 | KvFormat::F16 | KvFormat::Bf16 => Reading::InPlace,
             KvFormat::Int8 | KvFormat::Turbo4 | KvFormat::Turbo3
-                if self.context.bytes.is_some() && dim.is_multiple_of(16) =>
+                if self.context.bytes.is_some_and(|bytes| dim <= bytes.max_dim)
+                    && dim.is_multiple_of(16) =>
             {
                 Reading::Bytes
             }

@@ -23,8 +23,6 @@ use half::f16;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// How far ahead of the codes being read the next ones are asked for, at least.
-const LEAD_BYTES: usize = 4096;
 /// Rows that share one pass over the codes.
 const PASS_ROWS: usize = 4;
 
@@ -83,7 +81,7 @@ unsafe fn keys<C: Codec>(
     // SAFETY: the processor is the caller's; the table has 16 bytes.
     let table = unsafe { Avx512::flip(Avx512::table(&table)) };
     let scales = &elements::<f16>(view.scales)[tokens.clone()];
-    let ahead = Ahead::new(view.codes, next, (2 * tile_bytes).max(LEAD_BYTES));
+    let ahead = Ahead::new(view.codes, next, (2 * tile_bytes).max(Avx512::LEAD_BYTES));
     let keys = Keys { codes, scales, tile_bytes, dim, step, table, ahead };
     let tiles = tokens.len() / 16;
     for row in (0..rows).step_by(PASS_ROWS) {
@@ -265,7 +263,7 @@ unsafe fn values<C: Codec>(
                     out: state.acc.as_mut_ptr().add(row * dim + coord),
                     stride: dim,
                     table: Avx512::table(&table),
-                    ahead: Ahead::new(view.codes, next, LEAD_BYTES),
+                    ahead: Ahead::new(view.codes, next, Avx512::LEAD_BYTES),
                 };
                 value_rows::<C>(&chunk, rows - row, wide, &steps[row..]);
             }
