@@ -11,7 +11,7 @@ use super::support::{Server, parse, post};
 
 const CLIENTS: usize = 16;
 /// What the server may use, itself and the mapped weights included.
-const LIMIT_BYTES: u64 = 192 << 20;
+const LIMIT_BYTES: u64 = 128 << 20;
 
 /// What became of a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
