@@ -15,7 +15,7 @@ use mlxcel_kernels::matmul::{Precision, matmul};
 use mlxcel_kernels::norm::rms_norm;
 use mlxcel_kernels::probe::read_seconds;
 use mlxcel_kernels::rope::{Pairing, Rotation, rope};
-use mlxcel_kernels::{AlignedBuf, FloatType, Pool};
+use mlxcel_kernels::{AlignedBuf, FloatType, Order, Pool};
 use std::time::Duration;
 
 const HIDDEN: usize = 2048;
@@ -130,6 +130,7 @@ fn attend(c: &mut Criterion) {
         sinks: None,
         window: None,
         mask: Mask::Causal,
+        order: Order::Fastest,
     };
     let mut group = c.benchmark_group("attention, one token at 16384");
     for (name, key, value) in CACHES {

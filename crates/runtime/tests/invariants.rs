@@ -6,8 +6,8 @@ mod support;
 
 use mlxcel_estimator::KvMode;
 use mlxcel_runtime::engine::{Engine, LogitRows, ModelSource, NoProgress};
-use mlxcel_runtime::{KernelSet, SequenceRun};
-use support::{Setup, on_engine, relative_difference};
+use mlxcel_runtime::{ComputeDtype, KernelSet, Precision, SequenceCache, SequenceRun};
+use support::{Golden, Setup, on_engine, relative_difference};
 
 /// Differences between orders of summation: fp32 rounding over six layers.
 const ROUNDING: f32 = 2e-4;
@@ -111,4 +111,57 @@ fn every_mode_is_chunk_invariant() {
             assert!(difference < limit, "{kv_mode}: {difference}");
         }
     });
+}
+
+/// A prompt goes on from any place of another one's cache as if it had been read as a whole, whatever
+/// the family does between attention and attention.
+#[test]
+fn a_prompt_is_the_same_to_the_bit_wherever_its_passes_end() {
+    let setup = Setup {
+        dtype: ComputeDtype::Checkpoint,
+        precision: Precision::Int16,
+        prefill_chunk: 64,
+        ..Setup::default()
+    };
+    on_engine(move || {
+        let families = ["llama", "mistral-sliding", "gemma2-sliding", "gemma3_text", "phi", "gpt2"];
+        let experts =
+            ["mixtral", "qwen3_moe", "olmoe", "gpt_oss-mxfp4", "deepseek_v2", "deepseek_v3"];
+        for name in families.into_iter().chain(experts) {
+            for variant in xtask::golden::VARIANTS.iter().filter(|variant| variant.name != "f32") {
+                let golden = Golden::load(name, variant);
+                let what = format!("{name} {}", variant.name);
+                check_cuts(&what, &golden.engine(&setup), &golden.tokens);
+            }
+        }
+        for kv_mode in KvMode::ALL {
+            let engine = Setup { kv_mode, ..setup.clone() }.engine(&ModelSource::BuiltIn);
+            check_cuts(&kv_mode.to_string(), &engine, &tokens(300, 7));
+        }
+    });
+}
+
+fn check_cuts(what: &str, engine: &Engine, tokens: &[u32]) {
+    let read = |tokens: &[u32], cache: &SequenceCache| {
+        engine.prefill(tokens, cache, &mut NoProgress).unwrap()
+    };
+    let decode = |cache: &SequenceCache| {
+        engine.forward(&[SequenceRun { tokens: &[17], cache }], LogitRows::Last).unwrap()
+    };
+    let whole = engine.new_cache().unwrap();
+    let expected = read(tokens, &whole);
+    let next = decode(&whole);
+    for cut in [9, 129, 256, tokens.len() - 1] {
+        let other: Vec<u32> = tokens[..cut].iter().copied().chain(3..24).collect();
+        let mut cache = engine.new_cache().unwrap();
+        read(&other, &cache);
+        // Where a window or a sealed block is in the way, what was read ends there.
+        if cache.trim(cut).is_err() {
+            cache = engine.new_cache().unwrap();
+            read(&other[..cut], &cache);
+        }
+        let found = read(&tokens[cut..], &cache);
+        assert!(found == expected, "{what}: cut at {cut}");
+        assert!(decode(&cache) == next, "{what}: what follows, cut at {cut}");
+    }
 }

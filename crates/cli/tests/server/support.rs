@@ -174,6 +174,15 @@ impl Server {
         line.unwrap_or_else(|| panic!("{name} in {text}")).parse().unwrap()
     }
 
+    /// The most that the process had resident, so far.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn peak_resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.0.id()));
+        let status = status.unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    }
+
     /// Waits until nothing runs or waits.
     pub(crate) fn wait_until_idle(&self) {
         let start = Instant::now();

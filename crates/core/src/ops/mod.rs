@@ -16,9 +16,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use mlx_ffi::{Array, Dtype};
-use mlxcel_kernels::Pool;
 pub use mlxcel_kernels::elementwise::{Glu as Activation, Map};
+use mlxcel_kernels::matmul::Sums;
 pub use mlxcel_kernels::matmul::{FEW_TOKENS, Precision};
+use mlxcel_kernels::{Order, Pool};
 
 use crate::attention::AttentionSpec;
 use crate::batch::Batch;
@@ -94,6 +95,7 @@ pub struct OpsConfig {
 pub struct Ops {
     config: OpsConfig,
     pool: Arc<Pool>,
+    order: Order,
 }
 
 impl Ops {
@@ -104,7 +106,16 @@ impl Ops {
     pub fn new(config: &OpsConfig) -> Result<Self> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         let pool = Pool::new(config.threads.unwrap_or(cores))?;
-        Ok(Self { config: config.clone(), pool: Arc::new(pool) })
+        Ok(Self { config: config.clone(), pool: Arc::new(pool), order: Order::Fastest })
+    }
+
+    /// The same for reading prompts, on the same threads: with host kernels, a token's keys, values
+    /// and output are then the same to the bit wherever the passes over its prompt begin and end.
+    /// For a few tokens it is slower. MLX's kernels choose their order themselves.
+    #[must_use]
+    pub fn for_prompts(&self) -> Self {
+        let (config, pool) = (self.config.clone(), Arc::clone(&self.pool));
+        Self { config, pool, order: Order::Fixed }
     }
 
     /// Which kernels run.
@@ -123,6 +134,16 @@ impl Ops {
     #[must_use]
     pub fn precision(&self) -> Precision {
         self.config.precision
+    }
+
+    /// In which order host kernels add up.
+    pub(crate) fn order(&self) -> Order {
+        self.order
+    }
+
+    /// How host matrix products are summed.
+    pub(crate) fn sums(&self) -> Sums {
+        Sums { precision: self.config.precision, order: self.order }
     }
 
     /// The thread pool of the host kernels.

@@ -35,6 +35,7 @@ mod words256;
 
 use crate::error::{KernelError, Result, check_len};
 use crate::kv::{BlockLayout, KV_BLOCK_TOKENS, KvBlock};
+use crate::order::Order;
 use crate::pool::Pool;
 use ops::{ByteOps, Ops};
 use plan::{Part, Unit};
@@ -74,6 +75,8 @@ pub struct AttentionParams<'a> {
     pub window: Option<usize>,
     /// Causal or full.
     pub mask: Mask,
+    /// In which order keys are gone through.
+    pub order: Order,
 }
 
 /// Consecutive query tokens of one sequence and that sequence's cache.
@@ -170,7 +173,7 @@ pub fn attention(
     let cpu = pool.cpu();
     let context = Context { params, runs, ops: Ops::of(cpu), bytes: ByteOps::of(cpu) };
     let mut units = plan::units(params, runs, out);
-    let parts = plan::parts(&units, pool.threads());
+    let parts = plan::parts(&units, pool.threads(), params.order);
     if parts.is_empty() {
         whole(pool, &context, &mut units);
     } else {

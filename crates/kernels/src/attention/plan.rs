@@ -4,10 +4,12 @@
 //! (tokens × query heads of the group) that share every load of keys and values. When a run has
 //! too few units for the threads, their keys are split as well, in whole blocks, and the parts
 //! are merged. What other runs the call has does not matter, so that a sequence gets the same
-//! sums alone and in a batch.
+//! sums alone and in a batch. With [`Order::Fixed`] nothing is split, since how many units there are
+//! depends on how many tokens the run has.
 
 use super::{AttentionParams, AttentionRun, Mask};
 use crate::kv::KV_BLOCK_TOKENS;
+use crate::order::Order;
 use std::ops::Range;
 
 /// Most query rows of a unit, unless one token's group is larger.
@@ -92,8 +94,11 @@ pub(crate) fn visible(
 }
 
 /// The parts of `units`, where any run has too few of them for `threads`; empty when all have
-/// enough. Parts of a unit are consecutive.
-pub(crate) fn parts(units: &[Unit<'_>], threads: usize) -> Vec<Part> {
+/// enough, or none is to be split. Parts of a unit are consecutive.
+pub(crate) fn parts(units: &[Unit<'_>], threads: usize, order: Order) -> Vec<Part> {
+    if order == Order::Fixed {
+        return Vec::new();
+    }
     let wanted = if threads == 1 { 1 } else { threads * PIECES_PER_THREAD };
     let mut parts = Vec::with_capacity(units.len());
     let mut first = 0;

@@ -19,6 +19,7 @@ struct Case {
     sinks: bool,
     window: Option<usize>,
     mask: Mask,
+    order: Order,
     runs: Vec<(usize, usize)>,
     /// Queries are this many times normal deviates: how peaked the softmax is.
     sharpness: f32,
@@ -36,6 +37,7 @@ impl Case {
             sinks: false,
             window: None,
             mask: Mask::Causal,
+            order: Order::Fastest,
             runs: runs.to_vec(),
             sharpness: 1.0,
             seed: Rng::fresh().next(),
@@ -100,6 +102,7 @@ impl Setup {
             sinks: case.sinks.then_some(&self.sinks),
             window: case.window,
             mask: case.mask,
+            order: case.order,
         }
     }
 

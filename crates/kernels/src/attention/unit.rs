@@ -9,11 +9,13 @@ use super::tiles::{Turn, elements, values_from_keys};
 use super::{AttentionParams, AttentionRun};
 use crate::kv::block::HeadView;
 use crate::kv::{KV_BLOCK_TOKENS, KvBlock, KvFormat, ValueStore};
+use crate::order::Order;
 use crate::turbo::Side;
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-/// Up to this many rows read a cache as it is stored; more rows share one decoded tile.
+/// Up to this many rows read a cache as it is stored; more rows share one decoded tile, as do all
+/// with [`Order::Fixed`].
 const DIRECT_ROWS: usize = MAX_ROWS;
 /// Tokens of a decoded tile: keys and values of it stay in the second-level cache.
 pub(crate) const TILE_TOKENS: usize = 128;
@@ -142,7 +144,9 @@ impl Pass<'_, '_, '_> {
         self.turn_acc(value.coding.format.turbo().is_some());
         let decoded = |how| matches!(how, Reading::Decoded | Reading::KeyPrefix);
         let tile = if decoded(how.0) || decoded(how.1) { TILE_TOKENS } else { KV_BLOCK_TOKENS };
-        let mut start = keys.start / 16 * 16;
+        // Where a window begins depends on the unit's first token, a tile need not.
+        let align = if self.context.params.order == Order::Fixed { tile } else { 16 };
+        let mut start = keys.start / align * align;
         while start < keys.end {
             let width = (keys.end - start).min(tile).next_multiple_of(16);
             let tokens = start..start + width;
@@ -157,7 +161,8 @@ impl Pass<'_, '_, '_> {
 
     fn reading(&self, view: &HeadView<'_>) -> Reading {
         let (dim, side) = (view.coding.dim, view.coding.side);
-        if self.rows > DIRECT_ROWS || side == Side::Value && !dim.is_multiple_of(16) {
+        let many = self.rows > DIRECT_ROWS || self.context.params.order == Order::Fixed;
+        if many || side == Side::Value && !dim.is_multiple_of(16) {
             return Reading::Decoded;
         }
         match view.coding.format {

@@ -11,10 +11,11 @@ use super::tile::CodeTiles;
 use super::{FEW_TOKENS, Precision};
 use crate::elementwise::{Glu, glu_serial};
 use crate::error::{Result, check_len};
+use crate::order::Order;
 use crate::pool::Pool;
 use crate::scratch::{self, Slot};
 use crate::simd::LANES;
-use crate::weights::{Format, Mxfp4, WeightMatrix};
+use crate::weights::{FloatType, Format, Mxfp4, WeightMatrix};
 use std::ops::Range;
 
 /// Bytes of weights that a worker takes at once when decoding.
@@ -57,7 +58,27 @@ pub(super) struct Job<'a> {
     pub(super) layer: Layer<'a>,
     pub(super) glu: Option<(Layer<'a>, Glu)>,
     pub(super) tokens: Range<usize>,
+    pub(super) order: Order,
     pub(super) out: Out<'a>,
+}
+
+impl Job<'_> {
+    /// How its tokens are multiplied.
+    fn way(&self) -> Way {
+        match self.order {
+            Order::Fastest if self.tokens.len() <= FEW_TOKENS => Way::Dots,
+            Order::Fastest | Order::Fixed => Way::Tiles,
+        }
+    }
+}
+
+/// How tokens are multiplied with a matrix.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Row by row, up to [`FEW_TOKENS`] of them.
+    Dots,
+    /// Tile by tile.
+    Tiles,
 }
 
 /// What the activations must be prepared as.
@@ -86,7 +107,7 @@ pub(super) fn same_kind(a: &WeightMatrix<'_>, b: &WeightMatrix<'_>) -> bool {
 #[derive(Clone, Copy)]
 enum Prepared<'a> {
     Digits(Digits<'a>),
-    /// The padded copy is only made for jobs of more than [`FEW_TOKENS`].
+    /// The padded copy is only made for [`Way::Tiles`].
     Floats(Source<'a>, Option<Floats<'a>>),
 }
 
@@ -108,20 +129,18 @@ pub(super) fn run_jobs(
         let (same, other) = rest.into_iter().partition(|job| Kind::of(&job.layer.weights) == kind);
         rest = other;
         let same: Vec<&Job<'_>> = same;
+        let dots = same.iter().all(|job| job.way() == Way::Dots);
         match kind {
             Kind::Digits { group } => {
                 let digits = precision.digits();
-                let few = same.iter().all(|job| job.tokens.len() <= FEW_TOKENS);
-                let layout = if few { DigitLayout::flat } else { DigitLayout::blocked };
+                let layout = if dots { DigitLayout::flat } else { DigitLayout::blocked };
                 let layout = layout(tokens, source.cols, group, digits);
                 scratch::with(Slot::Input, layout.bytes(), |buf| {
                     let input = Prepared::Digits(quantize(pool, source, layout, buf));
                     run_region(pool, &same, input)
                 })??;
             }
-            Kind::Floats if same.iter().all(|job| job.tokens.len() <= FEW_TOKENS) => {
-                run_region(pool, &same, Prepared::Floats(source, None))?;
-            }
+            Kind::Floats if dots => run_region(pool, &same, Prepared::Floats(source, None))?,
             Kind::Floats => {
                 scratch::with(Slot::Input, Floats::bytes(tokens, source.cols), |buf| {
                     let floats = pad(pool, source, tokens, buf);
@@ -170,15 +189,16 @@ fn run_region(pool: &Pool, jobs: &[&Job<'_>], input: Prepared<'_>) -> Result<()>
 /// decoding, at most a panel otherwise.
 fn chunk_rows(job: &Job<'_>, share: usize) -> usize {
     let row_bytes = job.layer.weights.bytes() / job.layer.weights.rows();
-    let bytes = if job.tokens.len() <= FEW_TOKENS { share.min(CHUNK_BYTES) } else { share };
+    let bytes = if job.way() == Way::Dots { share.min(CHUNK_BYTES) } else { share };
     let rows = bytes / row_bytes.max(1) / LANES * LANES;
     rows.clamp(LANES, PANEL_ROWS)
 }
 
 /// Computes rows `rows` of a job, with its gate if it has one.
 fn run_chunk(pool: &Pool, job: &Job<'_>, input: Prepared<'_>, rows: RowRange) -> Result<()> {
-    let tokens = job.tokens.clone();
-    run_rows(pool, &job.layer.weights, tokens.clone(), input, rows, job.out)?;
+    let (tokens, way) = (job.tokens.clone(), job.way());
+    let part = Part { tokens: tokens.clone(), way, rows, out: job.out };
+    run_rows(pool, &job.layer.weights, input, part)?;
     // SAFETY: these rows of the output belong to this chunk.
     let products = |token| unsafe {
         std::slice::from_raw_parts_mut(job.out.at(token, rows.first), rows.len())
@@ -193,7 +213,8 @@ fn run_chunk(pool: &Pool, job: &Job<'_>, input: Prepared<'_>, rows: RowRange) ->
     scratch::with(Slot::Output, len * size_of::<f32>(), |buf| {
         let buf = &mut bytemuck::cast_slice_mut::<u8, f32>(buf)[..len];
         let out = Out::chunk(buf, tokens.start, rows);
-        run_rows(pool, &up.weights, tokens.clone(), input, rows, out)?;
+        let part = Part { tokens: tokens.clone(), way, rows, out };
+        run_rows(pool, &up.weights, input, part)?;
         for (token, other) in tokens.zip(buf.chunks_exact_mut(rows.len())) {
             let gate = products(token);
             job.layer.add_bias(rows, gate);
@@ -204,55 +225,68 @@ fn run_chunk(pool: &Pool, job: &Job<'_>, input: Prepared<'_>, rows: RowRange) ->
     })?
 }
 
-/// Computes rows `rows` of `weights` for `tokens`, by dots or by tiles.
+/// Some rows of a product for some of the prepared tokens.
+struct Part<'a> {
+    tokens: Range<usize>,
+    way: Way,
+    rows: RowRange,
+    out: Out<'a>,
+}
+
+/// Computes `part` of the products with `weights`.
 fn run_rows(
     pool: &Pool,
     weights: &WeightMatrix<'_>,
-    tokens: Range<usize>,
     input: Prepared<'_>,
-    rows: RowRange,
-    out: Out<'_>,
+    part: Part<'_>,
 ) -> Result<()> {
     match (weights.format(), &input) {
         (Format::Affine(weights), Prepared::Digits(input)) => {
-            code_rows(pool, Quantised::Affine(weights), tokens, input, rows, out)
+            code_rows(pool, Quantised::Affine(weights), input, part)
         }
         (Format::Mxfp4(weights), Prepared::Digits(input)) => {
-            code_rows(pool, Quantised::Mxfp4(weights), tokens, input, rows, out)
+            code_rows(pool, Quantised::Mxfp4(weights), input, part)
         }
-        (&Format::Dense(ty, weights), Prepared::Floats(source, floats)) => match floats {
-            Some(input) if tokens.len() > FEW_TOKENS => {
-                let first_token = tokens.start;
-                scratch::with(Slot::Panel, PANEL_ROWS / LANES * TILE_FLOATS * 4, |buf| {
-                    let panel = bytemuck::cast_slice_mut(buf);
-                    let tokens = tokens.len();
-                    DenseTiles { ty, weights, input, first_token, tokens, rows, out, panel }
-                        .dispatch(pool.cpu());
-                })
-            }
-            _ => {
-                let mut x: [&[f32]; FEW_TOKENS] = [&[]; FEW_TOKENS];
-                let (first_token, count) = (tokens.start, tokens.len());
-                tokens.zip(&mut x).for_each(|(token, x)| *x = source.row(token));
-                let x = &x[..count];
-                DenseDot { ty, weights, x, first_token, rows, out }.dispatch(pool.cpu());
-                Ok(())
-            }
-        },
+        (&Format::Dense(ty, weights), Prepared::Floats(source, floats)) => {
+            dense_rows(pool, (ty, weights), (*source, *floats), part)
+        }
         _ => unreachable!("jobs are grouped by the kind of their weights"),
+    }
+}
+
+fn dense_rows(
+    pool: &Pool,
+    (ty, weights): (FloatType, &[u8]),
+    (source, floats): (Source<'_>, Option<Floats<'_>>),
+    Part { tokens, way, rows, out }: Part<'_>,
+) -> Result<()> {
+    let (first_token, count) = (tokens.start, tokens.len());
+    match (way, &floats) {
+        (Way::Tiles, Some(input)) => {
+            scratch::with(Slot::Panel, PANEL_ROWS / LANES * TILE_FLOATS * 4, |buf| {
+                let (tokens, panel) = (count, bytemuck::cast_slice_mut(buf));
+                DenseTiles { ty, weights, input, first_token, tokens, rows, out, panel }
+                    .dispatch(pool.cpu());
+            })
+        }
+        _ => {
+            let mut x: [&[f32]; FEW_TOKENS] = [&[]; FEW_TOKENS];
+            tokens.zip(&mut x).for_each(|(token, x)| *x = source.row(token));
+            let x = &x[..count];
+            DenseDot { ty, weights, x, first_token, rows, out }.dispatch(pool.cpu());
+            Ok(())
+        }
     }
 }
 
 fn code_rows(
     pool: &Pool,
     weights: Quantised<'_>,
-    tokens: Range<usize>,
     input: &Digits<'_>,
-    rows: RowRange,
-    out: Out<'_>,
+    Part { tokens, way, rows, out }: Part<'_>,
 ) -> Result<()> {
     let (first_token, tokens) = (tokens.start, tokens.len());
-    if tokens <= FEW_TOKENS {
+    if way == Way::Dots {
         CodeDot { weights, input, first_token, tokens, rows, out }.dispatch(pool.cpu());
         return Ok(());
     }

@@ -8,12 +8,13 @@
     reason = "slots are counted in 32 bits, which `checked_count` makes sure of"
 )]
 
-use super::Precision;
+use super::Sums;
 use super::driver::{self, Job, Layer, run_jobs};
 use super::input::Source;
 use super::task::Out;
 use crate::elementwise::Glu;
 use crate::error::{KernelError, Result, check_len};
+use crate::order::Order;
 use crate::pool::Pool;
 use crate::scratch::{self, Slot};
 use crate::weights::WeightMatrix;
@@ -101,8 +102,9 @@ pub fn experts(
     experts: &[Expert<'_>],
     activation: Glu,
     out: &mut [f32],
-    precision: Precision,
+    sums: impl Into<Sums>,
 ) -> Result<()> {
+    let sums = sums.into();
     check_len("experts", experts.len(), routes.used.len())?;
     let Some(first) = experts.first() else { return Ok(()) };
     let (hidden, inner, slots) =
@@ -115,14 +117,15 @@ pub fn experts(
             let middle = &mut bytemuck::cast_slice_mut(middle)[..slots * inner];
             let down = &mut bytemuck::cast_slice_mut(down)[..slots * hidden];
             let source = Source { x, cols: hidden, gather: Some(&routes.tokens) };
-            let gates = jobs(routes, experts, Out::new(middle, inner, None), |expert| {
+            let target = (Out::new(middle, inner, None), sums.order);
+            let gates = jobs(routes, experts, target, |expert| {
                 (expert.gate, Some((expert.up, activation)))
             });
-            run_jobs(pool, source, slots, &gates, precision.gated())?;
+            run_jobs(pool, source, slots, &gates, sums.precision.gated())?;
             let source = Source { x: middle, cols: inner, gather: None };
-            let target = Out::new(down, hidden, Some(&routes.slots));
+            let target = (Out::new(down, hidden, Some(&routes.slots)), sums.order);
             let downs = jobs(routes, experts, target, |expert| (expert.down, None));
-            run_jobs(pool, source, slots, &downs, precision)?;
+            run_jobs(pool, source, slots, &downs, sums.precision)?;
             weighted_sum(pool, down, routes, hidden, out);
             Ok(())
         })?
@@ -144,16 +147,16 @@ fn check_expert(expert: &Expert<'_>, hidden: usize, inner: usize) -> Result<()> 
     Err(KernelError::Dimension { what: "up matrix of an expert", value: up.cols(), rule })
 }
 
-/// One job per used expert, all into `out`.
+/// One job per used expert, all into `out` and in the same order of summation.
 fn jobs<'a>(
     routes: &Routes,
     experts: &[Expert<'a>],
-    out: Out<'a>,
+    (out, order): (Out<'a>, Order),
     part: impl Fn(&Expert<'a>) -> (Layer<'a>, Option<(Layer<'a>, Glu)>),
 ) -> Vec<Job<'a>> {
     let job = |((_, tokens), expert): (&(usize, Range<usize>), &Expert<'a>)| {
         let (layer, glu) = part(expert);
-        Job { layer, glu, tokens: tokens.clone(), out }
+        Job { layer, glu, tokens: tokens.clone(), order, out }
     };
     routes.used.iter().zip(experts).map(job).collect()
 }
@@ -187,8 +190,9 @@ pub fn matmul_heads(
     weights: &WeightMatrix<'_>,
     heads: usize,
     out: &mut [f32],
-    precision: Precision,
+    sums: impl Into<Sums>,
 ) -> Result<()> {
+    let Sums { precision, order } = sums.into();
     let (all_rows, cols) = (weights.rows(), weights.cols());
     if heads == 0 || !all_rows.is_multiple_of(heads) {
         let rule = "a multiple of the number of heads";
@@ -200,16 +204,16 @@ pub fn matmul_heads(
     check_len("output of the heads", out.len(), slots * rows)?;
     checked_count(slots)?;
     // Row `token · heads + head`, head by head.
-    let order: Vec<u32> = (0..heads)
+    let permuted: Vec<u32> = (0..heads)
         .flat_map(|head| (0..tokens).map(move |token| (token * heads + head) as u32))
         .collect();
-    let out = Out::new(out, rows, Some(&order));
+    let out = Out::new(out, rows, Some(&permuted));
     let job = |head: usize| {
         let layer = Layer::plain(weights.row_range(head * rows, rows)?);
-        Ok(Job { layer, glu: None, tokens: head * tokens..(head + 1) * tokens, out })
+        Ok(Job { layer, glu: None, tokens: head * tokens..(head + 1) * tokens, order, out })
     };
     let jobs = (0..heads).map(job).collect::<Result<Vec<_>>>()?;
-    run_jobs(pool, Source { x, cols, gather: Some(&order) }, slots, &jobs, precision)
+    run_jobs(pool, Source { x, cols, gather: Some(&permuted) }, slots, &jobs, precision)
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@
 //! the bound). Neither keeps a second copy of a matrix. Biases are added by the caller.
 //!
 //! The two sum in different orders, so their results differ in the last bits. Within each, a
-//! token's results are the same to the bit whatever other tokens are in the call.
+//! token's results are the same to the bit whatever other tokens are in the call; with
+//! [`Order::Fixed`] all go tile by tile.
 
 mod ahead;
 mod coding;
@@ -23,6 +24,7 @@ mod tile;
 
 use crate::elementwise::{self, Glu};
 use crate::error::{KernelError, Result, check_len};
+use crate::order::Order;
 use crate::pool::Pool;
 use crate::weights::WeightMatrix;
 pub use driver::Layer;
@@ -70,6 +72,28 @@ impl Precision {
     }
 }
 
+/// How the sums of a product are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sums {
+    /// How precisely activations enter.
+    pub precision: Precision,
+    /// In which order products are added.
+    pub order: Order,
+}
+
+impl Sums {
+    /// The same for the input of a gate and an up matrix.
+    fn gated(self) -> Self {
+        Self { precision: self.precision.gated(), ..self }
+    }
+}
+
+impl From<Precision> for Sums {
+    fn from(precision: Precision) -> Self {
+        Self { precision, order: Order::default() }
+    }
+}
+
 /// `outs[i] = x · weights[i]ᵀ` for matrices that share the activations `x`.
 ///
 /// `x` is `[tokens, cols]`, `outs[i]` is `[tokens, weights[i].rows()]`.
@@ -82,8 +106,9 @@ pub fn matmul(
     x: &[f32],
     weights: &[WeightMatrix<'_>],
     outs: &mut [&mut [f32]],
-    precision: Precision,
+    sums: impl Into<Sums>,
 ) -> Result<()> {
+    let sums = sums.into();
     check_len("outputs of a product", outs.len(), weights.len())?;
     let Some(first) = weights.first() else { return Ok(()) };
     let cols = first.cols();
@@ -96,10 +121,11 @@ pub fn matmul(
             layer: Layer::plain(*weights),
             glu: None,
             tokens: 0..tokens,
+            order: sums.order,
             out: Out::new(out, weights.rows(), None),
         });
     }
-    run_jobs(pool, Source { x, cols, gather: None }, tokens, &jobs, precision)
+    run_jobs(pool, Source { x, cols, gather: None }, tokens, &jobs, sums.precision)
 }
 
 /// `out = activation(x · gateᵀ) · (x · upᵀ)`: the first half of a gated feed-forward layer.
@@ -114,21 +140,22 @@ pub fn matmul_glu(
     (gate, up): (WeightMatrix<'_>, WeightMatrix<'_>),
     activation: Glu,
     out: &mut [f32],
-    precision: Precision,
+    sums: impl Into<Sums>,
 ) -> Result<()> {
-    let (cols, precision) = (gate.cols(), precision.gated());
+    let (cols, sums) = (gate.cols(), sums.into().gated());
     let tokens = whole_rows(x, cols)?;
     check_pair(&gate, &up)?;
     check_len("output of a product", out.len(), tokens * gate.rows())?;
     if !driver::same_kind(&gate, &up) {
         let mut other = vec![0.0; out.len()];
-        matmul(pool, x, &[gate, up], &mut [out, &mut other], precision)?;
+        matmul(pool, x, &[gate, up], &mut [out, &mut other], sums)?;
         return elementwise::glu(pool, activation, out, &other);
     }
     let out = Out::new(out, gate.rows(), None);
     let (layer, up) = (Layer::plain(gate), Layer::plain(up));
-    let job = Job { layer, glu: Some((up, activation)), tokens: 0..tokens, out };
-    run_jobs(pool, Source { x, cols, gather: None }, tokens, &[job], precision)
+    let (glu, order) = (Some((up, activation)), sums.order);
+    let job = Job { layer, glu, tokens: 0..tokens, order, out };
+    run_jobs(pool, Source { x, cols, gather: None }, tokens, &[job], sums.precision)
 }
 
 fn check_pair(gate: &WeightMatrix<'_>, up: &WeightMatrix<'_>) -> Result<()> {

@@ -1,7 +1,8 @@
 //! Every instruction set, format and way of computing against an f64 oracle.
 
-use super::{FEW_TOKENS, Precision, matmul, matmul_glu};
+use super::{FEW_TOKENS, Precision, Sums, matmul, matmul_glu};
 use crate::elementwise::Glu;
+use crate::order::Order;
 use crate::pool::Pool;
 use crate::testing::{RandomAffine, RandomMxfp4, Rng, oracle, pools, store};
 use crate::weights::{FloatType, WeightMatrix};
@@ -205,10 +206,16 @@ fn mixed_is_int8_into_a_gated_pair_and_int16_elsewhere() {
 }
 
 /// The products of the rows `tokens` of `x`.
-fn part(pool: &Pool, x: &[f32], weights: &WeightMatrix<'_>, tokens: Range<usize>) -> Vec<f32> {
+fn part(
+    (pool, order): (&Pool, Order),
+    x: &[f32],
+    weights: &WeightMatrix<'_>,
+    tokens: Range<usize>,
+) -> Vec<f32> {
+    let sums = Sums { precision: Precision::Int16, order };
     let mut out = vec![f32::NAN; tokens.len() * weights.rows()];
     let x = &x[tokens.start * weights.cols()..tokens.end * weights.cols()];
-    matmul(pool, x, &[*weights], &mut [&mut out], Precision::Int16).unwrap();
+    matmul(pool, x, &[*weights], &mut [&mut out], sums).unwrap();
     out
 }
 
@@ -223,14 +230,36 @@ fn a_token_gets_the_same_to_the_bit_whatever_comes_with_it() {
         let data = store(&rng.normals(rows * cols), FloatType::Bf16);
         let dense = WeightMatrix::dense(rows, cols, FloatType::Bf16, &data).unwrap();
         for weights in [affine.matrix(), dense] {
-            let few = part(&pool, &x, &weights, 0..FEW_TOKENS);
+            let part = |tokens| part((&pool, Order::Fastest), &x, &weights, tokens);
+            let few = part(0..FEW_TOKENS);
             for (token, row) in few.chunks(rows).enumerate() {
-                assert_eq!(part(&pool, &x, &weights, token..token + 1), row, "{pool:?} {token}");
+                assert_eq!(part(token..token + 1), row, "{pool:?} {token}");
             }
-            let many = part(&pool, &x, &weights, 0..40);
+            let many = part(0..40);
             for range in [0..FEW_TOKENS + 1, 3..19, 7..40] {
                 let rows = range.start * rows..range.end * rows;
-                assert_eq!(part(&pool, &x, &weights, range), many[rows], "{pool:?}");
+                assert_eq!(part(range), many[rows], "{pool:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fixed_order_is_that_of_many_tokens_for_any_number() {
+    let mut rng = Rng::fresh();
+    for pool in pools() {
+        let (rows, cols) = (37, 2048 + 128);
+        let x = rng.normals(40 * cols);
+        let affine = RandomAffine::new(&mut rng, (rows, cols), 4, 64, FloatType::F16);
+        let mxfp4 = RandomMxfp4::new(&mut rng, (rows, cols));
+        let data = store(&rng.normals(rows * cols), FloatType::Bf16);
+        let dense = WeightMatrix::dense(rows, cols, FloatType::Bf16, &data).unwrap();
+        for weights in [affine.matrix(), mxfp4.matrix(), dense] {
+            let many = part((&pool, Order::Fastest), &x, &weights, 0..40);
+            for range in [0..1, 0..40, 2..4, 3..3 + FEW_TOKENS, 39..40, 20..33] {
+                let rows = range.start * rows..range.end * rows;
+                let part = part((&pool, Order::Fixed), &x, &weights, range);
+                assert_eq!(part, many[rows], "{pool:?}");
             }
         }
     }

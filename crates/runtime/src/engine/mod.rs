@@ -10,7 +10,9 @@ mod text_stream;
 use std::path::PathBuf;
 
 use mlxcel_core::recurrent::StateLayout;
-use mlxcel_core::{Batch, ImageRows, LayerLayout, Ops, OpsConfig, SequenceCache, SequenceRun};
+use mlxcel_core::{
+    Batch, FEW_TOKENS, ImageRows, LayerLayout, Ops, OpsConfig, SequenceCache, SequenceRun,
+};
 use mlxcel_estimator::KvMode;
 
 pub use self::generate::{
@@ -63,6 +65,7 @@ pub enum LogitRows {
 pub struct Engine {
     model: Box<dyn LanguageModel>,
     ops: Ops,
+    prompt_ops: Ops,
     layout: Vec<LayerLayout>,
     states: Vec<StateLayout>,
     config: EngineConfig,
@@ -100,6 +103,7 @@ impl Engine {
                 .size("vocab_size")
                 .ok_or_else(|| Error::config("vocab_size is missing"))?,
             context: checkpoint.size("max_position_embeddings"),
+            prompt_ops: ops.for_prompts(),
             ops,
         };
         progress.loaded();
@@ -179,11 +183,41 @@ impl Engine {
         images: Vec<ImageRows>,
         rows: LogitRows,
     ) -> Result<Vec<f32>> {
+        self.pass(&self.ops, runs, images, rows)
+    }
+
+    /// A pass over a part of a prompt, with images in place of some of its tokens.
+    ///
+    /// With host kernels what the prompt's tokens get does not depend on where its passes begin and
+    /// end, to the bit, so that a prompt goes on from any place of another one's cache as if it had
+    /// been read as a whole. Only a prompt of up to [`FEW_TOKENS`] tokens, which nothing can be shared
+    /// with, is read in the order of a decode step, since that is faster.
+    ///
+    /// # Errors
+    /// As [`Self::forward_with_images`].
+    pub fn read(
+        &self,
+        run: SequenceRun<'_>,
+        images: Vec<ImageRows>,
+        rows: LogitRows,
+    ) -> Result<Vec<f32>> {
+        let short = run.cache.tokens() == 0 && run.tokens.len() <= FEW_TOKENS;
+        let ops = if short { &self.ops } else { &self.prompt_ops };
+        self.pass(ops, &[run], images, rows)
+    }
+
+    fn pass(
+        &self,
+        ops: &Ops,
+        runs: &[SequenceRun<'_>],
+        images: Vec<ImageRows>,
+        rows: LogitRows,
+    ) -> Result<Vec<f32>> {
         let tokens = runs.iter().flat_map(|run| run.tokens);
         if let Some(&token) = tokens.into_iter().find(|&&t| t as usize >= self.vocab) {
             return Err(Error::TokenOutOfRange { token, vocab: self.vocab });
         }
-        let batch = Batch::new(&self.ops, runs)?.with_images(images)?;
+        let batch = Batch::new(ops, runs)?.with_images(images)?;
         let hidden = self.model.forward(&batch)?;
         let logits = match rows {
             LogitRows::None => {
@@ -271,7 +305,7 @@ impl Engine {
             };
             let within = images.iter().filter_map(|image| image.rows_in(done..end)).collect();
             let rows = if last { LogitRows::Last } else { LogitRows::None };
-            let logits = self.forward_with_images(&[run], within, rows)?;
+            let logits = self.read(run, within, rows)?;
             if progress.prefilled(end, tokens.len()).is_break() {
                 return Err(Error::Interrupted);
             }

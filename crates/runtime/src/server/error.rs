@@ -86,7 +86,7 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"), message)
     }
 
-    /// 503: other requests are being read.
+    /// 503: other requests are being read, and have been for a while.
     pub(super) fn intake_full() -> Self {
         let message = "other requests are being read and take the memory for it: try again later";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("server_busy"), message)

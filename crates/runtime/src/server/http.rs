@@ -16,6 +16,7 @@ use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
 
 use super::error::ApiError;
 use super::intake::Ticket;
@@ -107,11 +108,11 @@ async fn connection(
     }
 }
 
-/// A whole body of at most `limit` bytes, which has to be there in time; what has arrived is on
-/// `ticket`.
+/// A whole body of at most `limit` bytes, which has to be there in `time`; what has arrived is on
+/// `ticket`. Where other requests leave no room the rest stays with the client, as long again.
 ///
 /// # Errors
-/// 413, 408, 503 while other requests take too much, or 400 for one that breaks off.
+/// 413, 408, 503 where there is no room in time, or 400 for a body that breaks off.
 pub(super) async fn read_body(
     request: Request,
     limit: usize,
@@ -125,26 +126,31 @@ pub(super) async fn read_body(
     }
     // Reserved, not touched: only what arrives is resident.
     let bytes = Vec::with_capacity(length.and_then(|l| usize::try_from(l).ok()).unwrap_or(0));
-    let all = gather(request.into_body(), bytes, limit, ticket);
-    tokio::time::timeout(time, all).await.unwrap_or_else(|_| Err(ApiError::slow()))
+    gather(request.into_body(), bytes, (limit, time), ticket).await
 }
 
 async fn gather(
     mut body: Body,
     mut bytes: Vec<u8>,
-    limit: usize,
+    (limit, time): (usize, Duration),
     ticket: &mut Ticket,
 ) -> Result<Vec<u8>, ApiError> {
-    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+    let mut deadline = Instant::now() + time;
+    loop {
+        let next = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
+        let next = timeout_at(deadline, next).await.map_err(|_| ApiError::slow())?;
+        let Some(frame) = next else { return Ok(bytes) };
         let frame = frame.map_err(|_| ApiError::invalid("the request's body broke off"))?;
         let Ok(data) = frame.into_data() else { continue };
         if bytes.len() + data.len() > limit {
             return Err(ApiError::large_body(limit));
         }
-        ticket.grow(data.len() as u64)?;
+        // The client is not slow while we have no room.
+        let since = Instant::now();
+        ticket.wait_for_more(data.len() as u64, time).await?;
+        deadline += since.elapsed();
         bytes.extend_from_slice(&data);
     }
-    Ok(bytes)
 }
 
 /// A response of JSON.

@@ -10,7 +10,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::error::ApiError;
-use super::intake::Ticket;
+use super::intake::{Ticket, Wait};
 use crate::text::{ChatMessage, Content, ContentPart};
 use crate::vision::{self, Pixels, Preprocessor, RgbImage};
 
@@ -103,17 +103,21 @@ impl Album {
     /// Decodes `files`, one after the other.
     ///
     /// # Errors
-    /// What is no image, or too large; [`Ticket::resize`]'s.
-    pub(super) fn decode(files: Vec<Vec<u8>>, mut ticket: Ticket) -> Result<Self, ApiError> {
+    /// What is no image, or too large; [`Ticket::block_for`]'s.
+    pub(super) fn decode(
+        files: Vec<Vec<u8>>,
+        mut ticket: Ticket,
+        wait: &Wait,
+    ) -> Result<Self, ApiError> {
         let (mut pictures, mut digests) = (Vec::new(), Vec::new());
         let mut held = 0;
         for (index, file) in files.into_iter().enumerate() {
             let origin = format!("image {}", index + 1);
             let decoding = vision::decoding_bytes(&file, &origin).map_err(crate::Error::from)?;
-            ticket.resize(decoding.saturating_add(held))?;
+            ticket.block_for(decoding.saturating_add(held), wait)?;
             let picture = vision::decode(&file, &origin).map_err(crate::Error::from)?;
             held += picture.as_raw().len() as u64;
-            ticket.resize(held)?;
+            ticket.block_for(held, wait)?;
             digests.push(Sha256::digest(&file).into());
             pictures.push(picture);
         }
@@ -123,13 +127,17 @@ impl Album {
     /// Makes pixels of the pictures.
     ///
     /// # Errors
-    /// A picture that the model does not take, and [`Ticket::resize`]'s.
-    pub(super) fn prepare(self, preprocessor: &Preprocessor) -> Result<Vec<Picture>, ApiError> {
+    /// A picture that the model does not take, and [`Ticket::block_for`]'s.
+    pub(super) fn prepare(
+        self,
+        preprocessor: &Preprocessor,
+        wait: &Wait,
+    ) -> Result<Vec<Picture>, ApiError> {
         let mut ticket = self.ticket;
         let one = |picture: RgbImage| {
             let pixels = preprocessor.pixels(&picture).map_err(crate::Error::from)?;
             let bytes = size_of_val(pixels.values.as_slice()) as u64;
-            ticket.grow(bytes)?;
+            ticket.block_for_more(bytes, wait)?;
             Ok(Picture { pixels, ticket: ticket.split(bytes) })
         };
         self.pictures.into_iter().map(one).collect()

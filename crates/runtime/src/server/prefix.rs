@@ -1,16 +1,20 @@
-//! Cached prefixes: whole blocks of earlier sequences, shared copy on write.
+//! Cached prefixes: the keys and values of prompts that were read, shared copy on write.
 //!
-//! An entry is a sequence's cache cut to whole blocks, or behind an image, with its tokens and
-//! images. A new prompt takes the longest prefix that any entry has in common with it. The entry used
-//! longest ago goes first when the bytes of all, blocks that several share counted once, exceed the
-//! limit.
+//! An entry is a prompt's cache with its tokens and images. A new prompt takes the longest prefix that
+//! any entry has in common with it, to the token: a block that it goes on in is copied then. What was
+//! generated is not kept, since a step of decoding rounds otherwise than a prompt's pass: an answer that
+//! comes back as a part of a prompt is read as one. The entry used longest ago goes first when the bytes of
+//! all, blocks that several share counted once, exceed the limit.
 
 use std::collections::HashMap;
 
-use mlxcel_core::SequenceCache;
+use mlxcel_core::{FEW_TOKENS, SequenceCache};
 use mlxcel_estimator::KV_BLOCK_TOKENS;
 
-use super::prompt::{ImageKey, Prompt, common, cut};
+use super::prompt::{ImageKey, Prompt, common, cut, outside};
+
+/// The shortest prefix that is shared: a shorter prompt may have been computed as a step.
+const LEAST_SHARED_TOKENS: usize = FEW_TOKENS + 1;
 
 /// Tokens in whole blocks of `tokens` tokens.
 pub(super) fn whole_blocks(tokens: usize) -> usize {
@@ -76,18 +80,20 @@ impl PrefixCache {
         self.entries.len()
     }
 
-    /// The longest prefix of `prompt` that is there, up to a place where one may end, and short of the
-    /// last token, which must be computed for its logits. The result is the caller's own.
+    /// The longest prefix of `prompt` that is there, not within an image and short of the last token,
+    /// which must be computed for its logits; where a cache cannot be cut there (sealed blocks), the longest
+    /// of whole blocks. The result is the caller's own.
     pub(super) fn find(&mut self, prompt: &Prompt) -> Option<SequenceCache> {
-        let most = prompt.last_cut();
+        let most = prompt.last_end();
         let wanted = (prompt.tokens.get(..most)?, prompt.images.as_slice());
         let mut candidates: Vec<(usize, usize)> = self
             .entries
             .iter()
             .enumerate()
             .map(|(index, entry)| (common((&entry.tokens, &entry.images), wanted), index))
-            .map(|(tokens, index)| (cut(&prompt.images, tokens), index))
-            .filter(|(tokens, _)| *tokens > 0)
+            .map(|(tokens, index)| (outside(&prompt.images, tokens), index))
+            .flat_map(|(tokens, index)| [(tokens, index), (cut(&prompt.images, tokens), index)])
+            .filter(|(tokens, _)| *tokens >= LEAST_SHARED_TOKENS)
             .collect();
         candidates.sort_unstable_by(|a, b| b.cmp(a));
         let (cache, index) = candidates.into_iter().find_map(|(tokens, index)| {
@@ -103,7 +109,8 @@ impl PrefixCache {
     /// Keeps `cache`, which holds exactly `tokens` with `images` among them; an entry that it
     /// continues is dropped, since a shorter prefix can be cut from the longer one.
     pub(super) fn insert(&mut self, tokens: &[u32], images: &[ImageKey], cache: SequenceCache) {
-        if !self.enabled() || tokens.is_empty() || cache.tokens() != tokens.len() {
+        let short = tokens.len() < LEAST_SHARED_TOKENS;
+        if !self.enabled() || short || cache.tokens() != tokens.len() {
             return;
         }
         self.clock += 1;
@@ -177,10 +184,11 @@ mod tests {
 
         let mut other = tokens(600, 1);
         other.extend(tokens(300, 9));
-        assert_eq!(prefixes.find(&text(&other)).unwrap().tokens(), 512);
-        assert_eq!(prefixes.find(&text(&tokens(768, 1))).unwrap().tokens(), 512, "one is computed");
+        assert_eq!(prefixes.find(&text(&other)).unwrap().tokens(), 600);
+        assert_eq!(prefixes.find(&text(&tokens(768, 1))).unwrap().tokens(), 767, "one is computed");
         assert_eq!(prefixes.find(&text(&tokens(769, 1))).unwrap().tokens(), 768);
-        assert!(prefixes.find(&text(&tokens(255, 1))).is_none());
+        assert_eq!(prefixes.find(&text(&tokens(10, 1))).unwrap().tokens(), 9);
+        assert!(prefixes.find(&text(&tokens(9, 1))).is_none(), "too short");
         assert!(prefixes.find(&text(&tokens(900, 2))).is_none());
 
         prefixes.insert(&tokens(512, 1), &[], share(&one, 512).unwrap());
@@ -193,6 +201,7 @@ mod tests {
         while prefixes.evict() {}
         assert_eq!((prefixes.len(), distinct_bytes(prefixes.caches())), (0, 0));
         images_are_told_apart(&one);
+        sealed_blocks_are_found_whole(&engine);
         drop((one, prefixes, filled));
         snapshots_of_states_are_found_where_they_were_made(ops, &tokens(600, 1));
     }
@@ -215,14 +224,28 @@ mod tests {
             prefixes.find(prompt).map_or(0, |cache: SequenceCache| cache.tokens())
         };
         assert_eq!(found(&prompt(500, &both)), 400);
-        assert_eq!(found(&prompt(350, &both[..1])), 256);
-        assert_eq!(found(&prompt(500, &[image(10, 1), image(300, 3)])), 256);
-        assert_eq!(found(&prompt(500, &[image(10, 3), image(300, 2)])), 0);
-        assert_eq!(found(&prompt(500, &[])), 0);
+        assert_eq!(found(&prompt(350, &both[..1])), 300);
+        assert_eq!(found(&prompt(500, &[image(10, 1), image(300, 3)])), 300);
+        assert_eq!(found(&prompt(500, &[image(10, 3), image(300, 2)])), 10);
+        assert_eq!(found(&prompt(500, &[])), 10, "text before the image");
         prefixes.insert(&tokens(400, 1), &[image(10, 3)], share(cache, 400).unwrap());
         assert_eq!(prefixes.len(), 2, "another image is another entry");
         prefixes.insert(&tokens(500, 1), &both, share(cache, 500).unwrap());
         assert_eq!(prefixes.len(), 2, "one that continues an entry takes its place");
+    }
+
+    /// A delegated mode is cut within its open block, and behind whole ones before that.
+    fn sealed_blocks_are_found_whole(engine: &Engine) {
+        let cache = engine.new_cache_in(KvMode::Turbo4Delegated).unwrap();
+        cache.fill_synthetic(engine.ops(), 700).unwrap();
+        let mut prefixes = PrefixCache::new(1 << 30);
+        prefixes.insert(&tokens(700, 1), &[], share(&cache, 700).unwrap());
+        let mut found = |length: usize| {
+            let mut prompt = tokens(length, 1);
+            prompt.push(4095);
+            prefixes.find(&text(&prompt)).map_or(0, |cache| cache.tokens())
+        };
+        assert_eq!([found(700), found(650), found(500), found(200)], [700, 650, 256, 0]);
     }
 
     /// A hybrid's state is found whole or not at all, and goes on as if nothing had been cached.

@@ -1,8 +1,9 @@
 //! A prompt on its way through the scheduler: its tokens and which images stand where.
 //!
 //! Owns where passes and shared prefixes end. An image has passes of its own, one where its rows see
-//! each other, and no prefix ends within it. Every end is a place in the prompt, whatever was cached before
-//! it, so that a prompt over a cached prefix is computed as a new one.
+//! each other, and no prefix ends within it. Otherwise a prefix of keys and values may end anywhere, since
+//! [`crate::engine::Engine::read`] gives a token the same wherever passes end. A recurrent state is kept
+//! where it was when a pass ended: those ends are places in the prompt, whatever was cached before them.
 
 use std::ops::Range;
 
@@ -26,6 +27,15 @@ pub(super) struct ImageKey {
     pub(super) digest: [u8; 32],
     /// Whether its rows go through the decoder in one pass.
     pub(super) whole: bool,
+}
+
+/// Where the passes over a prompt end, besides at images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ends {
+    /// Behind a chunk, wherever that began.
+    Anywhere,
+    /// At multiples of the chunk and at [`Prompt::last_cut`].
+    AtCuts,
 }
 
 impl Prompt {
@@ -60,16 +70,24 @@ impl Prompt {
         whole.map(|image| image.tokens.len()).max().unwrap_or(0)
     }
 
-    /// The last place before the last token where a shared prefix may end.
+    /// The last place before the last token where keys and values that others share may end.
+    pub(super) fn last_end(&self) -> usize {
+        outside(&self.images, self.len().saturating_sub(1))
+    }
+
+    /// The last place before the last token where a state is kept that others go on from.
     pub(super) fn last_cut(&self) -> usize {
         cut(&self.images, self.len().saturating_sub(1))
     }
 
-    /// Where a pass from token `done` on ends: at a multiple of `chunk`, at an image or behind it,
-    /// or at [`Self::last_cut`], so that what follows that is a pass of its own.
-    pub(super) fn pass_end(&self, done: usize, chunk: usize) -> usize {
-        let (chunk, last) = (chunk.max(1), self.last_cut());
-        let chunk_end = (done / chunk + 1).saturating_mul(chunk);
+    /// Where a pass of up to `chunk` tokens from token `done` on ends: at `ends`, at an image or
+    /// behind it.
+    pub(super) fn pass_end(&self, done: usize, chunk: usize, ends: Ends) -> usize {
+        let chunk = chunk.max(1);
+        let (chunk_end, last) = match ends {
+            Ends::Anywhere => (done.saturating_add(chunk), 0),
+            Ends::AtCuts => ((done / chunk + 1).saturating_mul(chunk), self.last_cut()),
+        };
         if let Some(image) = self.images.iter().find(|image| image.tokens.contains(&done)) {
             let end = image.tokens.end;
             return if image.whole { end } else { end.min(chunk_end) };
@@ -81,11 +99,16 @@ impl Prompt {
     }
 }
 
-/// The last place within `tokens` tokens where a shared prefix may end: behind a whole block or
-/// behind an image, but not within one.
-pub(super) fn cut(images: &[ImageKey], tokens: usize) -> usize {
+/// `tokens`, or where the image begins that the place lies within.
+pub(super) fn outside(images: &[ImageKey], tokens: usize) -> usize {
     let within = |image: &&ImageKey| image.tokens.start < tokens && tokens < image.tokens.end;
-    let tokens = images.iter().find(within).map_or(tokens, |image| image.tokens.start);
+    images.iter().find(within).map_or(tokens, |image| image.tokens.start)
+}
+
+/// The last place within `tokens` tokens that is behind a whole block or behind an image, and not within
+/// one.
+pub(super) fn cut(images: &[ImageKey], tokens: usize) -> usize {
+    let tokens = outside(images, tokens);
     let ends = images.iter().map(|image| image.tokens.end).filter(|end| *end <= tokens);
     ends.fold(whole_blocks(tokens), usize::max)
 }
@@ -107,9 +130,27 @@ mod tests {
         ImageKey { tokens, digest: [digest; 32], whole: true }
     }
 
-    fn passes(prompt: &Prompt, from: usize, chunk: usize) -> Vec<usize> {
-        let next = |done: &usize| Some(prompt.pass_end(*done, chunk)).filter(|end| end > done);
+    fn passes_at(ends: Ends, prompt: &Prompt, from: usize, chunk: usize) -> Vec<usize> {
+        let next = |done: &usize| Some(prompt.pass_end(*done, chunk, ends)).filter(|e| e > done);
         std::iter::successors(Some(from), next).skip(1).collect()
+    }
+
+    fn passes(prompt: &Prompt, from: usize, chunk: usize) -> Vec<usize> {
+        passes_at(Ends::AtCuts, prompt, from, chunk)
+    }
+
+    #[test]
+    fn a_text_goes_on_from_any_place() {
+        let text = Prompt::text(vec![0; 600]);
+        let passes = |from| passes_at(Ends::Anywhere, &text, from, 128);
+        assert_eq!(passes(0), [128, 256, 384, 512, 600]);
+        assert_eq!(passes(301), [429, 557, 600]);
+        assert_eq!((passes(599), passes(500), text.last_end()), (vec![600], vec![600], 599));
+        let images = vec![image(4..260, 1), image(596..600, 2)];
+        let prompt = Prompt { tokens: vec![0; 600], images };
+        let passes = |from| passes_at(Ends::Anywhere, &prompt, from, 128);
+        assert_eq!(passes(0), [4, 260, 388, 516, 596, 600]);
+        assert_eq!((passes(590), prompt.last_end()), (vec![596, 600], 596));
     }
 
     #[test]

@@ -315,7 +315,9 @@ pub(super) struct Detokenize {
 mod tests {
     use std::sync::Arc;
 
-    use super::super::intake::Intake;
+    use std::time::Duration;
+
+    use super::super::intake::{Intake, Wait};
     use super::*;
     use crate::engine::ModelSource;
 
@@ -323,7 +325,8 @@ mod tests {
         let text = ModelText::load(&ModelSource::BuiltIn).unwrap();
         let body = Body::parse(body.as_bytes());
         let asked = body.and_then(|body| {
-            let none = Album::decode(Vec::new(), Arc::new(Intake::new(0)).ticket()).unwrap();
+            let ticket = Arc::new(Intake::new(0)).ticket();
+            let none = Album::decode(Vec::new(), ticket, &Wait::new(Duration::ZERO).1).unwrap();
             body.understand(api, &text, &none)
         });
         asked.map_err(|error| error.json()["error"]["message"].as_str().unwrap().to_owned())

@@ -20,7 +20,7 @@ use super::admission::{Admission, Demand};
 use super::error::ApiError;
 use super::http::{json_response, read_body, response};
 use super::images::{Album, Picture};
-use super::intake::Ticket;
+use super::intake::{Ticket, Wait};
 use super::job::{Command, Event, Job};
 use super::prompt::Prompt;
 use super::reply::{Gathered, Reply};
@@ -112,12 +112,14 @@ impl App {
         let mut ticket = shared.intake.ticket();
         let most = shared.intake.limit_bytes() / UNDERSTANDING;
         let limit = self.max_body_bytes.min(usize::try_from(most).unwrap_or(usize::MAX));
-        let bytes = read_body(request, limit, self.read_timeout, &mut ticket).await;
-        let sized = bytes.and_then(|bytes| {
-            ticket.resize((bytes.len() as u64).saturating_mul(UNDERSTANDING))?;
+        let time = self.read_timeout;
+        let read = async {
+            let bytes = read_body(request, limit, time, &mut ticket).await?;
+            let understanding = (bytes.len() as u64).saturating_mul(UNDERSTANDING);
+            ticket.wait_for(understanding, time).await?;
             Ok(bytes)
-        });
-        match sized {
+        };
+        match read.await {
             Ok(bytes) => Ok((bytes, ticket)),
             Err(error) => {
                 shared.metrics.refused.add(1);
@@ -148,7 +150,9 @@ async fn complete(app: Arc<App>, request: Request, api: Api) -> Reaction {
     let (bytes, ticket) = app.read(request).await?;
     let worker = Arc::clone(&app);
     // Templates, tokenizers and images take a while; other connections must not wait.
-    let ready = blocking(move || worker.understand(api, bytes, ticket)).await?;
+    let (client, wait) = Wait::new(app.read_timeout);
+    let ready = blocking(move || worker.understand(api, bytes, ticket, &wait)).await?;
+    drop(client);
     let served = app.served()?;
     if app.ending.load(Ordering::SeqCst) {
         return Err(ApiError::shutting_down());
@@ -194,7 +198,13 @@ struct Ready {
 
 impl App {
     /// Makes a request of a body.
-    fn understand(&self, api: Api, bytes: Vec<u8>, mut ticket: Ticket) -> Result<Ready, ApiError> {
+    fn understand(
+        &self,
+        api: Api,
+        bytes: Vec<u8>,
+        mut ticket: Ticket,
+        wait: &Wait,
+    ) -> Result<Ready, ApiError> {
         let served = self.served()?;
         let mut body = request::Body::parse(&bytes)?;
         drop(bytes);
@@ -206,15 +216,16 @@ impl App {
             }
             images => images.as_ref().ok(),
         };
-        let album = Album::decode(files, served.shared.intake.ticket())?;
+        let album = Album::decode(files, served.shared.intake.ticket(), wait)?;
         let asked = body.understand(api, &served.text, &album)?;
         drop(body);
         let max_tokens = served.check(&asked)?;
-        let pictures = preprocessor.map(|preprocessor| album.prepare(preprocessor)).transpose()?;
+        let prepare = |preprocessor| album.prepare(preprocessor, wait);
+        let pictures = preprocessor.map(prepare).transpose()?;
         let pictures = pictures.unwrap_or_default();
         // The prompt and the history that begins with it.
         let tokens: usize = asked.prompts.iter().map(|prompt| prompt.len() * asked.n).sum();
-        ticket.resize((2 * tokens * size_of::<u32>()) as u64)?;
+        ticket.block_for((2 * tokens * size_of::<u32>()) as u64, wait)?;
         Ok(Ready { asked, max_tokens, pictures, ticket })
     }
 }

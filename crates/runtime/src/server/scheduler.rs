@@ -17,7 +17,7 @@ use super::admission::{Admission, Demand};
 use super::error::ApiError;
 use super::job::{Event, Job};
 use super::prefix::{PrefixCache, distinct_bytes, share};
-use super::sequence::Answer;
+use super::sequence::{Answer, held};
 use super::shared::Shared;
 use super::turns::{Pass, Turns};
 use super::watch::{Pressure, Watch};
@@ -106,6 +106,9 @@ impl Scheduler {
                 self.snapshot(*index);
             }
             self.take(&pass, &logits);
+            if matches!(pass, Pass::Read(_)) && !logits.is_empty() {
+                self.settle();
+            }
             if let (Err(error), Some(job)) = (result, culprit) {
                 self.fail(job, error.into());
             }
@@ -179,7 +182,7 @@ impl Scheduler {
             let hit = self.prefixes.find(&job.prompt);
             let cached = hit.as_ref().filter(|_| self.shares()).map_or(0, SequenceCache::tokens);
             let wanted = Demand::answers(cached, &job.prompt, job.max_tokens, job.n);
-            match self.fit(&wanted, hit.as_ref()) {
+            match self.fit(Some(&wanted), hit.as_ref()) {
                 Ok(true) => {}
                 Ok(false) if !self.running.is_empty() => break,
                 Ok(false) => {
@@ -205,20 +208,21 @@ impl Scheduler {
         self.engine.ops().kernels() == KernelSet::Host
     }
 
-    /// Makes room for `wanted` over the blocks of `hit`, at the cost of cached prefixes; sets the
-    /// chunk with which it fits.
-    fn fit(&mut self, wanted: &Demand, hit: Option<&SequenceCache>) -> Result<bool> {
+    /// Makes room for what runs, and for `wanted` over the blocks of `hit`: first cached prefixes go,
+    /// then the chunk shrinks.
+    fn fit(&mut self, wanted: Option<&Demand>, hit: Option<&SequenceCache>) -> Result<bool> {
         let running = self.running.iter().map(Answer::account);
-        let all: Demand = running.chain([wanted.clone()]).collect();
+        let all: Demand = running.chain(wanted.cloned()).collect();
         loop {
             let held = self.held_bytes(hit).saturating_add(self.shared.intake.held_bytes());
-            if let Some(chunk) = self.admission.chunk_that_fits(&all, held)? {
-                self.chunk = usize::try_from(chunk).unwrap_or(usize::MAX).max(1);
-                return Ok(true);
+            let chunk = self.admission.chunk_that_fits(&all, held)?;
+            let chunk = chunk.map(|chunk| usize::try_from(chunk).unwrap_or(usize::MAX).max(1));
+            let whole = chunk.is_some_and(|chunk| chunk >= self.engine.prefill_chunk());
+            if !whole && self.prefixes.evict() {
+                continue;
             }
-            if !self.prefixes.evict() {
-                return Ok(false);
-            }
+            self.chunk = chunk.unwrap_or(self.chunk);
+            return Ok(chunk.is_some());
         }
     }
 
@@ -251,7 +255,8 @@ impl Scheduler {
         let Some(job) = self.queue.pop_front() else { return };
         self.shared.left_queue();
         let cached_tokens = hit.as_ref().map_or(0, SequenceCache::tokens);
-        let shared = hit.as_ref().filter(|_| self.shares()).map(SequenceCache::fork);
+        let shared = hit.as_ref().filter(|_| self.shares());
+        let shared = shared.and_then(|hit| held(hit, &job.prompt));
         let cache = hit.map_or_else(|| self.engine.new_cache(), Ok);
         let events = job.events.clone();
         let made = cache.and_then(|cache| {
@@ -295,7 +300,7 @@ impl Scheduler {
         let done = answer.cache.tokens();
         let image = answer.image_rows(done..done + tokens.len()).into_iter().collect();
         let run = SequenceRun { tokens, cache: &answer.cache };
-        logits.append(&mut self.engine.forward_with_images(&[run], image, rows)?);
+        logits.append(&mut self.engine.read(run, image, rows)?);
         answer.forget_read_images();
         Ok(())
     }
@@ -320,6 +325,14 @@ impl Scheduler {
         let Some(answer) = self.running.get(index) else { return };
         if !answer.cache.can_trim() && answer.at_last_cut() {
             keep(&mut self.prefixes, answer);
+            self.settle();
+        }
+    }
+
+    /// Makes room for what was kept just now: an answer copies the block that it goes on in.
+    fn settle(&mut self) {
+        if let Err(error) = self.fit(None, None) {
+            tracing::error!(%error, "cached prefixes are not counted");
         }
     }
 
@@ -368,22 +381,19 @@ impl Scheduler {
         let done: Vec<Answer> = done;
         for mut answer in done {
             let finish = answer.finished.unwrap_or(Finish::Stop);
-            keep(&mut self.prefixes, &answer);
             self.report(&answer, finish);
             answer.finish(finish);
         }
     }
 }
 
-/// Keeps what an answer has read and written for later prompts.
+/// Keeps what is read of an answer's prompt for later ones.
 fn keep(prefixes: &mut PrefixCache, answer: &Answer) {
     if !prefixes.enabled() {
         return;
     }
-    let tokens = answer.cut();
-    if let (Some(cache), Some(tokens)) =
-        (share(&answer.cache, tokens), answer.history.get(..tokens))
-    {
+    let tokens = answer.prefix();
+    if let Some(cache) = share(&answer.cache, tokens.len()) {
         prefixes.insert(tokens, &answer.job.prompt.images, cache);
     }
 }

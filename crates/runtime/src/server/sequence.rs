@@ -10,6 +10,7 @@ use super::admission::Demand;
 use super::error::ApiError;
 use super::images::Picture;
 use super::job::{Event, Job};
+use super::prompt::{Ends, Prompt};
 use super::{prefix, prompt};
 use crate::Result;
 use crate::engine::{Finish, TextStream};
@@ -119,10 +120,15 @@ impl Answer {
     pub(super) fn next_tokens(&self, chunk: usize) -> &[u32] {
         let done = self.cache.tokens();
         let end = match self.prefilling() {
-            true => self.job.prompt.pass_end(done, chunk),
+            true => self.job.prompt.pass_end(done, chunk, self.ends()),
             false => self.history.len(),
         };
         self.history.get(done..end).unwrap_or_default()
+    }
+
+    /// Where passes over the prompt end: a state that cannot go back is kept where one does.
+    fn ends(&self) -> Ends {
+        if self.cache.can_trim() { Ends::Anywhere } else { Ends::AtCuts }
     }
 
     /// The image that the next tokens stand for.
@@ -160,7 +166,7 @@ impl Answer {
         self.images.retain(|image| image.tokens.end > done);
     }
 
-    /// Whether the prompt is read up to the last place where a shared prefix may end.
+    /// Whether the prompt is read up to the last place where a state is kept.
     pub(super) fn at_last_cut(&self) -> bool {
         let cut = self.job.prompt.last_cut();
         self.prefilling() && cut > 0 && self.cache.tokens() == cut
@@ -181,15 +187,20 @@ impl Answer {
         }
     }
 
-    /// Where a prefix of what the cache holds may end.
-    pub(super) fn cut(&self) -> usize {
-        prompt::cut(&self.job.prompt.images, self.cache.tokens())
+    /// The tokens of the prompt that later prompts may go on from: what is read of it, or where a
+    /// state was kept.
+    pub(super) fn prefix(&self) -> &[u32] {
+        let read = self.cache.tokens().min(self.job.prompt.len());
+        let end = match self.ends() {
+            Ends::Anywhere => read,
+            Ends::AtCuts => prompt::cut(&self.job.prompt.images, read),
+        };
+        self.job.prompt.tokens.get(..end).unwrap_or_default()
     }
 
     /// Lets others share what the cache holds now.
     pub(super) fn share(&mut self) {
-        let tokens = self.cut();
-        if let Some(shared) = prefix::share(&self.cache, tokens) {
+        if let Some(shared) = held(&self.cache, &self.job.prompt) {
             self.shared = Some(shared);
         }
     }
@@ -244,4 +255,11 @@ impl Answer {
         // A closed channel is noticed at the next step, by `abandoned`.
         let _ = self.job.events.send(event);
     }
+}
+
+/// What of `cache`, a beginning of `prompt`, stays shared when an answer goes on in it: whole blocks,
+/// since it copies the last one. Where a window's cache cannot be cut there, all of it.
+pub(super) fn held(cache: &SequenceCache, prompt: &Prompt) -> Option<SequenceCache> {
+    let tokens = prompt::cut(&prompt.images, cache.tokens());
+    (tokens > 0).then(|| prefix::share(cache, tokens).unwrap_or_else(|| cache.fork()))
 }

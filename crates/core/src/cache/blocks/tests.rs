@@ -4,6 +4,7 @@
 use std::num::NonZeroUsize;
 
 use mlxcel_estimator::{CacheType, Kept, SequenceTokens};
+use mlxcel_kernels::Order;
 use mlxcel_kernels::attention::{AttentionParams, AttentionRun, Mask, attention};
 use mlxcel_kernels::kv::BlockSide;
 use proptest::prelude::*;
@@ -169,6 +170,7 @@ fn attend(
         sinks: None,
         window: Some(window),
         mask: Mask::Causal,
+        order: Order::Fastest,
     };
     let mut out = vec![0.0; q.len()];
     attention(pool, &params, &[run], &mut out).unwrap();

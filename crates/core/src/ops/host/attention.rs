@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use mlx_ffi::host::{HostInputs, HostOutputs, call_one};
 use mlx_ffi::{Array, Dtype};
 use mlxcel_estimator::KvMode;
-use mlxcel_kernels::Pool;
 use mlxcel_kernels::attention::{self as kernel, AttentionParams, AttentionRun, Mask};
 use mlxcel_kernels::kv::{
     BlockLayout, KV_BLOCK_TOKENS, KvBlock, KvFormat, ValueStore, append as append_to_blocks,
 };
+use mlxcel_kernels::{Order, Pool};
 
 use crate::attention::AttentionSpec;
 use crate::batch::{Batch, Span};
@@ -28,6 +28,7 @@ pub(crate) fn attention(
 ) -> Result<Array> {
     let pass = Pass {
         pool: Arc::clone(ops.pool()),
+        order: ops.order(),
         spec: spec.clone(),
         spans: batch.spans().to_vec(),
         caches: batch
@@ -62,6 +63,7 @@ fn blocks(layer: &LayerCache) -> Result<Arc<Mutex<BlockCache>>> {
 /// One layer's attention over all runs of a batch.
 struct Pass {
     pool: Arc<Pool>,
+    order: Order,
     spec: AttentionSpec,
     spans: Vec<Span>,
     caches: Vec<Arc<Mutex<BlockCache>>>,
@@ -165,6 +167,7 @@ impl Pass {
             sinks: self.spec.sinks().map(|sinks| &**sinks),
             window: layout.window.map(std::num::NonZeroUsize::get),
             mask,
+            order: self.order,
         };
         Ok(kernel::attention(&self.pool, &params, &runs.collect::<Vec<_>>(), out)?)
     }
@@ -239,6 +242,7 @@ fn attend_segment(
         sinks: None,
         window: None,
         mask: Mask::Full,
+        order: Order::Fastest,
     };
     let run = AttentionRun {
         q,

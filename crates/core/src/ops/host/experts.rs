@@ -89,7 +89,7 @@ pub(crate) fn experts(ops: &Ops, x: &Array, logits: &Array, layer: &Experts) -> 
         stacks.push(Stack::push(matrices, bias, rule.experts, &mut inputs)?);
     }
     let activation = layer.activation();
-    let (pool, precision) = (Arc::clone(ops.pool()), ops.precision());
+    let (pool, sums) = (Arc::clone(ops.pool()), ops.sums());
     let output = (x.shape(), Dtype::Float32);
     let node = call_one("experts", &inputs, output, move |inputs, mut outputs| {
         let bias = if biased { Some(inputs.f32(2)?) } else { None };
@@ -104,7 +104,7 @@ pub(crate) fn experts(ops: &Ops, x: &Array, logits: &Array, layer: &Experts) -> 
         };
         let used = routes.used().map(expert).collect::<Result<Vec<_>>>()?;
         let (x, out) = (inputs.f32(0)?, outputs.f32(0)?);
-        Ok::<_, Error>(run_experts(&pool, x, &routes, &used, activation, out, precision)?)
+        Ok::<_, Error>(run_experts(&pool, x, &routes, &used, activation, out, sums)?)
     });
     Ok(node?)
 }
@@ -113,12 +113,12 @@ pub(crate) fn heads(ops: &Ops, x: &Array, weight: &Weight, heads: usize) -> Resu
     let mut inputs = vec![x];
     inputs.extend(weight.arrays());
     let shape = MatrixShape::of(weight)?;
-    let (pool, precision) = (Arc::clone(ops.pool()), ops.precision());
+    let (pool, sums) = (Arc::clone(ops.pool()), ops.sums());
     let output = ints([rows_cols(x).0, weight.shape().0])?;
     let node = call_one("heads", &inputs, (&output, Dtype::Float32), move |inputs, mut outputs| {
         let matrix = shape.view(&inputs, 1)?;
         let (x, out) = (inputs.f32(0)?, outputs.f32(0)?);
-        Ok::<_, Error>(matmul_heads(&pool, x, &matrix, heads, out, precision)?)
+        Ok::<_, Error>(matmul_heads(&pool, x, &matrix, heads, out, sums)?)
     });
     Ok(node?)
 }

@@ -129,12 +129,12 @@ pub(crate) fn linears<const N: usize>(
         .map(|(shape, _)| ints([tokens, shape.rows]))
         .collect::<Result<Vec<_>>>()?;
     let specs: Vec<_> = outputs.iter().map(|shape| (&shape[..], Dtype::Float32)).collect();
-    let (pool, precision) = (Arc::clone(ops.pool()), ops.precision());
+    let (pool, sums) = (Arc::clone(ops.pool()), ops.sums());
     let results = call("linear", &inputs, &specs, move |inputs, mut outputs: HostOutputs<'_>| {
         let views = shapes.views(&inputs)?;
         let matrices: Vec<_> = views.iter().map(|(matrix, _)| *matrix).collect();
         let mut outs = (0..N).map(|i| outputs.f32(i)).collect::<mlx_ffi::Result<Vec<_>>>()?;
-        matmul(&pool, inputs.f32(0)?, &matrices, &mut outs, precision)?;
+        matmul(&pool, inputs.f32(0)?, &matrices, &mut outs, sums)?;
         for ((_, bias), out) in views.iter().zip(outs) {
             add_bias(*bias, out);
         }
@@ -166,14 +166,14 @@ pub(crate) fn glu(
         });
     }
     let (shapes, inputs) = Layers::of(x, &[gate, up])?;
-    let (pool, precision) = (Arc::clone(ops.pool()), ops.precision());
+    let (pool, sums) = (Arc::clone(ops.pool()), ops.sums());
     let shape = ints([rows_cols(x).0, gate.weight.shape().0])?;
     let node = call_one("glu", &inputs, (&shape, Dtype::Float32), move |inputs, mut outputs| {
         let views = shapes.views(&inputs)?;
         let [(gate, _), (up, _)] = views[..] else {
             return Err(Error::Config { what: "a gated layer has two matrices".into() });
         };
-        Ok(matmul_glu(&pool, inputs.f32(0)?, (gate, up), activation, outputs.f32(0)?, precision)?)
+        Ok(matmul_glu(&pool, inputs.f32(0)?, (gate, up), activation, outputs.f32(0)?, sums)?)
     });
     Ok(node?)
 }

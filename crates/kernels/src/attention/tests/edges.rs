@@ -184,6 +184,7 @@ fn value_error(format: KvFormat, rule: ScaleRule, shared: f32) -> f64 {
             sinks: None,
             window: None,
             mask: Mask::Full,
+            order: Order::Fastest,
         };
         let run = AttentionRun {
             q: &q,

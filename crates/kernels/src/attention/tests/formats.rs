@@ -11,6 +11,37 @@ fn decode_at_odd_lengths_in_every_format() {
     }
 }
 
+/// However a prompt is cut into passes, and with any number of threads.
+#[test]
+fn a_fixed_order_gives_each_token_the_same_to_the_bit() {
+    for format in KvFormat::ALL {
+        for (heads, window) in [((4, 2), None), ((4, 4), Some(150)), ((12, 1), Some(7))] {
+            let tokens = 600;
+            let case = Case::new(heads, 64, format, &[(0, tokens)]);
+            let case = Case { order: Order::Fixed, window, ..case };
+            let (setup, width) = (Setup::new(&case), heads.0 * 64);
+            let blocks: Vec<&KvBlock> = setup.blocks[0].iter().collect();
+            for cpu in cpus() {
+                let whole = setup.attention(&case, &Pool::with_cpu(1, cpu).unwrap());
+                let pool = Pool::with_cpu(3, cpu).unwrap();
+                for pass in [0..1, 0..9, 3..130, 254..259, 300..301, 511..600, 599..600] {
+                    let rows = pass.start * width..pass.end * width;
+                    let run = AttentionRun {
+                        q: &setup.queries[0][rows.clone()],
+                        first_position: pass.start,
+                        blocks: &blocks[..pass.end.div_ceil(KV_BLOCK_TOKENS)],
+                        first_block_position: 0,
+                        kv_tokens: pass.end,
+                    };
+                    let mut out = vec![f32::NAN; rows.len()];
+                    attention(&pool, &setup.params(&case), &[run], &mut out).unwrap();
+                    assert!(out == whole[rows], "{cpu:?} {format} {heads:?} {window:?} {pass:?}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn every_head_dimension() {
     for format in KvFormat::ALL {

@@ -1,5 +1,6 @@
 //! Every instruction set against an f64 oracle, and what is refused.
 
+use super::super::Precision;
 use super::*;
 use crate::testing::{RandomAffine, RandomMxfp4, Rng, oracle, pools, store};
 use crate::weights::FloatType;
@@ -76,6 +77,41 @@ fn affine_experts_match_the_oracle() {
             for tokens in [1, 2, 61] {
                 check(&pool, &mut rng, &own.each_ref().map(RandomAffine::matrix), tokens);
             }
+        }
+    }
+}
+
+/// An expert's tokens are those of the pass that chose it: more or fewer of them change nothing.
+#[test]
+fn a_fixed_order_gives_each_token_the_same_to_the_bit() {
+    let mut rng = Rng::fresh();
+    for pool in pools() {
+        let (inner, hidden, tokens) = (64, 128, 61);
+        let mut stack = |rows, cols| {
+            RandomAffine::new(&mut rng, (EXPERTS * rows, cols), 4, 32, FloatType::Bf16)
+        };
+        let own = [stack(inner, hidden), stack(inner, hidden), stack(hidden, inner)];
+        let [gate, up, down] = own.each_ref().map(RandomAffine::matrix);
+        let expert = |e: usize| Expert {
+            gate: Layer::plain(gate.row_range(e * inner, inner).unwrap()),
+            up: Layer::plain(up.row_range(e * inner, inner).unwrap()),
+            down: Layer::plain(down.row_range(e * hidden, hidden).unwrap()),
+        };
+        let (x, chosen) = (rng.normals(tokens * hidden), chosen(&mut rng, tokens));
+        let sums = Sums { precision: Precision::Int16, order: Order::Fixed };
+        let pass = |part: Range<usize>| {
+            let chosen = &chosen[part.start * ACTIVE..part.end * ACTIVE];
+            let routes = Routes::new(chosen, vec![0.5; chosen.len()], ACTIVE, EXPERTS).unwrap();
+            let used: Vec<Expert<'_>> = routes.used().map(expert).collect();
+            let x = &x[part.start * hidden..part.end * hidden];
+            let mut out = vec![f32::NAN; x.len()];
+            experts(&pool, x, &routes, &used, Glu::Silu, &mut out, sums).unwrap();
+            out
+        };
+        let whole = pass(0..tokens);
+        for part in [0..1, 5..12, 20..61] {
+            let rows = part.start * hidden..part.end * hidden;
+            assert_eq!(pass(part), whole[rows], "{pool:?}");
         }
     }
 }
