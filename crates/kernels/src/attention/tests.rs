@@ -19,6 +19,7 @@ struct Case {
     sinks: bool,
     window: Option<usize>,
     mask: Mask,
+    first_key: usize,
     runs: Vec<(usize, usize)>,
     /// Queries are this many times normal deviates: how peaked the softmax is.
     sharpness: f32,
@@ -36,6 +37,7 @@ impl Case {
             sinks: false,
             window: None,
             mask: Mask::Causal,
+            first_key: 0,
             runs: runs.to_vec(),
             sharpness: 1.0,
             seed: Rng::fresh().next(),
@@ -111,6 +113,7 @@ impl Setup {
                 first_position: cached,
                 blocks,
                 first_block_position: 0,
+                first_key: case.first_key,
                 kv_tokens: cached + new,
             })
             .collect();
@@ -141,7 +144,8 @@ impl Setup {
             for token in 0..new {
                 let position = cached + token;
                 let end = if case.mask == Mask::Causal { position + 1 } else { cached + new };
-                let start = case.window.map_or(0, |w| (position + 1).saturating_sub(w)).min(end);
+                let start = case.window.map_or(0, |w| (position + 1).saturating_sub(w));
+                let start = start.max(case.first_key).min(end);
                 for head in 0..case.heads.0 {
                     let q = &self.queries[run][(token * case.heads.0 + head) * case.dims.0..];
                     out.extend(self.one(case, &q[..case.dims.0], head, (&k, &v), start..end));

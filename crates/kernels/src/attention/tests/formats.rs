@@ -104,6 +104,10 @@ fn windows_sinks_softcap_and_full_masks() {
         check(&Case { sinks: true, ..base.clone() });
         check(&Case { softcap: Some(2.0), ..base.clone() });
         check(&Case { mask: Mask::Full, ..base.clone() });
+        for first_key in [3, 256, 300] {
+            check(&Case { mask: Mask::Full, first_key, ..base.clone() });
+            check(&Case { window: Some(100), first_key, ..base.clone() });
+        }
         let all = Case { sinks: true, softcap: Some(30.0), window: Some(100), ..base };
         check(&all);
     }
