@@ -151,6 +151,7 @@ fn attend(c: &mut Criterion) {
                         first_position: DEPTH - 1,
                         blocks,
                         first_block_position: 0,
+                        first_key: 0,
                         kv_tokens: DEPTH,
                     };
                     attention(&pool, &params, &[run], &mut out).expect("shapes");

@@ -4,6 +4,7 @@ CHECKPOINTS/NAME/VARIANT are the checkpoints that xtask made; GOLDENS/NAME.safet
 written. xtask/src/golden.rs says what is in it. The prompt of a golden that is there stays.
 """
 
+import json
 import math
 import pathlib
 import sys
@@ -12,6 +13,7 @@ import zlib
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx_lm.models import llama
 from mlx_lm.models.base import create_attention_mask
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.switch_layers import SwitchLinear
@@ -96,8 +98,49 @@ def forward(model, tokens, cache=None):
     return logits
 
 
+class Skipping(llama.Model):
+    """Llama 3.2 Vision without images: its cross-attention layers are left out, as in transformers.
+
+    mlx-lm has no such family, and mlx-vlm makes keys of the queries then.
+    """
+
+    def sanitize(self, weights):
+        text = {}
+        for name, weight in weights.items():
+            parts = name.split(".")
+            if parts[0] != "language_model":
+                continue
+            if parts[2] == "layers":
+                layer = int(parts[3])
+                if layer in self.args.skipped:
+                    continue
+                parts[3] = str(layer - sum(skipped < layer for skipped in self.args.skipped))
+            if parts[2] == "embed_tokens":
+                weight = weight[: self.args.vocab_size]
+            text[".".join(parts[1:])] = weight
+        return text
+
+
+class SkippingArgs:
+    @staticmethod
+    def from_dict(config):
+        text = dict(config["text_config"], model_type="llama")
+        skipped = text["cross_attention_layers"]
+        text["num_hidden_layers"] -= len(skipped)
+        arguments = llama.ModelArgs.from_dict(text)
+        arguments.skipped = skipped
+        return arguments
+
+
+def load(folder):
+    config = json.loads((folder / "config.json").read_text())
+    if config["model_type"] == "mllama":
+        return load_model(folder, get_model_classes=lambda config: (Skipping, SkippingArgs))
+    return load_model(folder)
+
+
 def goldens(folder, dtype, tokens):
-    model, config = load_model(folder)
+    model, config = load(folder)
     model.set_dtype(dtype)
     add_windows(model, config)
     add_factors(model, config)

@@ -113,8 +113,7 @@ impl Args {
             model: &self.model,
             command: "chat",
             prompt_tokens,
-            image_tokens: &[],
-            least_pass_tokens: 0,
+            prompt: None,
             max_tokens,
             config,
         }

@@ -172,8 +172,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         model,
         command,
         prompt_tokens,
-        image_tokens: &encoded.image_tokens,
-        least_pass_tokens: encoded.least_pass_tokens,
+        prompt: Some(&encoded),
         max_tokens,
         config: &config,
     };

@@ -4,10 +4,10 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use mlxcel_estimator::report::Report;
 use mlxcel_estimator::{DEFAULT_VISION_THRESHOLD, Workload, format_bytes};
-use mlxcel_runtime::ComputeDtype;
 use mlxcel_runtime::engine::{EngineConfig, ModelSource};
 use mlxcel_runtime::memory::Usage;
 use mlxcel_runtime::preflight::{self, Load, Outcome, Policy, Proposal, Refusal, Sized};
+use mlxcel_runtime::{ComputeDtype, ImagePrompt};
 
 use crate::args::ModelArgs;
 use crate::terminal::{Stdout, note};
@@ -59,10 +59,8 @@ pub(crate) struct Planned<'a> {
     /// `generate`, whose proposals name tokens to generate, or `chat`, where they name a context.
     pub(crate) command: &'static str,
     pub(crate) prompt_tokens: usize,
-    /// Tokens of each image in the prompt.
-    pub(crate) image_tokens: &'a [usize],
-    /// Tokens that a pass takes at least: those of an image that it does not divide.
-    pub(crate) least_pass_tokens: usize,
+    /// The prompt with its images, where there is one already.
+    pub(crate) prompt: Option<&'a ImagePrompt>,
     pub(crate) max_tokens: usize,
     pub(crate) config: &'a EngineConfig,
 }
@@ -73,12 +71,15 @@ impl Planned<'_> {
         let prompt = self.prompt_tokens as u64;
         let wanted = prompt.saturating_add(self.max_tokens as u64);
         let context = wanted.min(model.spec.max_context_tokens.unwrap_or(u64::MAX)).max(prompt);
-        let pass = self.config.prefill_chunk.max(self.least_pass_tokens);
-        let images: Vec<u64> = self.image_tokens.iter().map(|tokens| *tokens as u64).collect();
+        let least = self.prompt.map_or(0, ImagePrompt::least_pass_tokens);
+        let pass = self.config.prefill_chunk.max(least);
         let workload = Workload::uniform(context, 1)
             .with_kv_mode(self.config.kv_mode)
-            .with_prefill_chunk((pass as u64).min(prompt))
-            .with_images(&images);
+            .with_prefill_chunk((pass as u64).min(prompt));
+        let workload = match self.prompt {
+            Some(images) => images.images_in(workload),
+            None => workload,
+        };
         Load {
             workload,
             least_context_tokens: prompt.saturating_add(1),

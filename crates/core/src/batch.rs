@@ -12,7 +12,7 @@ use crate::attention::AttentionSpec;
 use crate::cache::SequenceCache;
 use crate::images::{ImagePositions, ImageRows, Sight, coordinates};
 use crate::layers::Embedding;
-use crate::ops::Ops;
+use crate::ops::{Map, Ops};
 use crate::recurrent::{Convolution, Scan};
 use crate::shape::int;
 use crate::{Error, Result, Rope};
@@ -233,6 +233,42 @@ impl<'a> Batch<'a> {
             return Err(Error::Config { what: "this attention has values of its own".into() });
         }
         self.ops.attention(self, layer, [q, keys, keys], spec)
+    }
+
+    /// Whether any sequence of the batch was shown images that cross-attention layers see.
+    #[must_use]
+    pub fn sees_images(&self) -> bool {
+        self.caches.iter().any(|cache| !cache.seen().is_empty())
+    }
+
+    /// Attends with `q`, `[total tokens, query_heads · head_dim]`, to what each token sees of its
+    /// sequence's images in cross-attention layer `layer` (counted without the others). Rows of
+    /// sequences without images are 0.
+    ///
+    /// # Errors
+    /// When the shape does not match the spec.
+    pub fn cross_attention(&self, layer: usize, q: &Array, spec: &AttentionSpec) -> Result<Array> {
+        self.ops.cross_attention(self, layer, q, spec)
+    }
+
+    /// `factor · x` in the rows of tokens that stand for an image beside their sequence, or behind
+    /// one; 0 in all others.
+    ///
+    /// # Errors
+    /// Another number of rows than of tokens.
+    pub fn scale_behind_images(&self, x: &Array, factor: f32) -> Result<Array> {
+        let mut behind = Vec::with_capacity(self.positions.len());
+        for (span, cache) in self.spans.iter().zip(&self.caches) {
+            let seen = cache.seen();
+            let positions = span.position..span.position + span.len;
+            behind.extend(positions.map(|at| seen.is_behind(at)));
+        }
+        if !behind.contains(&false) {
+            return self.ops.map(x, Map::Scale(factor));
+        }
+        let own = |behind: bool| if behind { factor } else { 0.0 };
+        let factors: Vec<f32> = behind.into_iter().map(own).collect();
+        self.ops.scale_rows(x, &factors)
     }
 
     /// Runs the convolution of recurrent layer `index` (counted without the others) over each run

@@ -18,6 +18,11 @@ pub enum Sight {
     Causal,
     /// All of the image (Gemma 3).
     Mutual,
+    /// None: they stand beside the tokens, where cross-attention layers see them (Llama 3.2 Vision).
+    Beside {
+        /// How many rows, the first ones, show something of the image.
+        shown: usize,
+    },
 }
 
 /// Where the rows of an image stand for rotary embeddings.
@@ -103,6 +108,9 @@ impl ImageRows {
         let wrong = |what: String| Err(Error::Config { what });
         if part.is_empty() || part.end > all {
             return wrong(format!("rows {part:?} of an image of {all}"));
+        }
+        if matches!(self.sight, Sight::Beside { .. }) {
+            return wrong("an image beside the tokens is shown to the cache, not to a pass".into());
         }
         if self.sight == Sight::Mutual && part.len() != all {
             return wrong(format!("a part of an image of {all} rows that see each other"));

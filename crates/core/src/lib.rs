@@ -8,6 +8,7 @@
 pub mod attention;
 mod batch;
 mod cache;
+mod cross;
 mod error;
 pub mod experts;
 mod images;
@@ -20,6 +21,7 @@ mod shape;
 pub use attention::{AttentionSpec, LayerLayout};
 pub use batch::{Batch, SequenceRun, Span};
 pub use cache::{SavedCache, SavedLayer, SequenceCache};
+pub use cross::CrossImage;
 pub use error::{Error, Result};
 pub use images::{ImagePositions, ImageRows, Sight};
 pub use mlx_ffi::{Array, Dtype, MappedFile, device, memory};

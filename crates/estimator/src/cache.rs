@@ -24,10 +24,9 @@ pub fn cache_bytes(
     workload: &Workload,
     phase: Phase,
 ) -> Result<CacheBytes, EstimatorError> {
-    let has_cross = layers.iter().flat_map(|l| &l.kept).any(|k| matches!(k, Kept::Cross { .. }));
     let mut sum = CacheBytes::default();
     for sequence in &workload.sequences {
-        let view = View::new(sequence, workload, phase, has_cross);
+        let view = View::new(sequence, workload, phase);
         let mut one = CacheBytes::default();
         for kept in layers.iter().flat_map(|layer| &layer.kept) {
             one.kv = one.kv.plus(view.allocated(kept, workload.kv_mode)?);
@@ -48,10 +47,8 @@ struct View {
 }
 
 impl View {
-    fn new(sequence: &Sequence, workload: &Workload, phase: Phase, has_cross: bool) -> Self {
-        let (inline, images) =
-            if has_cross { (0, sequence.image_tokens) } else { (sequence.image_tokens, 0) };
-        let new = sequence.new_tokens.saturating_add(inline);
+    fn new(sequence: &Sequence, workload: &Workload, phase: Phase) -> Self {
+        let new = sequence.new_tokens.saturating_add(sequence.image_tokens);
         let chunk = workload.prefill_chunk_tokens.min(new);
         let beyond_window = if phase == Phase::Prefill { chunk.saturating_sub(1) } else { 0 };
         let rest = sequence.cached_tokens.checked_rem(KV_BLOCK_TOKENS).unwrap_or(0);
@@ -59,7 +56,7 @@ impl View {
             tokens: SequenceTokens {
                 context: sequence.cached_tokens.saturating_add(new),
                 beyond_window,
-                images,
+                images: sequence.cross_tokens,
             },
             shared_tokens: sequence.cached_tokens.saturating_sub(rest),
         }
@@ -125,8 +122,8 @@ mod tests {
     }
 
     fn kv(cached: u64, new: u64) -> u64 {
-        let sequence =
-            Sequence { cached_tokens: cached, new_tokens: new, image_tokens: 0, count: 2 };
+        let [mut sequence] = Workload::uniform(new, 2).sequences[..] else { panic!("one shape") };
+        sequence.cached_tokens = cached;
         let workload = Workload { sequences: vec![sequence], ..Workload::uniform(0, 0) };
         cache_bytes(&layers(), &workload, Phase::Decode).unwrap().kv.total() / (2 * 3 * 512)
     }
@@ -140,15 +137,15 @@ mod tests {
     }
 
     #[test]
-    fn images_are_tokens_unless_layers_cross() {
-        let image = Sequence { cached_tokens: 0, new_tokens: 10, image_tokens: 1000, count: 1 };
-        let workload = Workload { sequences: vec![image], ..Workload::uniform(0, 0) };
+    fn images_are_tokens_or_stand_beside_them() {
+        let workload = Workload::uniform(1010, 1).with_images(&[1000]);
         let inline = cache_bytes(&layers(), &workload, Phase::Decode).unwrap().kv.total();
         assert_eq!(inline, 3 * 512 * 1024);
         let mut crossed = layers();
         let cross = Kept::Cross { kv_heads: 2, k_dim: 64, v_dim: 64, image_tokens: 1000 };
         crossed.push(LayerSpec { kept: vec![cross] });
-        let crossed = cache_bytes(&crossed, &workload, Phase::Decode).unwrap().kv.total();
+        let beside = Workload::uniform(10, 1).with_images_beside(&[600, 400]);
+        let crossed = cache_bytes(&crossed, &beside, Phase::Decode).unwrap().kv.total();
         assert_eq!(crossed, 3 * 512 * 256 + 512 * 1024);
     }
 }

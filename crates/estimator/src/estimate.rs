@@ -11,7 +11,7 @@ use std::path::Path;
 use crate::cache::{self, CacheBytes};
 use crate::error::EstimatorError;
 use crate::headers::Checkpoint;
-use crate::machine::Machine;
+use crate::machine::{KernelSet, Machine};
 use crate::scratch::{Phase, Scratch, Step, scratch};
 use crate::spec::{Kept, ModelSpec};
 use crate::weights::{WeightFootprint, WeightSource};
@@ -207,23 +207,21 @@ impl Parts {
         let known = spec.layers.is_some() && !layers.iter().flat_map(|l| &l.kept).any(unknown);
         let mode = workload.kv_mode;
         let context = workload.context_tokens();
+        let keys = context.max(workload.cross_tokens());
         let layer_bytes = cache::largest_layer_bytes(layers, context)?;
         let step = |phase| match phase {
             Phase::Prefill => Step {
                 phase,
                 queries: workload.prefill_chunk_tokens.min(longest_prompt(workload)),
-                keys: context,
+                keys,
                 sequences: 1,
             },
-            Phase::Decode => Step { phase, queries: 1, keys: context, sequences: workload.batch() },
+            Phase::Decode => Step { phase, queries: 1, keys, sequences: workload.batch() },
         };
         let scratch = |phase| {
             scratch(&spec.widths, &step(phase), machine, mode, spec.elem_bytes, layer_bytes)
         };
         let per_token = cache::kv_bytes_per_token(layers, mode)?;
-        let image = workload.largest_image();
-        let encoder = spec.vision.filter(|_| image > 0);
-        let encoder = encoder.map_or(0, |vision| vision.image_bytes(image, machine.kernels));
         Ok(Self {
             weights: weights.requantised(workload.quant),
             known,
@@ -232,7 +230,7 @@ impl Parts {
             per_token: known.then_some(per_token),
             prefill_scratch: scratch(Phase::Prefill),
             decode_scratch: scratch(Phase::Decode),
-            vision_bytes: encoder,
+            vision_bytes: vision_bytes(spec, workload, machine.kernels),
         })
     }
 
@@ -291,6 +289,18 @@ impl Parts {
     }
 }
 
+/// What images take for a moment: the encoder, one image at a time, and the rows that wait beside a
+/// sequence until all of its images are encoded, which are then put together.
+fn vision_bytes(spec: &ModelSpec, workload: &Workload, kernels: KernelSet) -> u64 {
+    let image = workload.largest_image();
+    let encoder = spec.vision.filter(|_| image > 0);
+    let encoder = encoder.map_or(0, |vision| vision.image_bytes(image, kernels));
+    let elem_bytes = if kernels == KernelSet::Host { 4 } else { spec.elem_bytes };
+    let row = spec.widths.hidden.saturating_mul(elem_bytes);
+    let waiting = workload.cross_tokens().saturating_mul(row);
+    encoder.max(waiting).saturating_add(waiting)
+}
+
 /// New tokens of the longest prompt.
 fn longest_prompt(workload: &Workload) -> u64 {
     let counted = workload.sequences.iter().filter(|s| s.count > 0);
@@ -317,7 +327,7 @@ fn assumptions(
         );
     }
     let cross = kept().any(|kept| matches!(kept, Kept::Cross { .. }));
-    if cross && workload.sequences.iter().all(|s| s.image_tokens == 0) {
+    if cross && workload.cross_tokens() == 0 {
         list.push("no image is counted: its keys and values would come on top".to_owned());
     }
     if machine.available_bytes.is_none() {

@@ -16,8 +16,10 @@ pub struct Sequence {
     pub cached_tokens: u64,
     /// Tokens to come: the rest of the prompt and what is generated.
     pub new_tokens: u64,
-    /// Tokens of images. Cross-attention layers hold them; in other models they are new tokens.
+    /// Tokens of images, which are to come as well.
     pub image_tokens: u64,
+    /// Tokens of images that stand beside the sequence, where cross-attention layers hold them.
+    pub cross_tokens: u64,
     /// How many sequences have this shape.
     pub count: u64,
 }
@@ -46,6 +48,7 @@ impl Workload {
             cached_tokens: 0,
             new_tokens: context_tokens,
             image_tokens: 0,
+            cross_tokens: 0,
             count: batch,
         };
         Self {
@@ -87,24 +90,40 @@ impl Workload {
         self
     }
 
+    /// The same where these images stand beside each sequence, for cross-attention layers.
+    #[must_use]
+    pub fn with_images_beside(mut self, image_tokens: &[u64]) -> Self {
+        let all = image_tokens.iter().fold(0, |sum: u64, tokens| sum.saturating_add(*tokens));
+        self.sequences.iter_mut().for_each(|sequence| sequence.cross_tokens = all);
+        self.largest_image_tokens = image_tokens.iter().max().copied();
+        self
+    }
+
     /// The same mode, chunk, quantisation and images over uniform sequences.
     #[must_use]
     pub fn with_shape(&self, context_tokens: u64, batch: u64) -> Self {
-        let images = self.sequences.iter().map(|s| s.image_tokens).max().unwrap_or(0);
-        let largest_image_tokens = self.largest_image_tokens;
-        let Self { sequences, .. } = Self::uniform(context_tokens, batch).with_images(&[images]);
-        Self { sequences, largest_image_tokens, ..self.clone() }
+        let most = |of: fn(&Sequence) -> u64| self.sequences.iter().map(of).max().unwrap_or(0);
+        let uniform = Self::uniform(context_tokens, batch).with_images(&[most(|s| s.image_tokens)]);
+        let Self { sequences, .. } = uniform.with_images_beside(&[most(|s| s.cross_tokens)]);
+        Self { sequences, ..self.clone() }
     }
 
     /// Tokens of the largest image; 0 where there is none.
     #[must_use]
     pub fn largest_image(&self) -> u64 {
-        let images = self.sequences.iter().filter(|s| s.count > 0).map(|s| s.image_tokens);
-        let all = images.max().unwrap_or(0);
+        let counted = self.sequences.iter().filter(|s| s.count > 0);
+        let all = counted.map(|s| s.image_tokens.max(s.cross_tokens)).max().unwrap_or(0);
         self.largest_image_tokens.map_or(all, |largest| largest.min(all))
     }
 
-    /// Tokens of the longest sequence, cached ones and those of images included.
+    /// Tokens of all images beside a sequence, of the sequence with most; 0 where there are none.
+    #[must_use]
+    pub fn cross_tokens(&self) -> u64 {
+        let counted = self.sequences.iter().filter(|s| s.count > 0);
+        counted.map(|s| s.cross_tokens).max().unwrap_or(0)
+    }
+
+    /// Tokens of the longest sequence, cached ones and those of images among them included.
     #[must_use]
     pub fn context_tokens(&self) -> u64 {
         let lengths = self.sequences.iter().filter(|s| s.count > 0);
@@ -133,5 +152,15 @@ mod tests {
         assert_eq!((shorter.context_tokens(), shorter.largest_image()), (400, 300));
         assert_eq!(Workload::uniform(1000, 2).largest_image(), 0);
         assert_eq!(workload.with_shape(1000, 0).largest_image(), 0);
+    }
+
+    #[test]
+    fn images_beside_a_sequence_take_none_of_its_tokens() {
+        let workload = Workload::uniform(1000, 2).with_images_beside(&[300, 200]);
+        assert_eq!((workload.context_tokens(), workload.largest_image()), (1000, 300));
+        assert_eq!((workload.sequences[0].new_tokens, workload.cross_tokens()), (1000, 500));
+        let shorter = workload.with_shape(400, 1);
+        assert_eq!((shorter.context_tokens(), shorter.cross_tokens()), (400, 500));
+        assert_eq!((shorter.largest_image(), shorter.with_shape(400, 0).cross_tokens()), (300, 0));
     }
 }

@@ -87,8 +87,13 @@ fn a_cached_prefix_costs_scores_but_no_cache() {
     let weights = WeightFootprint::stated(0);
     let machine = Machine::new(Backend::Metal);
     let estimate = |cached, new| {
-        let sequence =
-            Sequence { cached_tokens: cached, new_tokens: new, image_tokens: 0, count: 1 };
+        let sequence = Sequence {
+            cached_tokens: cached,
+            new_tokens: new,
+            image_tokens: 0,
+            cross_tokens: 0,
+            count: 1,
+        };
         let workload = Workload { sequences: vec![sequence], ..Workload::uniform(0, 0) };
         estimate_total_memory(&spec, &weights, &workload, &machine).unwrap()
     };

@@ -47,7 +47,7 @@ pub fn load(engine: &Engine, model: Fingerprint, path: &Path) -> Result<Sequence
     let mode = engine.kv_mode();
     let restored =
         SequenceCache::restore(engine.ops(), engine.layout(), mode, &model.to_string(), &saved);
-    restored.map_err(|error| io(path, error))
+    engine.with_room(restored.map_err(|error| io(path, error))?)
 }
 
 fn parse(file: &[u8]) -> std::result::Result<SavedCache, safetensors::SafeTensorError> {

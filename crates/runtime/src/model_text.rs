@@ -1,5 +1,6 @@
 //! A model's text side in one value: tokenizer, chat template, default sampling.
 
+use mlxcel_estimator::Workload;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -7,7 +8,7 @@ use crate::engine::ModelSource;
 use crate::loading::{read_config, size_of};
 use crate::sampling::SamplingOptions;
 use crate::text::{ChatPrompt, ChatTemplate, TextError, TextFiles, Tokenizer};
-use crate::vision::{ImagePlaces, RgbImage};
+use crate::vision::{ImagePlaces, Reading, RgbImage};
 use crate::{Result, builtin};
 
 /// Everything that turns a person's text into a model's tokens and back.
@@ -38,15 +39,37 @@ pub struct ImagePrompt {
     pub starts: Vec<usize>,
     /// How many tokens each image has.
     pub image_tokens: Vec<usize>,
-    /// Tokens that a pass takes at least: those of the largest image that no pass divides.
-    pub least_pass_tokens: usize,
+    /// How the decoder reads them.
+    pub reading: Reading,
 }
 
 impl ImagePrompt {
     /// A prompt without images.
     #[must_use]
     pub fn text(tokens: Vec<u32>) -> Self {
-        Self { tokens, starts: Vec::new(), image_tokens: Vec::new(), least_pass_tokens: 0 }
+        let reading = Reading::Divided;
+        Self { tokens, starts: Vec::new(), image_tokens: Vec::new(), reading }
+    }
+
+    /// Tokens that a pass takes at least: those of the largest image that no pass divides.
+    #[must_use]
+    pub fn least_pass_tokens(&self) -> usize {
+        let whole = self.image_tokens.iter().filter(|_| self.reading == Reading::Whole);
+        whole.max().copied().unwrap_or(0)
+    }
+
+    /// `workload` with the images among each sequence's tokens, or beside them.
+    #[must_use]
+    pub fn images_in(&self, workload: Workload) -> Workload {
+        let images = self.image_tokens.iter();
+        match self.reading {
+            Reading::Beside { rows } => {
+                workload.with_images_beside(&images.map(|_| rows as u64).collect::<Vec<_>>())
+            }
+            Reading::Divided | Reading::Whole => {
+                workload.with_images(&images.map(|tokens| *tokens as u64).collect::<Vec<_>>())
+            }
+        }
     }
 }
 
@@ -152,9 +175,7 @@ impl ModelText {
             }
         };
         let starts = places.starts(&tokens, &image_tokens)?;
-        let whole = image_tokens.iter().filter(|_| places.read_whole());
-        let least_pass_tokens = whole.max().copied().unwrap_or(0);
-        Ok(ImagePrompt { tokens, starts, image_tokens, least_pass_tokens })
+        Ok(ImagePrompt { tokens, starts, image_tokens, reading: places.reading() })
     }
 }
 

@@ -135,6 +135,9 @@ pub fn checkpoint(config: &Value, options: &Options, folder: &Path) -> Result<Su
     Ok(Summary { shards: shards.len(), bytes })
 }
 
+const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const CLIP_DEVIATION: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+
 /// How published checkpoints of the family prepare images.
 fn preprocessor(config: &Value) -> Option<Value> {
     let vision = config.get("vision_config")?;
@@ -150,6 +153,16 @@ fn preprocessor(config: &Value) -> Option<Value> {
                 "do_pan_and_scan": null,
             }))
         }
+        "mllama" => {
+            let side = size("image_size")?;
+            Some(json!({
+                "image_processor_type": "MllamaImageProcessor", "do_convert_rgb": true,
+                "do_resize": true, "size": { "height": side, "width": side }, "resample": 2,
+                "do_rescale": true, "rescale_factor": 0.003_921_568_627_450_98,
+                "do_normalize": true, "do_pad": true, "max_image_tiles": size("max_num_tiles")?,
+                "image_mean": CLIP_MEAN, "image_std": CLIP_DEVIATION,
+            }))
+        }
         "qwen2_5_vl" => {
             let (patch, merge) = (size("patch_size")?, size("spatial_merge_size")?);
             let square = (patch * merge).pow(2);
@@ -157,8 +170,7 @@ fn preprocessor(config: &Value) -> Option<Value> {
                 "image_processor_type": "Qwen2VLImageProcessor",
                 "min_pixels": 4 * square, "max_pixels": 1280 * square, "patch_size": patch,
                 "temporal_patch_size": size("temporal_patch_size")?, "merge_size": merge,
-                "image_mean": [0.481_454_66, 0.457_827_5, 0.408_210_73],
-                "image_std": [0.268_629_54, 0.261_302_58, 0.275_777_11],
+                "image_mean": CLIP_MEAN, "image_std": CLIP_DEVIATION,
             }))
         }
         _ => None,

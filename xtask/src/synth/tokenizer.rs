@@ -5,7 +5,8 @@
 use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
 
-/// Ids of the special tokens, all below the vocabulary's size.
+/// Ids of the special tokens, all below the vocabulary's size but for an image's, which may lie behind
+/// (Llama 3.2 Vision's does).
 pub(super) struct Specials {
     pub(super) bos: u64,
     pub(super) eos: u64,
@@ -29,12 +30,17 @@ impl Specials {
         let id = |key: &str| {
             let value = &config[key];
             let first = value.as_array().map_or(value, |list| list.first().unwrap_or(value));
-            first.as_u64().filter(|id| *id < vocab_size)
+            first.as_u64()
         };
-        let eos = id("eos_token_id").unwrap_or(0);
-        let image = IMAGE_TOKENS.into_iter().filter_map(|(key, content)| Some((id(key)?, content)));
+        let known = |key: &str| id(key).filter(|id| *id < vocab_size);
+        let eos = known("eos_token_id").unwrap_or(0);
+        let llama = config["model_type"] == "mllama";
+        let image = IMAGE_TOKENS.into_iter().filter_map(|(key, content)| {
+            let content = if llama { "<|image|>" } else { content };
+            Some((id(key).filter(|id| *id < vocab_size || (llama && *id == vocab_size))?, content))
+        });
         let image = image.collect();
-        Self { bos: id("bos_token_id").unwrap_or(eos), eos, image }
+        Self { bos: known("bos_token_id").unwrap_or(eos), eos, image }
     }
 
     fn content(&self, id: u64) -> Option<&'static str> {
@@ -57,7 +63,8 @@ pub(super) fn tokenizer(vocab_size: u64, specials: &Specials) -> Result<Value> {
     let mut words = byte_letters().map(String::from).chain((0u64..).map(pseudo_word));
     let mut vocab = Map::new();
     let mut added = Vec::new();
-    for id in 0..vocab_size {
+    let behind = specials.image.iter().map(|(id, _)| *id).filter(|id| *id >= vocab_size);
+    for id in (0..vocab_size).chain(behind) {
         let token = if let Some(content) = specials.content(id) {
             added.push(json!({
                 "id": id, "content": content, "special": true, "normalized": false,

@@ -75,6 +75,23 @@ fn an_image_takes_as_many_tokens_as_its_size_asks_for() {
     assert_eq!(prompt_tokens(&dir, &format!("{place}{place}abc")), 2 * (2 + 16) + 3);
 }
 
+/// What stands beside the text is one token of it, whatever its size.
+#[test]
+fn an_image_beside_the_text_takes_one_token() {
+    let dir = model_of("mllama");
+    let tokens = prompt_tokens(&dir, "a <|image|> and <|image|> b");
+    assert_eq!(tokens, "a  and  b".len() as u64 + 2);
+    let images = [file(dir.path(), "a.png", &PNG)];
+    let args = arguments(dir.path(), "<|image|> <|image|>", &images);
+    assert_refused(&args, &["1 image(s) were given", "2 place(s) for one (<|image|>)"]);
+    let config = dir.path().join("preprocessor_config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("\"max_image_tiles\": 4", "\"max_image_tiles\": 2"))
+        .unwrap();
+    let args = arguments(dir.path(), "<|image|>", &images);
+    assert_refused(&args, &["max_image_tiles is 2, but the encoder has 4"]);
+}
+
 #[test]
 fn a_chat_template_makes_the_places() {
     let dir = model();

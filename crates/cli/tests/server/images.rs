@@ -94,6 +94,56 @@ fn an_image_on_a_grid_is_answered_the_same_too() {
     the_same_alone_batched_and_cached(&model, 20 * 15);
 }
 
+/// Images beside the text: one token each, the prefix of a text shared only with the same images.
+#[test]
+fn an_image_beside_the_text_is_answered_the_same_too() {
+    let server = |flags: &[&str]| {
+        let model = checkpoint("mllama", "<|image|>");
+        Server::over(model, &[&["--ctx-size", "1024"], flags].concat(), &[])
+    };
+    let (one, other, long) = (picture(1), picture(2), "more than a block of words ".repeat(12));
+    let questions = [
+        question(&[image(&one), text(&long)]),
+        question(&[text(&long)]),
+        question(&[image(&other), text(&long)]),
+        question(&[text(&long), image(&one), text(" then "), image(&other), text(" and")]),
+    ];
+    let plain = server(&["--prompt-cache-bytes", "0"]);
+    let replies = questions.clone().map(|question| plain.post(PATH, &question));
+    let alone: Vec<Value> = replies.iter().map(choices).collect();
+    assert_ne!(alone[0], alone[2], "what the image shows matters");
+    let tokens = |i: usize| replies[i].json()["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert_eq!([tokens(0), tokens(2)], [tokens(1) + 1; 2], "one token an image");
+    let together: Vec<Value> = std::thread::scope(|scope| {
+        let ask = |question| {
+            let plain = &plain;
+            scope.spawn(move || choices(&plain.post(PATH, question)))
+        };
+        let threads: Vec<_> = questions.iter().map(ask).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(together, alone, "batched");
+    plain.terminate();
+
+    let server = server(&[]);
+    // A text before an image has seen it: that of the second question is not that of the fourth.
+    for (index, hit) in [(0, 0), (1, 0), (2, 0), (3, 0), (0, 256), (1, 256), (2, 256), (3, 256)] {
+        let reply = server.post(PATH, &questions[index]);
+        assert_eq!(cached(&reply), hit, "{index}");
+        assert_eq!(choices(&reply), alone[index], "{index}: {hit} cached");
+    }
+    let mut several = questions[0].clone();
+    several["n"] = json!(3);
+    let reply = server.post(PATH, &several).json();
+    let answers = reply["choices"].as_array().unwrap();
+    assert_eq!(answers[0]["logprobs"], answers[2]["logprobs"], "greedy answers are equal");
+    let error = server.post(PATH, &question(&[image(&one), text("<|image|>")])).error(400);
+    assert!(error["message"].as_str().unwrap().contains("2 place(s) for one (<|image|>)"));
+    server.wait_until_idle();
+    assert_eq!(server.get("/v1/memory").json()["intake_bytes"], 0);
+    server.terminate();
+}
+
 /// Alone, among others, and over a cached prefix: log-probabilities included. An image becomes
 /// `image_tokens` tokens.
 fn the_same_alone_batched_and_cached(model: &dyn Fn() -> TempDir, image_tokens: u64) {

@@ -1,5 +1,7 @@
 //! A layer's cache as MLX arrays: contiguous, as MLX's attention wants it, grown in steps.
 
+use std::ops::Range;
+
 use mlx_ffi::{Array, Dtype, ops};
 use mlxcel_estimator::KvMode;
 use mlxcel_kernels::kv::KV_BLOCK_TOKENS;
@@ -7,7 +9,7 @@ use mlxcel_kernels::kv::KV_BLOCK_TOKENS;
 use super::saved::SavedLayer;
 use crate::attention::LayerLayout;
 use crate::ops::{Held, Ops};
-use crate::shape::{dims, ints};
+use crate::shape::{dims, int, ints, rows_cols};
 use crate::{Error, Result};
 
 /// Element types, by their number in saved caches.
@@ -59,6 +61,33 @@ impl ContiguousCache {
         };
         self.buffers = Some([keys, values]);
         Ok(held)
+    }
+
+    /// Fills an empty cache with rows, `[tokens, kv_heads · dim]`, computed at once.
+    pub(super) fn fill(&mut self, kv_heads: usize, k: &Array, v: &Array) -> Result<()> {
+        let by_head = |x: &Array| -> Result<Array> {
+            let (tokens, width) = rows_cols(x);
+            let rows = ops::reshape(x, &ints([1, tokens, kv_heads, width / kv_heads.max(1)])?)?;
+            Ok(ops::transpose(&rows, &[0, 2, 1, 3])?)
+        };
+        self.append(&by_head(k)?, &by_head(v)?)?;
+        Ok(mlx_ffi::eval(&self.buffers.iter().flatten().collect::<Vec<_>>())?)
+    }
+
+    /// Keys and values of the tokens `tokens`.
+    pub(crate) fn held(&self, tokens: Range<usize>) -> Result<[Array; 2]> {
+        let (Some([keys, values]), true) = (&self.buffers, tokens.end <= self.len) else {
+            let what = format!("tokens {tokens:?} of a cache of {}", self.len);
+            return Err(Error::Cache { what });
+        };
+        let (first, end) = (int(tokens.start)?, int(tokens.end)?);
+        Ok([ops::slice_axis(keys, 2, first, end)?, ops::slice_axis(values, 2, first, end)?])
+    }
+
+    /// Forgets everything, its memory too.
+    pub(super) fn clear(&mut self) -> Result<()> {
+        self.buffers = None;
+        self.trim(0)
     }
 
     fn empty(&self, tokens: usize, like: &Array) -> Result<Array> {

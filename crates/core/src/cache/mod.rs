@@ -7,6 +7,7 @@
 
 mod blocks;
 mod contiguous;
+mod cross;
 mod modes;
 mod saved;
 mod states;
@@ -19,6 +20,7 @@ use mlxcel_estimator::{KV_BLOCK_TOKENS, KvMode};
 
 pub(crate) use self::blocks::BlockCache;
 pub(crate) use self::contiguous::ContiguousCache;
+use self::cross::CrossCache;
 pub use self::saved::{SavedCache, SavedLayer};
 pub(crate) use self::states::{ArrayState, HostState, StateCache};
 use crate::attention::LayerLayout;
@@ -33,6 +35,7 @@ pub struct SequenceCache {
     mode: KvMode,
     layers: Rc<[LayerCache]>,
     states: Rc<[StateCache]>,
+    cross: CrossCache,
     tokens: Rc<Cell<usize>>,
     images: Rc<RefCell<HeldImages>>,
 }
@@ -78,8 +81,8 @@ impl SequenceCache {
     pub fn new(ops: &Ops, layout: &[LayerLayout], mode: KvMode) -> Result<Self> {
         let layers =
             layout.iter().map(|layer| LayerCache::new(ops, layer, mode)).collect::<Result<_>>()?;
-        let (tokens, images) = (Rc::default(), Rc::default());
-        Ok(Self { mode, layers, states: Rc::new([]), tokens, images })
+        let (tokens, images, cross) = (Rc::default(), Rc::default(), CrossCache::default());
+        Ok(Self { mode, layers, states: Rc::new([]), cross, tokens, images })
     }
 
     /// The same, empty, with the states of recurrent layers.
@@ -123,14 +126,15 @@ impl SequenceCache {
     #[must_use]
     pub fn allocated_bytes(&self) -> usize {
         let states: usize = self.states.iter().map(StateCache::allocated_bytes).sum();
-        self.layers.iter().map(LayerCache::allocated_bytes).sum::<usize>() + states
+        let layers = self.layers.iter().chain(self.cross.layers());
+        layers.map(LayerCache::allocated_bytes).sum::<usize>() + states
     }
 
-    /// Tells `visit` every allocation of all layers, states included: an identity, and its bytes. Blocks that
+    /// Tells `visit` every allocation of all layers, states and images included: an identity, and its bytes. Blocks that
     /// sequences share have the same identity in each, so that a sum over several can count once
     /// what is held once.
     pub fn allocations(&self, visit: &mut dyn FnMut(usize, usize)) {
-        for layer in self.layers.iter() {
+        for layer in self.layers.iter().chain(self.cross.layers()) {
             match layer {
                 LayerCache::Blocks(blocks) => LayerCache::lock(blocks).allocations(visit),
                 LayerCache::Contiguous(cache) => {
@@ -212,6 +216,7 @@ impl SequenceCache {
         }
         if tokens == 0 {
             self.states.iter().for_each(StateCache::clear);
+            self.cross.clear()?;
         }
         self.images_mut().trim(tokens);
         for layer in self.layers.iter() {
@@ -227,16 +232,11 @@ impl SequenceCache {
     /// An independent cache with the same tokens. Blocks are shared until one of the two writes.
     #[must_use]
     pub fn fork(&self) -> Self {
-        let layers = self.layers.iter().map(|layer| match layer {
-            LayerCache::Blocks(blocks) => {
-                LayerCache::Blocks(Arc::new(Mutex::new(LayerCache::lock(blocks).clone())))
-            }
-            LayerCache::Contiguous(cache) => LayerCache::Contiguous(cache.clone()),
-        });
+        let layers = self.layers.iter().map(LayerCache::fork).collect();
         let tokens = Rc::new(Cell::new(self.tokens()));
         let states = self.states.iter().map(StateCache::fork).collect();
         let images = Rc::new(RefCell::new(self.images().clone()));
-        Self { mode: self.mode, layers: layers.collect(), states, tokens, images }
+        Self { mode: self.mode, layers, states, cross: self.cross.fork(), tokens, images }
     }
 
     /// Fills an empty cache with `tokens` pseudo-random tokens, for measurements at depth.
@@ -267,6 +267,14 @@ impl SequenceCache {
 }
 
 impl LayerCache {
+    /// An independent cache; blocks are shared until one of the two writes.
+    fn fork(&self) -> Self {
+        match self {
+            Self::Blocks(blocks) => Self::Blocks(Arc::new(Mutex::new(Self::lock(blocks).clone()))),
+            Self::Contiguous(cache) => Self::Contiguous(cache.clone()),
+        }
+    }
+
     fn allocated_bytes(&self) -> usize {
         match self {
             Self::Blocks(blocks) => Self::lock(blocks).allocated_bytes(),

@@ -40,11 +40,15 @@ impl SequenceCache {
     /// The cache as bytes; `model` names what it belongs to, such as a fingerprint.
     ///
     /// # Errors
-    /// Arrays that cannot be evaluated, and recurrent layers, whose states are not saved.
+    /// Arrays that cannot be evaluated, and recurrent layers and images beside the tokens, which are
+    /// not saved.
     pub fn save(&self, ops: &Ops, model: &str) -> Result<SavedCache> {
+        let refused = |what: &str| Err(Error::Cache { what: what.into() });
         if !self.states.is_empty() {
-            let what = "the state of recurrent layers cannot be saved".into();
-            return Err(Error::Cache { what });
+            return refused("the state of recurrent layers cannot be saved");
+        }
+        if !self.cross.is_empty() {
+            return refused("images that cross-attention layers see cannot be saved");
         }
         let layers = self.layers.iter().map(|layer| match layer {
             LayerCache::Blocks(blocks) => Ok(LayerCache::lock(blocks).save()),

@@ -328,6 +328,60 @@ pub(super) fn encoder_attention(
     join(&outputs.collect::<Result<Vec<_>>>()?)
 }
 
+/// Attention of an encoder among the rows of one image: the first `real` see all of them, the others
+/// only those.
+pub(super) fn padded_encoder_attention(
+    qkv: [&Array; 3],
+    heads: usize,
+    real: usize,
+) -> Result<Array> {
+    let (rows, width) = rows_cols(qkv[0]);
+    let scale = AttentionSpec::causal(heads, heads, width / heads).scale();
+    let part = |queries: Range<usize>, keys: usize| {
+        let span = |rows: Range<usize>| Span { start: rows.start, len: rows.len(), position: 0 };
+        let q = to_heads(qkv[0], &span(queries), heads)?;
+        let [k, v] = [qkv[1], qkv[2]].map(|x| to_heads(x, &span(0..keys), heads));
+        let mask = fast::Mask::None;
+        from_heads(&fast::scaled_dot_product_attention(&q, &k?, &v?, scale, mask, None)?)
+    };
+    let mut parts = vec![part(0..real, rows)?];
+    if real < rows {
+        parts.push(part(real..rows, real)?);
+    }
+    join(&parts)
+}
+
+/// Attention of the rows of each run to what they see of their sequence's images.
+pub(super) fn cross_attention(
+    batch: &Batch,
+    layer: usize,
+    q: &Array,
+    spec: &AttentionSpec,
+) -> Result<Array> {
+    let mut outputs = Vec::new();
+    for (span, cache) in batch.spans().iter().zip(batch.caches()) {
+        let seen = cache.seen();
+        if seen.is_empty() {
+            let shape = ints([span.len, spec.query_heads() * spec.layout().value_dim])?;
+            outputs.push(Array::zeros(&shape, q.dtype())?);
+            continue;
+        }
+        let LayerCache::Contiguous(held) = cache.cross_layer(layer)? else {
+            let what = "a host cache was given to the mlx kernel set".into();
+            return Err(Error::Cache { what });
+        };
+        for (part, rows) in seen.parts(span) {
+            let [keys, values] = held.borrow().held(rows)?;
+            let q = to_heads(q, &part, spec.query_heads())?;
+            let (scale, mask) = (spec.scale(), fast::Mask::None);
+            let attended =
+                fast::scaled_dot_product_attention(&q, &keys, &values, scale, mask, None)?;
+            outputs.push(from_heads(&attended)?);
+        }
+    }
+    join(&outputs)
+}
+
 /// Boolean `[queries, keys]`: whether a query sees a key through a sliding window that is causal, or
 /// reaches to the end of an image.
 fn visible_mask(view: &View, first: usize, keys: usize, window: usize) -> Result<Array> {

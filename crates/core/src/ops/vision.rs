@@ -2,7 +2,9 @@
 
 use mlx_ffi::{Array, Dtype};
 
-use super::{KernelSet, Ops, host, mlx, shape_error};
+use super::{Activation, KernelSet, Ops, host, mlx, shape_error};
+use crate::attention::AttentionSpec;
+use crate::batch::Batch;
 use crate::layers::Weight;
 use crate::shape::{dims, int, ints, rows_cols};
 use crate::{Error, Result};
@@ -65,6 +67,106 @@ impl Ops {
             KernelSet::Host => host::encoder_attention(self, [q, k, v], heads, segments),
             KernelSet::Mlx => mlx::encoder_attention([q, k, v], heads, segments),
         }
+    }
+
+    /// The same among the rows of one image of which only the first `real` show something of it: those
+    /// see all rows, the others only those.
+    ///
+    /// # Errors
+    /// As [`Self::encoder_attention`], and no such number of rows.
+    pub fn padded_encoder_attention(
+        &self,
+        [q, k, v]: [&Array; 3],
+        heads: usize,
+        real: usize,
+    ) -> Result<Array> {
+        let (rows, width) = rows_cols(q);
+        let alike = [k, v].iter().all(|x| x.shape() == q.shape());
+        if !alike || heads == 0 || !width.is_multiple_of(heads) || !(1..=rows).contains(&real) {
+            let expected =
+                format!("as keys and values, rows of {heads} heads, {real} of them real");
+            return Err(shape_error("encoder_attention", "q", q, expected));
+        }
+        match self.kernels() {
+            KernelSet::Host => host::padded_encoder_attention(self, [q, k, v], heads, real),
+            KernelSet::Mlx => mlx::padded_encoder_attention([q, k, v], heads, real),
+        }
+    }
+
+    /// See [`Batch::cross_attention`].
+    pub(crate) fn cross_attention(
+        &self,
+        batch: &Batch,
+        layer: usize,
+        q: &Array,
+        spec: &AttentionSpec,
+    ) -> Result<Array> {
+        let expected = [batch.positions().len(), spec.query_heads() * spec.layout().key_dim];
+        if dims(q) != expected {
+            return Err(shape_error("cross_attention", "q", q, format!("{expected:?}")));
+        }
+        match self.kernels() {
+            KernelSet::Host => host::cross_attention(self, batch, layer, q, spec),
+            KernelSet::Mlx => mlx::cross_attention(batch, layer, q, spec),
+        }
+    }
+
+    /// Each row of `x`, `[rows, width]`, times its factor.
+    ///
+    /// # Errors
+    /// Another number of factors.
+    pub(crate) fn scale_rows(&self, x: &Array, factors: &[f32]) -> Result<Array> {
+        let factors = Array::from_slice(factors, &ints([factors.len(), 1])?)?;
+        self.gated(&super::as_dtype(factors, x.dtype())?, x, Activation::Identity)
+    }
+
+    /// The rows of `parts`, of one width, one after the other; a vector is a row.
+    ///
+    /// # Errors
+    /// Widths that differ.
+    pub fn stacked_rows(&self, parts: &[&Array]) -> Result<Array> {
+        let rows = |part: &&Array| -> Result<Array> {
+            let (rows, width) = rows_cols(part);
+            Ok(mlx_ffi::ops::reshape(part, &ints([rows, width])?)?)
+        };
+        let parts = parts.iter().map(rows).collect::<Result<Vec<_>>>()?;
+        let stacked = mlx_ffi::ops::concatenate(&parts.iter().collect::<Vec<_>>(), 0)?;
+        Ok(mlx_ffi::ops::contiguous(&stacked)?)
+    }
+
+    /// `x`, `[rows, width]`, with `count` more rows of zeros.
+    ///
+    /// # Errors
+    /// As [`Self::embed`].
+    pub fn padded_rows(&self, x: &Array, count: usize) -> Result<Array> {
+        let zeros = Array::zeros(&ints([count, rows_cols(x).1])?, x.dtype())?;
+        self.stacked_rows(&[x, &zeros])
+    }
+
+    /// In each row the elements of `first`, and behind them those of `others`, of one shape, in turn:
+    /// the first of each, then the second of each.
+    ///
+    /// # Errors
+    /// Shapes that differ, or no others.
+    pub fn joined_in_turn(&self, first: &Array, others: &[Array]) -> Result<Array> {
+        let (rows, width) = rows_cols(first);
+        let turns = mlx_ffi::ops::stack(&others.iter().collect::<Vec<_>>(), -1)?;
+        let turns = mlx_ffi::ops::reshape(&turns, &ints([rows, width * others.len()])?)?;
+        let joined = mlx_ffi::ops::concatenate(&[first, &turns], 1)?;
+        Ok(mlx_ffi::ops::contiguous(&joined)?)
+    }
+
+    /// Each row of `x`, `[rows, width]`, as `count` rows: `[rows · count, width / count]`.
+    ///
+    /// # Errors
+    /// A width that does not divide.
+    pub fn parted_rows(&self, x: &Array, count: usize) -> Result<Array> {
+        let (rows, width) = rows_cols(x);
+        if count == 0 || !width.is_multiple_of(count) {
+            return Err(shape_error("parted_rows", "x", x, format!("rows of {count} parts")));
+        }
+        let parts = mlx_ffi::ops::reshape(x, &ints([rows * count, width / count])?)?;
+        Ok(mlx_ffi::ops::contiguous(&parts)?)
     }
 
     /// Every `count` rows of `x`, `[rows, width]`, as one: `[rows / count, count · width]`.

@@ -17,6 +17,8 @@ pub struct VisionSpec {
     pub heads: u64,
     /// Patches of one image of the configured size.
     pub patches: u64,
+    /// Outputs of layers that are kept until the last one's.
+    pub kept: u64,
     /// Patches that make a token, where pictures keep their size; `None` where all have one size.
     pub patches_per_token: Option<u64>,
 }
@@ -40,6 +42,7 @@ impl VisionSpec {
             (0, positions) => positions,
             (patches, _) => patches,
         };
+        let patches = scope.named("VISION_PATCHES")?.unwrap_or(patches);
         let merged = first(&["v.spatial_merge_size"]);
         let patches_per_token = (side == 0 && merged > 0).then(|| merged.saturating_mul(merged));
         let hidden = first(&["v.embed_dim", "v.hidden_size", "v.vt_hidden_size", "v.width"]);
@@ -47,7 +50,13 @@ impl VisionSpec {
         Ok(Some(Self {
             hidden,
             inner: if inner == 0 { hidden.saturating_mul(4) } else { inner },
-            heads: first(&["v.num_attention_heads", "v.num_heads", "v.vt_num_attention_heads"]),
+            heads: first(&[
+                "v.num_attention_heads",
+                "v.num_heads",
+                "v.attention_heads",
+                "v.vt_num_attention_heads",
+            ]),
+            kept: scope.named("VISION_KEPT")?.unwrap_or(0),
             patches,
             patches_per_token,
         }))
@@ -56,8 +65,8 @@ impl VisionSpec {
     /// What the encoder needs at once for an image that becomes `tokens` tokens, in bytes.
     ///
     /// Host kernels compute in fp32 and keep no scores: the pixels, and of a layer the stream, its norms
-    /// and sums, queries and keys with their rotation, values, their copies in blocks, and the
-    /// feed-forward part. MLX's kernels compute in 16 bits; none of the encoders' is known to be fused,
+    /// and sums, queries and keys with their rotation, values, their copies in blocks, the feed-forward
+    /// part, and the outputs of earlier layers that are kept. MLX's kernels compute in 16 bits; none of the encoders' is known to be fused,
     /// so that one layer's scores come on top.
     #[must_use]
     pub fn image_bytes(&self, tokens: u64, kernels: KernelSet) -> u64 {
@@ -75,7 +84,7 @@ impl VisionSpec {
             KernelSet::Host => 0,
             KernelSet::Mlx => self.heads.saturating_mul(patches),
         };
-        let activations = wide.saturating_mul(self.hidden);
+        let activations = wide.saturating_add(self.kept).saturating_mul(self.hidden);
         let per_patch = activations.saturating_add(inner.saturating_mul(self.inner));
         per_patch.saturating_add(scores).saturating_mul(patches).saturating_mul(bytes)
     }
@@ -98,6 +107,17 @@ mod tests {
         assert_eq!(vision.image_bytes(576, KernelSet::Mlx), mlx);
         let host = (14 * 1024 + 3 * 4096) * 576 * 4;
         assert_eq!(vision.image_bytes(1, KernelSet::Host), host, "its size is fixed");
+    }
+
+    /// Tiles, in rows of whole eights, whatever the picture.
+    #[test]
+    fn tiles_are_all_computed() {
+        let llama = r#"{"model_type": "mllama", "text_config": {"model_type": "mllama_text_model"},
+            "vision_config": {"image_size": 560, "attention_heads": 16}}"#;
+        let vision = ModelSpec::from_config(llama).unwrap().vision.unwrap();
+        assert_eq!((vision.heads, vision.patches, vision.kept), (16, 4 * 1608, 5));
+        let host = ((14 + 5) * 1280 + 3 * 5120) * 4 * 1608 * 4;
+        assert_eq!(vision.image_bytes(6404, KernelSet::Host), host);
     }
 
     #[test]

@@ -90,6 +90,9 @@ pub struct AttentionRun<'a> {
     pub blocks: &'a [&'a KvBlock],
     /// Position of the first token of the first block.
     pub first_block_position: usize,
+    /// The first key that any query sees, counted from the first block's start: 0 unless keys before
+    /// it are somebody else's (other images, in cross-attention).
+    pub first_key: usize,
     /// Tokens that are valid in the blocks, counted from the first block's start.
     pub kv_tokens: usize,
 }

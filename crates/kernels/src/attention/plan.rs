@@ -90,7 +90,7 @@ pub(crate) fn visible(
         Mask::Full => run.kv_tokens,
     };
     let start = params.window.map_or(0, |window| next.saturating_sub(window));
-    start.min(end)..end
+    start.max(run.first_key).min(end)..end
 }
 
 /// The parts of `units`, where any run has too few of them for `threads`; empty when all have

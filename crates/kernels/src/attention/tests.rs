@@ -20,6 +20,7 @@ struct Case {
     window: Option<usize>,
     mask: Mask,
     order: Order,
+    first_key: usize,
     runs: Vec<(usize, usize)>,
     /// Queries are this many times normal deviates: how peaked the softmax is.
     sharpness: f32,
@@ -38,6 +39,7 @@ impl Case {
             window: None,
             mask: Mask::Causal,
             order: Order::Fastest,
+            first_key: 0,
             runs: runs.to_vec(),
             sharpness: 1.0,
             seed: Rng::fresh().next(),
@@ -114,6 +116,7 @@ impl Setup {
                 first_position: cached,
                 blocks,
                 first_block_position: 0,
+                first_key: case.first_key,
                 kv_tokens: cached + new,
             })
             .collect();
@@ -144,7 +147,8 @@ impl Setup {
             for token in 0..new {
                 let position = cached + token;
                 let end = if case.mask == Mask::Causal { position + 1 } else { cached + new };
-                let start = case.window.map_or(0, |w| (position + 1).saturating_sub(w)).min(end);
+                let start = case.window.map_or(0, |w| (position + 1).saturating_sub(w));
+                let start = start.max(case.first_key).min(end);
                 for head in 0..case.heads.0 {
                     let q = &self.queries[run][(token * case.heads.0 + head) * case.dims.0..];
                     out.extend(self.one(case, &q[..case.dims.0], head, (&k, &v), start..end));

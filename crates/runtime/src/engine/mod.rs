@@ -68,6 +68,7 @@ pub struct Engine {
     prompt_ops: Ops,
     layout: Vec<LayerLayout>,
     states: Vec<StateLayout>,
+    cross: Vec<LayerLayout>,
     config: EngineConfig,
     vocab: usize,
     context: Option<usize>,
@@ -96,6 +97,7 @@ impl Engine {
         let engine = Self {
             input,
             states: model.state_layout(),
+            cross: model.cross_layout(),
             model,
             layout,
             config,
@@ -160,7 +162,12 @@ impl Engine {
     /// As [`Self::new_cache`].
     pub fn new_cache_in(&self, mode: KvMode) -> Result<SequenceCache> {
         let cache = SequenceCache::new(&self.ops, &self.layout, mode)?;
-        Ok(cache.with_states(&self.ops, &self.states))
+        self.with_room(cache.with_states(&self.ops, &self.states))
+    }
+
+    /// `cache` with room for the images that cross-attention layers see.
+    pub(crate) fn with_room(&self, cache: SequenceCache) -> Result<SequenceCache> {
+        Ok(cache.with_cross(&self.ops, &self.cross)?)
     }
 
     /// One pass over a ragged batch; the caches then hold the runs' tokens.
@@ -214,7 +221,8 @@ impl Engine {
         rows: LogitRows,
     ) -> Result<Vec<f32>> {
         let tokens = runs.iter().flat_map(|run| run.tokens);
-        if let Some(&token) = tokens.into_iter().find(|&&t| t as usize >= self.vocab) {
+        let known = self.vocab + self.model.extra_tokens();
+        if let Some(&token) = tokens.into_iter().find(|&&t| t as usize >= known) {
             return Err(Error::TokenOutOfRange { token, vocab: self.vocab });
         }
         let batch = Batch::new(ops, runs)?.with_images(images)?;
@@ -262,6 +270,15 @@ impl Engine {
         Ok(image)
     }
 
+    /// Shows `cache`, before its first token, those of `images` that stand beside the tokens.
+    ///
+    /// # Errors
+    /// A cache that holds tokens, a model without layers that see such images.
+    pub fn show_images(&self, cache: &SequenceCache, images: &[PlacedImage]) -> Result<()> {
+        let beside: Vec<_> = images.iter().filter_map(PlacedImage::beside).collect();
+        if beside.is_empty() { Ok(()) } else { self.model.show(&self.ops, cache, &beside) }
+    }
+
     /// Fills `cache` with `tokens` in chunks and returns the logits of the last one, `[vocab]`.
     ///
     /// # Errors
@@ -275,7 +292,7 @@ impl Engine {
         self.prefill_with_images(tokens, &[], cache, progress)
     }
 
-    /// [`Self::prefill`] with images in place of some tokens, in order. No pass ends within an
+    /// [`Self::prefill`] with images in place of some tokens or beside them, in order. No pass ends within an
     /// image whose rows see each other, so that one longer than a chunk makes the pass longer.
     ///
     /// # Errors
@@ -291,6 +308,7 @@ impl Engine {
             let (image, tokens) = (image.tokens(), tokens.len());
             return Err(ImageError::Beyond { image, tokens }.into());
         }
+        self.show_images(cache, images)?;
         let chunk = self.prefill_chunk();
         let mut done = 0;
         loop {

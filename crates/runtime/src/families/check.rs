@@ -48,7 +48,8 @@ pub(super) fn layer_types(config: &Value) -> Result<()> {
 }
 
 /// Lists of layers by their number, counted from 0.
-const NUMBERED: [&str; 3] = ["full_attn_idxs", "attn_layer_indices", "mlp_only_layers"];
+const NUMBERED: [&str; 4] =
+    ["full_attn_idxs", "attn_layer_indices", "mlp_only_layers", "cross_attention_layers"];
 
 /// Refuses a list that numbers a layer which is not there; one that counts from 1 ends so.
 pub(super) fn numbered_layers(config: &Value) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The feed-forward parts of dense families: gated linear units and plain ones.
 
 use mlxcel_core::layers::Linear;
-use mlxcel_core::{Activation, Array, Batch, Map};
+use mlxcel_core::{Activation, Array, Batch, Map, Ops};
 
 use super::config::Sizes;
 use super::dense::FeedForward;
@@ -51,10 +51,16 @@ pub(super) struct PlainMlp {
     pub(super) activation: Activation,
 }
 
+impl PlainMlp {
+    /// Of `[rows, width]`.
+    pub(super) fn of(&self, ops: &Ops, x: &Array) -> Result<Array> {
+        let hidden = ops.map(&ops.linear(x, &self.input)?, Map::Activation(self.activation))?;
+        Ok(ops.linear(&hidden, &self.output)?)
+    }
+}
+
 impl FeedForward for PlainMlp {
     fn forward(&self, cx: &Batch, x: &Array) -> Result<Array> {
-        let hidden = cx.ops().linear(x, &self.input)?;
-        let hidden = cx.ops().map(&hidden, Map::Activation(self.activation))?;
-        Ok(cx.ops().linear(&hidden, &self.output)?)
+        self.of(cx.ops(), x)
     }
 }

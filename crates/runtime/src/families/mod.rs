@@ -26,6 +26,9 @@ mod mamba2;
 mod mistral;
 mod mixtral;
 mod mla;
+mod mllama;
+mod mllama_patches;
+mod mllama_vit;
 mod mlp;
 mod moe;
 mod nemotron_h;
@@ -48,7 +51,7 @@ mod starcoder2;
 mod with_encoder;
 
 use mlxcel_core::recurrent::StateLayout;
-use mlxcel_core::{Array, Batch, LayerLayout, Ops};
+use mlxcel_core::{Array, Batch, CrossImage, LayerLayout, Ops, SequenceCache};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -66,6 +69,16 @@ pub trait LanguageModel {
         Vec::new()
     }
 
+    /// What each cross-attention layer keeps per row of an image, in layer order, the others left out.
+    fn cross_layout(&self) -> Vec<LayerLayout> {
+        Vec::new()
+    }
+
+    /// Tokens that the model reads and never writes, behind those of its vocabulary.
+    fn extra_tokens(&self) -> usize {
+        0
+    }
+
     /// Runs every layer over the batch: `[total tokens, hidden]`, the final norm applied.
     ///
     /// # Errors
@@ -81,6 +94,16 @@ pub trait LanguageModel {
     /// What turns images into rows of a pass, where the model and its checkpoint have it.
     fn images(&self) -> Option<&dyn ImageEncoder> {
         None
+    }
+
+    /// Shows images to a sequence's cross-attention layers, all of them before its first token.
+    ///
+    /// # Errors
+    /// A model without such layers, and what [`SequenceCache::show`] fails with.
+    fn show(&self, ops: &Ops, cache: &SequenceCache, images: &[CrossImage]) -> Result<()> {
+        cache.show(ops, images, |_, _| {
+            Err(Error::config("the model has no cross-attention layers to see images"))
+        })
     }
 }
 
@@ -115,6 +138,7 @@ const FAMILIES: &[(&str, Loader)] = &[
     ("mamba2", |w, c| boxed(mamba2::load(w, &parse(c)?)?)),
     ("mistral", |w, c| boxed(mistral::load(w, &parse(c)?)?)),
     ("mixtral", |w, c| boxed(mixtral::load(w, &parse(c)?)?)),
+    ("mllama", |w, c| boxed(mllama::load(w, &parse(c)?)?)),
     ("nemotron_h", |w, c| boxed(nemotron_h::load(w, &parse(c)?)?)),
     ("olmo2", |w, c| boxed(olmo2::load(w, &parse(c)?)?)),
     ("olmoe", |w, c| boxed(olmoe::load(w, &parse(c)?)?)),

@@ -2,7 +2,7 @@
 //! of them, means over squares, a norm and a projection to the decoder's width.
 
 use mlxcel_core::layers::{Linear, Norm, RmsNorm};
-use mlxcel_core::{Activation, Array, ImagePositions, Map, Ops, Sight};
+use mlxcel_core::{Activation, Array, ImagePositions, Ops, Sight};
 use serde::Deserialize;
 
 use super::ImageEncoder;
@@ -166,9 +166,8 @@ impl Block {
     fn forward(&self, ops: &Ops, x: &Array, patches: usize) -> Result<Array> {
         let normed = ops.norm(x, &self.layer_norm1)?;
         let x = ops.add(x, &self.self_attn.forward(ops, &normed, patches)?)?;
-        let inner = ops.linear(&ops.norm(&x, &self.layer_norm2)?, &self.mlp.input)?;
-        let inner = ops.map(&inner, Map::Activation(self.mlp.activation))?;
-        Ok(ops.add(&x, &ops.linear(&inner, &self.mlp.output)?)?)
+        let y = self.mlp.of(ops, &ops.norm(&x, &self.layer_norm2)?)?;
+        Ok(ops.add(&x, &y)?)
     }
 }
 

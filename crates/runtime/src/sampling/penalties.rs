@@ -4,10 +4,11 @@ use super::{SamplingError, SamplingOptions};
 
 /// Applies bias and penalties to `logits` (`[vocab]`), in mlx-lm's order.
 ///
-/// `history` are the tokens so far, prompt included. The ids of `logit_bias` are below the width.
+/// `history` are the tokens so far, prompt included; those without a logit, which a model reads and
+/// never writes (an image's), are passed over.
 ///
 /// # Errors
-/// [`SamplingError::TokenOutOfVocabulary`] for a token of the history without a logit.
+/// [`SamplingError::TokenOutOfVocabulary`] for a token of `logit_bias` without a logit.
 pub(super) fn apply(
     options: &SamplingOptions,
     history: &[u32],
@@ -17,7 +18,8 @@ pub(super) fn apply(
         *logit(logits, *token, "logit_bias")? += bias;
     }
     if let Some(penalty) = options.repetition_penalty {
-        for (token, _) in counted(history, options.repetition_context_tokens) {
+        let known = logits.len();
+        for (token, _) in counted(history, options.repetition_context_tokens, known) {
             let logit = logit(logits, token, "the text so far")?;
             *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
         }
@@ -27,7 +29,7 @@ pub(super) fn apply(
     }
     let presence = options.presence_penalty.unwrap_or(0.0);
     let frequency = options.frequency_penalty.unwrap_or(0.0);
-    for (token, count) in counted(history, options.occurrence_context_tokens) {
+    for (token, count) in counted(history, options.occurrence_context_tokens, logits.len()) {
         *logit(logits, token, "the text so far")? -= presence + frequency * count;
     }
     Ok(())
@@ -45,9 +47,11 @@ fn logit<'a>(
         .ok_or(SamplingError::TokenOutOfVocabulary { what, token, vocab_size })
 }
 
-/// The different tokens among the last `context_tokens`, each with how often it occurs there.
-fn counted(history: &[u32], context_tokens: usize) -> Vec<(u32, f32)> {
+/// The different tokens below `known` among the last `context_tokens`, each with how often it occurs
+/// there.
+fn counted(history: &[u32], context_tokens: usize, known: usize) -> Vec<(u32, f32)> {
     let mut recent = history[history.len().saturating_sub(context_tokens)..].to_vec();
+    recent.retain(|token| (*token as usize) < known);
     recent.sort_unstable();
     #[expect(clippy::cast_precision_loss, reason = "a count of tokens, far below 2²⁴")]
     let count = |run: &[u32]| (run[0], run.len() as f32);
@@ -89,9 +93,15 @@ mod tests {
     }
 
     #[test]
-    fn a_token_without_a_logit_is_an_error() {
-        let options = SamplingOptions { presence_penalty: Some(1.0), ..SamplingOptions::default() };
-        let error = apply(&options, &[4], &mut [0.0; 4]).unwrap_err();
-        assert_eq!(error.to_string(), "the text so far names token 4, but the model has 4 tokens");
+    fn a_token_without_a_logit_is_passed_over_but_not_in_a_bias() {
+        let options = SamplingOptions {
+            presence_penalty: Some(1.0),
+            repetition_penalty: Some(2.0),
+            ..SamplingOptions::default()
+        };
+        assert_eq!(penalised(options.clone(), &[4, 0]), penalised(options.clone(), &[0]));
+        let options = SamplingOptions { logit_bias: vec![(4, 1.0)], ..options };
+        let error = apply(&options, &[], &mut [0.0; 4]).unwrap_err();
+        assert_eq!(error.to_string(), "logit_bias names token 4, but the model has 4 tokens");
     }
 }

@@ -71,8 +71,7 @@ impl Sampler {
     /// included, for the penalties. A draw takes one random number, a greedy choice none.
     ///
     /// # Errors
-    /// [`SamplingError::WrongWidth`], [`SamplingError::TokenOutOfVocabulary`] for the history,
-    /// [`SamplingError::NotANumber`], [`SamplingError::NoCandidate`].
+    /// [`SamplingError::WrongWidth`], [`SamplingError::NotANumber`], [`SamplingError::NoCandidate`].
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<Sample, SamplingError> {
         if logits.len() != self.logits.len() {
             let (expected, found) = (self.logits.len(), logits.len());

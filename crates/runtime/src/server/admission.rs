@@ -55,7 +55,7 @@ pub(super) struct Demand {
 fn sequence(cached: usize, total: usize, images: usize, count: usize) -> Sequence {
     let new_tokens = total.saturating_sub(cached).saturating_sub(images) as u64;
     let (cached_tokens, image_tokens, count) = (cached as u64, images as u64, count as u64);
-    Sequence { cached_tokens, new_tokens, image_tokens, count }
+    Sequence { cached_tokens, new_tokens, image_tokens, cross_tokens: 0, count }
 }
 
 impl Demand {
@@ -64,15 +64,23 @@ impl Demand {
         Self { sequences: vec![sequence(cached, total, 0, 1)], ..Self::default() }
     }
 
+    /// The same with so many rows of images beside each sequence, encoded already.
+    pub(super) fn beside(mut self, rows: usize) -> Self {
+        self.sequences.iter_mut().for_each(|sequence| sequence.cross_tokens = rows as u64);
+        self
+    }
+
     /// `n` answers to a prompt that is still to be read: the first with the prompt, the others
     /// beside it.
     pub(super) fn answers(cached: usize, prompt: &Prompt, max_tokens: usize, n: usize) -> Self {
         let total = prompt.len().saturating_add(max_tokens);
         let images = prompt.image_tokens(cached);
         let others = (n > 1).then(|| sequence(prompt.len(), total, 0, n - 1));
-        let first = sequence(cached, total, images, 1);
+        let beside = prompt.rows_beside(cached);
+        let mut first = sequence(cached, total, images, 1);
+        first.cross_tokens = beside as u64;
         let sequences = [first].into_iter().chain(others).collect();
-        if images == 0 {
+        if images == 0 && beside == 0 {
             return Self { sequences, ..Self::default() };
         }
         let [largest_image_tokens, image_pass_tokens] =
@@ -218,6 +226,7 @@ mod tests {
     use super::super::prompt::ImageKey;
     use super::*;
     use crate::engine::ModelSource;
+    use crate::vision::Reading;
 
     fn admission(limit: u64) -> Admission {
         let machine =
@@ -283,7 +292,7 @@ mod tests {
         };
         let admission =
             |limit| Admission::new(model.clone(), machine(limit), KvMode::Fp16, 128, 1024);
-        let image = |tokens| ImageKey { tokens, digest: [0; 32], whole: true };
+        let image = |tokens| ImageKey { tokens, digest: [0; 32], reading: Reading::Whole };
         let prompt = Prompt { tokens: vec![0; 400], images: vec![image(4..260)] };
         let (seen, text) = (Demand::answers(0, &prompt, 100, 1), Demand::text(0, 500));
         let ample = admission(1 << 30);

@@ -45,6 +45,7 @@ use self::watch::Watch;
 use crate::engine::{Engine, EngineConfig, ModelSource, NoProgress};
 use crate::memory::resident_bytes;
 use crate::preflight::Sized;
+use crate::vision::Reading;
 use crate::{Error, ModelText, Result};
 
 /// Time for clients to read what they were told at the end.
@@ -195,7 +196,7 @@ fn start(
     let places = text.image_places().map_err(|error| error.to_string());
     let places = places.and_then(|places| match kv_mode {
         // Blocks would be sealed within an image whose rows see each other.
-        KvMode::Turbo4Delegated if places.read_whole() => {
+        KvMode::Turbo4Delegated if places.reading() == Reading::Whole => {
             Err(format!("the KV cache mode {kv_mode} takes no images: use another --kv-cache-mode"))
         }
         _ => Ok(()),

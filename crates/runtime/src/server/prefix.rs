@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use mlxcel_core::{FEW_TOKENS, SequenceCache};
 use mlxcel_estimator::KV_BLOCK_TOKENS;
 
-use super::prompt::{ImageKey, Prompt, common, cut, outside};
+use super::prompt::{ImageKey, Prompt, common, cut, outside, seen};
 
 /// The shortest prefix that is shared: a shorter prompt may have been computed as a step.
 const LEAST_SHARED_TOKENS: usize = FEW_TOKENS + 1;
@@ -115,8 +115,8 @@ impl PrefixCache {
         }
         self.clock += 1;
         let used = self.clock;
-        let images = || images.iter().filter(|image| image.tokens.end <= tokens.len()).cloned();
-        let new = Entry { tokens: tokens.to_vec(), images: images().collect(), cache, used };
+        let images = seen(images, tokens.len());
+        let new = Entry { tokens: tokens.to_vec(), images, cache, used };
         let continues = |entry: &Entry| {
             common((&entry.tokens, &entry.images), (&new.tokens, &new.images)) == entry.tokens.len()
         };
@@ -148,6 +148,7 @@ impl PrefixCache {
 mod tests {
     use super::*;
     use crate::engine::{Engine, EngineConfig, ModelSource, NoProgress};
+    use crate::vision::Reading;
     use crate::{ComputeDtype, KernelSet, OpsConfig, Precision};
     use mlxcel_estimator::KvMode;
 
@@ -211,7 +212,7 @@ mod tests {
         let image = |start: usize, digest: u8| ImageKey {
             tokens: start..start + 100,
             digest: [digest; 32],
-            whole: true,
+            reading: Reading::Whole,
         };
         let prompt = |length: usize, images: &[ImageKey]| Prompt {
             tokens: tokens(length, 1),

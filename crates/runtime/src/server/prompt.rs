@@ -1,13 +1,15 @@
 //! A prompt on its way through the scheduler: its tokens and which images stand where.
 //!
 //! Owns where passes and shared prefixes end. An image has passes of its own, one where its rows see
-//! each other, and no prefix ends within it. Otherwise a prefix of keys and values may end anywhere, since
-//! [`crate::engine::Engine::read`] gives a token the same wherever passes end. A recurrent state is kept
-//! where it was when a pass ended: those ends are places in the prompt, whatever was cached before them.
+//! each other, and no prefix ends within it; where it stands beside the tokens, it divides nothing. Otherwise a
+//! prefix of keys and values may end anywhere, since [`crate::engine::Engine::read`] gives a token the same
+//! wherever passes end. A recurrent state is kept where it was when a pass ended: those ends are places in
+//! the prompt, whatever was cached before them.
 
 use std::ops::Range;
 
 use super::prefix::whole_blocks;
+use crate::vision::Reading;
 
 /// Tokens, and the images that take the place of some of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,8 +27,23 @@ pub(super) struct ImageKey {
     pub(super) tokens: Range<usize>,
     /// SHA-256 of its file: the placeholders of all images are equal.
     pub(super) digest: [u8; 32],
-    /// Whether its rows go through the decoder in one pass.
-    pub(super) whole: bool,
+    /// How the decoder reads it.
+    pub(super) reading: Reading,
+}
+
+impl ImageKey {
+    /// Rows that it has beside the tokens; 0 where they are among them.
+    fn rows_beside(&self) -> usize {
+        match self.reading {
+            Reading::Beside { rows } => rows,
+            Reading::Divided | Reading::Whole => 0,
+        }
+    }
+}
+
+/// Those of `images` whose rows are among the tokens.
+fn among_tokens(images: &[ImageKey]) -> impl Iterator<Item = &ImageKey> {
+    images.iter().filter(|image| image.rows_beside() == 0)
 }
 
 /// Where the passes over a prompt end, besides at images.
@@ -51,22 +68,28 @@ impl Prompt {
 
     /// Tokens of images from token `from` on.
     pub(super) fn image_tokens(&self, from: usize) -> usize {
-        self.images
-            .iter()
+        among_tokens(&self.images)
             .map(|image| &image.tokens)
             .filter(|t| t.start >= from)
             .map(Range::len)
             .sum()
     }
 
-    /// Tokens of the largest image.
+    /// Rows of images beside the tokens, which whoever goes on from a token finds there.
+    pub(super) fn rows_beside(&self, from: usize) -> usize {
+        let rows = || self.images.iter().map(ImageKey::rows_beside).sum();
+        if from == 0 { rows() } else { 0 }
+    }
+
+    /// Tokens, or rows beside them, of the largest image.
     pub(super) fn largest_image(&self) -> usize {
-        self.images.iter().map(|image| image.tokens.len()).max().unwrap_or(0)
+        let size = |image: &ImageKey| image.tokens.len().max(image.rows_beside());
+        self.images.iter().map(size).max().unwrap_or(0)
     }
 
     /// Tokens of the largest image that no chunk divides.
     pub(super) fn largest_pass(&self) -> usize {
-        let whole = self.images.iter().filter(|image| image.whole);
+        let whole = self.images.iter().filter(|image| image.reading == Reading::Whole);
         whole.map(|image| image.tokens.len()).max().unwrap_or(0)
     }
 
@@ -88,12 +111,14 @@ impl Prompt {
             Ends::Anywhere => (done.saturating_add(chunk), 0),
             Ends::AtCuts => ((done / chunk + 1).saturating_mul(chunk), self.last_cut()),
         };
-        if let Some(image) = self.images.iter().find(|image| image.tokens.contains(&done)) {
+        let mut images = among_tokens(&self.images);
+        if let Some(image) = images.find(|image| image.tokens.contains(&done)) {
             let end = image.tokens.end;
-            return if image.whole { end } else { end.min(chunk_end) };
+            let whole = image.reading == Reading::Whole;
+            return if whole { end } else { end.min(chunk_end) };
         }
         let end = if done < last { last } else { self.len() };
-        let images = self.images.iter().map(|image| image.tokens.start);
+        let images = among_tokens(&self.images).map(|image| image.tokens.start);
         let next = chunk_end.min(end);
         images.filter(|start| *start > done).fold(next, usize::min)
     }
@@ -102,20 +127,31 @@ impl Prompt {
 /// `tokens`, or where the image begins that the place lies within.
 pub(super) fn outside(images: &[ImageKey], tokens: usize) -> usize {
     let within = |image: &&ImageKey| image.tokens.start < tokens && tokens < image.tokens.end;
-    images.iter().find(within).map_or(tokens, |image| image.tokens.start)
+    among_tokens(images).find(within).map_or(tokens, |image| image.tokens.start)
 }
 
 /// The last place within `tokens` tokens that is behind a whole block or behind an image, and not within
 /// one.
 pub(super) fn cut(images: &[ImageKey], tokens: usize) -> usize {
     let tokens = outside(images, tokens);
-    let ends = images.iter().map(|image| image.tokens.end).filter(|end| *end <= tokens);
+    let ends = among_tokens(images).map(|image| image.tokens.end).filter(|end| *end <= tokens);
     ends.fold(whole_blocks(tokens), usize::max)
 }
 
-/// How many tokens two sequences have in common: equal ones, up to an image that differs.
+/// Those of `images` that the first `tokens` tokens have seen: those among them, and all beside them.
+pub(super) fn seen(images: &[ImageKey], tokens: usize) -> Vec<ImageKey> {
+    let seen = |image: &&ImageKey| image.tokens.end <= tokens || image.rows_beside() > 0;
+    images.iter().filter(seen).cloned().collect()
+}
+
+/// How many tokens two sequences have in common: equal ones, up to an image that differs. Images beside
+/// the tokens are seen from the first one on, so that with others nothing is common.
 pub(super) fn common(a: (&[u32], &[ImageKey]), b: (&[u32], &[ImageKey])) -> usize {
     let tokens = a.0.iter().zip(b.0).take_while(|(a, b)| a == b).count();
+    let beside = |images: &[ImageKey]| images.iter().any(|image| image.rows_beside() > 0);
+    if a.1 != b.1 && (beside(a.1) || beside(b.1)) {
+        return 0;
+    }
     let differs = |image: &&ImageKey, others: &[ImageKey]| !others.contains(image);
     let ours = a.1.iter().filter(|image| differs(image, b.1));
     let theirs = b.1.iter().filter(|image| differs(image, a.1));
@@ -127,7 +163,7 @@ mod tests {
     use super::*;
 
     fn image(tokens: Range<usize>, digest: u8) -> ImageKey {
-        ImageKey { tokens, digest: [digest; 32], whole: true }
+        ImageKey { tokens, digest: [digest; 32], reading: Reading::Whole }
     }
 
     fn passes_at(ends: Ends, prompt: &Prompt, from: usize, chunk: usize) -> Vec<usize> {
@@ -177,10 +213,31 @@ mod tests {
         assert_eq!((prompt.image_tokens(0), prompt.image_tokens(260)), (512, 256));
         assert_eq!((prompt.largest_pass(), prompt.last_cut()), (256, 556));
         // Where rows see only those before them, chunks divide an image too.
-        let images = vec![ImageKey { whole: false, ..image(4..260, 1) }];
+        let images = vec![ImageKey { reading: Reading::Divided, ..image(4..260, 1) }];
         let prompt = Prompt { tokens: vec![0; 300], images };
         assert_eq!(passes(&prompt, 0, 128), [4, 128, 256, 260, 300]);
         assert_eq!((prompt.largest_image(), prompt.largest_pass()), (256, 0));
+    }
+
+    fn beside(token: usize, digest: u8) -> ImageKey {
+        ImageKey { reading: Reading::Beside { rows: 900 }, ..image(token..token + 1, digest) }
+    }
+
+    /// It takes one token, divides no pass, and is there from the first token on.
+    #[test]
+    fn an_image_beside_the_tokens_divides_nothing() {
+        let prompt = Prompt { tokens: vec![0; 600], images: vec![beside(4, 1), beside(300, 2)] };
+        assert_eq!(passes(&prompt, 0, 128), passes(&Prompt::text(vec![0; 600]), 0, 128));
+        assert_eq!((prompt.image_tokens(0), prompt.largest_pass()), (0, 0));
+        assert_eq!([prompt.rows_beside(0), prompt.rows_beside(256)], [1800, 0]);
+        assert_eq!((prompt.largest_image(), cut(&prompt.images, 400)), (900, 256));
+        let tokens = [7; 600];
+        let common = |ours: &[ImageKey], theirs: &[ImageKey]| {
+            common((&tokens, ours), (&tokens[..590], theirs))
+        };
+        assert_eq!(common(&prompt.images, &prompt.images), 590);
+        assert_eq!(common(&prompt.images, &prompt.images[..1]), 0);
+        assert_eq!(common(&prompt.images[..1], &[]), 0);
     }
 
     #[test]

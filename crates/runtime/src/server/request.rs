@@ -259,12 +259,12 @@ fn encode_chat(
         return Ok(Prompt::text(text.encode_chat(prompt)?));
     }
     let encoded = text.encode_with_images(Unexpanded::Chat(prompt), &album.pictures)?;
-    let whole = encoded.least_pass_tokens > 0;
+    let reading = encoded.reading;
     let places = encoded.starts.iter().zip(&encoded.image_tokens);
     let key = |((start, tokens), digest): ((&usize, &usize), &[u8; 32])| ImageKey {
         tokens: *start..start + tokens,
         digest: *digest,
-        whole,
+        reading,
     };
     let images = places.zip(&album.digests).map(key).collect();
     Ok(Prompt { tokens: encoded.tokens, images })

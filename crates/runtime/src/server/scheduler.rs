@@ -286,7 +286,8 @@ impl Scheduler {
         }
     }
 
-    /// Reads on in the prompt of an answer. An image is encoded in one pass and read in the next.
+    /// Reads on in the prompt of an answer. An image is encoded in one pass and read in the next; those
+    /// beside the tokens are all encoded before the first token.
     fn read(&mut self, index: usize, logits: &mut Vec<f32>) -> Result<()> {
         let Some(answer) = self.running.get_mut(index) else { return Ok(()) };
         if let Some(picture) = answer.unseen() {
@@ -294,6 +295,8 @@ impl Scheduler {
             answer.see(encoded);
             return Ok(());
         }
+        let beside = answer.take_beside();
+        self.engine.show_images(&answer.cache, &beside)?;
         let tokens = answer.next_tokens(self.chunk);
         let partial = answer.unread() > tokens.len();
         let rows = if partial { LogitRows::None } else { LogitRows::Last };

@@ -16,7 +16,7 @@ use crate::Result;
 use crate::engine::{Finish, TextStream};
 use crate::sampling::{Sampler, SamplingParams};
 use crate::text::Tokenizer;
-use crate::vision::{EncodedImage, PlacedImage};
+use crate::vision::{EncodedImage, PlacedImage, Reading};
 
 /// An answer that runs. Until its prompt is read it stands for all answers to it.
 pub(super) struct Answer {
@@ -39,8 +39,10 @@ pub(super) struct Answer {
 
 /// An image that is not in the cache.
 struct Unread {
-    /// The tokens whose place it takes.
+    /// The tokens whose place it takes, or the one that stands for it.
     tokens: Range<usize>,
+    /// Whether it stands beside the tokens, where it is seen from the first one on.
+    beside: bool,
     picture: Picture,
     encoded: Option<EncodedImage>,
 }
@@ -59,11 +61,17 @@ impl Answer {
     ) -> Result<Self> {
         let sampler = Sampler::new(&job.sampling, vocab)?;
         let text = TextStream::new(tokenizer, &job.stop)?;
-        let places = job.prompt.images.iter().map(|image| image.tokens.clone());
-        let unread = places.zip(std::mem::take(&mut job.pictures)).rev();
-        let unread = unread.filter(|(tokens, _)| tokens.start >= cache.tokens());
-        let images =
-            unread.map(|(tokens, picture)| Unread { tokens, picture, encoded: None }).collect();
+        let pictures = std::mem::take(&mut job.pictures);
+        let unread = job.prompt.images.iter().zip(pictures).map(|(key, picture)| {
+            let beside = matches!(key.reading, Reading::Beside { .. });
+            Unread { tokens: key.tokens.clone(), beside, picture, encoded: None }
+        });
+        let done = cache.tokens();
+        let missing = |image: &Unread| match image.beside {
+            true => done == 0,
+            false => image.tokens.start >= done,
+        };
+        let images = unread.rev().filter(missing).collect();
         Ok(Self {
             index: job.first_answer,
             history: job.prompt.tokens.clone(),
@@ -131,9 +139,16 @@ impl Answer {
         if self.cache.can_trim() { Ends::Anywhere } else { Ends::AtCuts }
     }
 
-    /// The image that the next tokens stand for.
+    /// The image that the next tokens stand for, or that stands beside all of them.
     fn next_image(&self) -> Option<&Unread> {
-        self.images.last().filter(|image| image.tokens.contains(&self.cache.tokens()))
+        let next = |image: &&Unread| image.beside || image.tokens.contains(&self.cache.tokens());
+        self.images.iter().rfind(next)
+    }
+
+    /// Where the image is, among those to be read, that has to be encoded before the next tokens.
+    fn next_unseen(&self) -> Option<usize> {
+        let next = |image: &Unread| image.beside || image.tokens.contains(&self.cache.tokens());
+        self.images.iter().rposition(|image| image.encoded.is_none() && next(image))
     }
 
     /// Whether the next tokens stand for an image.
@@ -143,14 +158,26 @@ impl Answer {
 
     /// The image that has to be encoded before the next tokens can be read.
     pub(super) fn unseen(&self) -> Option<&Picture> {
-        self.next_image().filter(|image| image.encoded.is_none()).map(|image| &image.picture)
+        Some(&self.images.get(self.next_unseen()?)?.picture)
     }
 
     /// Takes what the encoder made of [`Self::unseen`].
     pub(super) fn see(&mut self, encoded: EncodedImage) {
-        if let Some(image) = self.images.last_mut() {
+        let next = self.next_unseen();
+        if let Some(image) = next.and_then(|index| self.images.get_mut(index)) {
             image.encoded = Some(encoded);
         }
+    }
+
+    /// The images beside the tokens, in order, once all of them are encoded; they are then read.
+    pub(super) fn take_beside(&mut self) -> Vec<PlacedImage> {
+        let beside = self.images.extract_if(.., |image| image.beside);
+        let placed = beside.filter_map(|Unread { tokens, encoded, .. }| {
+            Some(PlacedImage { start: tokens.start, image: encoded? })
+        });
+        let mut placed: Vec<_> = placed.collect();
+        placed.reverse();
+        placed
     }
 
     /// The rows of an image that the pass over the tokens `pass` of the prompt is for.
@@ -183,7 +210,7 @@ impl Answer {
         let (prompt, most) = (&self.job.prompt, self.job.max_tokens);
         match self.prefilling() {
             true => Demand::answers(shared, prompt, most, self.job.n),
-            false => Demand::text(shared, prompt.len() + most),
+            false => Demand::text(shared, prompt.len() + most).beside(prompt.rows_beside(shared)),
         }
     }
 
@@ -207,7 +234,7 @@ impl Answer {
 
     /// What the answer alone takes of the cache, shared or not.
     pub(super) fn own(&self) -> Demand {
-        Demand::text(0, self.cache.tokens())
+        Demand::text(0, self.cache.tokens()).beside(self.job.prompt.rows_beside(0))
     }
 
     /// Takes the logits after the last token, `[vocab]`, and notes when the answer is complete.

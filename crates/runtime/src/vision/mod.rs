@@ -1,7 +1,7 @@
 //! Images: from a file's bytes to the pixels that an encoder takes, and their places in a prompt.
 //!
 //! `decode` reads files within limits, `input` says which pictures an encoder takes, `preprocess`
-//! resizes (`resample`) and normalises as the model's `preprocessor_config.json` says, `places` finds
+//! resizes (`resample`), spreads over tiles (`tiles`) and normalises as the model's `preprocessor_config.json` says, `places` finds
 //! where a prompt has room for an image. Encoders stand beside their families; their rows enter a pass
 //! through [`mlxcel_core::ImageRows`], so that prefill, batches and cache modes stay one path.
 
@@ -11,17 +11,19 @@ mod input;
 mod places;
 mod preprocess;
 mod resample;
+mod tiles;
 
 use std::ops::Range;
 
 pub use self::decode::{MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, decode, decoding_bytes};
 pub use self::error::ImageError;
-pub use self::input::ImageInput;
+pub use self::input::{ImageInput, Reading};
 pub use self::places::ImagePlaces;
 pub use self::preprocess::{PatchShape, Pixels, Preprocessor};
+pub(crate) use self::tiles::{MAX_TILES, arrangements};
 
 pub use image::RgbImage;
-use mlxcel_core::{Array, ImagePositions, ImageRows, Sight};
+use mlxcel_core::{Array, CrossImage, ImagePositions, ImageRows, Sight};
 
 /// What an encoder makes of one image.
 #[derive(Clone)]
@@ -44,11 +46,22 @@ pub struct PlacedImage {
 }
 
 impl PlacedImage {
-    /// The prompt's tokens that it replaces.
+    /// The prompt's tokens that stand for it: those that it replaces, or one where it stands beside them.
     #[must_use]
     pub fn tokens(&self) -> Range<usize> {
+        if matches!(self.image.sight, Sight::Beside { .. }) {
+            return self.start..self.start + 1;
+        }
         let rows = self.image.embeddings.shape().first().copied().unwrap_or(0);
         self.start..self.start + usize::try_from(rows).unwrap_or(0)
+    }
+
+    /// What cross-attention layers see of it, where it stands beside the tokens.
+    #[must_use]
+    pub fn beside(&self) -> Option<CrossImage> {
+        let EncodedImage { embeddings, sight, .. } = &self.image;
+        let Sight::Beside { shown } = *sight else { return None };
+        Some(CrossImage { token: self.start, rows: embeddings.clone(), shown })
     }
 
     /// The rows of a pass that begins at token `first` of the prompt, at or before the image, and ends
@@ -63,6 +76,9 @@ impl PlacedImage {
     /// Those of its rows that are in a pass over the tokens `pass` of the prompt.
     #[must_use]
     pub fn rows_in(&self, pass: Range<usize>) -> Option<ImageRows> {
+        if self.beside().is_some() {
+            return None;
+        }
         let tokens = self.tokens();
         let shared = tokens.start.max(pass.start)..tokens.end.min(pass.end);
         if shared.is_empty() {

@@ -5,7 +5,7 @@ use image::RgbImage;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{ImageError, ImageInput, Preprocessor};
+use super::{ImageError, ImageInput, Preprocessor, Reading};
 use crate::text::{TextFiles, Tokenizer};
 use crate::{Error, Result};
 
@@ -32,11 +32,11 @@ pub struct ImagePlaces {
 struct Marks {
     /// Where an image goes.
     marker: String,
-    /// What one row of it is written as.
+    /// What one token of it is written as.
     row: String,
-    /// What stands before its rows, and behind them.
+    /// What stands before its tokens, and behind them.
     around: [String; 2],
-    /// The token of a row.
+    /// That token.
     token: u32,
 }
 
@@ -55,7 +55,8 @@ impl Marks {
             let around = [format!("\n\n{marker}"), format!("{end}\n\n")];
             return Ok(Self { marker, row: row(token)?, around, token });
         }
-        let token = config.image_token_index.unwrap_or(151_655);
+        let usual = if config.model_type == "mllama" { 128_256 } else { 151_655 };
+        let token = config.image_token_index.unwrap_or(usual);
         let row = row(token)?;
         Ok(Self { marker: row.clone(), row, around: Default::default(), token })
     }
@@ -124,10 +125,10 @@ impl ImagePlaces {
         Ok(self.input.tokens((width as usize, height as usize)))
     }
 
-    /// Whether an image goes through the decoder in one pass.
+    /// How the decoder reads an image.
     #[must_use]
-    pub fn read_whole(&self) -> bool {
-        self.input.read_whole()
+    pub fn reading(&self) -> Reading {
+        self.input.reading()
     }
 
     /// `prompt` with room at every marker for an image of so many `tokens`.

@@ -1,10 +1,11 @@
 //! From a picture to an encoder's input, as `preprocessor_config.json` says: resized, scaled and
 //! normalised.
 
-use image::RgbImage;
+use image::{RgbImage, imageops};
 use serde::Deserialize;
 
 use super::resample::{Filter, resize};
+use super::tiles::{Fitted, fit};
 use super::{ImageError, ImageInput};
 use crate::Result;
 use crate::text::TextFiles;
@@ -30,6 +31,8 @@ struct Config {
     image_mean: Option<[f32; 3]>,
     image_std: Option<[f32; 3]>,
     do_pan_and_scan: Option<bool>,
+    do_pad: Option<bool>,
+    max_image_tiles: Option<usize>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -50,6 +53,9 @@ struct Defaults {
 /// Gemma 3's.
 const PLAIN: Defaults = Defaults { resample: 2, mean: [0.0; 3], deviation: [1.0; 3] };
 
+/// Llama 3.2 Vision's.
+const HALVES: Defaults = Defaults { resample: 2, mean: [0.5; 3], deviation: [0.5; 3] };
+
 /// Qwen 2 VL's.
 const CLIP: Defaults = Defaults {
     resample: 3,
@@ -64,6 +70,8 @@ enum Sizing {
     Square { side: u32 },
     /// About its own, in whole squares of `unit` pixels, with no fewer and no more pixels in all.
     Bounded { unit: u32, min_pixels: u64, max_pixels: u64 },
+    /// What fits on up to `most` tiles, which are black where the picture ends.
+    Tiles { side: u32, most: usize },
 }
 
 /// Pictures to pixels.
@@ -106,6 +114,7 @@ impl Preprocessor {
         let (sizing, defaults) = match input {
             ImageInput::Square { side, .. } => (config.square(side)?, PLAIN),
             ImageInput::Grid { unit } => (config.bounded(unit)?, CLIP),
+            ImageInput::Tiles { side, most, .. } => (config.tiles(side, most)?, HALVES),
         };
         let number = config.resample.unwrap_or(defaults.resample);
         let Some(filter) = Filter::numbered(number) else {
@@ -128,7 +137,7 @@ impl Preprocessor {
         Ok(Self { sizing, filter, rescale, mean, deviation })
     }
 
-    /// Width and height that `picture` is given.
+    /// Width and height that `picture` is given, with the tiles that it lies on.
     ///
     /// # Errors
     /// A picture that is 200 times as long as it is wide, for an encoder that keeps its shape.
@@ -138,7 +147,20 @@ impl Preprocessor {
             Sizing::Bounded { unit, min_pixels, max_pixels } => {
                 bounded(picture.dimensions(), unit, min_pixels..=max_pixels)
             }
+            Sizing::Tiles { side, most } => Ok(fit(picture.dimensions(), side, most).canvas),
         }
+    }
+
+    /// `picture` resized, and on black tiles where it gets any.
+    fn resized(&self, picture: &RgbImage) -> std::result::Result<RgbImage, ImageError> {
+        let Sizing::Tiles { side, most } = self.sizing else {
+            return Ok(resize(picture, self.size(picture)?, self.filter));
+        };
+        let Fitted { canvas: (width, height), picture: size } =
+            fit(picture.dimensions(), side, most);
+        let mut canvas = RgbImage::new(width, height);
+        imageops::replace(&mut canvas, &resize(picture, size, self.filter), 0, 0);
+        Ok(canvas)
     }
 
     /// The pixels of `picture`.
@@ -146,8 +168,8 @@ impl Preprocessor {
     /// # Errors
     /// As [`Self::size`].
     pub fn pixels(&self, picture: &RgbImage) -> std::result::Result<Pixels, ImageError> {
-        let (width, height) = self.size(picture)?;
-        let resized = resize(picture, (width, height), self.filter);
+        let resized = self.resized(picture)?;
+        let (width, height) = resized.dimensions();
         let plane = |channel: usize| {
             let value = move |byte: u8| {
                 (f32::from(byte) * self.rescale - self.mean[channel]) / self.deviation[channel]
@@ -170,6 +192,22 @@ impl Config {
                     format!("images are resized to {found:?}, but the encoder takes {side}²");
                 Err(ImageError::Preprocessor { what })
             }
+        }
+    }
+
+    fn tiles(&self, side: usize, most: usize) -> std::result::Result<Sizing, ImageError> {
+        let stated = self.max_image_tiles.unwrap_or(4);
+        if stated != most {
+            let what = format!("max_image_tiles is {stated}, but the encoder has {most}");
+            return Err(ImageError::Preprocessor { what });
+        }
+        if self.do_pad == Some(false) {
+            let what = "do_pad false is not supported by this encoder".to_owned();
+            return Err(ImageError::Preprocessor { what });
+        }
+        match self.square(side)? {
+            Sizing::Square { side } => Ok(Sizing::Tiles { side, most }),
+            other => Ok(other),
         }
     }
 
@@ -314,6 +352,24 @@ mod tests {
     }
 
     #[test]
+    fn a_picture_lies_on_black_tiles() {
+        let config = config(json!({"size": {"height": 4, "width": 4}, "do_normalize": false,
+            "rescale_factor": 0.01}));
+        let tiles = ImageInput::Tiles { side: 4, most: 2, rows: 2 };
+        let config = Config { max_image_tiles: Some(2), ..config };
+        let preprocessor = Preprocessor::new(&config, tiles).unwrap();
+        let picture = RgbImage::from_pixel(6, 3, Rgb([100, 200, 0]));
+        let pixels = preprocessor.pixels(&picture).unwrap();
+        assert_eq!((pixels.width, pixels.height), (8, 4));
+        let black = |values: &[f32]| values.iter().filter(|value| **value == 0.0).count();
+        let planes: Vec<usize> = pixels.values.chunks(32).map(black).collect();
+        // It is enlarged to the height of a tile.
+        assert_eq!(planes, [0, 0, 32]);
+        let picture = RgbImage::from_pixel(8, 1, Rgb([100, 200, 0]));
+        assert_eq!(black(&preprocessor.pixels(&picture).unwrap().values[..32]), 24);
+    }
+
+    #[test]
     fn patches_are_squares_in_either_order() {
         let values: Vec<f32> = (0..3 * 24).map(|i| i as f32).collect();
         let pixels = Pixels { width: 4, height: 6, values };
@@ -356,6 +412,10 @@ mod tests {
         assert!(square(json!({"size": size, "image_std": [1.0, 0.0, 1.0]})).contains("image_std"));
         assert!(square(json!({"size": {"height": 8, "width": 9}})).contains("takes 8²"));
         assert!(square(json!({"size": size, "do_resize": false})).contains("takes 8²"));
+        let tiles = |value| refused(value, ImageInput::Tiles { side: 8, most: 4, rows: 4 });
+        assert!(tiles(json!({"size": size, "max_image_tiles": 2})).contains("the encoder has 4"));
+        assert!(tiles(json!({"size": size, "do_pad": false})).contains("do_pad false"));
+        assert!(tiles(json!({"max_image_tiles": 4})).contains("takes 8²"));
         let grid = |value| refused(value, ImageInput::Grid { unit: 28 });
         assert!(grid(json!({"do_resize": false})).contains("do_resize false"));
         assert!(grid(json!({"patch_size": 16})).contains("is 32, but the encoder"));

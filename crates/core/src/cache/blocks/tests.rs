@@ -158,6 +158,7 @@ fn attend(
         first_position: position,
         blocks: &blocks,
         first_block_position: first,
+        first_key: 0,
         kv_tokens: position + tokens - first,
     };
     let params = AttentionParams {

@@ -155,20 +155,10 @@ impl Pass {
             first_position: span.position,
             blocks,
             first_block_position: *first,
+            first_key: 0,
             kv_tokens: span.position + span.len - first,
         });
-        let params = AttentionParams {
-            query_heads: self.spec.query_heads(),
-            kv_heads: layout.kv_heads,
-            key_dim: layout.key_dim,
-            value_dim: layout.value_dim,
-            scale: self.spec.scale(),
-            softcap: self.spec.softcap(),
-            sinks: self.spec.sinks().map(|sinks| &**sinks),
-            window: layout.window.map(std::num::NonZeroUsize::get),
-            mask,
-            order: self.order,
-        };
+        let params = params(&self.spec, mask, self.order);
         Ok(kernel::attention(&self.pool, &params, &runs.collect::<Vec<_>>(), out)?)
     }
 }
@@ -211,7 +201,8 @@ pub(crate) fn encoder_attention(
         let mut start = 0;
         for len in segments {
             let rows = start * width..(start + len) * width;
-            attend_segment(&pool, layout, qkv.map(|x| &x[rows.clone()]), &mut out[rows.clone()])?;
+            let (qkv, out) = (qkv.map(|x| &x[rows.clone()]), &mut out[rows.clone()]);
+            attend_segment(&pool, layout, qkv, len, out)?;
             start += len;
         }
         Ok::<_, Error>(())
@@ -219,11 +210,89 @@ pub(crate) fn encoder_attention(
     Ok(node?)
 }
 
-/// Attention among all tokens of one segment.
+/// Attention of an encoder among the rows of one image: the first `real` see all of them, the others
+/// only those.
+pub(crate) fn padded_encoder_attention(
+    ops: &Ops,
+    qkv: [&Array; 3],
+    heads: usize,
+    real: usize,
+) -> Result<Array> {
+    let dim = rows_cols(qkv[0]).1 / heads;
+    let layout = BlockLayout::new(heads, dim, dim, KvFormat::F32, ValueStore::Own(KvFormat::F32))?;
+    let pool = Arc::clone(ops.pool());
+    let output = (qkv[0].shape(), Dtype::Float32);
+    let node = call_one("encoder_attention", &qkv, output, move |inputs, mut outputs| {
+        let (qkv, out) = ([inputs.f32(0)?, inputs.f32(1)?, inputs.f32(2)?], outputs.f32(0)?);
+        attend_segment(&pool, layout, qkv, real, out)
+    });
+    Ok(node?)
+}
+
+/// Attention of the rows of each run to what they see of their sequence's images, all runs at once.
+pub(crate) fn cross_attention(
+    ops: &Ops,
+    batch: &Batch,
+    layer: usize,
+    q: &Array,
+    spec: &AttentionSpec,
+) -> Result<Array> {
+    let (pool, order, spec) = (Arc::clone(ops.pool()), ops.order(), spec.clone());
+    let mut parts = Vec::new();
+    for (span, cache) in batch.spans().iter().zip(batch.caches()) {
+        let seen = cache.seen();
+        let held = if seen.is_empty() { None } else { Some(blocks(cache.cross_layer(layer)?)?) };
+        parts.extend(seen.parts(span).into_iter().map(|(part, rows)| (part, rows, held.clone())));
+    }
+    let (rows, layout) = (batch.positions().len(), spec.layout());
+    let shape = ints([rows, spec.query_heads() * layout.value_dim])?;
+    let output = (&shape[..], Dtype::Float32);
+    let node = call_one("cross_attention", &[q], output, move |inputs, mut outputs| {
+        let (q, row) = (inputs.f32(0)?, spec.query_heads() * layout.key_dim);
+        let caches: Vec<Option<BlockCache>> = parts
+            .iter()
+            .map(|(_, _, held)| held.as_ref().map(|blocks| LayerCache::lock(blocks).clone()))
+            .collect();
+        let views: Vec<_> =
+            caches.iter().map(|cache| cache.as_ref().map_or(Vec::new(), |c| c.view().0)).collect();
+        let runs = parts.iter().zip(&views).map(|((span, rows, _), blocks)| AttentionRun {
+            q: &q[span.start * row..(span.start + span.len) * row],
+            first_position: 0,
+            blocks,
+            first_block_position: 0,
+            first_key: rows.start,
+            kv_tokens: rows.end,
+        });
+        let params = params(&spec, Mask::Full, order);
+        let runs: Vec<_> = runs.collect();
+        Ok::<_, Error>(kernel::attention(&pool, &params, &runs, outputs.f32(0)?)?)
+    });
+    Ok(node?)
+}
+
+/// What the kernel needs to know of `spec`.
+fn params(spec: &AttentionSpec, mask: Mask, order: Order) -> AttentionParams<'_> {
+    let layout = spec.layout();
+    AttentionParams {
+        query_heads: spec.query_heads(),
+        kv_heads: layout.kv_heads,
+        key_dim: layout.key_dim,
+        value_dim: layout.value_dim,
+        scale: spec.scale(),
+        softcap: spec.softcap(),
+        sinks: spec.sinks().map(|sinks| &**sinks),
+        window: layout.window.map(std::num::NonZeroUsize::get),
+        mask,
+        order,
+    }
+}
+
+/// Attention among the tokens of one segment: the first `real` see all of them, the others only those.
 fn attend_segment(
     pool: &Pool,
     layout: BlockLayout,
     [q, k, v]: [&[f32]; 3],
+    real: usize,
     out: &mut [f32],
 ) -> Result<()> {
     let (heads, dim) = (layout.kv_heads(), layout.key_dim());
@@ -232,26 +301,19 @@ fn attend_segment(
     let mut blocks = blocks.collect::<std::result::Result<Vec<_>, _>>()?;
     let mut targets: Vec<&mut KvBlock> = blocks.iter_mut().collect();
     append_to_blocks(pool, &mut targets, 0, k, v)?;
-    let params = AttentionParams {
-        query_heads: heads,
-        kv_heads: heads,
-        key_dim: dim,
-        value_dim: dim,
-        scale: AttentionSpec::causal(heads, heads, dim).scale(),
-        softcap: None,
-        sinks: None,
-        window: None,
-        mask: Mask::Full,
-        order: Order::Fastest,
-    };
-    let run = AttentionRun {
+    let spec = AttentionSpec::causal(heads, heads, dim);
+    let blocks: Vec<&KvBlock> = blocks.iter().collect();
+    let run = |q, kv_tokens| AttentionRun {
         q,
         first_position: 0,
-        blocks: &blocks.iter().collect::<Vec<_>>(),
+        blocks: &blocks,
         first_block_position: 0,
-        kv_tokens: tokens,
+        first_key: 0,
+        kv_tokens,
     };
-    Ok(kernel::attention(pool, &params, &[run], out)?)
+    let (real_q, padding_q) = q.split_at(real * heads * dim);
+    let runs = [run(real_q, tokens), run(padding_q, real)];
+    Ok(kernel::attention(pool, &params(&spec, Mask::Full, Order::Fastest), &runs, out)?)
 }
 
 /// `span` cut where its positions cross a block boundary.

@@ -13,7 +13,9 @@ use mlxcel_kernels::elementwise::{self as kernel, Glu, Map, add_assign};
 use mlxcel_kernels::rope::{Pairing, Rotation, rope as rotate};
 use mlxcel_kernels::{Pool, norm};
 
-pub(super) use self::attention::{attention, encoder_attention};
+pub(super) use self::attention::{
+    attention, cross_attention, encoder_attention, padded_encoder_attention,
+};
 pub(super) use self::experts::{experts, heads};
 pub(super) use self::linear::{embed, glu, linears};
 pub(super) use self::recurrent::{convolve, scan};

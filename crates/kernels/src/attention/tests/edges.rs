@@ -47,6 +47,7 @@ fn dropped_blocks_of_a_window_change_nothing() {
             first_position: 800,
             blocks: &blocks,
             first_block_position: 512,
+            first_key: 0,
             kv_tokens: 803 - 512,
         };
         let mut out = vec![f32::NAN; all.len()];
@@ -121,6 +122,7 @@ fn wrong_shapes_are_errors() {
         first_position: 10,
         blocks: &blocks,
         first_block_position: 0,
+        first_key: 0,
         kv_tokens: 12,
     };
     let mut out = vec![0.0; 2 * 4 * 64];
@@ -191,6 +193,7 @@ fn value_error(format: KvFormat, rule: ScaleRule, shared: f32) -> f64 {
             first_position: tokens,
             blocks: &blocks.iter().collect::<Vec<_>>(),
             first_block_position: 0,
+            first_key: 0,
             kv_tokens: tokens,
         };
         let mut out = vec![0.0; 64 * dim];

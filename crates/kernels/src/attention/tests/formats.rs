@@ -31,6 +31,7 @@ fn a_fixed_order_gives_each_token_the_same_to_the_bit() {
                         first_position: pass.start,
                         blocks: &blocks[..pass.end.div_ceil(KV_BLOCK_TOKENS)],
                         first_block_position: 0,
+                        first_key: 0,
                         kv_tokens: pass.end,
                     };
                     let mut out = vec![f32::NAN; rows.len()];
@@ -135,6 +136,10 @@ fn windows_sinks_softcap_and_full_masks() {
         check(&Case { sinks: true, ..base.clone() });
         check(&Case { softcap: Some(2.0), ..base.clone() });
         check(&Case { mask: Mask::Full, ..base.clone() });
+        for first_key in [3, 256, 300] {
+            check(&Case { mask: Mask::Full, first_key, ..base.clone() });
+            check(&Case { window: Some(100), first_key, ..base.clone() });
+        }
         let all = Case { sinks: true, softcap: Some(30.0), window: Some(100), ..base };
         check(&all);
     }

@@ -1,0 +1,234 @@
+//! `mllama`, Llama 3.2 Vision: Llama with an image encoder (`mllama_vit`) and layers of gated
+//! cross-attention among its own, which see the images beside the text. A sequence without images
+//! skips them. (Tokens before the first image see all rows of all images and leave only the
+//! feed-forward part of these layers out, as in transformers.)
+
+use mlxcel_core::layers::{Embedding, Linear, RmsNorm};
+use mlxcel_core::{Array, AttentionSpec, Batch, CrossImage, LayerLayout, Ops, SequenceCache};
+use serde::Deserialize;
+
+use super::config::{DecoderConfig, HeadShape};
+use super::dense::{Attention, Block, FeedForward, Layer as _, Mlp, ProjectionBias};
+use super::kept::Slot;
+use super::mllama_vit::{self, Tower};
+use super::{ImageEncoder, LanguageModel};
+use crate::loading::{Bias, NormKind, NormRule, Weights};
+use crate::{Error, Result};
+
+/// Tokens behind the vocabulary, which are read and never written: `<|image|>` is one.
+const EXTRA_TOKENS: usize = 8;
+
+/// Every fifth layer, where the configuration does not say.
+fn cross_attention_layers() -> Vec<usize> {
+    (0..8).map(|index| 5 * index + 3).collect()
+}
+
+/// What the configuration has beside a decoder's.
+#[derive(Debug, Deserialize)]
+pub(super) struct Config {
+    #[serde(flatten)]
+    decoder: DecoderConfig,
+    #[serde(default = "cross_attention_layers")]
+    cross_attention_layers: Vec<usize>,
+    vision_config: Option<mllama_vit::Config>,
+}
+
+/// Where the decoder, the head, the encoder and `multi_modal_projector` lie: as published, as mlx-vlm
+/// converts them, as transformers 5 writes them.
+const PLACES: [[&str; 4]; 3] = [
+    ["language_model.model", "language_model", "vision_model", ""],
+    ["language_model.model", "language_model", "vision_tower", ""],
+    ["model.language_model", "", "model.vision_model", "model"],
+];
+
+/// Attention to what a token sees of its sequence's images.
+struct CrossAttention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    q_norm: RmsNorm,
+    k_norm: RmsNorm,
+    spec: AttentionSpec,
+}
+
+/// A layer of cross-attention; each part is added as much as its gate is open.
+struct CrossBlock {
+    input_layernorm: RmsNorm,
+    cross_attn: CrossAttention,
+    attn_gate: f32,
+    post_attention_layernorm: RmsNorm,
+    mlp: Mlp,
+    mlp_gate: f32,
+}
+
+/// A layer of either kind.
+enum Layer {
+    Tokens(Block),
+    Images(Box<CrossBlock>),
+}
+
+/// The decoder, with the encoder where the configuration and the files have one.
+pub(super) struct Model {
+    embed_tokens: Embedding,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    lm_head: Option<Linear>,
+    encoder: Option<Tower>,
+}
+
+impl CrossAttention {
+    fn load(w: &Weights, hidden: usize, heads: HeadShape, norm: NormRule) -> Result<Self> {
+        let (queries, keys) = (heads.query_size(), heads.kv_size());
+        Ok(Self {
+            q_proj: w.linear("q_proj", hidden, queries, Bias::None)?,
+            k_proj: w.linear("k_proj", hidden, keys, Bias::None)?,
+            v_proj: w.linear("v_proj", hidden, keys, Bias::None)?,
+            o_proj: w.linear("o_proj", queries, hidden, Bias::None)?,
+            q_norm: w.rms_norm("q_norm", heads.head_dim, norm)?,
+            k_norm: w.rms_norm("k_norm", heads.head_dim, norm)?,
+            spec: heads.attention(),
+        })
+    }
+
+    fn forward(&self, cx: &Batch, layer: usize, x: &Array) -> Result<Array> {
+        let q = cx.ops().rms_norm(&cx.ops().linear(x, &self.q_proj)?, &self.q_norm)?;
+        let attended = cx.cross_attention(layer, &q, &self.spec)?;
+        Ok(cx.ops().linear(&attended, &self.o_proj)?)
+    }
+
+    /// Keys and values of the images' rows.
+    fn project(&self, ops: &Ops, rows: &Array) -> Result<[Array; 2]> {
+        let [k, v] = ops.linears(rows, [&self.k_proj, &self.v_proj])?;
+        Ok([ops.rms_norm(&k, &self.k_norm)?, v])
+    }
+}
+
+impl CrossBlock {
+    fn load(w: &Weights, c: &DecoderConfig, heads: HeadShape, norm: NormRule) -> Result<Self> {
+        let hidden = c.sizes.hidden_size;
+        Ok(Self {
+            input_layernorm: w.rms_norm("input_layernorm", hidden, norm)?,
+            cross_attn: CrossAttention::load(&w.at("cross_attn"), hidden, heads, norm)?,
+            attn_gate: gate(w, "cross_attn_attn_gate")?,
+            post_attention_layernorm: w.rms_norm("post_attention_layernorm", hidden, norm)?,
+            mlp: Mlp::load(&w.at("mlp"), &c.sizes, Bias::None)?,
+            mlp_gate: gate(w, "cross_attn_mlp_gate")?,
+        })
+    }
+
+    fn forward(&self, cx: &Batch, layer: usize, x: &Array) -> Result<Array> {
+        let ops = cx.ops();
+        let seen = ops.rms_norm(x, &self.input_layernorm)?;
+        let seen = self.cross_attn.forward(cx, layer, &seen)?;
+        let x = ops.add(x, &ops.map(&seen, mlxcel_core::Map::Scale(self.attn_gate))?)?;
+        let y = self.mlp.forward(cx, &ops.rms_norm(&x, &self.post_attention_layernorm)?)?;
+        Ok(ops.add(&x, &cx.scale_behind_images(&y, self.mlp_gate)?)?)
+    }
+}
+
+/// How far the gate `name` is open: the hyperbolic tangent of what is stored.
+pub(super) fn gate(w: &Weights, name: &str) -> Result<f32> {
+    Ok(w.values(name, 1)?.first().copied().unwrap_or(0.0).tanh())
+}
+
+/// The decoder, with the encoder where the configuration and the files have one.
+pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
+    let at = |name: &str| if name.is_empty() { w.root() } else { w.at(name) };
+    let encodes = |[_, _, vision, _]: &&[&str; 4]| at(vision).has("layernorm_post.weight");
+    let decodes = |[model, ..]: &&[&str; 4]| at(model).has("norm.weight");
+    let place = PLACES.iter().find(encodes).or_else(|| PLACES.iter().find(decodes));
+    let [model, head, vision, projector] = place.unwrap_or(&PLACES[0]).map(at);
+    let sizes = &c.decoder.sizes;
+    let (hidden, layers) = (sizes.hidden_size, sizes.num_hidden_layers);
+    if let Some(wrong) = c.cross_attention_layers.iter().find(|index| **index >= layers) {
+        let what = format!("cross_attention_layers names layer {wrong} of {layers}");
+        return Err(Error::config(what));
+    }
+    let norm = sizes.norm_or(NormKind::Rms, 1e-5);
+    let described = c.vision_config.as_ref().filter(|_| vision.has("layernorm_post.weight"));
+    Ok(Model {
+        embed_tokens: model.embedding("embed_tokens", sizes.vocab_size + EXTRA_TOKENS, hidden)?,
+        layers: model.layers("layers", layers, |w, index| layer(w, c, norm, index))?,
+        norm: model.rms_norm("norm", hidden, norm)?,
+        lm_head: head.lm_head(Some(false), hidden, sizes.vocab_size)?,
+        encoder: described.map(|c| Tower::load([&vision, &projector], c, hidden)).transpose()?,
+    })
+}
+
+fn layer(w: &Weights, c: &Config, norm: NormRule, index: usize) -> Result<Layer> {
+    let (sizes, heads) = (&c.decoder.sizes, c.decoder.heads()?);
+    if c.cross_attention_layers.contains(&index) {
+        let block = CrossBlock::load(w, &c.decoder, heads, norm)?;
+        return Ok(Layer::Images(Box::new(block)));
+    }
+    let (bias, rope) = (ProjectionBias::all(Bias::None), c.decoder.rope.build(heads.head_dim)?);
+    let hidden = sizes.hidden_size;
+    let attention = Attention::load(&w.at("self_attn"), hidden, heads, bias, Some(rope))?;
+    let mlp = Mlp::load(&w.at("mlp"), sizes, Bias::None)?;
+    Block::pre_norm(w, hidden, norm, attention, mlp).map(Layer::Tokens)
+}
+
+impl Model {
+    fn cross_layers(&self) -> impl Iterator<Item = &CrossAttention> {
+        self.layers.iter().filter_map(|layer| match layer {
+            Layer::Images(block) => Some(&block.cross_attn),
+            Layer::Tokens(_) => None,
+        })
+    }
+}
+
+impl LanguageModel for Model {
+    fn cache_layout(&self) -> Vec<LayerLayout> {
+        let kept = |layer: &Layer| match layer {
+            Layer::Tokens(block) => block.kept().cache,
+            Layer::Images(_) => None,
+        };
+        self.layers.iter().filter_map(kept).collect()
+    }
+
+    fn cross_layout(&self) -> Vec<LayerLayout> {
+        self.cross_layers().map(|layer| layer.spec.layout()).collect()
+    }
+
+    fn extra_tokens(&self) -> usize {
+        EXTRA_TOKENS
+    }
+
+    fn forward(&self, cx: &Batch) -> Result<Array> {
+        let mut x = cx.ops().embed(cx.tokens(), &self.embed_tokens)?;
+        let (mut slot, mut cross) = (Slot::default(), 0);
+        for layer in &self.layers {
+            match layer {
+                Layer::Tokens(block) => {
+                    x = block.forward(cx, slot, &x)?;
+                    slot = slot.after(block.kept());
+                }
+                Layer::Images(block) => {
+                    if cx.sees_images() {
+                        x = block.forward(cx, cross, &x)?;
+                    }
+                    cross += 1;
+                }
+            }
+            cx.ops().settle(&x)?;
+        }
+        Ok(cx.ops().rms_norm(&x, &self.norm)?)
+    }
+
+    fn logits(&self, ops: &Ops, hidden: &Array) -> Result<Array> {
+        match &self.lm_head {
+            Some(head) => Ok(ops.linear(hidden, head)?),
+            None => Ok(ops.embedding_logits(hidden, &self.embed_tokens)?),
+        }
+    }
+
+    fn images(&self) -> Option<&dyn ImageEncoder> {
+        self.encoder.as_ref().map(|encoder| encoder as &dyn ImageEncoder)
+    }
+
+    fn show(&self, ops: &Ops, cache: &SequenceCache, images: &[CrossImage]) -> Result<()> {
+        let layers: Vec<_> = self.cross_layers().collect();
+        cache.show(ops, images, |index, rows| layers[index].project(ops, rows))
+    }
+}

@@ -1,0 +1,255 @@
+//! Llama 3.2 Vision's image encoder: the rows of a picture's tiles (`mllama_patches`) in two stacks of
+//! layers among all of them, the second of which has gates; then a projection of its output and of
+//! some earlier layers' to the decoder's width.
+//!
+//! All tiles are always computed, and each has rows of zeros up to a whole eight. What shows something of the picture sees all of these, and they see only that: so the
+//! reference's mask says. Rows lie in the order [the picture's tiles, empty tiles, padding].
+
+use mlxcel_core::layers::{Linear, Norm};
+use mlxcel_core::{Activation, Array, ImagePositions, Map, Ops, Sight};
+use serde::Deserialize;
+
+use super::ImageEncoder;
+use super::config::{activation, positive};
+use super::mllama::gate;
+use super::mllama_patches::{Embeddings, TileEmbedding, repeated};
+use super::mlp::PlainMlp;
+use crate::loading::{Bias, NormKind, NormRule, Weights};
+use crate::vision::{EncodedImage, MAX_TILES, Pixels, arrangements};
+use crate::{Error, Result};
+
+/// The first and the last norm have PyTorch's epsilon, whatever the configuration's.
+pub(super) const OUTER: NormRule = NormRule { kind: NormKind::Layer, eps: 1e-5 };
+
+/// Largest side of a tile.
+const MAX_SIDE: usize = 1 << 14;
+
+/// `vision_config`; the defaults are the class's.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub(super) struct Config {
+    pub(super) hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_global_layers: usize,
+    #[serde(alias = "num_attention_heads")]
+    attention_heads: usize,
+    num_channels: usize,
+    pub(super) image_size: usize,
+    pub(super) patch_size: usize,
+    pub(super) max_num_tiles: usize,
+    vision_output_dim: usize,
+    intermediate_layers_indices: Vec<usize>,
+    supported_aspect_ratios: Option<Vec<[usize; 2]>>,
+    norm_eps: f32,
+    hidden_act: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            hidden_size: 1280,
+            intermediate_size: 5120,
+            num_hidden_layers: 32,
+            num_global_layers: 8,
+            attention_heads: 16,
+            num_channels: 3,
+            image_size: 448,
+            patch_size: 14,
+            max_num_tiles: 4,
+            vision_output_dim: 7680,
+            intermediate_layers_indices: vec![3, 7, 15, 23, 30],
+            supported_aspect_ratios: None,
+            norm_eps: 1e-5,
+            hidden_act: "gelu".to_owned(),
+        }
+    }
+}
+
+impl Config {
+    fn check(&self) -> Result<()> {
+        positive(&[
+            ("vision_config: hidden_size", self.hidden_size),
+            ("vision_config: intermediate_size", self.intermediate_size),
+            ("vision_config: attention_heads", self.attention_heads),
+            ("vision_config: patch_size", self.patch_size),
+        ])?;
+        let (hidden, heads) = (self.hidden_size, self.attention_heads);
+        let (side, patch, tiles) = (self.image_size, self.patch_size, self.max_num_tiles);
+        let (kept, layers) = (&self.intermediate_layers_indices, self.num_hidden_layers);
+        let wrong = if self.num_channels != 3 {
+            format!("num_channels is {} (supported: 3)", self.num_channels)
+        } else if !(1..=MAX_TILES).contains(&tiles) {
+            format!("max_num_tiles is {tiles} (1 to {MAX_TILES})")
+        } else if !(1..=MAX_SIDE).contains(&side) || !side.is_multiple_of(patch) {
+            format!("image_size is {side}, no whole patches of {patch}")
+        } else if !hidden.is_multiple_of(heads) {
+            format!("hidden_size ({hidden}) does not divide into {heads} heads")
+        } else if let Some(index) = kept.iter().find(|index| **index >= layers) {
+            format!("intermediate_layers_indices names layer {index} of {layers}")
+        } else {
+            return self.check_outputs();
+        };
+        Err(Error::config(format!("vision_config: {wrong}")))
+    }
+
+    /// What is projected, and the arrangements that the tables know.
+    fn check_outputs(&self) -> Result<()> {
+        let wrong = |what: String| Err(Error::config(format!("vision_config: {what}")));
+        let kept = self.intermediate_layers_indices.len();
+        let (stated, width) = (self.vision_output_dim, self.hidden_size * (1 + kept));
+        if kept == 0 || stated != width {
+            return wrong(format!(
+                "vision_output_dim is {stated}, but the output and {kept} earlier ones have {width}"
+            ));
+        }
+        let (tiles, known) = (self.max_num_tiles, arrangements(self.max_num_tiles));
+        match &self.supported_aspect_ratios {
+            Some(stated) if *stated != known => wrong(format!(
+                "supported_aspect_ratios are {stated:?}, but {tiles} tiles make {known:?}"
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Attention among all rows.
+struct Attention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    heads: usize,
+}
+
+/// One layer, and how far the gates of its parts are open, where it has any.
+struct Block {
+    input_layernorm: Norm,
+    self_attn: Attention,
+    post_attention_layernorm: Norm,
+    mlp: PlainMlp,
+    gates: Option<[f32; 2]>,
+}
+
+/// The encoder, and the projector to the decoder's width.
+pub(super) struct Tower {
+    embeddings: Embeddings,
+    transformer: Vec<Block>,
+    /// Layers whose output is projected too.
+    kept: Vec<usize>,
+    layernorm_post: Norm,
+    after: TileEmbedding,
+    global_transformer: Vec<Block>,
+    multi_modal_projector: Linear,
+}
+
+impl Attention {
+    fn load(w: &Weights, c: &Config) -> Result<Self> {
+        let project = |name| w.linear(name, c.hidden_size, c.hidden_size, Bias::None);
+        Ok(Self {
+            q_proj: project("q_proj")?,
+            k_proj: project("k_proj")?,
+            v_proj: project("v_proj")?,
+            o_proj: project("o_proj")?,
+            heads: c.attention_heads,
+        })
+    }
+
+    /// Of rows of which `real` show something.
+    fn forward(&self, ops: &Ops, x: &Array, real: usize) -> Result<Array> {
+        let [q, k, v] = ops.linears(x, [&self.q_proj, &self.k_proj, &self.v_proj])?;
+        let attended = ops.padded_encoder_attention([&q, &k, &v], self.heads, real)?;
+        Ok(ops.linear(&attended, &self.o_proj)?)
+    }
+}
+
+impl Block {
+    fn load(w: &Weights, c: &Config, activation: Activation, gated: bool) -> Result<Self> {
+        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        let norm = NormRule { kind: NormKind::Layer, eps: c.norm_eps };
+        let mlp = w.at("mlp");
+        let gates = [gated.then(|| gate(w, "gate_attn")), gated.then(|| gate(w, "gate_ffn"))];
+        let [attention, feed_forward] = gates.map(Option::transpose);
+        Ok(Self {
+            input_layernorm: w.norm("input_layernorm", hidden, norm)?,
+            self_attn: Attention::load(&w.at("self_attn"), c)?,
+            post_attention_layernorm: w.norm("post_attention_layernorm", hidden, norm)?,
+            mlp: PlainMlp {
+                input: mlp.linear("fc1", hidden, inner, Bias::Required)?,
+                output: mlp.linear("fc2", inner, hidden, Bias::Required)?,
+                activation,
+            },
+            gates: attention?.zip(feed_forward?).map(Into::into),
+        })
+    }
+
+    fn forward(&self, ops: &Ops, x: &Array, real: usize) -> Result<Array> {
+        let gated = |y: Array, part: usize| match self.gates {
+            Some(gates) => ops.map(&y, Map::Scale(gates[part])),
+            None => Ok(y),
+        };
+        let normed = ops.norm(x, &self.input_layernorm)?;
+        let x = ops.add(x, &gated(self.self_attn.forward(ops, &normed, real)?, 0)?)?;
+        let inner = ops.norm(&x, &self.post_attention_layernorm)?;
+        Ok(ops.add(&x, &gated(self.mlp.of(ops, &inner)?, 1)?)?)
+    }
+}
+
+impl Tower {
+    /// Reads the encoder and the projector, for a decoder of `hidden` elements.
+    pub(super) fn load([w, projector]: [&Weights; 2], c: &Config, hidden: usize) -> Result<Self> {
+        c.check()?;
+        let (own, width) = (c.hidden_size, c.vision_output_dim);
+        let activation = activation(&c.hidden_act)?;
+        let layers = |name: &str, count: usize, gated: bool| {
+            w.layers(name, count, |w, _| Block::load(w, c, activation, gated))
+        };
+        let after = w.at("post_tile_positional_embedding");
+        Ok(Self {
+            embeddings: Embeddings::load(w, c)?,
+            transformer: layers("transformer.layers", c.num_hidden_layers, false)?,
+            kept: c.intermediate_layers_indices.clone(),
+            layernorm_post: w.norm("layernorm_post", own, OUTER)?,
+            after: TileEmbedding::load(&after, c, "embedding", own)?,
+            global_transformer: layers("global_transformer.layers", c.num_global_layers, true)?,
+            multi_modal_projector: projector.linear(
+                "multi_modal_projector",
+                width,
+                hidden,
+                Bias::Required,
+            )?,
+        })
+    }
+}
+
+impl ImageEncoder for Tower {
+    fn encode(&self, ops: &Ops, pixels: &Pixels) -> Result<EncodedImage> {
+        let at = self.embeddings.arrangement(pixels)?;
+        let Embeddings { tiles, rows, .. } = self.embeddings;
+        let (shown, padding) = (at.shown() * rows, rows.next_multiple_of(8) - rows);
+        let all: Vec<usize> = (0..tiles * rows).collect();
+        let x = self.embeddings.rows_of(ops, pixels, at)?;
+        let mut x = ops.padded_rows(&x, tiles * padding)?;
+        let mut outputs = Vec::new();
+        for (index, layer) in self.transformer.iter().enumerate() {
+            x = layer.forward(ops, &x, shown)?;
+            ops.settle(&x)?;
+            if self.kept.contains(&index) {
+                outputs.push((index, ops.rows(&x, &all)?));
+            }
+        }
+        let of_rows = [repeated(tiles, rows), repeated(tiles, padding)].concat();
+        let after = ops.rows(&self.after.of(ops, at.number, tiles)?, &of_rows)?;
+        x = ops.add(&ops.norm(&x, &self.layernorm_post)?, &after)?;
+        for layer in &self.global_transformer {
+            x = layer.forward(ops, &x, shown)?;
+            ops.settle(&x)?;
+        }
+        let output = |wanted: &usize| outputs.iter().find(|(index, _)| index == wanted);
+        let kept = self.kept.iter().filter_map(output).map(|(_, x)| x.clone());
+        let x = ops.joined_in_turn(&ops.rows(&x, &all)?, &kept.collect::<Vec<_>>())?;
+        let embeddings = ops.linear(&x, &self.multi_modal_projector)?;
+        let sight = Sight::Beside { shown };
+        Ok(EncodedImage { embeddings, sight, positions: ImagePositions::Line })
+    }
+}
