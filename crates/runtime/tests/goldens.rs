@@ -172,6 +172,7 @@ goldens! {
     mistral = "mistral";
     mistral_sliding = "mistral-sliding";
     mixtral = "mixtral";
+    mllama = "mllama";
     nemotron_h = "nemotron_h";
     olmo2 = "olmo2";
     olmoe = "olmoe";

@@ -66,6 +66,13 @@ impl Prompt {
         self.tokens.len()
     }
 
+    /// The first token from `vocab` on; those that stand for images may lie there.
+    pub(super) fn token_from(&self, vocab: u64) -> Option<u32> {
+        let image = |at: usize| self.images.iter().any(|image| image.tokens.contains(&at));
+        let beyond = |(at, token): &(usize, &u32)| u64::from(**token) >= vocab && !image(*at);
+        self.tokens.iter().enumerate().find(beyond).map(|(_, token)| *token)
+    }
+
     /// Tokens of images from token `from` on.
     pub(super) fn image_tokens(&self, from: usize) -> usize {
         among_tokens(&self.images)
@@ -229,6 +236,10 @@ mod tests {
         let prompt = Prompt { tokens: vec![0; 600], images: vec![beside(4, 1), beside(300, 2)] };
         assert_eq!(passes(&prompt, 0, 128), passes(&Prompt::text(vec![0; 600]), 0, 128));
         assert_eq!((prompt.image_tokens(0), prompt.largest_pass()), (0, 0));
+        let tokens = vec![0, 1, 2, 3, 9, 4, 9];
+        let spelled = Prompt { tokens, images: prompt.images.clone() };
+        assert_eq!([spelled.token_from(9), spelled.token_from(4)], [Some(9), Some(4)]);
+        assert_eq!(Prompt { tokens: vec![0, 1, 2, 3, 9], ..spelled }.token_from(9), None);
         assert_eq!([prompt.rows_beside(0), prompt.rows_beside(256)], [1800, 0]);
         assert_eq!((prompt.largest_image(), cut(&prompt.images, 400)), (900, 256));
         let tokens = [7; 600];

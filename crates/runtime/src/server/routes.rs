@@ -251,7 +251,7 @@ impl Served {
         }
         let vocab = self.admission.vocabulary();
         let rooms = asked.prompts.iter().map(|prompt| {
-            if let Some(&token) = prompt.tokens.iter().find(|token| u64::from(**token) >= vocab) {
+            if let Some(token) = prompt.token_from(vocab) {
                 let vocab = usize::try_from(vocab).unwrap_or(usize::MAX);
                 return Err(crate::Error::TokenOutOfRange { token, vocab }.into());
             }
