@@ -22,7 +22,8 @@ def ask(url, **more):
 first, again, second = ask(one), ask(one, detail="auto"), ask(other)
 assert first.usage.prompt_tokens > 256, first.usage
 assert again.usage.prompt_tokens_details.cached_tokens >= 256, again.usage
-assert second.usage.prompt_tokens_details.cached_tokens == 0, second.usage
+# The text before the image is the same.
+assert second.usage.prompt_tokens_details.cached_tokens < 50, second.usage
 assert first.choices[0].logprobs == again.choices[0].logprobs != second.choices[0].logprobs
 
 for url, more in [("https://example.org/a.png", {}), (one[:60], {}), (one, {"detail": "low"})]:
