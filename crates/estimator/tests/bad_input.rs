@@ -38,6 +38,26 @@ fn configurations_that_lie() {
 }
 
 #[test]
+fn layer_numbers_that_do_not_exist() {
+    let kimi = |numbers: &str| {
+        format!(
+            r#"{{"model_type": "kimi_linear", "num_hidden_layers": 8,
+                "linear_attn_config": {{"full_attn_layers": {numbers}}}}}"#
+        )
+    };
+    check(&kimi("[4, 8]"), "Hybrid");
+    let range = "layers are counted from 1 to 8 there";
+    check(&kimi("[0, 4]"), &format!("`linear_attn_config.full_attn_layers` is 0: {range}"));
+    check(&kimi("[4, 9]"), &format!("is 9: {range}"));
+    check(&kimi("[-1]"), range);
+    check(&kimi("[1.5]"), range);
+    check(&kimi(r#"["a"]"#), range);
+    check(&kimi(r#""4""#), "a list of layer numbers is needed");
+    let lfm = r#"{"model_type": "lfm2", "num_hidden_layers": 4, "full_attn_idxs": [1, 4]}"#;
+    check(lfm, "`full_attn_idxs` is 4: layers are counted from 0 to 3 there");
+}
+
+#[test]
 fn configurations_that_say_nothing() {
     check("{}", "Unknown config.json has no usable `model_type`");
     check(r#"{"model_type": 7}"#, "no usable `model_type`");

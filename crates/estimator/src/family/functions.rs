@@ -6,7 +6,7 @@
 //! | `is(x, "a", …)` | whether a word is one of these |
 //! | `at(f, "a", …)` | whether a per-layer list, or letter of a string, is one of these here; absent where `f` is |
 //! | `cycle(f, "a", …)` | the same of a list that repeats |
-//! | `in(f)`, `in_from_1(f)` | whether a list of layer numbers has this one, counted from 0 or 1 |
+//! | `in(f)`, `in_from_1(f)` | whether a list of layer numbers, from 0 or from 1, has this one; all must exist |
 //! | `len(f)` | entries of a list, letters of a string |
 //! | `when(c, a, b)` | `a` where `c` holds, else `b` |
 //! | `ceil_div(a, b)`, `max(a, b)`, `min(a, b)` | as they say |
@@ -18,6 +18,7 @@ use super::eval::{Scope, Worth, bad, floor_u64, item, no_item, truth};
 use super::expr::{Expr, Operator};
 use crate::EstimatorError;
 use crate::config::Field;
+use crate::tensors;
 
 impl Scope<'_> {
     /// Calls `function`.
@@ -39,10 +40,8 @@ impl Scope<'_> {
             }
             ("at", [Expr::Name(field), words @ ..]) => self.word_at(field, words, Wrap::No),
             ("cycle", [Expr::Name(field), words @ ..]) => self.word_at(field, words, Wrap::Yes),
-            ("in", [Expr::Name(field)]) => Ok(self.listed(field, self.layer)),
-            ("in_from_1", [Expr::Name(field)]) => {
-                Ok(self.listed(field, self.layer.map(|layer| layer.saturating_add(1))))
-            }
+            ("in", [Expr::Name(field)]) => self.listed(field, 0),
+            ("in_from_1", [Expr::Name(field)]) => self.listed(field, 1),
             ("len", [Expr::Name(field)]) => Ok(self.length(field)),
             ("ceil_div", [a, b]) => {
                 let (a, b) = (self.size(a)?, self.size(b)?);
@@ -83,13 +82,23 @@ impl Scope<'_> {
         Ok(truth(words.iter().any(|w| matches!(w, Expr::Word(word) if *word == found))))
     }
 
-    fn listed(&self, field: &str, layer: Option<u64>) -> Worth {
-        match (self.fields.get(field), layer) {
-            (Field::Present(Value::Array(items)), Some(layer)) => {
-                truth(items.iter().any(|item| item.as_u64() == Some(layer)))
-            }
-            _ => Worth::Absent,
+    /// Whether a list of layer numbers, counted from `first`, has this layer.
+    fn listed(&self, field: &str, first: u64) -> Result<Worth, EstimatorError> {
+        let (Field::Present(value), Some(layer)) = (self.fields.get(field), self.layer) else {
+            return Ok(Worth::Absent);
+        };
+        let Value::Array(items) = value else {
+            return Err(bad(field, value, "a list of layer numbers is needed"));
+        };
+        let numbers = first..tensors::layers(self)?.saturating_add(first);
+        let known = |item: &&Value| item.as_u64().is_some_and(|number| numbers.contains(&number));
+        if let Some(stray) = items.iter().find(|item| !known(item)) {
+            let last = numbers.end.saturating_sub(1);
+            let reason = format!("layers are counted from {first} to {last} there");
+            return Err(bad(field, stray, &reason));
         }
+        let this = layer.saturating_add(first);
+        Ok(truth(items.iter().any(|item| item.as_u64() == Some(this))))
     }
 
     fn length(&self, field: &str) -> Worth {
