@@ -130,9 +130,9 @@ impl SequenceCache {
         layers.map(LayerCache::allocated_bytes).sum::<usize>() + states
     }
 
-    /// Tells `visit` every allocation of all layers, states and images included: an identity, and its bytes. Blocks that
-    /// sequences share have the same identity in each, so that a sum over several can count once
-    /// what is held once.
+    /// Tells `visit` every allocation of all layers, states and images included: an identity, and
+    /// its bytes. Blocks that sequences share have the same identity in each, so that a sum over
+    /// several can count once what is held once.
     pub fn allocations(&self, visit: &mut dyn FnMut(usize, usize)) {
         for layer in self.layers.iter().chain(self.cross.layers()) {
             match layer {

@@ -165,7 +165,8 @@ fn safetensors_files(dir: &Path) -> Result<Vec<String>, EstimatorError> {
     Ok(names)
 }
 
-/// Reads the headers on all cores: of a hundred shards they are most of what sizing takes.
+/// Reads the headers on all cores: of a hundred shards they are most of what sizing takes. Where the
+/// system gives no thread, the caller's own reads that share.
 fn read_headers(paths: Vec<PathBuf>) -> Result<Vec<(PathBuf, Header)>, EstimatorError> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let share = paths.len().div_ceil(threads).max(FILES_PER_THREAD);
@@ -175,10 +176,15 @@ fn read_headers(paths: Vec<PathBuf>) -> Result<Vec<(PathBuf, Header)>, Estimator
     let mut shares = paths.chunks(share);
     let first = shares.next().unwrap_or_default();
     let headers = std::thread::scope(|scope| {
-        let others: Vec<_> = shares.map(|share| scope.spawn(move || read(share))).collect();
+        let start = |share| {
+            let thread = std::thread::Builder::new().spawn_scoped(scope, move || read(share));
+            (share, thread.ok())
+        };
+        let others: Vec<_> = shares.map(start).collect();
         let mut headers = read(first)?;
-        for other in others {
-            headers.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        for (share, thread) in others {
+            let more = thread.map_or_else(|| Ok(read(share)), std::thread::ScopedJoinHandle::join);
+            headers.extend(more.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
         }
         Ok(headers)
     });

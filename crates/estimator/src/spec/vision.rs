@@ -66,8 +66,8 @@ impl VisionSpec {
     ///
     /// Host kernels compute in fp32 and keep no scores: the pixels, and of a layer the stream, its norms
     /// and sums, queries and keys with their rotation, values, their copies in blocks, the feed-forward
-    /// part, and the outputs of earlier layers that are kept. MLX's kernels compute in 16 bits; none of the encoders' is known to be fused,
-    /// so that one layer's scores come on top.
+    /// part, and the outputs of earlier layers that are kept. MLX's kernels compute in 16 bits;
+    /// none of the encoders' is known to be fused, so that one layer's scores come on top.
     #[must_use]
     pub fn image_bytes(&self, tokens: u64, kernels: KernelSet) -> u64 {
         const HALF: u64 = 2;

@@ -22,6 +22,8 @@ mod matmul;
 mod ops;
 mod plan;
 #[cfg(target_arch = "x86_64")]
+mod round256;
+#[cfg(target_arch = "x86_64")]
 mod round512;
 mod rounding;
 mod scratch;

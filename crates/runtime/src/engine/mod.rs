@@ -292,8 +292,9 @@ impl Engine {
         self.prefill_with_images(tokens, &[], cache, progress)
     }
 
-    /// [`Self::prefill`] with images in place of some tokens or beside them, in order. No pass ends within an
-    /// image whose rows see each other, so that one longer than a chunk makes the pass longer.
+    /// [`Self::prefill`] with images in place of some tokens or beside them, in order. No pass ends
+    /// within an image whose rows see each other, so that one longer than a chunk makes the pass
+    /// longer.
     ///
     /// # Errors
     /// As [`Self::prefill`], and images that overlap or end after the tokens.

@@ -2,8 +2,9 @@
 //! layers among all of them, the second of which has gates; then a projection of its output and of
 //! some earlier layers' to the decoder's width.
 //!
-//! All tiles are always computed, and each has rows of zeros up to a whole eight. What shows something of the picture sees all of these, and they see only that: so the
-//! reference's mask says. Rows lie in the order [the picture's tiles, empty tiles, padding].
+//! All tiles are always computed, and each has rows of zeros up to a whole eight. What shows
+//! something of the picture sees all of these, and they see only that: so the reference's mask
+//! says. Rows lie in the order [the picture's tiles, empty tiles, padding].
 
 use mlxcel_core::layers::{Linear, Norm};
 use mlxcel_core::{Activation, Array, ImagePositions, Map, Ops, Sight};

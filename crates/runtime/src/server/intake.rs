@@ -2,8 +2,8 @@
 //!
 //! They are a part of the budget, and their sum has a limit of its own, so that clients who send
 //! much at once wait before memory runs short, and who is answered keeps what it has. Whoever waits may
-//! hold what another one waits for, so nobody waits for ever: in the end a request is refused, and what it
-//! held goes to the others.
+//! hold what another one waits for, so nobody waits for ever: in the end a request is refused, and
+//! what it held goes to the others.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

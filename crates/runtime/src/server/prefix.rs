@@ -3,8 +3,8 @@
 //! An entry is a prompt's cache with its tokens and images. A new prompt takes the longest prefix that
 //! any entry has in common with it, to the token: a block that it goes on in is copied then. What was
 //! generated is not kept, since a step of decoding rounds otherwise than a prompt's pass: an answer that
-//! comes back as a part of a prompt is read as one. The entry used longest ago goes first when the bytes of
-//! all, blocks that several share counted once, exceed the limit.
+//! comes back as a part of a prompt is read as one. The entry used longest ago goes first when the
+//! bytes of all, blocks that several share counted once, exceed the limit.
 
 use std::collections::HashMap;
 
@@ -22,8 +22,9 @@ pub(super) fn whole_blocks(tokens: usize) -> usize {
     tokens.saturating_sub(usize::try_from(rest).unwrap_or(0))
 }
 
-/// A part of `cache` that others may hold: its first `tokens` tokens; `None` where there is none, where a sliding window has dropped what a continuation would see, or where a
-/// recurrent state has gone further: such a state is kept as a copy of where it is, or not at all.
+/// A part of `cache` that others may hold: its first `tokens` tokens; `None` where there is none, where
+/// a sliding window has dropped what a continuation would see, or where a recurrent state has gone
+/// further: such a state is kept as a copy of where it is, or not at all.
 pub(super) fn share(cache: &SequenceCache, tokens: usize) -> Option<SequenceCache> {
     if tokens == 0 {
         return None;
@@ -81,8 +82,8 @@ impl PrefixCache {
     }
 
     /// The longest prefix of `prompt` that is there, not within an image and short of the last token,
-    /// which must be computed for its logits; where a cache cannot be cut there (sealed blocks), the longest
-    /// of whole blocks. The result is the caller's own.
+    /// which must be computed for its logits; where a cache cannot be cut there (sealed blocks),
+    /// the longest of whole blocks. The result is the caller's own.
     pub(super) fn find(&mut self, prompt: &Prompt) -> Option<SequenceCache> {
         let most = prompt.last_end();
         let wanted = (prompt.tokens.get(..most)?, prompt.images.as_slice());

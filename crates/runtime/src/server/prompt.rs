@@ -1,10 +1,10 @@
 //! A prompt on its way through the scheduler: its tokens and which images stand where.
 //!
 //! Owns where passes and shared prefixes end. An image has passes of its own, one where its rows see
-//! each other, and no prefix ends within it; where it stands beside the tokens, it divides nothing. Otherwise a
-//! prefix of keys and values may end anywhere, since [`crate::engine::Engine::read`] gives a token the same
-//! wherever passes end. A recurrent state is kept where it was when a pass ended: those ends are places in
-//! the prompt, whatever was cached before them.
+//! each other, and no prefix ends within it; where it stands beside the tokens, it divides nothing.
+//! Otherwise a prefix of keys and values may end anywhere, since [`crate::engine::Engine::read`]
+//! gives a token the same wherever passes end. A recurrent state is kept where it was when a pass
+//! ended: those ends are places in the prompt, whatever was cached before them.
 
 use std::ops::Range;
 

@@ -1,9 +1,10 @@
 //! Images: from a file's bytes to the pixels that an encoder takes, and their places in a prompt.
 //!
 //! `decode` reads files within limits, `input` says which pictures an encoder takes, `preprocess`
-//! resizes (`resample`), spreads over tiles (`tiles`) and normalises as the model's `preprocessor_config.json` says, `places` finds
-//! where a prompt has room for an image. Encoders stand beside their families; their rows enter a pass
-//! through [`mlxcel_core::ImageRows`], so that prefill, batches and cache modes stay one path.
+//! resizes (`resample`), spreads over tiles (`tiles`) and normalises as the model's
+//! `preprocessor_config.json` says, `places` finds where a prompt has room for an image. Encoders
+//! stand beside their families; their rows enter a pass through [`mlxcel_core::ImageRows`], so that
+//! prefill, batches and cache modes stay one path.
 
 mod decode;
 mod error;
