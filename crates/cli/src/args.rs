@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use mlxcel_estimator::KvMode;
 use mlxcel_runtime::engine::{EngineConfig, ModelSource};
 use mlxcel_runtime::hub::{self, HubError};
+use mlxcel_runtime::loading::Residence;
 use mlxcel_runtime::{ComputeDtype, KernelSet, OpsConfig, Precision};
 
 /// Which model.
@@ -123,6 +124,30 @@ pub(crate) struct ComputeArgs {
     /// Precision of activations in CPU matrix products [default: int16; eval: exact]
     #[arg(long, value_enum)]
     pub(crate) activations: Option<Activations>,
+    #[command(flatten)]
+    pub(crate) residence: ResidenceArgs,
+}
+
+/// Where the weights lie.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ResidenceArgs {
+    /// Use weights where they lie in their files [default: except in chat and serve on Linux CPUs]
+    #[arg(long, overrides_with = "no_mmap")]
+    mmap: bool,
+    /// Read weights into memory, in huge pages: loads slower, computes faster
+    #[arg(long, overrides_with = "mmap")]
+    no_mmap: bool,
+}
+
+impl ResidenceArgs {
+    /// What was asked for, else `default`.
+    pub(crate) fn or(&self, default: Residence) -> Residence {
+        match (self.mmap, self.no_mmap) {
+            (true, _) => Residence::Mapped,
+            (_, true) => Residence::Read,
+            _ => default,
+        }
+    }
 }
 
 /// Values of `--dtype`.
@@ -172,7 +197,13 @@ impl ComputeArgs {
             precision,
             dtype,
         };
-        Ok(EngineConfig { ops, kv_mode, prefill_chunk: self.chunk.tokens(ChunkArgs::DEFAULT)? })
+        let prefill_chunk = self.chunk.tokens(ChunkArgs::DEFAULT)?;
+        Ok(EngineConfig {
+            ops,
+            kv_mode,
+            prefill_chunk,
+            weights: self.residence.or(Residence::Mapped),
+        })
     }
 }
 

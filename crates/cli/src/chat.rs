@@ -10,6 +10,7 @@ use mlxcel_estimator::{DEFAULT_CONTEXT_TOKENS, format_bytes};
 use mlxcel_runtime::ModelText;
 use mlxcel_runtime::conversation::{AnswerOptions, Conversation, was_interrupted};
 use mlxcel_runtime::engine::{Engine, EngineConfig, Outcome};
+use mlxcel_runtime::loading::Residence;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
@@ -68,7 +69,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let source = args.model.source()?;
     let text = ModelText::load(&source)?;
     let options = args.options(&text)?;
+    let weights = args.compute.residence.or(Residence::Auto);
     let config = args.compute.engine(args.kv.mode()?, Activations::GENERATING)?;
+    let config = EngineConfig { weights, ..config };
     if !args.quiet {
         announce(&source, &config);
         if text.template().is_none() {

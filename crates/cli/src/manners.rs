@@ -56,7 +56,7 @@ const MEANINGLESS: [(&[&str], &str); 5] = [
         "the whole model runs on one device: MLX's GPU where there is one, else the CPU (MLXCEL_KERNELS chooses)",
     ),
     (&["-fa", "--flash-attn"], "attention is always computed without the whole matrix of scores"),
-    (&["--mlock", "--no-mmap"], "weights are mapped from their files, and stay in memory by use"),
+    (&["--mlock"], "weights stay in memory by use; --no-mmap reads them into memory of their own"),
     (&["-b", "--batch-size", "-ub", "--ubatch-size"], "--prefill-chunk sets the tokens per pass"),
     (
         &["-hf", "-hfr", "--hf-repo"],

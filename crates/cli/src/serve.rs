@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use mlxcel_estimator::{Machine, VisionRule, Workload, format_bytes, parse_bytes, vision_rule};
 use mlxcel_runtime::engine::{EngineConfig, ModelSource};
+use mlxcel_runtime::loading::Residence;
 use mlxcel_runtime::preflight::{self as checks, Load, Outcome, Reason, Sized};
 use mlxcel_runtime::server::{ServerConfig, Serving, serve};
 use mlxcel_runtime::{ComputeDtype, ModelText};
@@ -189,7 +190,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let source = args.model.source()?;
     let engine = args.compute.engine(args.kv.mode()?, Activations::GENERATING)?;
     let prefill_chunk = args.compute.chunk.tokens(DEFAULT_CHUNK_TOKENS)?;
-    let engine = EngineConfig { prefill_chunk, ..engine };
+    let weights = args.compute.residence.or(Residence::Auto);
+    let engine = EngineConfig { prefill_chunk, weights, ..engine };
     let sized = Sized::read(&source)?;
     let most = sized.spec.max_context_tokens.and_then(|tokens| usize::try_from(tokens).ok());
     let context = args.context(most)?;

@@ -2,6 +2,7 @@
 
 use crate::allowance::Share;
 use crate::error::{KernelError, Result};
+use crate::slab::Part;
 use bytemuck::{AnyBitPattern, NoUninit};
 use memmap2::MmapMut;
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
@@ -10,7 +11,7 @@ use std::ptr::NonNull;
 /// Alignment of every [`AlignedBuf`] in bytes: a cache line and an AVX-512 register.
 pub const ALIGN_BYTES: usize = 64;
 /// Size and alignment of a transparent huge page on Linux.
-const HUGE_PAGE_BYTES: usize = 2 << 20;
+pub(crate) const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// From here on a buffer is a mapping of its own. Long-lived buffers, such as the blocks of a
 /// cache, would otherwise keep the freed memory between them from the system: a tenth of a small
 /// model's peak was such gaps.
@@ -29,6 +30,7 @@ pub struct AlignedBuf {
 enum Memory {
     Heap(NonNull<u8>, Layout),
     Mapped(MmapMut),
+    Slab(Part),
 }
 
 // SAFETY: the memory is owned, and handed out only by the usual borrowing rules.
@@ -77,6 +79,13 @@ impl AlignedBuf {
         Ok(buf)
     }
 
+    /// The first `len` bytes of a part of a slab, which has them.
+    pub(crate) fn part(part: Part, len: usize) -> Result<Self> {
+        debug_assert!(len <= part.len());
+        let share = Share::take(part.len())?;
+        Ok(Self { memory: Memory::Slab(part), len, _share: share })
+    }
+
     fn own(ptr: *mut u8, layout: Layout, len: usize, share: Share) -> Result<Self> {
         let ptr = NonNull::new(ptr).ok_or(KernelError::OutOfMemory { bytes: len })?;
         Ok(Self { memory: Memory::Heap(ptr, layout), len, _share: share })
@@ -100,6 +109,7 @@ impl AlignedBuf {
         match &self.memory {
             Memory::Heap(_, layout) => layout.size(),
             Memory::Mapped(mapped) => mapped.len(),
+            Memory::Slab(part) => part.len(),
         }
     }
 
@@ -110,6 +120,10 @@ impl AlignedBuf {
             // SAFETY: the allocation has at least `len` initialised bytes while `self` lives.
             Memory::Heap(ptr, _) => unsafe { std::slice::from_raw_parts(ptr.as_ptr(), self.len) },
             Memory::Mapped(mapped) => &mapped[..self.len],
+            // SAFETY: the part has `len` bytes, which are this buffer's while `self` lives.
+            Memory::Slab(part) => unsafe {
+                std::slice::from_raw_parts(part.as_mut_ptr(), self.len)
+            },
         }
     }
 
@@ -122,6 +136,10 @@ impl AlignedBuf {
                 std::slice::from_raw_parts_mut(ptr.as_ptr(), self.len)
             },
             Memory::Mapped(mapped) => &mut mapped[..self.len],
+            // SAFETY: as in `bytes`, and `&mut self` is the only access.
+            Memory::Slab(part) => unsafe {
+                std::slice::from_raw_parts_mut(part.as_mut_ptr(), self.len)
+            },
         }
     }
 

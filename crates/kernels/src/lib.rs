@@ -32,6 +32,7 @@ pub mod rope;
 pub mod route;
 mod scratch;
 mod simd;
+pub mod slab;
 #[cfg(test)]
 mod testing;
 pub mod turbo;

@@ -41,12 +41,20 @@ pub enum Error {
         start: usize,
         /// One past its last byte.
         end: usize,
-        /// Size of the mapping in bytes.
+        /// Size of the file in bytes.
         len: usize,
     },
     /// A file could not be mapped.
     #[error("cannot map {}: {source}", path.display())]
     Map {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
         /// The file.
         path: PathBuf,
         /// Why.

@@ -30,6 +30,7 @@ pub mod host;
 pub mod mapped;
 pub mod memory;
 pub mod ops;
+mod resident;
 
 pub use array::{Array, async_eval, eval};
 pub use dtype::{Dtype, Element};

@@ -1,4 +1,5 @@
-//! Tensors that are used where they lie: in a file that is mapped, or in the program itself.
+//! Tensors that are used where they lie: in a file that is mapped or has been read, or in the
+//! program itself.
 //!
 //! Nothing is read, copied, or counted by MLX until an operation touches it. On Metal MLX decides:
 //! page-aligned tensors stay in place, others are copied. CUDA copies.
@@ -11,15 +12,17 @@ use std::sync::Arc;
 use memmap2::{MmapMut, MmapOptions};
 
 use crate::bindings as sys;
+use crate::resident::ResidentFile;
 use crate::{Array, Dtype, Error, Result};
 
 /// MLX's CPU allocator has a size word before the data; ours is whatever the file holds there, but
 /// it must be readable.
 const WORD_BYTES: usize = 8;
 
-/// A file's bytes, or bytes of the program, of which arrays can be made without a copy.
+/// A file's bytes, mapped or read, or bytes of the program, of which arrays can be made without a
+/// copy.
 ///
-/// Cloning is cheap. The mapping lives as long as a clone of this, or an array over it.
+/// Cloning is cheap. The memory lives as long as a clone of this, or an array over it.
 #[derive(Clone)]
 pub struct MappedFile {
     bytes: Arc<Bytes>,
@@ -27,14 +30,30 @@ pub struct MappedFile {
 
 enum Bytes {
     Mapped(MmapMut),
+    Resident(PathBuf, ResidentFile),
     Static(&'static [u8]),
 }
 
 impl Bytes {
-    fn as_slice(&self) -> &[u8] {
+    fn len(&self) -> usize {
         match self {
-            Self::Mapped(map) => map,
-            Self::Static(bytes) => bytes,
+            Self::Mapped(map) => map.len(),
+            Self::Resident(_, file) => file.len(),
+            Self::Static(bytes) => bytes.len(),
+        }
+    }
+
+    fn get(&self, range: Range<usize>) -> Result<&[u8]> {
+        let (start, end, len) = (range.start, range.end, self.len());
+        if start > end || end > len {
+            return Err(Error::OutOfFile { start, end, len });
+        }
+        match self {
+            Self::Mapped(map) => Ok(&map[range]),
+            Self::Static(bytes) => Ok(&bytes[range]),
+            Self::Resident(path, file) => {
+                file.bytes(range).map_err(|source| Error::Read { path: path.clone(), source })
+            }
         }
     }
 }
@@ -68,22 +87,37 @@ impl MappedFile {
         Ok(Self { bytes: Arc::new(Bytes::Mapped(map.map_err(failed)?)) })
     }
 
+    /// Takes memory of its own for `path`, in huge pages where the system has them: each part is read
+    /// when an array over it is first made. Takes longer than mapping, and is faster to use.
+    ///
+    /// # Errors
+    /// [`Error::Map`] when it cannot be opened, or there are no addresses for it.
+    pub fn resident(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_owned();
+        match ResidentFile::open(&path) {
+            Ok(file) => Ok(Self { bytes: Arc::new(Bytes::Resident(path, file)) }),
+            Err(source) => Err(Error::Map { path, source }),
+        }
+    }
+
     /// Bytes that live as long as the program, such as an `include_bytes!`.
     #[must_use]
     pub fn from_static(bytes: &'static [u8]) -> Self {
         Self { bytes: Arc::new(Bytes::Static(bytes)) }
     }
 
-    /// Everything that is mapped.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
-        self.bytes.as_slice()
+    /// The bytes `range`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfFile`]; [`Error::Read`] when they had to be read and could not.
+    pub fn bytes(&self, range: Range<usize>) -> Result<&[u8]> {
+        self.bytes.get(range)
     }
 
     /// The tensor of `shape` (row-major) and `dtype` in bytes `range`.
     ///
     /// # Errors
-    /// [`Error::OutOfFile`], or [`Error::WrongSize`] when the range has another size.
+    /// As [`Self::bytes`], and [`Error::WrongSize`] when the range has another size.
     pub fn array(&self, range: Range<usize>, shape: &[i32], dtype: Dtype) -> Result<MappedArray> {
         let data = self.checked(&range, shape, dtype)?;
         let aligned = data.as_ptr().addr().is_multiple_of(dtype.size_bytes());
@@ -117,9 +151,7 @@ impl MappedFile {
     }
 
     fn checked(&self, range: &Range<usize>, shape: &[i32], dtype: Dtype) -> Result<&[u8]> {
-        let Range { start, end } = *range;
-        let len = self.bytes().len();
-        let data = self.bytes().get(start..end).ok_or(Error::OutOfFile { start, end, len })?;
+        let data = self.bytes(range.clone())?;
         if dtype.nbytes(shape) != Some(data.len()) {
             return Err(Error::WrongSize { shape: shape.to_vec(), dtype, nbytes: data.len() });
         }

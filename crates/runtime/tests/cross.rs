@@ -11,6 +11,7 @@ mod support;
 use image::RgbImage;
 use mlxcel_estimator::{ModelSpec, Phase, Workload, cache_bytes};
 use mlxcel_runtime::engine::{Engine, EngineConfig, LogitRows, ModelSource, NoProgress};
+use mlxcel_runtime::loading::Residence;
 use mlxcel_runtime::vision::{Pixels, PlacedImage};
 use mlxcel_runtime::{ComputeDtype, KernelSet, SequenceCache, SequenceRun};
 use safetensors::SafeTensors;
@@ -385,7 +386,8 @@ fn impossible_configurations_are_refused() {
                 precision: setup.precision,
                 dtype: setup.dtype,
             };
-            let config = EngineConfig { ops, kv_mode: setup.kv_mode, prefill_chunk: 512 };
+            let (kv_mode, weights) = (setup.kv_mode, Residence::Auto);
+            let config = EngineConfig { ops, kv_mode, prefill_chunk: 512, weights };
             let error = Engine::load(&golden.source(), config, &mut NoProgress).err();
             let error = error.map_or_else(String::new, |error| error.to_string());
             assert!(error.contains(why), "{changes}: {error}");

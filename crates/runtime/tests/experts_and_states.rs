@@ -9,6 +9,7 @@ use std::path::Path;
 
 use mlxcel_estimator::KvMode;
 use mlxcel_runtime::engine::{Engine, EngineConfig, LogitRows, ModelSource, NoProgress};
+use mlxcel_runtime::loading::Residence;
 use mlxcel_runtime::{
     ComputeDtype, KernelSet, OpsConfig, Precision, SequenceCache, SequenceRun, cache_file,
 };
@@ -39,7 +40,7 @@ fn load(folder: &Path, kv_mode: KvMode) -> mlxcel_runtime::Result<Engine> {
         precision: Precision::Exact,
         dtype: ComputeDtype::Fp32,
     };
-    let config = EngineConfig { ops, kv_mode, prefill_chunk: 512 };
+    let config = EngineConfig { ops, kv_mode, prefill_chunk: 512, weights: Residence::Auto };
     Engine::load(&ModelSource::Folder(folder.to_owned()), config, &mut NoProgress)
 }
 

@@ -9,7 +9,7 @@ use mlxcel_core::{Batch, Ops};
 use mlxcel_estimator::{KvMode, ModelSpec, Phase, Workload, cache_bytes};
 use mlxcel_runtime::engine::{ModelSource, NoProgress};
 use mlxcel_runtime::families::{self, LanguageModel};
-use mlxcel_runtime::loading::{Checkpoint, Source};
+use mlxcel_runtime::loading::{Checkpoint, Residence, Source};
 use mlxcel_runtime::{ComputeDtype, KernelSet, OpsConfig, Precision, SequenceCache, SequenceRun};
 use support::{cosine, on_engine};
 use tempfile::TempDir;
@@ -41,7 +41,8 @@ impl Loaded {
         let variant = xtask::golden::VARIANTS.iter().find(|known| known.name == variant).unwrap();
         xtask::golden::checkpoint(name, variant, folder.path()).unwrap();
         let config = std::fs::read_to_string(folder.path().join("config.json")).unwrap();
-        let checkpoint = Checkpoint::open(&ModelSource::Folder(folder.path().into())).unwrap();
+        let source = ModelSource::Folder(folder.path().into());
+        let checkpoint = Checkpoint::open(&source, Residence::Mapped, kernels).unwrap();
         let ops = Ops::new(&OpsConfig {
             kernels,
             threads: Some(2),
@@ -118,7 +119,7 @@ fn least_cosine(mode: KvMode) -> f64 {
 
 fn check_modes(name: &str) {
     let loaded = Loaded::new(name, KernelSet::Host, "q4");
-    let weights = loaded.checkpoint.checksum();
+    let weights = loaded.checkpoint.checksum().unwrap();
     let fp16 = || loaded.run(name, KvMode::Fp16, &loaded.cache(KvMode::Fp16).unwrap());
     let before = fp16();
     for mode in KvMode::ALL {
@@ -142,7 +143,7 @@ fn check_modes(name: &str) {
                 theirs.err()
             ),
         }
-        assert_eq!(loaded.checkpoint.checksum(), weights, "{what} changed a tensor");
+        assert_eq!(loaded.checkpoint.checksum().unwrap(), weights, "{what} changed a tensor");
     }
     assert_eq!(fp16(), before, "{name}: fp16 after all other modes");
 }

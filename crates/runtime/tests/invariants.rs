@@ -6,6 +6,7 @@ mod support;
 
 use mlxcel_estimator::KvMode;
 use mlxcel_runtime::engine::{Engine, LogitRows, ModelSource, NoProgress};
+use mlxcel_runtime::loading::Residence;
 use mlxcel_runtime::{ComputeDtype, KernelSet, Precision, SequenceCache, SequenceRun};
 use support::{Golden, Setup, on_engine, relative_difference};
 
@@ -164,4 +165,23 @@ fn check_cuts(what: &str, engine: &Engine, tokens: &[u32]) {
         assert!(found == expected, "{what}: cut at {cut}");
         assert!(decode(&cache) == next, "{what}: what follows, cut at {cut}");
     }
+}
+
+#[test]
+fn weights_compute_the_same_wherever_they_lie() {
+    on_engine(|| {
+        let folder = tempfile::tempdir().unwrap();
+        for variant in &xtask::golden::VARIANTS {
+            xtask::golden::checkpoint("qwen2", variant, folder.path()).unwrap();
+            let source = ModelSource::Folder(folder.path().to_owned());
+            let tokens: Vec<u32> = tokens(20, 4).iter().map(|token| token % 256).collect();
+            for kernels in [KernelSet::Host, KernelSet::Mlx] {
+                let [mapped, read] = [Residence::Mapped, Residence::Read].map(|weights| {
+                    let setup = Setup { kernels, weights, ..Setup::default() };
+                    all_logits(&setup.engine(&source), &tokens, 512)
+                });
+                assert!(mapped == read, "{} {kernels:?}", variant.name);
+            }
+        }
+    });
 }

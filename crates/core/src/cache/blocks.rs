@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 use mlxcel_estimator::KvMode;
 use mlxcel_kernels::Pool;
+use mlxcel_kernels::aligned::ALIGN_BYTES;
 use mlxcel_kernels::kv::{self, KV_BLOCK_TOKENS, KvBlock, ValueStore};
+use mlxcel_kernels::slab::Slab;
 
 use super::modes::HostFormat;
 use super::saved::SavedLayer;
@@ -51,23 +53,25 @@ impl BlockCache {
         })
     }
 
-    /// Makes room for tokens from `position` up to `end`, dropping what no query from `position`
-    /// on sees.
-    pub(super) fn reserve(&mut self, position: usize, end: usize) -> Result<()> {
-        let mut most = usize::MAX;
+    /// Drops what no query from `position` on sees, and says how many bytes the blocks take that are
+    /// missing for tokens up to `end`.
+    pub(super) fn make_room(&mut self, position: usize, end: usize) -> Result<usize> {
         if let Some(window) = self.window {
             self.drop_before((position + 1).saturating_sub(window) / KV_BLOCK_TOKENS);
-            if self.format.sealed.is_none() {
-                let span = window.saturating_add(end.saturating_sub(position).max(1) - 1);
-                most = end.min(span).div_ceil(KV_BLOCK_TOKENS);
-            }
         }
-        let wanted = end.div_ceil(KV_BLOCK_TOKENS).saturating_sub(self.dropped);
-        if self.wrapped && self.blocks.len() < wanted.min(most) {
+        let (_, blocks) = self.wanted(position, end);
+        if self.wrapped && self.blocks.len() < blocks {
             self.unwrap_front()?;
         }
-        while self.blocks.len() < wanted.min(most) {
-            self.blocks.push_back(Arc::new(KvBlock::new(self.format.open)?));
+        let bytes = self.format.open.bytes().next_multiple_of(ALIGN_BYTES);
+        Ok(blocks.saturating_sub(self.blocks.len()).saturating_mul(bytes))
+    }
+
+    /// Takes the missing blocks from `slab`; [`Self::make_room`] went before.
+    pub(super) fn reserve(&mut self, slab: &mut Slab, position: usize, end: usize) -> Result<()> {
+        let (wanted, blocks) = self.wanted(position, end);
+        while self.blocks.len() < blocks {
+            self.blocks.push_back(Arc::new(KvBlock::new_in(slab, self.format.open)?));
         }
         self.wrapped = wanted > self.blocks.len();
         if self.wrapped {
@@ -76,6 +80,26 @@ impl BlockCache {
         }
         self.end = end;
         Ok(())
+    }
+
+    /// Both, for this layer alone.
+    pub(super) fn reserve_alone(&mut self, position: usize, end: usize) -> Result<()> {
+        let mut slab = Slab::new(self.make_room(position, end)?)?;
+        self.reserve(&mut slab, position, end)
+    }
+
+    /// Blocks that tokens from `position` up to `end` lie in, behind those dropped: as many as they
+    /// count, and as many as are allocated.
+    fn wanted(&self, position: usize, end: usize) -> (usize, usize) {
+        let wanted = end.div_ceil(KV_BLOCK_TOKENS).saturating_sub(self.dropped);
+        let most = match self.window {
+            Some(window) if self.format.sealed.is_none() => {
+                let span = window.saturating_add(end.saturating_sub(position).max(1) - 1);
+                end.min(span).div_ceil(KV_BLOCK_TOKENS)
+            }
+            _ => usize::MAX,
+        };
+        (wanted, wanted.min(most))
     }
 
     /// Drops the blocks before block `first`; one that already holds new tokens becomes the last.
@@ -250,6 +274,7 @@ impl BlockCache {
             saved.state.iter().map(|n| usize::try_from(*n).ok()).collect();
         let Some([dropped, wrapped, end, sealed, lost]) = state.as_deref() else { return Ok(None) };
         let (mut blocks, mut bytes) = (VecDeque::new(), saved.bytes.as_slice());
+        let mut slab = Slab::new(bytes.len())?;
         while !bytes.is_empty() {
             let layout = match self.format.sealed {
                 Some(format) if blocks.len() < *sealed => {
@@ -258,7 +283,7 @@ impl BlockCache {
                 _ => self.format.open,
             };
             let Some((own, rest)) = bytes.split_at_checked(layout.bytes()) else { return Ok(None) };
-            let mut block = KvBlock::new(layout)?;
+            let mut block = KvBlock::new_in(&mut slab, layout)?;
             block.bytes_mut().copy_from_slice(own);
             blocks.push_back(Arc::new(block));
             bytes = rest;
@@ -278,7 +303,7 @@ impl BlockCache {
     }
 
     pub(super) fn fill_synthetic(&mut self, pool: &Pool, tokens: usize) -> Result<()> {
-        self.reserve(tokens, tokens)?;
+        self.reserve_alone(tokens, tokens)?;
         let (heads, keys, values) = self.shape();
         let Some(first) = self.blocks.front_mut() else { return Ok(()) };
         let (k, v) =
@@ -286,7 +311,7 @@ impl BlockCache {
         kv::append(pool, &mut [exclusive(first, &self.format)?], 0, &k, &v)?;
         let pattern = Arc::clone(first);
         for block in self.blocks.iter_mut().skip(1) {
-            *block = Arc::new(pattern.duplicate()?);
+            exclusive(block, &self.format)?.copy_from(&pattern)?;
         }
         self.seal_before(pool, tokens)
     }

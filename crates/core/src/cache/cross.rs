@@ -122,7 +122,7 @@ impl LayerCache {
         match self {
             Self::Blocks(blocks) => {
                 let mut blocks = Self::lock(blocks);
-                blocks.reserve(0, rows_cols(keys).0)?;
+                blocks.reserve_alone(0, rows_cols(keys).0)?;
                 blocks.append(ops.pool(), 0, &ops.to_f32(keys)?, &ops.to_f32(values)?)
             }
             Self::Contiguous(cache) => cache.borrow_mut().fill(layout.kv_heads, keys, values),

@@ -17,6 +17,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlxcel_estimator::{KV_BLOCK_TOKENS, KvMode};
+use mlxcel_kernels::slab::Slab;
 
 pub(crate) use self::blocks::BlockCache;
 pub(crate) use self::contiguous::ContiguousCache;
@@ -57,6 +58,14 @@ impl LayerCache {
             }
             KernelSet::Mlx => Self::Contiguous(RefCell::new(ContiguousCache::new(layout, mode)?)),
         })
+    }
+
+    /// The blocks, where there are some.
+    fn blocks(&self) -> Option<MutexGuard<'_, BlockCache>> {
+        match self {
+            Self::Blocks(blocks) => Some(Self::lock(blocks)),
+            Self::Contiguous(_) => None,
+        }
     }
 
     /// The blocks; a panic inside a kernel poisons nothing that matters, since its pass fails.
@@ -152,10 +161,14 @@ impl SequenceCache {
         let end = self.tokens().checked_add(tokens);
         let end =
             end.ok_or_else(|| Error::Cache { what: "the number of tokens overflows".into() })?;
-        self.layers.iter().try_for_each(|layer| match layer {
-            LayerCache::Blocks(blocks) => LayerCache::lock(blocks).reserve(self.tokens(), end),
-            LayerCache::Contiguous(_) => Ok(()),
-        })
+        let mut layers: Vec<_> = self.layers.iter().filter_map(LayerCache::blocks).collect();
+        let mut bytes = 0_usize;
+        for layer in &mut layers {
+            bytes = bytes.saturating_add(layer.make_room(self.tokens(), end)?);
+        }
+        // The new blocks of all layers lie side by side.
+        let mut slab = Slab::new(bytes)?;
+        layers.iter_mut().try_for_each(|layer| layer.reserve(&mut slab, self.tokens(), end))
     }
 
     /// The images that the sequence holds.

@@ -6,6 +6,7 @@ use super::store::{Coding, Work};
 use crate::aligned::AlignedBuf;
 use crate::error::{KernelError, Result, check_len};
 use crate::pool::Pool;
+use crate::slab::Slab;
 use crate::turbo::{ScaleRule, Side};
 use std::ops::Range;
 
@@ -58,6 +59,14 @@ impl KvBlock {
         Ok(Self { layout, data: AlignedBuf::zeroed(layout.bytes())? })
     }
 
+    /// The same, in memory of `slab`.
+    ///
+    /// # Errors
+    /// [`KernelError::OutOfMemory`].
+    pub fn new_in(slab: &mut Slab, layout: BlockLayout) -> Result<Self> {
+        Ok(Self { layout, data: slab.zeroed(layout.bytes())? })
+    }
+
     /// The layout.
     #[must_use]
     pub fn layout(&self) -> &BlockLayout {
@@ -84,6 +93,16 @@ impl KvBlock {
         let mut copy = Self::new(self.layout)?;
         copy.data.bytes_mut().copy_from_slice(self.data.bytes());
         Ok(copy)
+    }
+
+    /// Takes over the bytes of `other`, a block of the same layout.
+    ///
+    /// # Errors
+    /// [`KernelError::Length`] for a block of another size.
+    pub fn copy_from(&mut self, other: &Self) -> Result<()> {
+        check_len("block", other.data.len(), self.data.len())?;
+        self.data.bytes_mut().copy_from_slice(other.data.bytes());
+        Ok(())
     }
 
     /// This block with its values re-coded to `format` (sealing a `turbo4-delegated` block): the

@@ -35,7 +35,7 @@ fn values_are_right_and_nothing_is_copied() {
         let file = file();
         let before = memory::active_bytes().unwrap();
         let mapped = MappedFile::open(file.path()).unwrap();
-        assert_eq!(mapped.bytes().len(), HEADER + TENSOR);
+        assert_eq!(mapped.bytes(0..HEADER).unwrap(), [0xff; HEADER]);
         let tensor = mapped.array(HEADER..HEADER + TENSOR, &[ROWS, COLS], Dtype::Float32).unwrap();
         assert!(tensor.in_place);
         assert!(tensor.array.is_row_contiguous());
@@ -85,7 +85,7 @@ fn mlx_never_reuses_a_mapped_buffer() {
             ops::slice_update(&b, &update, &[3, 3], &[4, 4]).unwrap().eval().unwrap();
         }
         let expected: Vec<u8> = std::fs::read(file.path()).unwrap();
-        assert!(mapped.bytes() == expected);
+        assert!(mapped.bytes(0..expected.len()).unwrap() == expected);
     });
 }
 
@@ -99,10 +99,30 @@ fn misaligned_and_first_bytes_are_copied() {
         let misaligned = mapped.array(HEADER + 2..HEADER + 6, &[1], Dtype::Float32).unwrap();
         assert!(!misaligned.in_place);
         let bits = misaligned.array.item::<f32>().unwrap().to_bits();
-        assert_eq!(bits.to_le_bytes(), mapped.bytes()[HEADER + 2..HEADER + 6]);
+        assert_eq!(bits.to_le_bytes(), mapped.bytes(HEADER + 2..HEADER + 6).unwrap());
         let first = mapped.array(0..4, &[4], Dtype::Uint8).unwrap();
         assert!(!first.in_place);
         assert_eq!(first.array.to_vec::<u8>().unwrap(), [0xff; 4]);
+    });
+}
+
+#[test]
+fn a_file_that_is_read_gives_the_same_arrays_in_place() {
+    on_engine(|| {
+        let file = file();
+        let before = memory::active_bytes().unwrap();
+        let read = MappedFile::resident(file.path()).unwrap();
+        let tensor = read.array(HEADER..HEADER + TENSOR, &[ROWS, COLS], Dtype::Float32).unwrap();
+        drop(read);
+        assert!(tensor.in_place);
+        assert_eq!(memory::active_bytes().unwrap(), before);
+        let values = ops::negative(&tensor.array).unwrap().to_vec::<f32>().unwrap();
+        assert!(values.iter().enumerate().all(|(i, value)| *value == -(i as f32)));
+        let read = MappedFile::resident(file.path()).unwrap();
+        file.as_file().set_len(HEADER as u64).unwrap();
+        let shorter = read.array(HEADER..HEADER + TENSOR, &[ROWS, COLS], Dtype::Float32);
+        assert!(matches!(shorter, Err(Error::Read { .. })));
+        assert!(matches!(MappedFile::resident("/no/such/file"), Err(Error::Map { .. })));
     });
 }
 

@@ -21,7 +21,7 @@ pub use self::generate::{
 pub use self::progress::{NoProgress, Progress};
 pub(crate) use self::text_stream::TextStream;
 use crate::families::{self, ImageEncoder, LanguageModel};
-use crate::loading::{Checkpoint, Source};
+use crate::loading::{Checkpoint, Residence, Source};
 use crate::text::TextFiles;
 use crate::vision::{
     self, EncodedImage, ImageError, ImageInput, Pixels, PlacedImage, Preprocessor,
@@ -47,6 +47,8 @@ pub struct EngineConfig {
     pub kv_mode: KvMode,
     /// Tokens per pass while prefilling, at least 1.
     pub prefill_chunk: usize,
+    /// Where the weights lie.
+    pub weights: Residence,
 }
 
 /// Which rows of a pass are turned into logits.
@@ -77,7 +79,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Maps and checks the model's files and builds its layers.
+    /// Maps or reads the model's files, checks them, and builds its layers.
     ///
     /// # Errors
     /// Unreadable or inconsistent files, unsupported families, and modes that the model cannot run.
@@ -86,7 +88,7 @@ impl Engine {
         config: EngineConfig,
         progress: &mut dyn Progress,
     ) -> Result<Self> {
-        let checkpoint = Checkpoint::open(source)?;
+        let checkpoint = Checkpoint::open(source, config.weights, config.ops.kernels)?;
         crate::memory::apply_limit()?;
         let ops = Ops::new(&config.ops)?;
         let weights = Source::new(&checkpoint, &ops, progress)?;

@@ -1,14 +1,15 @@
-//! The files of one model: its configuration and its tensors, mapped.
+//! The files of one model: its configuration and its tensors, mapped or read.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use mlxcel_core::{Array, MappedFile};
+use mlxcel_core::{Array, KernelSet, MappedFile};
 use mlxcel_estimator::Dtype as FileDtype;
 use mlxcel_estimator::headers::{self, Header, TensorInfo};
 use serde_json::Value;
 
+use super::Residence;
 use super::fingerprint::Fnv;
 use crate::engine::ModelSource;
 use crate::{Error, Result, builtin};
@@ -44,15 +45,16 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a model: reads `config.json`, maps the safetensors files, checks their headers.
+    /// Opens a model: reads `config.json`, maps the safetensors files or makes room for them, checks
+    /// their headers.
     ///
     /// # Errors
     /// A folder without `config.json` or weights, and whatever is wrong with them. An unsupported
     /// `model_type` is named before any weight file is opened.
-    pub fn open(source: &ModelSource) -> Result<Self> {
+    pub fn open(source: &ModelSource, residence: Residence, kernels: KernelSet) -> Result<Self> {
         match source {
             ModelSource::BuiltIn => Self::embedded(),
-            ModelSource::Folder(dir) => Self::folder(dir),
+            ModelSource::Folder(dir) => Self::folder(dir, |bytes| residence.reads(bytes, kernels)),
         }
     }
 
@@ -66,14 +68,17 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn folder(dir: &Path) -> Result<Self> {
+    fn folder(dir: &Path, reads: impl Fn(u64) -> bool) -> Result<Self> {
         let config = read_config(&ModelSource::Folder(dir.to_owned()))?;
         let found = headers::Checkpoint::open(dir)?;
         let found = found.ok_or_else(|| Error::NoWeights { dir: dir.to_owned() })?;
         let mut checkpoint =
             Self { origin: dir.to_owned(), config, files: Vec::new(), tensors: HashMap::new() };
+        let infos = found.files.iter().flat_map(|(_, header)| header.tensors.iter());
+        let sizes = infos.map(|(_, info)| info.file_range.end - info.file_range.start);
+        let open = if reads(sizes.sum()) { MappedFile::resident } else { MappedFile::open };
         for (path, header) in found.files {
-            checkpoint.add(MappedFile::open(&path).map_err(mlxcel_core::Error::from)?, header);
+            checkpoint.add(open(path).map_err(mlxcel_core::Error::from)?, header);
         }
         Ok(checkpoint)
     }
@@ -102,18 +107,21 @@ impl Checkpoint {
         self.tensors.contains_key(name)
     }
 
-    /// A checksum (FNV-1a) of every tensor's name, type, shape and bytes as they are mapped now:
+    /// A checksum (FNV-1a) of every tensor's name, type, shape and bytes as they lie in memory now:
     /// whoever uses the tensors must leave it as it is.
-    #[must_use]
-    pub fn checksum(&self) -> u64 {
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub fn checksum(&self) -> Result<u64> {
         let mut names: Vec<_> = self.tensors.iter().collect();
         names.sort_by_key(|(name, _)| *name);
         let mut hash = Fnv::default();
         for (name, (file, info)) in names {
             let bytes = row_range(info, Rows::all(1));
-            hash.tensor(name, info, self.files[*file].bytes().get(bytes).unwrap_or_default());
+            let bytes = self.files[*file].bytes(bytes).map_err(mlxcel_core::Error::from)?;
+            hash.tensor(name, info, bytes);
         }
-        hash.0
+        Ok(hash.0)
     }
 
     /// The rows `rows` of the tensor `name`, which must have the shape `expected` as a whole; a

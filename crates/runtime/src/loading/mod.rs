@@ -1,7 +1,8 @@
-//! From a folder to parameters: `config.json`, mapped safetensors files, quantised layers.
+//! From a folder to parameters: `config.json`, safetensors files, quantised layers.
 //!
-//! Files are mapped, not read; headers are parsed once, by the estimator's reader. A tensor becomes
-//! an array over the mapped bytes when a family asks for it by name and shape.
+//! Files are mapped, or read in huge pages ([`Residence`]); headers are parsed once, by the
+//! estimator's reader. A tensor becomes an array over those bytes when a family asks for it by name
+//! and shape.
 
 mod checkpoint;
 mod experts;
@@ -9,6 +10,7 @@ mod fingerprint;
 mod mxfp4;
 mod quantization;
 mod recurrent;
+mod residence;
 mod vision;
 mod weights;
 
@@ -16,5 +18,6 @@ pub(crate) use self::checkpoint::size_of;
 pub use self::checkpoint::{Checkpoint, read_config};
 pub use self::experts::ExpertShape;
 pub use self::fingerprint::Fingerprint;
+pub use self::residence::Residence;
 pub use self::vision::{Frames, Patches};
 pub use self::weights::{Bias, NormKind, NormRule, Source, Weights};

@@ -149,6 +149,7 @@ impl PrefixCache {
 mod tests {
     use super::*;
     use crate::engine::{Engine, EngineConfig, ModelSource, NoProgress};
+    use crate::loading::Residence;
     use crate::vision::Reading;
     use crate::{ComputeDtype, KernelSet, OpsConfig, Precision};
     use mlxcel_estimator::KvMode;
@@ -170,7 +171,8 @@ mod tests {
             precision: Precision::Int8,
             dtype: ComputeDtype::Checkpoint,
         };
-        let config = EngineConfig { ops: ops.clone(), kv_mode: KvMode::Turbo4, prefill_chunk: 512 };
+        let (kv_mode, weights) = (KvMode::Turbo4, Residence::Auto);
+        let config = EngineConfig { ops: ops.clone(), kv_mode, prefill_chunk: 512, weights };
         let engine = Engine::load(&ModelSource::BuiltIn, config, &mut NoProgress).unwrap();
         let filled = |tokens: usize| {
             let cache = engine.new_cache().unwrap();
@@ -256,7 +258,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let variant = &xtask::golden::VARIANTS[0];
         xtask::golden::checkpoint("qwen3_next", variant, folder.path()).unwrap();
-        let config = EngineConfig { ops, kv_mode: KvMode::Fp16, prefill_chunk: 512 };
+        let (kv_mode, weights) = (KvMode::Fp16, Residence::Auto);
+        let config = EngineConfig { ops, kv_mode, prefill_chunk: 512, weights };
         let source = ModelSource::Folder(folder.path().to_owned());
         let engine = Engine::load(&source, config, &mut NoProgress).unwrap();
         let read = |tokens: &[u32], cache: &SequenceCache| {

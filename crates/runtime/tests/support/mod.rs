@@ -10,6 +10,7 @@ use std::sync::{LazyLock, Mutex};
 
 use mlxcel_estimator::KvMode;
 use mlxcel_runtime::engine::{Engine, EngineConfig, ModelSource, NoProgress};
+use mlxcel_runtime::loading::Residence;
 use mlxcel_runtime::{ComputeDtype, KernelSet, OpsConfig, Precision};
 use safetensors::SafeTensors;
 use tempfile::TempDir;
@@ -39,6 +40,7 @@ pub(crate) struct Setup {
     pub(crate) precision: Precision,
     pub(crate) kv_mode: KvMode,
     pub(crate) prefill_chunk: usize,
+    pub(crate) weights: Residence,
 }
 
 impl Default for Setup {
@@ -49,6 +51,7 @@ impl Default for Setup {
             precision: Precision::Exact,
             kv_mode: KvMode::Fp16,
             prefill_chunk: 512,
+            weights: Residence::Auto,
         }
     }
 }
@@ -62,7 +65,8 @@ impl Setup {
             precision: self.precision,
             dtype: self.dtype,
         };
-        let config = EngineConfig { ops, kv_mode: self.kv_mode, prefill_chunk: self.prefill_chunk };
+        let &Self { kv_mode, prefill_chunk, weights, .. } = self;
+        let config = EngineConfig { ops, kv_mode, prefill_chunk, weights };
         Engine::load(source, config, &mut NoProgress).unwrap()
     }
 }

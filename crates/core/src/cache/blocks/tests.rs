@@ -47,7 +47,7 @@ impl Sequence {
     fn append(&mut self, pool: &Pool, tokens: usize, seed: u64) {
         let (k, v) = (noise(tokens * ROW, seed), noise(tokens * ROW, !seed));
         let (mut at, end) = (self.tokens(), self.tokens() + tokens);
-        self.cache.reserve(at, end).unwrap();
+        self.cache.reserve_alone(at, end).unwrap();
         let by_block = self.cache.breaks_at_blocks();
         let mut done = 0;
         while at < end {
@@ -72,7 +72,7 @@ impl Sequence {
         // Queries of a delegated mode see sealed and open values, block by block.
         let Some(window) = self.window.filter(|_| !self.cache.breaks_at_blocks()) else { return };
         let mut whole = Self::empty(&self.cache);
-        whole.cache.reserve(0, self.tokens()).unwrap();
+        whole.cache.reserve_alone(0, self.tokens()).unwrap();
         whole.cache.append(pool, 0, &self.k, &self.v).unwrap();
         let position = self.tokens() - tokens;
         let got = attend(pool, &self.cache, position, tokens, window);
