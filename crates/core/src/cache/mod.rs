@@ -19,8 +19,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mlxcel_estimator::{KV_BLOCK_TOKENS, KvMode};
 
 pub(crate) use self::blocks::BlockCache;
-pub(crate) use self::contiguous::ContiguousCache;
+pub(crate) use self::contiguous::{ContiguousCache, Held};
 use self::cross::CrossCache;
+pub(crate) use self::modes::sealed_image;
 pub use self::saved::{SavedCache, SavedLayer};
 pub(crate) use self::states::{ArrayState, HostState, StateCache};
 use crate::attention::LayerLayout;
@@ -55,7 +56,9 @@ impl LayerCache {
             KernelSet::Host => {
                 Self::Blocks(Arc::new(Mutex::new(BlockCache::new(layout, mode, ops.dtype())?)))
             }
-            KernelSet::Mlx => Self::Contiguous(RefCell::new(ContiguousCache::new(layout, mode)?)),
+            KernelSet::Mlx => {
+                Self::Contiguous(RefCell::new(ContiguousCache::new(layout, mode, ops.dtype())?))
+            }
         })
     }
 
