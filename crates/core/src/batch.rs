@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use mlx_ffi::Array;
+use mlxcel_kernels::kv::KV_BLOCK_TOKENS;
 
 use crate::attention::AttentionSpec;
 use crate::cache::SequenceCache;
@@ -34,6 +35,21 @@ pub struct Span {
     pub len: usize,
     /// Position of the first token in its sequence.
     pub position: usize,
+}
+
+impl Span {
+    /// The run cut where its positions cross the end of a block.
+    pub(crate) fn by_blocks(self) -> impl Iterator<Item = Self> + use<> {
+        let Self { start, len, position } = self;
+        let end = position + len;
+        let mut at = position;
+        std::iter::from_fn(move || {
+            let next = end.min((at / KV_BLOCK_TOKENS + 1) * KV_BLOCK_TOKENS);
+            let part = Self { start: start + (at - position), len: next - at, position: at };
+            at = next;
+            (part.len > 0).then_some(part)
+        })
+    }
 }
 
 /// One forward pass over several sequences.
@@ -308,4 +324,20 @@ fn within<'a>(
 ) -> impl Iterator<Item = &'a ImageRows> + use<'a> {
     let rows = span.start..span.start + span.len;
     images.iter().filter(move |image| rows.contains(&image.start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_end_at_block_boundaries() {
+        let parts: Vec<_> = Span { start: 10, len: 300, position: 250 }.by_blocks().collect();
+        let expected = [
+            Span { start: 10, len: 6, position: 250 },
+            Span { start: 16, len: 256, position: 256 },
+            Span { start: 272, len: 38, position: 512 },
+        ];
+        assert_eq!(parts, expected);
+    }
 }

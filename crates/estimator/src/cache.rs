@@ -2,7 +2,7 @@
 
 use crate::error::EstimatorError;
 use crate::kv::{KV_BLOCK_TOKENS, KvBytes, KvMode};
-use crate::scratch::Phase;
+use crate::scratch::{LayerCopies, Phase};
 use crate::spec::{Kept, LayerSpec, SequenceTokens};
 use crate::workload::{Sequence, Workload};
 
@@ -92,24 +92,35 @@ pub fn kv_bytes_per_token(layers: &[LayerSpec], mode: KvMode) -> Result<u64, Est
         .try_fold(0_u64, |sum, kept| Ok(sum.saturating_add(kept.bytes_per_token(mode)?)))
 }
 
-/// The fp16 size of the largest layer's cache of the longest sequence: what is copied while a
-/// contiguous buffer grows, and what a dequantised copy takes.
+/// What the MLX kernel set copies of the largest layer of the longest sequence, whose activations have
+/// `elem_bytes`.
 ///
 /// # Errors
 /// As [`cache_bytes`].
-pub(crate) fn largest_layer_bytes(
+pub(crate) fn layer_copies(
     layers: &[LayerSpec],
-    context: u64,
-) -> Result<u64, EstimatorError> {
-    let tokens = SequenceTokens { context, beyond_window: 0, images: 0 };
-    layers.iter().try_fold(0_u64, |largest, layer| {
-        let bytes = layer.kept.iter().try_fold(0_u64, |sum, kept| {
-            Ok::<_, EstimatorError>(
-                sum.saturating_add(kept.cache_bytes(KvMode::Fp16, tokens)?.total()),
-            )
-        })?;
-        Ok(largest.max(bytes))
-    })
+    workload: &Workload,
+    elem_bytes: u64,
+) -> Result<LayerCopies, EstimatorError> {
+    let tokens = SequenceTokens { context: workload.context_tokens(), beyond_window: 0, images: 0 };
+    let beyond_window = workload.prefill_chunk_tokens.saturating_sub(1);
+    let held = SequenceTokens { beyond_window, ..tokens };
+    let mut largest = LayerCopies::default();
+    for kept in layers.iter().map(|layer| &layer.kept) {
+        let mut one = LayerCopies::default();
+        for kept in kept {
+            let growth = kept.cache_bytes(KvMode::Fp16, tokens)?.total();
+            let (decoded, coding) = kept.decoding_bytes(workload.kv_mode, held, elem_bytes);
+            one.growth_bytes = one.growth_bytes.saturating_add(growth);
+            one.decoded_bytes = one.decoded_bytes.saturating_add(decoded);
+            one.coding_bytes_per_token = one.coding_bytes_per_token.saturating_add(coding);
+        }
+        largest.growth_bytes = largest.growth_bytes.max(one.growth_bytes);
+        largest.decoded_bytes = largest.decoded_bytes.max(one.decoded_bytes);
+        largest.coding_bytes_per_token =
+            largest.coding_bytes_per_token.max(one.coding_bytes_per_token);
+    }
+    Ok(largest)
 }
 
 #[cfg(test)]

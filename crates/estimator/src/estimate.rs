@@ -208,7 +208,7 @@ impl Parts {
         let mode = workload.kv_mode;
         let context = workload.context_tokens();
         let keys = context.max(workload.cross_tokens());
-        let layer_bytes = cache::largest_layer_bytes(layers, context)?;
+        let copies = cache::layer_copies(layers, workload, spec.elem_bytes)?;
         let step = |phase| match phase {
             Phase::Prefill => Step {
                 phase,
@@ -218,9 +218,8 @@ impl Parts {
             },
             Phase::Decode => Step { phase, queries: 1, keys, sequences: workload.batch() },
         };
-        let scratch = |phase| {
-            scratch(&spec.widths, &step(phase), machine, mode, spec.elem_bytes, layer_bytes)
-        };
+        let scratch =
+            |phase| scratch(&spec.widths, &step(phase), machine, spec.elem_bytes, &copies);
         let per_token = cache::kv_bytes_per_token(layers, mode)?;
         Ok(Self {
             weights: weights.requantised(workload.quant),

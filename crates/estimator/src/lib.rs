@@ -97,7 +97,8 @@ pub use kv::{
 pub use machine::{AvailableSource, Backend, KernelSet, Machine, MlxVersion};
 pub use quantization::{QuantFormat, QuantScope, Quantization};
 pub use scratch::{
-    AttentionKernel, Phase, Scratch, Step, attention_kernel, scratch, takes_decode_kernel,
+    AttentionKernel, LayerCopies, Phase, Scratch, Step, attention_kernel, scratch,
+    takes_decode_kernel,
 };
 pub use solve::{ModeOutcome, Solution, Solver};
 pub use spec::{Architecture, Kept, LayerSpec, ModelSpec, SequenceTokens, VisionSpec, Widths};

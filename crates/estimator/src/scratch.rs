@@ -1,11 +1,11 @@
 //! What a step needs for a moment: scores, activations, copies, logits.
 //!
 //! Which attention kernel runs decides everything, and is a table ([`RULES`]) keyed by kernel
-//! set, backend, MLX version, phase, head width and cache. Two mistakes have shipped elsewhere:
+//! set, backend, MLX version, phase and head width; a quantised cache is decoded before, so that it goes
+//! through the same. Two mistakes have shipped elsewhere:
 //! taking every head for fused under-estimates (MLX falls back at 192 and 256), and taking every
 //! wide head for a materialised fp32 matrix over-estimates a thousandfold.
 
-use crate::kv::KvMode;
 use crate::machine::{Backend, KernelSet, Machine, MlxVersion};
 use crate::spec::Widths;
 
@@ -48,8 +48,6 @@ struct Rule {
     phase: Option<Phase>,
     /// Head widths; every width where empty.
     head_dims: &'static [u64],
-    /// Only an fp16 cache goes through this kernel.
-    plain_cache: bool,
     kernel: AttentionKernel,
 }
 
@@ -74,7 +72,6 @@ const RULES: [Rule; 5] = [
         versions: (FIRST, LAST),
         phase: None,
         head_dims: &[],
-        plain_cache: false,
         kernel: HOST,
     },
     metal((FIRST, WIDER), Phase::Prefill, &[64, 80, 128], STEEL),
@@ -86,7 +83,6 @@ const RULES: [Rule; 5] = [
         versions: (FIRST, LAST),
         phase: None,
         head_dims: &[],
-        plain_cache: false,
         kernel: AttentionKernel::Unfused,
     },
 ];
@@ -98,7 +94,7 @@ const fn metal(
     kernel: AttentionKernel,
 ) -> Rule {
     let (kernels, backend) = (KernelSet::Mlx, Some(Backend::Metal));
-    Rule { kernels, backend, versions, phase: Some(phase), head_dims, plain_cache: true, kernel }
+    Rule { kernels, backend, versions, phase: Some(phase), head_dims, kernel }
 }
 
 /// Queries up to which MLX takes its decode kernel.
@@ -119,19 +115,13 @@ pub struct Step {
 
 /// The kernel that the table gives.
 #[must_use]
-pub fn attention_kernel(
-    machine: &Machine,
-    phase: Phase,
-    head_dim: u64,
-    mode: KvMode,
-) -> AttentionKernel {
+pub fn attention_kernel(machine: &Machine, phase: Phase, head_dim: u64) -> AttentionKernel {
     let applies = |rule: &&Rule| {
         rule.kernels == machine.kernels
             && rule.backend.is_none_or(|backend| backend == machine.backend)
             && (rule.versions.0..rule.versions.1).contains(&machine.mlx_version)
             && rule.phase.is_none_or(|known| known == phase)
             && (rule.head_dims.is_empty() || rule.head_dims.contains(&head_dim))
-            && (!rule.plain_cache || mode == KvMode::Fp16)
     };
     RULES.iter().find(applies).map_or(AttentionKernel::Unfused, |rule| rule.kernel)
 }
@@ -143,7 +133,8 @@ pub struct Scratch {
     pub output_bytes: u64,
     /// Scores, or a kernel's tiles.
     pub score_bytes: u64,
-    /// One layer's cache, dequantised, where the kernel needs it so.
+    /// Where a quantised cache is decoded before attention: layers, decoded, and new rows on their way
+    /// to codes.
     pub dequantised_bytes: u64,
     /// One layer's old buffer while a contiguous cache grows. Never at the same time as scores.
     pub growth_bytes: u64,
@@ -175,16 +166,37 @@ const HALF: u64 = 2;
 /// backends' published peaks leave it out.
 const HOST_PROCESS_BYTES: u64 = 8 << 20;
 
-/// What `step` needs. `layer_cache_bytes` is the fp16 size of the largest layer's cache of one
-/// sequence, `elem_bytes` the size of an activation.
+/// What MLX may have decoded of small layers ahead of the one that attends: it waits for no layer of
+/// less than 16 MiB, and fp32 copies make three times as much of it. Two more layers at most.
+const DECODED_AHEAD_BYTES: u64 = 48 << 20;
+
+/// What the MLX kernel set copies of one sequence's largest layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LayerCopies {
+    /// Its cache in fp16: the old buffer while a contiguous one grows.
+    pub growth_bytes: u64,
+    /// Decoding its codes.
+    pub decoded_bytes: u64,
+    /// Making codes of one token.
+    pub coding_bytes_per_token: u64,
+}
+
+impl LayerCopies {
+    fn dequantised_bytes(&self, tokens: u64) -> u64 {
+        let ahead = self.decoded_bytes.saturating_mul(2).min(DECODED_AHEAD_BYTES);
+        let coding = self.coding_bytes_per_token.saturating_mul(tokens);
+        self.decoded_bytes.saturating_add(ahead).saturating_add(coding)
+    }
+}
+
+/// What `step` needs. `elem_bytes` is the size of an activation.
 #[must_use]
 pub fn scratch(
     widths: &Widths,
     step: &Step,
     machine: &Machine,
-    mode: KvMode,
     elem_bytes: u64,
-    layer_cache_bytes: u64,
+    copies: &LayerCopies,
 ) -> Scratch {
     let tokens = step.queries.saturating_mul(step.sequences);
     let mlx = machine.kernels == KernelSet::Mlx;
@@ -192,15 +204,15 @@ pub fn scratch(
         Phase::Decode if mlx && !takes_decode_kernel(step.queries, widths.group) => {
             AttentionKernel::Unfused
         }
-        phase => attention_kernel(machine, phase, widths.head_dim, mode),
+        phase => attention_kernel(machine, phase, widths.head_dim),
     };
     let attends = widths.query_heads > 0;
     let only = |wanted: bool, bytes: u64| if wanted { bytes } else { 0 };
     Scratch {
         output_bytes: product(&[widths.query_heads, tokens, widths.head_dim, SINGLE]),
         score_bytes: score_bytes(kernel, widths.query_heads, step, elem_bytes),
-        dequantised_bytes: only(mlx && attends && mode.is_turbo(), layer_cache_bytes),
-        growth_bytes: only(mlx && attends, layer_cache_bytes),
+        dequantised_bytes: only(mlx && attends, copies.dequantised_bytes(tokens)),
+        growth_bytes: only(mlx && attends, copies.growth_bytes),
         activation_bytes: match machine.kernels {
             KernelSet::Host => host_activation_bytes(widths, tokens),
             KernelSet::Mlx => activation_bytes(widths, tokens, elem_bytes),
@@ -270,20 +282,13 @@ pub fn takes_decode_kernel(queries: u64, group: u64) -> bool {
 mod tests {
     use super::*;
 
-    fn check(
-        backend: Backend,
-        version: &str,
-        phase: Phase,
-        head_dim: u64,
-        mode: KvMode,
-        unfused: bool,
-    ) {
+    fn check(backend: Backend, version: &str, phase: Phase, head_dim: u64, unfused: bool) {
         let machine = Machine::new(backend).with_mlx_version(MlxVersion::parse(version).unwrap());
-        let kernel = attention_kernel(&machine, phase, head_dim, mode);
+        let kernel = attention_kernel(&machine, phase, head_dim);
         assert_eq!(
             kernel == AttentionKernel::Unfused,
             unfused,
-            "{backend:?} {version} {phase:?} {head_dim} {mode}"
+            "{backend:?} {version} {phase:?} {head_dim}"
         );
     }
 
@@ -300,13 +305,12 @@ mod tests {
             ("0.32.4", 256, true),
             ("0.32.4", 512, true),
         ] {
-            check(Metal, version, Prefill, head_dim, KvMode::Fp16, unfused);
+            check(Metal, version, Prefill, head_dim, unfused);
         }
-        check(Metal, "0.32.4", Decode, 256, KvMode::Fp16, false);
-        check(Metal, "0.32.4", Decode, 80, KvMode::Fp16, true);
-        check(Metal, "0.32.4", Prefill, 128, KvMode::Int8, true);
-        check(Cuda, "0.32.4", Prefill, 128, KvMode::Fp16, true);
-        check(Cpu, "0.32.4", Prefill, 512, KvMode::Turbo4, false);
+        check(Metal, "0.32.4", Decode, 256, false);
+        check(Metal, "0.32.4", Decode, 80, true);
+        check(Cuda, "0.32.4", Prefill, 128, true);
+        check(Cpu, "0.32.4", Prefill, 512, false);
         assert!(
             takes_decode_kernel(4, 8) && !takes_decode_kernel(8, 8) && !takes_decode_kernel(9, 1)
         );
@@ -324,9 +328,9 @@ mod tests {
         };
         let step = Step { phase: Phase::Prefill, queries: 1000, keys: 100_000, sequences: 1 };
         let metal = Machine::new(Backend::Metal);
-        let scores = scratch(&widths, &step, &metal, KvMode::Fp16, 2, 0).score_bytes;
+        let scores = scratch(&widths, &step, &metal, 2, &LayerCopies::default()).score_bytes;
         assert_eq!(scores, 32 * 1000 * 100_000 * 22 / 10);
-        let single = scratch(&widths, &step, &metal, KvMode::Fp16, 4, 0).score_bytes;
+        let single = scratch(&widths, &step, &metal, 4, &LayerCopies::default()).score_bytes;
         assert_eq!(single, 2 * scores);
     }
 }

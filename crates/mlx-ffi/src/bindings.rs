@@ -117,6 +117,10 @@ unsafe extern "C" {
     pub fn mlxcel_exp(out: *mut *mut mlxcel_array, a: *const mlxcel_array) -> mlxcel_status;
     pub fn mlxcel_expm1(out: *mut *mut mlxcel_array, a: *const mlxcel_array) -> mlxcel_status;
     pub fn mlxcel_floor(out: *mut *mut mlxcel_array, a: *const mlxcel_array) -> mlxcel_status;
+    pub fn mlxcel_hadamard_transform(
+        out: *mut *mut mlxcel_array,
+        a: *const mlxcel_array,
+    ) -> mlxcel_status;
     pub fn mlxcel_isfinite(out: *mut *mut mlxcel_array, a: *const mlxcel_array) -> mlxcel_status;
     pub fn mlxcel_isnan(out: *mut *mut mlxcel_array, a: *const mlxcel_array) -> mlxcel_status;
     pub fn mlxcel_log(out: *mut *mut mlxcel_array, a: *const mlxcel_array) -> mlxcel_status;
@@ -125,6 +129,7 @@ unsafe extern "C" {
     -> mlxcel_status;
     pub fn mlxcel_negative(out: *mut *mut mlxcel_array, a: *const mlxcel_array) -> mlxcel_status;
     pub fn mlxcel_reciprocal(out: *mut *mut mlxcel_array, a: *const mlxcel_array) -> mlxcel_status;
+    pub fn mlxcel_round(out: *mut *mut mlxcel_array, a: *const mlxcel_array) -> mlxcel_status;
     pub fn mlxcel_rsqrt(out: *mut *mut mlxcel_array, a: *const mlxcel_array) -> mlxcel_status;
     pub fn mlxcel_sigmoid(out: *mut *mut mlxcel_array, a: *const mlxcel_array) -> mlxcel_status;
     pub fn mlxcel_sign(out: *mut *mut mlxcel_array, a: *const mlxcel_array) -> mlxcel_status;

@@ -117,8 +117,8 @@ fn least_cosine(mode: KvMode) -> f64 {
     }
 }
 
-fn check_modes(name: &str) {
-    let loaded = Loaded::new(name, KernelSet::Host, "q4");
+fn check_modes(name: &str, kernels: KernelSet, variant: &str) {
+    let loaded = Loaded::new(name, kernels, variant);
     let weights = loaded.checkpoint.checksum().unwrap();
     let fp16 = || loaded.run(name, KvMode::Fp16, &loaded.cache(KvMode::Fp16).unwrap());
     let before = fp16();
@@ -150,23 +150,12 @@ fn check_modes(name: &str) {
 
 #[test]
 fn every_mode_takes_what_the_estimator_says_and_touches_no_weight() {
-    on_engine(|| configurations().for_each(|name| check_modes(&name)));
+    on_engine(|| configurations().for_each(|name| check_modes(&name, KernelSet::Host, "q4")));
 }
 
-/// MLX's own kernels cache in fp16 only.
 #[test]
-fn contiguous_caches_take_what_the_estimator_says() {
-    on_engine(|| {
-        for name in configurations() {
-            let loaded = Loaded::new(&name, KernelSet::Mlx, "bf16");
-            loaded.run(&name, KvMode::Fp16, &loaded.cache(KvMode::Fp16).unwrap());
-            let attends = !loaded.model.cache_layout().is_empty();
-            for mode in KvMode::ALL.into_iter().filter(|mode| attends && *mode != KvMode::Fp16) {
-                let refused = loaded.cache(mode).err().unwrap().to_string();
-                assert!(refused.contains("fp16 only"), "{name} {mode}: {refused}");
-            }
-        }
-    });
+fn every_mode_of_the_mlx_set_takes_what_the_estimator_says() {
+    on_engine(|| configurations().for_each(|name| check_modes(&name, KernelSet::Mlx, "bf16")));
 }
 
 #[test]

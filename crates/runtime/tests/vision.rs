@@ -277,9 +277,11 @@ fn what_the_image_shows_matters() {
 #[test]
 fn every_cache_mode_takes_images_or_says_why_not() {
     on_engine(|| {
-        for [name, variant] in CASES {
+        for ([name, variant], kernels) in
+            CASES.into_iter().flat_map(|case| KERNELS.map(|k| (case, k)))
+        {
             let golden = Golden::load(name, variant);
-            let engine = golden.engine(KernelSet::Host, 512);
+            let engine = golden.engine(kernels, 512);
             let images = golden.placed(&engine);
             let run = |mode: KvMode| {
                 let cache = engine.new_cache_in(mode).unwrap();
@@ -290,7 +292,7 @@ fn every_cache_mode_takes_images_or_says_why_not() {
                 match run(mode) {
                     Ok(logits) => {
                         let cosine = cosine(&logits, &exact);
-                        assert!(cosine > 0.8, "{name} {mode}: cosine {cosine}");
+                        assert!(cosine > 0.8, "{name} {mode} {kernels:?}: cosine {cosine}");
                     }
                     Err(error) => {
                         let error = error.to_string();
@@ -300,7 +302,7 @@ fn every_cache_mode_takes_images_or_says_why_not() {
                 }
             }
             let sealed = run(KvMode::Turbo4Delegated);
-            assert_eq!(sealed.is_err(), name.starts_with("gemma3"), "{name}");
+            assert_eq!(sealed.is_err(), name.starts_with("gemma3"), "{name} {kernels:?}");
         }
     });
 }

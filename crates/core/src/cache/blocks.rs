@@ -16,7 +16,7 @@ use mlxcel_kernels::aligned::ALIGN_BYTES;
 use mlxcel_kernels::kv::{self, KV_BLOCK_TOKENS, KvBlock, ValueStore};
 use mlxcel_kernels::slab::Slab;
 
-use super::modes::HostFormat;
+use super::modes::{LayerFormat, dropped_by_window, sealed_block};
 use super::saved::SavedLayer;
 use crate::attention::LayerLayout;
 use crate::ops::ComputeDtype;
@@ -25,7 +25,7 @@ use crate::{Error, Result};
 /// One layer's blocks. Cloning shares the blocks; a write to a shared one copies it first.
 #[derive(Clone)]
 pub(crate) struct BlockCache {
-    format: HostFormat,
+    format: LayerFormat,
     window: Option<usize>,
     blocks: VecDeque<Arc<KvBlock>>,
     /// Blocks dropped in front, behind the sliding window.
@@ -40,7 +40,7 @@ pub(crate) struct BlockCache {
 
 impl BlockCache {
     pub(super) fn new(layout: &LayerLayout, mode: KvMode, dtype: ComputeDtype) -> Result<Self> {
-        let format = HostFormat::new(layout, mode, dtype)?;
+        let format = LayerFormat::new(layout, mode, dtype)?;
         let window = layout.window.map(std::num::NonZeroUsize::get);
         Ok(Self {
             format,
@@ -210,22 +210,16 @@ impl BlockCache {
     /// A place whose values are sealed cannot be written again, so a delegated mode is trimmed to
     /// the start of a block or within its open one.
     pub(super) fn check_trim(&self, tokens: usize) -> Result<()> {
-        let fail = |what| Err(Error::Cache { what });
         let kept_from = self.lost.max(self.dropped * KV_BLOCK_TOKENS);
         let seen_from = self.window.map_or(0, |window| (tokens + 1).saturating_sub(window));
         if tokens > 0 && seen_from < kept_from {
-            return fail(format!(
-                "cannot trim to {tokens} tokens: the sliding window has dropped the first {kept_from}"
-            ));
+            return Err(dropped_by_window(tokens, kept_from));
         }
         let last = (tokens / KV_BLOCK_TOKENS).checked_sub(self.dropped);
         let sealed = last.and_then(|last| self.blocks.get(last));
         let sealed = sealed.is_some_and(|block| *block.layout() != self.format.open);
         if sealed && !tokens.is_multiple_of(KV_BLOCK_TOKENS) {
-            let start = tokens - tokens % KV_BLOCK_TOKENS;
-            return fail(format!(
-                "cannot trim to {tokens} tokens: the block from {start} on is sealed; trim to {start}"
-            ));
+            return Err(sealed_block(tokens));
         }
         Ok(())
     }
@@ -318,7 +312,7 @@ impl BlockCache {
 }
 
 /// The block for writing: a shared or sealed one is copied first.
-fn exclusive<'a>(block: &'a mut Arc<KvBlock>, format: &HostFormat) -> Result<&'a mut KvBlock> {
+fn exclusive<'a>(block: &'a mut Arc<KvBlock>, format: &LayerFormat) -> Result<&'a mut KvBlock> {
     if *block.layout() != format.open {
         return Err(Error::Cache {
             what: "a sealed block cannot take tokens: trim to its start first".into(),

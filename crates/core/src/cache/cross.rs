@@ -19,7 +19,6 @@ use crate::{Error, Result};
 /// What the cross-attention layers of one sequence hold.
 #[derive(Clone, Default)]
 pub(super) struct CrossCache {
-    layout: Rc<[LayerLayout]>,
     layers: Rc<[LayerCache]>,
     seen: Rc<RefCell<SeenImages>>,
 }
@@ -28,7 +27,7 @@ impl CrossCache {
     fn new(ops: &Ops, layout: &[LayerLayout]) -> Result<Self> {
         let layer = |layout| LayerCache::new(ops, layout, KvMode::Fp16);
         let layers = layout.iter().map(layer).collect::<Result<_>>()?;
-        Ok(Self { layout: layout.into(), layers, seen: Rc::default() })
+        Ok(Self { layers, seen: Rc::default() })
     }
 
     pub(super) fn layers(&self) -> &[LayerCache] {
@@ -52,7 +51,7 @@ impl CrossCache {
     pub(super) fn fork(&self) -> Self {
         let layers = self.layers.iter().map(LayerCache::fork).collect();
         let seen = Rc::new(RefCell::new(self.seen.borrow().clone()));
-        Self { layout: Rc::clone(&self.layout), layers, seen }
+        Self { layers, seen }
     }
 }
 
@@ -78,7 +77,7 @@ impl SequenceCache {
         images: &[CrossImage],
         project: impl Fn(usize, &Array) -> std::result::Result<[Array; 2], E>,
     ) -> std::result::Result<(), E> {
-        let CrossCache { layout, layers, seen } = &self.cross;
+        let CrossCache { layers, seen } = &self.cross;
         if images.is_empty() {
             return Ok(());
         }
@@ -94,9 +93,9 @@ impl SequenceCache {
         }
         let shown = SeenImages::of(images)?;
         let rows = joined(images)?;
-        for (index, (layer, layout)) in layers.iter().zip(layout.iter()).enumerate() {
+        for (index, layer) in layers.iter().enumerate() {
             let [keys, values] = project(index, &rows)?;
-            layer.fill(ops, layout, &keys, &values)?;
+            layer.fill(ops, &keys, &values)?;
         }
         seen.replace(shown);
         Ok(())
@@ -118,14 +117,14 @@ impl SequenceCache {
 
 impl LayerCache {
     /// Fills an empty cache with `keys` and `values`, `[rows, kv_heads · dim]`, computed at once.
-    fn fill(&self, ops: &Ops, layout: &LayerLayout, keys: &Array, values: &Array) -> Result<()> {
+    fn fill(&self, ops: &Ops, keys: &Array, values: &Array) -> Result<()> {
         match self {
             Self::Blocks(blocks) => {
                 let mut blocks = Self::lock(blocks);
                 blocks.reserve_alone(0, rows_cols(keys).0)?;
                 blocks.append(ops.pool(), 0, &ops.to_f32(keys)?, &ops.to_f32(values)?)
             }
-            Self::Contiguous(cache) => cache.borrow_mut().fill(layout.kv_heads, keys, values),
+            Self::Contiguous(cache) => cache.borrow_mut().fill(keys, values),
         }
     }
 }

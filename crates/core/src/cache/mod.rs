@@ -20,8 +20,9 @@ use mlxcel_estimator::{KV_BLOCK_TOKENS, KvMode};
 use mlxcel_kernels::slab::Slab;
 
 pub(crate) use self::blocks::BlockCache;
-pub(crate) use self::contiguous::ContiguousCache;
+pub(crate) use self::contiguous::{ContiguousCache, Held};
 use self::cross::CrossCache;
+pub(crate) use self::modes::sealed_image;
 pub use self::saved::{SavedCache, SavedLayer};
 pub(crate) use self::states::{ArrayState, HostState, StateCache};
 use crate::attention::LayerLayout;
@@ -56,7 +57,9 @@ impl LayerCache {
             KernelSet::Host => {
                 Self::Blocks(Arc::new(Mutex::new(BlockCache::new(layout, mode, ops.dtype())?)))
             }
-            KernelSet::Mlx => Self::Contiguous(RefCell::new(ContiguousCache::new(layout, mode)?)),
+            KernelSet::Mlx => {
+                Self::Contiguous(RefCell::new(ContiguousCache::new(layout, mode, ops.dtype())?))
+            }
         })
     }
 

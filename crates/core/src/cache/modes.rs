@@ -1,8 +1,8 @@
-//! From a mode's name to the formats that host blocks store.
+//! From a mode's name to the formats that a layer's cache stores.
 
 use mlxcel_estimator::{CacheType, KvMode};
-use mlxcel_kernels::kv::{BlockLayout, KvFormat, ValueStore};
-use mlxcel_kernels::turbo::ScaleRule;
+use mlxcel_kernels::kv::{BlockLayout, KV_BLOCK_TOKENS, KvFormat, ValueStore};
+use mlxcel_kernels::turbo::{ScaleRule, Side};
 
 use crate::attention::LayerLayout;
 use crate::ops::ComputeDtype;
@@ -12,16 +12,17 @@ use crate::{Error, Result};
 /// 1 % and the plain norm by 5 to 20 % (`docs/turbo-kv-cache.md`).
 const VALUE_SCALE: ScaleRule = ScaleRule::Unbiased;
 
-/// How a layer's blocks are laid out.
+/// How a layer's keys and values are stored: host blocks as their layout says, the MLX set's arrays
+/// in the same formats, floats in the type of the activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct HostFormat {
+pub(super) struct LayerFormat {
     /// Blocks that are being filled.
     pub(super) open: BlockLayout,
     /// What the values of a full block are re-coded to (`turbo4-delegated`).
     pub(super) sealed: Option<KvFormat>,
 }
 
-impl HostFormat {
+impl LayerFormat {
     /// The formats of `mode`, or why it cannot run on this layer.
     pub(super) fn new(layout: &LayerLayout, mode: KvMode, dtype: ComputeDtype) -> Result<Self> {
         let refuse =
@@ -47,11 +48,56 @@ impl HostFormat {
         }
         Ok(Self { open, sealed })
     }
+
+    /// How keys are stored.
+    pub(super) fn keys(&self) -> KvSide {
+        let (format, dim) = (self.open.key(), self.open.key_dim());
+        KvSide { side: Side::Key, format, dim, rule: ScaleRule::Unbiased }
+    }
+
+    /// How values of their own are stored in `format`.
+    pub(super) fn values(&self, format: KvFormat) -> KvSide {
+        let (dim, rule) = (self.open.value_dim(), self.open.value_scale());
+        KvSide { side: Side::Value, format, dim, rule }
+    }
+}
+
+/// How one side of a layer is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct KvSide {
+    pub(super) side: Side,
+    pub(super) format: KvFormat,
+    /// Coordinates of a row.
+    pub(super) dim: usize,
+    /// Of a Turbo format.
+    pub(super) rule: ScaleRule,
+}
+
+/// Why a place that a query at it could not see back from is no place to trim to.
+pub(super) fn dropped_by_window(tokens: usize, first: usize) -> Error {
+    let what =
+        format!("cannot trim to {tokens} tokens: the sliding window has dropped the first {first}");
+    Error::Cache { what }
+}
+
+/// Why a place in a sealed block is no place to trim to.
+pub(super) fn sealed_block(tokens: usize) -> Error {
+    let start = tokens - tokens % KV_BLOCK_TOKENS;
+    let what = format!(
+        "cannot trim to {tokens} tokens: the block from {start} on is sealed; trim to {start}"
+    );
+    Error::Cache { what }
+}
+
+/// Why images whose rows see each other cannot run where blocks are sealed.
+pub(crate) fn sealed_image() -> Error {
+    let reason = "an image would see sealed values of its own; use another mode".into();
+    Error::KvMode { mode: KvMode::Turbo4Delegated, reason }
 }
 
 /// The kernels, which depend on nobody, state the block size again.
 const _: () = assert!(
-    mlxcel_kernels::kv::KV_BLOCK_TOKENS as u64 == mlxcel_estimator::KV_BLOCK_TOKENS,
+    KV_BLOCK_TOKENS as u64 == mlxcel_estimator::KV_BLOCK_TOKENS,
     "kernels and estimator disagree on the size of a block"
 );
 
@@ -77,7 +123,7 @@ fn format(kind: CacheType, mode: KvMode, dtype: ComputeDtype) -> Result<KvFormat
         other => {
             return Err(Error::KvMode {
                 mode,
-                reason: format!("host blocks cannot store {}", other.name()),
+                reason: format!("a cache cannot store {}", other.name()),
             });
         }
     })

@@ -4,6 +4,7 @@ mod experts;
 mod recurrent;
 mod rope;
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use mlx_ffi::ops::{Mode, Orientation, Quantization, Quantized};
@@ -12,7 +13,7 @@ use mlxcel_kernels::elementwise::{CLAMPED_SWISH_LIMIT, CLAMPED_SWISH_SLOPE};
 
 use crate::attention::AttentionSpec;
 use crate::batch::{Batch, Span};
-use crate::cache::LayerCache;
+use crate::cache::{ContiguousCache, Held, LayerCache, sealed_image};
 use crate::layers::{AffineWeight, Embedding, LayerNorm, Linear, Mxfp4Weight, RmsNorm, Weight};
 use crate::ops::{Activation, ComputeDtype, Map};
 use crate::shape::{dims, int, ints, rows_cols};
@@ -21,6 +22,10 @@ use crate::{Error, Result};
 pub(super) use self::experts::{absorbed, every_nth_row, experts, heads, stack, stored_like};
 pub(super) use self::recurrent::{convolve, scan};
 pub(super) use self::rope::{rope, rope_on_grid};
+
+/// Decoded keys and values from which attention is computed at once: MLX would decode the next layers
+/// while these are alive. Below, waiting for each layer would cost more time than it saves memory.
+const DECODED_BYTES: usize = 16 << 20;
 
 pub(super) fn embed(tokens: &Array, table: &Embedding, dtype: ComputeDtype) -> Result<Array> {
     let stored = match &table.weight {
@@ -180,32 +185,44 @@ pub(super) fn attention(
     [q, k, v]: [&Array; 3],
     spec: &AttentionSpec,
 ) -> Result<Array> {
-    let mut outputs = Vec::with_capacity(batch.spans().len());
+    let (mut outputs, mut decoded_bytes) = (Vec::with_capacity(batch.spans().len()), 0);
     let images = batch.mutual();
     for (span, cache) in batch.spans().iter().zip(batch.caches()) {
-        let LayerCache::Contiguous(cache) = cache.layer(layer)? else {
-            return Err(Error::Cache {
-                what: "a host cache was given to the mlx kernel set".into(),
-            });
+        let mut cache = contiguous(cache.layer(layer)?)?.borrow_mut();
+        let parts = match cache.breaks_at_blocks() {
+            true if !images.is_empty() => return Err(sealed_image()),
+            true => span.by_blocks().collect(),
+            false => vec![*span],
         };
-        let queries = to_heads(q, span, spec.query_heads())?;
-        let k = to_heads(k, span, spec.kv_heads())?;
-        let [k, v] = match spec.layout().latent {
-            true => latent_parts(&k, spec)?,
-            false => [k, to_heads(v, span, spec.kv_heads())?],
-        };
-        let held = cache.borrow_mut().append(&k, &v)?;
-        let view = View { span, images: &images };
-        outputs.push(from_heads(&attend(&queries, &held, &view, spec)?)?);
+        for span in &parts {
+            let queries = to_heads(q, span, spec.query_heads())?;
+            let k = to_heads(k, span, spec.kv_heads())?;
+            let [k, v] = match spec.layout().latent {
+                true => latent_parts(&k, spec)?,
+                false => [k, to_heads(v, span, spec.kv_heads())?],
+            };
+            let held = cache.append(&k, &v)?;
+            let view = View { span, images: &images };
+            let attended = attend(&held.rotate(queries)?, &held, &view, spec)?;
+            let output = from_heads(&held.rotate_back(attended)?)?;
+            decoded_bytes += held.decoded_bytes;
+            if decoded_bytes >= DECODED_BYTES {
+                output.eval()?;
+                decoded_bytes = 0;
+            }
+            outputs.push(output);
+        }
     }
     join(&outputs)
 }
 
-/// Keys and values `[1, kv_heads, tokens, dim]` of a sequence from position `first` on.
-pub(crate) struct Held {
-    pub(crate) keys: Array,
-    pub(crate) values: Array,
-    pub(crate) first: usize,
+fn contiguous(layer: &LayerCache) -> Result<&RefCell<ContiguousCache>> {
+    match layer {
+        LayerCache::Contiguous(cache) => Ok(cache),
+        LayerCache::Blocks(_) => {
+            Err(Error::Cache { what: "a host cache was given to the mlx kernel set".into() })
+        }
+    }
 }
 
 /// Queries or keys of latent attention in their two parts: for the latent, and rotary.
@@ -366,12 +383,9 @@ pub(super) fn cross_attention(
             outputs.push(Array::zeros(&shape, q.dtype())?);
             continue;
         }
-        let LayerCache::Contiguous(held) = cache.cross_layer(layer)? else {
-            let what = "a host cache was given to the mlx kernel set".into();
-            return Err(Error::Cache { what });
-        };
+        let cache = contiguous(cache.cross_layer(layer)?)?.borrow();
         for (part, rows) in seen.parts(span) {
-            let [keys, values] = held.borrow().held(rows)?;
+            let Held { keys, values, .. } = cache.held(rows, q.dtype())?;
             let q = to_heads(q, &part, spec.query_heads())?;
             let (scale, mask) = (spec.scale(), fast::Mask::None);
             let attended =

@@ -10,8 +10,6 @@ mod kinds;
 mod mlx;
 mod vision;
 
-pub(crate) use self::mlx::Held;
-
 use std::ops::Range;
 use std::sync::Arc;
 

@@ -117,6 +117,35 @@ impl Kept {
         }
     }
 
+    /// Bytes that the MLX kernel set takes for a moment to decode what `tokens` left of codes, and to
+    /// code one token more; `elem_bytes` is the size of what attention reads.
+    pub(crate) fn decoding_bytes(
+        &self,
+        mode: KvMode,
+        tokens: SequenceTokens,
+        elem_bytes: u64,
+    ) -> (u64, u64) {
+        let side = |cache, held: u64, heads: u64, dim: u64| {
+            let elems = heads.saturating_mul(dim);
+            let (decoding, coding) = coding_elem_bytes(cache, elem_bytes);
+            (elems.saturating_mul(held).saturating_mul(decoding), elems.saturating_mul(coding))
+        };
+        match *self {
+            Self::Attention { kv_heads, k_dim, v_dim, window } => {
+                let held = held_tokens(tokens, window, mode);
+                let keys = side(mode.keys(), held, kv_heads, k_dim);
+                let values = side(mode.values(), held, kv_heads, v_dim);
+                (keys.0.saturating_add(values.0), keys.1.saturating_add(values.1))
+            }
+            // Decoded, then in two parts.
+            Self::Latent { dim } => {
+                let held = kv::round_up_to_block(tokens.context);
+                side(mode.keys(), held, 1, dim.saturating_mul(2))
+            }
+            _ => (0, 0),
+        }
+    }
+
     /// Bytes that one sequence keeps whatever its length: recurrent state.
     #[must_use]
     pub fn state_bytes(&self) -> u64 {
@@ -248,6 +277,24 @@ fn side_bytes(
     }
     let open = kv::block_bytes(CacheType::Fp16, heads, dim)?;
     Ok(sealed.times(held.saturating_sub(kv::KV_BLOCK_TOKENS)).plus(open))
+}
+
+/// Bytes per element while the MLX kernel set decodes, and while it codes. Decoding makes fp32 of the
+/// codes (of turbo3 twice, magnitudes and signs), then what attention reads, which of a delegated
+/// side is put together with the open block. Coding keeps a handful of fp32 arrays alive; Turbo
+/// compares each coordinate with the 7 or 15 edges of its codebook besides.
+fn coding_elem_bytes(cache: CacheType, elem_bytes: u64) -> (u64, u64) {
+    const SINGLE: u64 = 4;
+    let decoded = |singles: u64, copies: u64| {
+        singles.saturating_mul(SINGLE).saturating_add(copies.saturating_mul(elem_bytes))
+    };
+    match cache {
+        CacheType::Fp16 => (0, 0),
+        CacheType::Int8 => (decoded(1, 1), 3 * SINGLE),
+        CacheType::Turbo4 => (decoded(1, 1), 4 * SINGLE + 16),
+        CacheType::Turbo3 => (decoded(2, 1), 4 * SINGLE + 8),
+        CacheType::Turbo4Delegated => (decoded(1, 2), 4 * SINGLE + 16),
+    }
 }
 
 fn check_latent(mode: KvMode) -> Result<(), EstimatorError> {

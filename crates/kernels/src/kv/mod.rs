@@ -15,6 +15,7 @@ pub use append::append;
 pub use block::{BlockSide, KvBlock};
 pub use format::KvFormat;
 pub use layout::{AreaBytes, BlockLayout, KV_BLOCK_TOKENS, ValueStore};
+pub use store::{INT8_CLIPS, INT8_LARGEST};
 
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,12 @@ use super::layout::{
 use crate::turbo::{self, ScaleRule, Side, TurboBits};
 use half::{bf16, f16};
 
+/// The largest int8 code; the smallest is its negative.
+pub const INT8_LARGEST: f32 = 127.0;
+
+/// A coordinate of more than this many scales would clip: its vector takes the next fp16 as scale.
+pub const INT8_CLIPS: f32 = 127.5;
+
 /// How one side of a head is stored.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Coding {
@@ -198,17 +204,17 @@ fn int8_scale(x: &[f32]) -> f16 {
         return f16::NAN;
     }
     let largest = x.iter().fold(0.0f32, |acc, x| acc.max(x.abs()));
-    let scale = f16::from_f32(largest / 127.0);
+    let scale = f16::from_f32(largest / INT8_LARGEST);
     // fp16 below 6.1e-5 is coarse: a scale rounded down would clip the largest coordinate.
-    let clips = largest > scale.to_f32() * 127.5;
+    let clips = largest > scale.to_f32() * INT8_CLIPS;
     if clips && scale < f16::MAX { f16::from_bits(scale.to_bits() + 1) } else { scale }
 }
 
-/// The nearest of −127 to 127.
+/// The nearest of −127 to 127, of two equally near ones the even one.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "clamped")]
 fn to_int8(x: f32) -> i8 {
-    x.round_ties_even().clamp(-127.0, 127.0) as i8
+    x.round_ties_even().clamp(-INT8_LARGEST, INT8_LARGEST) as i8
 }
 
 #[inline(always)]

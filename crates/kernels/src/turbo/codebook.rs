@@ -113,6 +113,25 @@ impl Codebook {
         if code & sign_bit == 0 { level } else { -level }
     }
 
+    /// The codes, in the ascending order of their levels.
+    #[must_use]
+    pub fn ascending_codes(&self) -> Vec<u8> {
+        let sign_bit = self.sign_bit();
+        (0..sign_bit).rev().map(|code| code | sign_bit).chain(0..sign_bit).collect()
+    }
+
+    /// Where [`Self::nearest`] changes, ascending: as many of them are below `x` (in standard
+    /// deviations) as codes stand before its own in [`Self::ascending_codes`].
+    ///
+    /// Those that are not positive are the greatest number below the edge itself, since what lies on
+    /// one is nearest to the smaller magnitude, and 0 is not negative.
+    #[must_use]
+    pub fn ascending_edges(&self) -> Vec<f32> {
+        let negative = self.midpoints.iter().rev().map(|&edge| (-edge).next_down());
+        let positive = self.midpoints.iter().copied();
+        negative.chain([-f32::MIN_POSITIVE]).chain(positive).collect()
+    }
+
     /// The levels of codes 0..16, for a byte shuffle; a 3-bit table is repeated.
     #[must_use]
     pub fn shuffle_table(&self) -> [i8; 16] {
@@ -196,6 +215,24 @@ mod tests {
             }
             let rms = (squares / mass).sqrt();
             assert!(rms < most, "{bits:?}: {rms}");
+        }
+    }
+
+    #[test]
+    fn edges_below_lead_to_the_nearest_level() {
+        for bits in BOTH {
+            let book = bits.codebook();
+            let (edges, codes) = (book.ascending_edges(), book.ascending_codes());
+            assert_eq!((edges.len() + 1, codes.len()), (codes.len(), 1 << bits.bits()));
+            assert!(codes.windows(2).all(|pair| book.level(pair[0]) < book.level(pair[1])));
+            let on_edges = book.midpoints.iter().flat_map(|&edge| {
+                [edge, edge.next_up(), edge.next_down()].into_iter().flat_map(|x| [x, -x])
+            });
+            let grid = (-4000i16..4000).map(|step| f32::from(step) * 1e-3);
+            for x in grid.chain(on_edges).chain([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY]) {
+                let below = edges.iter().filter(|&&edge| edge < x).count();
+                assert_eq!(codes[below], book.nearest(x), "{bits:?} {x}");
+            }
         }
     }
 

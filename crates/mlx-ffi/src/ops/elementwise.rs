@@ -77,6 +77,8 @@ ops! {
     remainder(a: array, b: array) => mlxcel_remainder;
     /// `a >> b`.
     right_shift(a: array, b: array) => mlxcel_right_shift;
+    /// The nearest integer, of two equally near ones the even one.
+    round(a: array) => mlxcel_round;
     /// `1 / sqrt(a)`.
     rsqrt(a: array) => mlxcel_rsqrt;
     /// `1 / (1 + e^-a)`.

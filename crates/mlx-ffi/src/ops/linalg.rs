@@ -9,6 +9,9 @@ ops! {
     matmul(a: array, b: array) => mlxcel_matmul;
     /// `c + a · b`.
     addmm(c: array, a: array, b: array) => mlxcel_addmm;
+    /// `a · H` along the last axis, of a power of two: H is the normalised Walsh–Hadamard matrix, its
+    /// own inverse.
+    hadamard_transform(a: array) => mlxcel_hadamard_transform;
 }
 
 /// The geometry of a convolution.

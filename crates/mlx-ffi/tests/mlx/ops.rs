@@ -23,7 +23,7 @@ fn floats(array: Result<Array>) -> Vec<f32> {
 fn unary() {
     on_engine(|| {
         type Row = (fn(&Array) -> Result<Array>, fn(f64) -> f64);
-        let table: [Row; 19] = [
+        let table: [Row; 20] = [
             (ops::abs, f64::abs),
             (ops::ceil, f64::ceil),
             (ops::cos, f64::cos),
@@ -34,6 +34,7 @@ fn unary() {
             (ops::log1p, f64::ln_1p),
             (ops::negative, |x| -x),
             (ops::reciprocal, f64::recip),
+            (ops::round, f64::round_ties_even),
             (ops::rsqrt, |x| 1.0 / x.sqrt()),
             (ops::sigmoid, |x| 1.0 / (1.0 + (-x).exp())),
             (ops::sign, f64::signum),
@@ -53,6 +54,29 @@ fn unary() {
         }
         assert_close(&floats(ops::erf(&vector(&[0.5]))), &[0.520_499_9], 1e-6);
         assert_eq!(floats(ops::stop_gradient(&vector(&[0.5]))), [0.5]);
+        assert_eq!(floats(ops::round(&vector(&[0.5, 1.5, 2.5, -1.5]))), [0.0, 2.0, 2.0, -2.0]);
+    });
+}
+
+#[test]
+fn hadamard_transform() {
+    on_engine(|| {
+        // Row i of the matrix has −1 where i and the column share an odd number of bits.
+        for dim in [2i32, 64, 512] {
+            let x = matrix(3, dim, |r, c| ((r * 31 + c * 7) % 11 - 5) as f32);
+            let size = f64::from(dim).sqrt();
+            let expected: Vec<f32> = (0..3)
+                .flat_map(|r| (0..dim).map(move |i| (r, i)))
+                .map(|(r, i)| {
+                    let term = |c: i32| {
+                        let x = f64::from((r * 31 + c * 7) % 11 - 5);
+                        if (i & c).count_ones() % 2 == 0 { x } else { -x }
+                    };
+                    ((0..dim).map(term).sum::<f64>() / size) as f32
+                })
+                .collect();
+            assert_close(&floats(ops::hadamard_transform(&x)), &expected, 1e-4);
+        }
     });
 }
 

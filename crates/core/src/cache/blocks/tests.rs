@@ -84,7 +84,7 @@ impl Sequence {
     /// The same formats, no window, no tokens.
     fn empty(like: &BlockCache) -> Self {
         let cache = BlockCache {
-            format: HostFormat { sealed: None, ..like.format },
+            format: LayerFormat { sealed: None, ..like.format },
             window: None,
             blocks: VecDeque::new(),
             dropped: 0,

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use mlx_ffi::host::{HostInputs, HostOutputs, call_one};
 use mlx_ffi::{Array, Dtype};
-use mlxcel_estimator::KvMode;
 use mlxcel_kernels::attention::{self as kernel, AttentionParams, AttentionRun, Mask};
 use mlxcel_kernels::kv::{
     BlockLayout, KV_BLOCK_TOKENS, KvBlock, KvFormat, ValueStore, append as append_to_blocks,
@@ -14,7 +13,7 @@ use mlxcel_kernels::{Order, Pool};
 
 use crate::attention::AttentionSpec;
 use crate::batch::{Batch, Span};
-use crate::cache::{BlockCache, LayerCache};
+use crate::cache::{BlockCache, LayerCache, sealed_image};
 use crate::ops::Ops;
 use crate::shape::{ints, rows_cols};
 use crate::{Error, Result};
@@ -94,8 +93,7 @@ impl Pass {
         out: &mut [f32],
     ) -> Result<()> {
         if caches.iter().any(|cache| cache.breaks_at_blocks()) {
-            let reason = "an image would see sealed values of its own; use another mode".into();
-            return Err(Error::KvMode { mode: KvMode::Turbo4Delegated, reason });
+            return Err(sealed_image());
         }
         let width = self.spec.query_heads() * self.spec.layout().value_dim;
         for (cache, span) in caches.iter_mut().zip(&self.spans) {
@@ -118,7 +116,7 @@ impl Pass {
     ) -> Result<()> {
         let width = self.spec.query_heads() * self.spec.layout().value_dim;
         for (cache, span) in caches.iter_mut().zip(&self.spans) {
-            for part in parts_by_block(span) {
+            for part in span.by_blocks() {
                 cache.seal_before(&self.pool, part.position)?;
                 self.append(qkv, cache, &part)?;
                 let out = &mut out[part.start * width..(part.start + part.len) * width];
@@ -316,19 +314,6 @@ fn attend_segment(
     Ok(kernel::attention(pool, &params(&spec, Mask::Full, Order::Fastest), &runs, out)?)
 }
 
-/// `span` cut where its positions cross a block boundary.
-fn parts_by_block(span: &Span) -> impl Iterator<Item = Span> + use<> {
-    let Span { start, len, position } = *span;
-    let end = position + len;
-    let mut at = position;
-    std::iter::from_fn(move || {
-        let next = end.min((at / KV_BLOCK_TOKENS + 1) * KV_BLOCK_TOKENS);
-        let part = Span { start: start + (at - position), len: next - at, position: at };
-        at = next;
-        (part.len > 0).then_some(part)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,16 +331,5 @@ mod tests {
         ];
         assert_eq!(parts, expected);
         assert_eq!(parts_by_image(&part(5, 1, 7), &images), [(part(5, 1, 7), Mask::Causal)]);
-    }
-
-    #[test]
-    fn parts_end_at_block_boundaries() {
-        let parts: Vec<_> = parts_by_block(&Span { start: 10, len: 300, position: 250 }).collect();
-        let expected = [
-            Span { start: 10, len: 6, position: 250 },
-            Span { start: 16, len: 256, position: 256 },
-            Span { start: 272, len: 38, position: 512 },
-        ];
-        assert_eq!(parts, expected);
     }
 }
