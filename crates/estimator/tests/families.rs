@@ -5,14 +5,18 @@
 //! architecture does not have (a tied head stored twice, causal-mask buffers).
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use mlxcel_estimator::{Architecture, KvMode, ModelSpec, kv_bytes_per_token};
+use mlxcel_estimator::{Architecture, ComputeDtype, KvMode, ModelSpec, kv_bytes_per_token};
 
 #[track_caller]
 fn check(config: &str, parameters: u64, architecture: Architecture, per_token: u64, state: u64) {
     let spec = ModelSpec::from_config(config).unwrap();
     assert_eq!(spec.parameters().unwrap(), Some(parameters));
     let layers = spec.layers.unwrap();
-    let fixed: u64 = layers.iter().flat_map(|l| &l.kept).map(|kept| kept.state_bytes()).sum();
+    let fixed: u64 = layers
+        .iter()
+        .flat_map(|l| &l.kept)
+        .map(|kept| kept.state_bytes(ComputeDtype::Checkpoint))
+        .sum();
     let growth = kv_bytes_per_token(&layers, KvMode::Fp16).unwrap();
     assert_eq!((spec.architecture, growth, fixed), (architecture, per_token, state));
 }

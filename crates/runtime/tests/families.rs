@@ -6,7 +6,9 @@
 mod support;
 
 use mlxcel_core::{Batch, Ops};
-use mlxcel_estimator::{KvMode, ModelSpec, Phase, Workload, cache_bytes};
+use mlxcel_estimator::{
+    Backend, KvMode, Machine, ModelSpec, Phase, Workload, cache_bytes, estimate_dir,
+};
 use mlxcel_runtime::engine::{ModelSource, NoProgress};
 use mlxcel_runtime::families::{self, LanguageModel};
 use mlxcel_runtime::loading::{Checkpoint, Source};
@@ -32,26 +34,22 @@ struct Loaded {
     checkpoint: Checkpoint,
     model: Box<dyn LanguageModel>,
     spec: ModelSpec,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Loaded {
-    fn new(name: &str, kernels: KernelSet, variant: &str) -> Self {
+    fn new(name: &str, kernels: KernelSet, variant: &str, dtype: ComputeDtype) -> Self {
         let folder = TempDir::new().unwrap();
         let variant = xtask::golden::VARIANTS.iter().find(|known| known.name == variant).unwrap();
         xtask::golden::checkpoint(name, variant, folder.path()).unwrap();
         let config = std::fs::read_to_string(folder.path().join("config.json")).unwrap();
         let checkpoint = Checkpoint::open(&ModelSource::Folder(folder.path().into())).unwrap();
-        let ops = Ops::new(&OpsConfig {
-            kernels,
-            threads: Some(2),
-            precision: Precision::Exact,
-            dtype: ComputeDtype::Checkpoint,
-        })
-        .unwrap();
+        let ops =
+            Ops::new(&OpsConfig { kernels, threads: Some(2), precision: Precision::Exact, dtype })
+                .unwrap();
         let model = model(&checkpoint, &ops);
         let spec = ModelSpec::from_config(&config).unwrap();
-        Self { ops, checkpoint, model, spec, _folder: folder }
+        Self { ops, checkpoint, model, spec, folder }
     }
 
     fn cache(&self, mode: KvMode) -> mlxcel_core::Result<SequenceCache> {
@@ -62,6 +60,7 @@ impl Loaded {
     /// Bytes of a sequence of `tokens`, prefilled in one chunk, by the estimator.
     fn estimate(&self, mode: KvMode, tokens: usize, phase: Phase) -> Result<usize, String> {
         let workload = Workload::uniform(tokens as u64, 1).with_kv_mode(mode);
+        let workload = workload.with_dtype(self.ops.dtype());
         let layers = self.spec.layers.as_ref().unwrap();
         let bytes = cache_bytes(layers, &workload, phase).map_err(|error| error.to_string())?;
         Ok(usize::try_from(bytes.kv.total() + bytes.state_bytes).unwrap())
@@ -117,7 +116,7 @@ fn least_cosine(mode: KvMode) -> f64 {
 }
 
 fn check_modes(name: &str) {
-    let loaded = Loaded::new(name, KernelSet::Host, "q4");
+    let loaded = Loaded::new(name, KernelSet::Host, "q4", ComputeDtype::Checkpoint);
     let weights = loaded.checkpoint.checksum();
     let fp16 = || loaded.run(name, KvMode::Fp16, &loaded.cache(KvMode::Fp16).unwrap());
     let before = fp16();
@@ -157,13 +156,59 @@ fn every_mode_takes_what_the_estimator_says_and_touches_no_weight() {
 fn contiguous_caches_take_what_the_estimator_says() {
     on_engine(|| {
         for name in configurations() {
-            let loaded = Loaded::new(&name, KernelSet::Mlx, "bf16");
+            let loaded = Loaded::new(&name, KernelSet::Mlx, "bf16", ComputeDtype::Checkpoint);
             loaded.run(&name, KvMode::Fp16, &loaded.cache(KvMode::Fp16).unwrap());
             let attends = !loaded.model.cache_layout().is_empty();
             for mode in KvMode::ALL.into_iter().filter(|mode| attends && *mode != KvMode::Fp16) {
                 let refused = loaded.cache(mode).err().unwrap().to_string();
                 assert!(refused.contains("fp16 only"), "{name} {mode}: {refused}");
             }
+        }
+    });
+}
+
+/// What is not quantised takes 32 bits where everything is computed in fp32: both sides, keys, and the
+/// open block of values that are sealed later.
+#[test]
+fn fp32_caches_take_what_the_estimator_says() {
+    let host = [KvMode::Fp16, KvMode::Fp16Turbo4, KvMode::Turbo4Delegated];
+    on_engine(move || {
+        for name in configurations() {
+            for (kernels, modes) in [(KernelSet::Host, &host[..]), (KernelSet::Mlx, &host[..1])] {
+                let loaded = Loaded::new(&name, kernels, "bf16", ComputeDtype::Fp32);
+                for mode in modes {
+                    let what = format!("{name} {mode} {kernels:?}");
+                    match loaded.cache(*mode) {
+                        Ok(cache) => drop(loaded.run(&what, *mode, &cache)),
+                        Err(refused) => assert_ne!(*mode, KvMode::Fp16, "{what}: {refused}"),
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// MLX's kernels cache in the type of the checkpoint, which its files state.
+#[test]
+fn a_checkpoint_in_fp32_is_cached_in_fp32_by_mlx() {
+    on_engine(|| {
+        let tokens: Vec<u32> = (0..300).collect();
+        for (variant, kernels) in
+            [("f32", KernelSet::Mlx), ("bf16", KernelSet::Mlx), ("f32", KernelSet::Host)]
+        {
+            let loaded = Loaded::new("qwen3", kernels, variant, ComputeDtype::Checkpoint);
+            let cache = loaded.cache(KvMode::Fp16).unwrap();
+            loaded.forward(&tokens, &cache);
+            let mut machine = Machine::new(Backend::Cpu);
+            if kernels == KernelSet::Mlx {
+                machine.kernels = mlxcel_estimator::KernelSet::Mlx;
+            }
+            let workload = Workload::uniform(300, 1);
+            let estimate = estimate_dir(loaded.folder.path(), &workload, &machine).unwrap();
+            let bytes = cache.allocated_bytes() as u64;
+            assert_eq!(estimate.kv_cache_bytes, Some(bytes), "{variant} {kernels:?}");
+            let said = estimate.assumptions.iter().any(|a| a.contains("cache in its type"));
+            assert_eq!(said, variant == "f32" && kernels == KernelSet::Mlx);
         }
     });
 }

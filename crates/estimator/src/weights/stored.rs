@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::{WeightFootprint, WeightSource};
+use super::{Stored, WeightFootprint, WeightSource};
 use crate::dtype::Dtype;
 use crate::headers::{Checkpoint, TensorInfo};
 use crate::quantization::Quantization;
@@ -34,7 +34,7 @@ const VISION_WORDS: [&str; 7] =
 /// Sums a checkpoint up.
 pub(super) fn footprint(checkpoint: &Checkpoint, spec: &ModelSpec) -> WeightFootprint {
     let mut sum = WeightFootprint { source: WeightSource::Headers, ..WeightFootprint::empty() };
-    let mut stored = 0_u64;
+    let (mut stored, mut floats) = (0_u64, Floats::default());
     let quantization = spec.quantization.as_ref();
     for (name, info) in checkpoint.iter() {
         let (name, main) = match owner(name, checkpoint) {
@@ -46,11 +46,15 @@ pub(super) fn footprint(checkpoint: &Checkpoint, spec: &ModelSpec) -> WeightFoot
         stored = stored.saturating_add(elements);
         let vision = VISION_WORDS.iter().any(|word| name.contains(word));
         let part = if vision { TensorPart::Vision } else { TensorPart::Text };
+        if part == TensorPart::Text {
+            floats.add(info);
+        }
         let quantisable = is_matrix(main, bits) && !vision && !name.contains("wpe");
         // Sizes of files that exist cannot add up beyond 64 bits: the headers were checked.
-        let _ = sum.add(elements, info.size_bytes(), quantisable, part);
+        let _ = sum.add(elements, stored_as(info), quantisable, part);
     }
     sum.stored_parameters = Some(stored);
+    sum.float_bytes = floats.most();
     match checkpoint.index_total_bytes {
         Some(total) if total == sum.bytes => sum.source = WeightSource::Index,
         Some(total) => sum.assumptions.push(format!(
@@ -60,6 +64,37 @@ pub(super) fn footprint(checkpoint: &Checkpoint, spec: &ModelSpec) -> WeightFoot
         None => {}
     }
     sum
+}
+
+/// Bytes of a tensor, and whether they are floats of 16 bits.
+fn stored_as(info: &TensorInfo) -> Stored {
+    let bytes = info.size_bytes();
+    let half = matches!(info.dtype, Dtype::F16 | Dtype::BF16);
+    Stored { bytes, half_bytes: if half { bytes } else { 0 } }
+}
+
+/// Bytes of floats, by their width: plain tensors, and the scales of quantised ones.
+#[derive(Default)]
+struct Floats {
+    half: u64,
+    single: u64,
+}
+
+impl Floats {
+    fn add(&mut self, info: &TensorInfo) {
+        let sum = match info.dtype {
+            Dtype::F16 | Dtype::BF16 => &mut self.half,
+            Dtype::F32 => &mut self.single,
+            _ => return,
+        };
+        *sum = sum.saturating_add(info.size_bytes());
+    }
+
+    /// Bytes of a float of the width that takes most.
+    fn most(&self) -> Option<u64> {
+        let single = self.single > self.half;
+        (self.half.max(self.single) > 0).then_some(if single { 4 } else { 2 })
+    }
 }
 
 /// The matrix that `name` accompanies: `x.weight` of `x.scales`, or of `x.weight.absmax`.
@@ -158,8 +193,23 @@ mod tests {
             (64 * 128, 4096 + 512)
         );
         assert_eq!((weights.vision_bytes, weights.source), (2 * 64 * 64, WeightSource::Headers));
+        assert_eq!(weights.float_bytes, Some(2));
+        let halves = 2 * 2 * 64 * 2 + 256 + 2 * 64 * 64;
+        assert_eq!((weights.half_bytes, weights.quantisable_half_bytes), (halves, 512));
         let fp16 = weights.requantised(crate::WeightQuant::Fp16);
         assert_eq!(fp16.bytes, 2 * 64 * 128 + 256 + 2 * 64 * 64);
+    }
+
+    #[test]
+    fn files_say_what_is_computed_in() {
+        let (_dir, checkpoint) = checkpoint(&[
+            ("a.weight", "F32", &[64, 64]),
+            ("norm.weight", "BF16", &[64]),
+            ("visual.b.weight", "BF16", &[640, 64]),
+        ]);
+        let weights = footprint(&checkpoint, &ModelSpec::from_config("{}").unwrap());
+        assert_eq!(weights.float_bytes, Some(4));
+        assert_eq!(weights.requantised(crate::WeightQuant::Fp16).float_bytes, Some(2));
     }
 
     #[test]
