@@ -13,6 +13,7 @@ use mlxcel_runtime::engine::{ModelSource, NoProgress};
 use mlxcel_runtime::families::{self, LanguageModel};
 use mlxcel_runtime::loading::{Checkpoint, Source};
 use mlxcel_runtime::{ComputeDtype, KernelSet, OpsConfig, Precision, SequenceCache, SequenceRun};
+use serde_json::{Value, json};
 use support::{cosine, on_engine};
 use tempfile::TempDir;
 
@@ -42,6 +43,10 @@ impl Loaded {
         let folder = TempDir::new().unwrap();
         let variant = xtask::golden::VARIANTS.iter().find(|known| known.name == variant).unwrap();
         xtask::golden::checkpoint(name, variant, folder.path()).unwrap();
+        Self::open(folder, kernels, dtype)
+    }
+
+    fn open(folder: TempDir, kernels: KernelSet, dtype: ComputeDtype) -> Self {
         let config = std::fs::read_to_string(folder.path().join("config.json")).unwrap();
         let checkpoint = Checkpoint::open(&ModelSource::Folder(folder.path().into())).unwrap();
         let ops =
@@ -209,6 +214,40 @@ fn a_checkpoint_in_fp32_is_cached_in_fp32_by_mlx() {
             assert_eq!(estimate.kv_cache_bytes, Some(bytes), "{variant} {kernels:?}");
             let said = estimate.assumptions.iter().any(|a| a.contains("cache in its type"));
             assert_eq!(said, variant == "f32" && kernels == KernelSet::Mlx);
+        }
+    });
+}
+
+/// Where `config.json` gives a window but no `layer_types`, the configuration's class says which layers
+/// have it.
+#[test]
+fn windows_without_layer_types_are_the_estimators() {
+    let cases = [
+        ("smollm3", json!({"use_sliding_window": true}), [false, true, false]),
+        ("smollm3", json!({"use_sliding_window": false}), [false; 3]),
+        (
+            "qwen3",
+            json!({"use_sliding_window": true, "max_window_layers": 2}),
+            [false, false, true],
+        ),
+        ("qwen3_moe", json!({"use_sliding_window": true, "max_window_layers": 2}), [true; 3]),
+    ];
+    on_engine(move || {
+        for (name, changes, expected) in cases {
+            let folder = TempDir::new().unwrap();
+            xtask::golden::checkpoint(name, &xtask::golden::VARIANTS[0], folder.path()).unwrap();
+            let path = folder.path().join("config.json");
+            let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            config["sliding_window"] = json!(64);
+            for (key, value) in changes.as_object().unwrap() {
+                config[key] = value.clone();
+            }
+            std::fs::write(&path, config.to_string()).unwrap();
+            let loaded = Loaded::open(folder, KernelSet::Host, ComputeDtype::Checkpoint);
+            let ours = loaded.model.cache_layout();
+            let ours: Vec<_> = ours.iter().map(|layer| layer.window.is_some()).collect();
+            assert_eq!(ours, expected, "{name} {changes}");
+            loaded.run(name, KvMode::Fp16, &loaded.cache(KvMode::Fp16).unwrap());
         }
     });
 }
