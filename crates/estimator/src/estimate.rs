@@ -170,13 +170,28 @@ pub fn read_dir(dir: &Path) -> Result<(ModelSpec, WeightFootprint), EstimatorErr
     let config = if dir.is_dir() { dir.join("config.json") } else { dir.to_owned() };
     let text = std::fs::read_to_string(&config)
         .map_err(|source| EstimatorError::Io { path: config.clone(), source })?;
-    let spec = ModelSpec::from_config(&text)?;
     let folder = config.parent().unwrap_or(Path::new("."));
-    let weights = match Checkpoint::find(folder)? {
+    let (spec, checkpoint) = both(|| ModelSpec::from_config(&text), || Checkpoint::find(folder));
+    let spec = spec?;
+    let weights = match checkpoint? {
         Some(checkpoint) => WeightFootprint::from_headers(&checkpoint, &spec),
         None => WeightFootprint::analytical(&spec)?,
     };
     Ok((spec, weights))
+}
+
+/// Runs `beside` on a thread while `here` runs, or after it where the system gives no thread: of a
+/// hundred shards, reading the index takes as long as listing the architecture's tensors.
+fn both<A, B: Send>(here: impl FnOnce() -> A, beside: impl Fn() -> B + Sync) -> (A, B) {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, &beside);
+        let first = here();
+        let second = match thread {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(_) => beside(),
+        };
+        (first, second)
+    })
 }
 
 /// Whether what is only assumed is counted.

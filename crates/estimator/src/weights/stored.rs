@@ -31,6 +31,27 @@ const COMPANIONS: [&str; 10] = [
 const VISION_WORDS: [&str; 7] =
     ["vision", "visual", "mm_projector", "multi_modal_projector", "image_", "img_", "patch_embed"];
 
+/// The letters that those words begin with.
+const VISION_LETTERS: &[u8] = b"vmip";
+
+/// Whether a tensor's name has one of [`VISION_WORDS`] in it, by one pass over the name.
+fn is_of_vision(name: &str) -> bool {
+    let mut rest = name.as_bytes();
+    while let Some(at) = rest.iter().position(|letter| VISION_LETTERS.contains(letter)) {
+        let (_, word) = rest.split_at(at);
+        if VISION_WORDS.iter().any(|known| word.starts_with(known.as_bytes())) {
+            return true;
+        }
+        rest = word.get(1..).unwrap_or_default();
+    }
+    false
+}
+
+/// Whether a tensor's name has `wpe` in it: learned positions.
+fn is_of_positions(name: &str) -> bool {
+    name.split('w').skip(1).any(|behind| behind.starts_with("pe"))
+}
+
 /// Sums a checkpoint up.
 pub(super) fn footprint(checkpoint: &Checkpoint, spec: &ModelSpec) -> WeightFootprint {
     let mut sum = WeightFootprint { source: WeightSource::Headers, ..WeightFootprint::empty() };
@@ -44,12 +65,12 @@ pub(super) fn footprint(checkpoint: &Checkpoint, spec: &ModelSpec) -> WeightFoot
         let bits = packed_bits(&name, main, checkpoint, quantization);
         let elements = if std::ptr::eq(main, info) { unpacked(info, bits) } else { 0 };
         stored = stored.saturating_add(elements);
-        let vision = VISION_WORDS.iter().any(|word| name.contains(word));
+        let vision = is_of_vision(&name);
         let part = if vision { TensorPart::Vision } else { TensorPart::Text };
         if part == TensorPart::Text {
             floats.add(info);
         }
-        let quantisable = is_matrix(main, bits) && !vision && !name.contains("wpe");
+        let quantisable = is_matrix(main, bits) && !vision && !is_of_positions(&name);
         // Sizes of files that exist cannot add up beyond 64 bits: the headers were checked.
         let _ = sum.add(elements, stored_as(info), quantisable, part);
     }
@@ -103,10 +124,13 @@ fn owner<'a>(name: &str, checkpoint: &'a Checkpoint) -> Option<(String, &'a Tens
         let (_, info) = checkpoint.get(&main)?;
         Some((main, info))
     };
+    let (module, suffix) = name.rsplit_once('.')?;
+    if suffix == "weight" {
+        return None;
+    }
     if let Some((module, _)) = name.split_once(".weight.") {
         return find(format!("{module}.weight"));
     }
-    let (module, suffix) = name.rsplit_once('.')?;
     if !COMPANIONS.contains(&suffix) {
         return None;
     }
@@ -210,6 +234,18 @@ mod tests {
         let weights = footprint(&checkpoint, &ModelSpec::from_config("{}").unwrap());
         assert_eq!(weights.float_bytes, Some(4));
         assert_eq!(weights.requantised(crate::WeightQuant::Fp16).float_bytes, Some(2));
+    }
+
+    #[test]
+    fn names_of_an_encoder() {
+        for word in VISION_WORDS {
+            assert!(VISION_LETTERS.contains(&word.as_bytes()[0]), "{word}");
+            assert!(is_of_vision(&format!("model.{word}x")) && is_of_vision(&format!("mi{word}")));
+            assert!(!is_of_vision(&word[1..]) || word.contains("mm_"), "{word}");
+        }
+        for name in ["model.layers.0.mlp.experts.3.up_proj.weight", "", "lm_head.weight", "é.vi"] {
+            assert!(!is_of_vision(name), "{name}");
+        }
     }
 
     #[test]
