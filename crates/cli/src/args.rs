@@ -119,7 +119,7 @@ pub(crate) struct ComputeArgs {
     #[command(flatten)]
     pub(crate) chunk: ChunkArgs,
     /// Compute and cache in this type: auto follows the checkpoint
-    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
+    #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: Dtype,
     /// Precision of activations in CPU matrix products [default: int16; eval: exact]
     #[arg(long, value_enum)]
@@ -151,12 +151,23 @@ impl ResidenceArgs {
 }
 
 /// Values of `--dtype`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Dtype {
     /// The checkpoint's own type.
+    #[default]
     Auto,
     /// 32-bit floats throughout, the cache included.
     Fp32,
+}
+
+impl Dtype {
+    /// What is computed in.
+    pub(crate) fn computed(self) -> ComputeDtype {
+        match self {
+            Self::Auto => ComputeDtype::Checkpoint,
+            Self::Fp32 => ComputeDtype::Fp32,
+        }
+    }
 }
 
 /// Values of `--activations`.
@@ -187,15 +198,11 @@ impl ComputeArgs {
             Activations::Mixed => Precision::Mixed,
             Activations::Int8 => Precision::Int8,
         };
-        let dtype = match self.dtype {
-            Dtype::Auto => ComputeDtype::Checkpoint,
-            Dtype::Fp32 => ComputeDtype::Fp32,
-        };
         let ops = OpsConfig {
             kernels: KernelSet::from_env()?,
             threads: self.threads.given()?,
             precision,
-            dtype,
+            dtype: self.dtype.computed(),
         };
         let prefill_chunk = self.chunk.tokens(ChunkArgs::DEFAULT)?;
         Ok(EngineConfig {

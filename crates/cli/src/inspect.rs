@@ -13,7 +13,7 @@ use mlxcel_runtime::hub::{self, Hub, HubError};
 use mlxcel_runtime::preflight::{Sized, this_machine};
 
 use crate::advice;
-use crate::args::{ChunkArgs, KvArgs, ModelArgs};
+use crate::args::{ChunkArgs, Dtype, KvArgs, ModelArgs};
 use crate::plot;
 use crate::terminal::{Stdout, note};
 
@@ -41,6 +41,9 @@ pub(crate) struct Args {
     kv: KvArgs,
     #[command(flatten)]
     chunk: ChunkArgs,
+    /// Computed and cached in this type: auto follows the checkpoint
+    #[arg(long, value_enum, default_value_t)]
+    dtype: Dtype,
     /// Compute with: cpu, cuda, metal [default: this machine's]
     #[arg(long, value_name = "NAME", value_parser = Backend::parse)]
     backend: Option<Backend>,
@@ -68,6 +71,7 @@ const DOES_NOT_FIT: u8 = 2;
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let workload = Workload::uniform(args.max_tokens, args.batch)
         .with_kv_mode(args.kv.mode()?)
+        .with_dtype(args.dtype.computed())
         .with_prefill_chunk(args.chunk.tokens(ChunkArgs::DEFAULT)? as u64)
         .with_quant(args.quant);
     let named = ModelArgs { model: args.model.model.clone().or_else(|| args.name.clone()) };

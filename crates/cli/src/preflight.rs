@@ -75,6 +75,7 @@ impl Planned<'_> {
         let pass = self.config.prefill_chunk.max(least);
         let workload = Workload::uniform(context, 1)
             .with_kv_mode(self.config.kv_mode)
+            .with_dtype(self.config.ops.dtype)
             .with_prefill_chunk((pass as u64).min(prompt));
         let workload = match self.prompt {
             Some(images) => images.images_in(workload),
@@ -90,7 +91,7 @@ impl Planned<'_> {
 
     /// The command line of a proposal.
     fn command(&self, proposal: &Proposal) -> String {
-        let command = command(self.command, self.model, proposal);
+        let command = command(self.command, self.model, self.config, proposal);
         if self.command == "chat" {
             let all = (self.prompt_tokens + self.max_tokens) as u64;
             return command + &format!(" -c {}", proposal.context_tokens.unwrap_or(all));
@@ -101,7 +102,12 @@ impl Planned<'_> {
 }
 
 /// The command line of a proposal, up to the lengths.
-pub(crate) fn command(name: &str, model: &ModelArgs, proposal: &Proposal) -> String {
+pub(crate) fn command(
+    name: &str,
+    model: &ModelArgs,
+    config: &EngineConfig,
+    proposal: &Proposal,
+) -> String {
     let path = model.model.as_deref().unwrap_or("DIR");
     let mut command = String::new();
     let mut folder = path.to_owned();
@@ -116,6 +122,9 @@ pub(crate) fn command(name: &str, model: &ModelArgs, proposal: &Proposal) -> Str
     }
     if let Some(mode) = proposal.kv_mode {
         command += &format!(" --kv-cache-mode {mode}");
+    }
+    if config.ops.dtype == ComputeDtype::Fp32 {
+        command += " --dtype fp32";
     }
     if let Some(tokens) = proposal.prefill_chunk {
         command += &format!(" --prefill-chunk {tokens}");
@@ -152,9 +161,6 @@ pub(crate) fn check(
         args.estimate_memory.then(|| model.report(&load.workload, &machine)).transpose()?;
     if let Some(report) = &report {
         eprint!("{}", report.to_text());
-        if planned.config.ops.dtype == ComputeDtype::Fp32 {
-            note("--dtype fp32 keeps an fp16 cache in 32 bits: twice what is counted here");
-        }
     }
     match preflight::check(&model, &load, &machine)? {
         Outcome::Clear => preflight::keep_to_limit(&model)?,

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use mlxcel_estimator::{Machine, VisionRule, Workload, format_bytes, parse_bytes, vision_rule};
+use mlxcel_runtime::ModelText;
 use mlxcel_runtime::engine::{EngineConfig, ModelSource};
 use mlxcel_runtime::loading::Residence;
 use mlxcel_runtime::preflight::{self as checks, Load, Outcome, Reason, Sized};
 use mlxcel_runtime::server::{ServerConfig, Serving, serve};
-use mlxcel_runtime::{ComputeDtype, ModelText};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::args::{Activations, ComputeArgs, KvArgs, ModelArgs};
@@ -231,6 +231,7 @@ fn decide(args: &Args, config: &ServerConfig, sized: Sized) -> Result<Decision> 
     let machine = checks::this_machine(None)?;
     let workload = Workload::uniform(config.context_tokens as u64, config.parallel as u64)
         .with_kv_mode(config.engine.kv_mode)
+        .with_dtype(config.engine.ops.dtype)
         .with_prefill_chunk(config.engine.prefill_chunk as u64);
     let load = Load {
         workload,
@@ -240,9 +241,6 @@ fn decide(args: &Args, config: &ServerConfig, sized: Sized) -> Result<Decision> 
     };
     if args.preflight.estimate_memory {
         eprint!("{}", sized.report(&load.workload, &machine)?.to_text());
-    }
-    if config.engine.ops.dtype == ComputeDtype::Fp32 {
-        note("--dtype fp32 keeps an fp16 cache in 32 bits: twice what the budget counts");
     }
     let (total, threshold) = (machine.total_bytes, load.vision_threshold);
     if let VisionRule::Warn(text) = vision_rule(sized.weights.bytes, total, false, threshold) {
@@ -258,7 +256,7 @@ fn decide(args: &Args, config: &ServerConfig, sized: Sized) -> Result<Decision> 
         Outcome::Refused(refusal) => {
             let command = |proposal: &_| {
                 let context = checks::Proposal::apply(proposal, &load.workload).context_tokens();
-                let command = preflight::command("serve", &args.model, proposal);
+                let command = preflight::command("serve", &args.model, &config.engine, proposal);
                 format!("{command} --ctx-size {context} --parallel {}", args.parallel)
             };
             preflight::refuse(&args.preflight, &command, &refusal)?;

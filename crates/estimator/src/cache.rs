@@ -1,7 +1,7 @@
 //! What a whole model keeps for a whole workload: the sum over layers and sequences.
 
 use crate::error::EstimatorError;
-use crate::kv::{KV_BLOCK_TOKENS, KvBytes, KvMode};
+use crate::kv::{KV_BLOCK_TOKENS, KvBytes, KvStorage};
 use crate::scratch::{LayerCopies, Phase};
 use crate::spec::{Kept, LayerSpec, SequenceTokens};
 use crate::workload::{Sequence, Workload};
@@ -29,8 +29,8 @@ pub fn cache_bytes(
         let view = View::new(sequence, workload, phase);
         let mut one = CacheBytes::default();
         for kept in layers.iter().flat_map(|layer| &layer.kept) {
-            one.kv = one.kv.plus(view.allocated(kept, workload.kv_mode)?);
-            one.state_bytes = one.state_bytes.saturating_add(kept.state_bytes());
+            one.kv = one.kv.plus(view.allocated(kept, workload.kv_storage())?);
+            one.state_bytes = one.state_bytes.saturating_add(kept.state_bytes(workload.dtype));
         }
         sum.kv = sum.kv.plus(one.kv.times(sequence.count));
         let state = one.state_bytes.saturating_mul(sequence.count);
@@ -63,16 +63,16 @@ impl View {
     }
 
     /// What this layer allocates beyond the shared prefix. A window is the sequence's own.
-    fn allocated(&self, kept: &Kept, mode: KvMode) -> Result<KvBytes, EstimatorError> {
-        let all = kept.cache_bytes(mode, self.tokens)?;
-        let cross = kept.cross_bytes(self.tokens.images);
+    fn allocated(&self, kept: &Kept, storage: KvStorage) -> Result<KvBytes, EstimatorError> {
+        let all = kept.cache_bytes(storage, self.tokens)?;
+        let cross = kept.cross_bytes(self.tokens.images, storage.dtype);
         let all = KvBytes { code_bytes: all.code_bytes.saturating_add(cross), ..all };
         let windowed = matches!(kept, Kept::Attention { window: Some(_), .. });
         if self.shared_tokens == 0 || windowed {
             return Ok(all);
         }
         let prefix = SequenceTokens { context: self.shared_tokens, beyond_window: 0, images: 0 };
-        let shared = kept.cache_bytes(mode, prefix)?;
+        let shared = kept.cache_bytes(storage, prefix)?;
         Ok(KvBytes {
             code_bytes: all.code_bytes.saturating_sub(shared.code_bytes),
             scale_bytes: all.scale_bytes.saturating_sub(shared.scale_bytes),
@@ -85,11 +85,15 @@ impl View {
 ///
 /// # Errors
 /// As [`cache_bytes`].
-pub fn kv_bytes_per_token(layers: &[LayerSpec], mode: KvMode) -> Result<u64, EstimatorError> {
+pub fn kv_bytes_per_token(
+    layers: &[LayerSpec],
+    storage: impl Into<KvStorage>,
+) -> Result<u64, EstimatorError> {
+    let storage = storage.into();
     layers
         .iter()
         .flat_map(|layer| &layer.kept)
-        .try_fold(0_u64, |sum, kept| Ok(sum.saturating_add(kept.bytes_per_token(mode)?)))
+        .try_fold(0_u64, |sum, kept| Ok(sum.saturating_add(kept.bytes_per_token(storage)?)))
 }
 
 /// What the MLX kernel set copies of the largest layer of the longest sequence, whose activations have
@@ -105,11 +109,12 @@ pub(crate) fn layer_copies(
     let tokens = SequenceTokens { context: workload.context_tokens(), beyond_window: 0, images: 0 };
     let beyond_window = workload.prefill_chunk_tokens.saturating_sub(1);
     let held = SequenceTokens { beyond_window, ..tokens };
+    let plain = KvStorage { dtype: workload.dtype, ..KvStorage::default() };
     let mut largest = LayerCopies::default();
     for kept in layers.iter().map(|layer| &layer.kept) {
         let mut one = LayerCopies::default();
         for kept in kept {
-            let growth = kept.cache_bytes(KvMode::Fp16, tokens)?.total();
+            let growth = kept.cache_bytes(plain, tokens)?.total();
             let (decoded, coding) = kept.decoding_bytes(workload.kv_mode, held, elem_bytes);
             one.growth_bytes = one.growth_bytes.saturating_add(growth);
             one.decoded_bytes = one.decoded_bytes.saturating_add(decoded);

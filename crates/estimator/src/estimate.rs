@@ -11,6 +11,7 @@ use std::path::Path;
 use crate::cache::{self, CacheBytes};
 use crate::error::EstimatorError;
 use crate::headers::Checkpoint;
+use crate::kv::ComputeDtype;
 use crate::machine::{KernelSet, Machine};
 use crate::scratch::{Phase, Scratch, Step, scratch};
 use crate::spec::{Kept, ModelSpec};
@@ -19,6 +20,9 @@ use crate::workload::Workload;
 
 /// What an unknown cache layout is taken to need.
 pub const UNKNOWN_CACHE_BYTES: u64 = 2 << 30;
+
+/// Bytes of an fp32 element.
+const SINGLE: u64 = 4;
 
 /// How the cache's size is known. The names are those of the JSON report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -166,13 +170,28 @@ pub fn read_dir(dir: &Path) -> Result<(ModelSpec, WeightFootprint), EstimatorErr
     let config = if dir.is_dir() { dir.join("config.json") } else { dir.to_owned() };
     let text = std::fs::read_to_string(&config)
         .map_err(|source| EstimatorError::Io { path: config.clone(), source })?;
-    let spec = ModelSpec::from_config(&text)?;
     let folder = config.parent().unwrap_or(Path::new("."));
-    let weights = match Checkpoint::find(folder)? {
+    let (spec, checkpoint) = both(|| ModelSpec::from_config(&text), || Checkpoint::find(folder));
+    let spec = spec?;
+    let weights = match checkpoint? {
         Some(checkpoint) => WeightFootprint::from_headers(&checkpoint, &spec),
         None => WeightFootprint::analytical(&spec)?,
     };
     Ok((spec, weights))
+}
+
+/// Runs `beside` on a thread while `here` runs, or after it where the system gives no thread: of a
+/// hundred shards, reading the index takes as long as listing the architecture's tensors.
+fn both<A, B: Send>(here: impl FnOnce() -> A, beside: impl Fn() -> B + Sync) -> (A, B) {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, &beside);
+        let first = here();
+        let second = match thread {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(_) => beside(),
+        };
+        (first, second)
+    })
 }
 
 /// Whether what is only assumed is counted.
@@ -205,10 +224,12 @@ impl Parts {
         let layers = spec.layers.as_deref().unwrap_or_default();
         let unknown = |kept: &Kept| matches!(kept, Kept::Unknown);
         let known = spec.layers.is_some() && !layers.iter().flat_map(|l| &l.kept).any(unknown);
-        let mode = workload.kv_mode;
+        let held = weights_held(weights, workload, machine);
+        let workload = &computed(spec, weights, workload, machine);
+        let elem_bytes = workload.dtype.float_bytes();
         let context = workload.context_tokens();
         let keys = context.max(workload.cross_tokens());
-        let copies = cache::layer_copies(layers, workload, spec.elem_bytes)?;
+        let copies = cache::layer_copies(layers, workload, elem_bytes)?;
         let step = |phase| match phase {
             Phase::Prefill => Step {
                 phase,
@@ -218,11 +239,10 @@ impl Parts {
             },
             Phase::Decode => Step { phase, queries: 1, keys, sequences: workload.batch() },
         };
-        let scratch =
-            |phase| scratch(&spec.widths, &step(phase), machine, spec.elem_bytes, &copies);
-        let per_token = cache::kv_bytes_per_token(layers, mode)?;
+        let scratch = |phase| scratch(&spec.widths, &step(phase), machine, elem_bytes, &copies);
+        let per_token = cache::kv_bytes_per_token(layers, workload.kv_storage())?;
         Ok(Self {
-            weights: weights.requantised(workload.quant),
+            weights: held,
             known,
             rest: cache::cache_bytes(layers, workload, Phase::Decode)?,
             prefilling: cache::cache_bytes(layers, workload, Phase::Prefill)?,
@@ -288,13 +308,40 @@ impl Parts {
     }
 }
 
+/// `workload` in the type that it is computed in: MLX's kernels compute and cache in the type of the
+/// checkpoint, which may be fp32. Host kernels cache in half precision unless fp32 is asked for.
+fn computed(
+    spec: &ModelSpec,
+    weights: &WeightFootprint,
+    workload: &Workload,
+    machine: &Machine,
+) -> Workload {
+    let stored = weights.requantised(workload.quant).float_bytes.unwrap_or(spec.elem_bytes);
+    let single = machine.kernels == KernelSet::Mlx && stored == SINGLE;
+    let dtype = if single { ComputeDtype::Fp32 } else { workload.dtype };
+    workload.clone().with_dtype(dtype)
+}
+
+/// The weights as they are held: MLX's kernels hold floats of 16 bits in 32 where fp32 is asked for,
+/// host kernels read any type.
+fn weights_held(
+    weights: &WeightFootprint,
+    workload: &Workload,
+    machine: &Machine,
+) -> WeightFootprint {
+    let weights = weights.requantised(workload.quant);
+    let widened = machine.kernels == KernelSet::Mlx && workload.dtype == ComputeDtype::Fp32;
+    if widened { weights.widened() } else { weights }
+}
+
 /// What images take for a moment: the encoder, one image at a time, and the rows that wait beside a
 /// sequence until all of its images are encoded, which are then put together.
 fn vision_bytes(spec: &ModelSpec, workload: &Workload, kernels: KernelSet) -> u64 {
     let image = workload.largest_image();
     let encoder = spec.vision.filter(|_| image > 0);
     let encoder = encoder.map_or(0, |vision| vision.image_bytes(image, kernels));
-    let elem_bytes = if kernels == KernelSet::Host { 4 } else { spec.elem_bytes };
+    let single = kernels == KernelSet::Host || workload.dtype == ComputeDtype::Fp32;
+    let elem_bytes = if single { SINGLE } else { spec.elem_bytes };
     let row = spec.widths.hidden.saturating_mul(elem_bytes);
     let waiting = workload.cross_tokens().saturating_mul(row);
     encoder.max(waiting).saturating_add(waiting)
@@ -328,6 +375,9 @@ fn assumptions(
     let cross = kept().any(|kept| matches!(kept, Kept::Cross { .. }));
     if cross && workload.cross_tokens() == 0 {
         list.push("no image is counted: its keys and values would come on top".to_owned());
+    }
+    if computed(spec, &parts.weights, workload, machine).dtype != workload.dtype {
+        list.push("the checkpoint is in fp32, and MLX's kernels cache in its type".to_owned());
     }
     if machine.available_bytes.is_none() {
         list.push("the available memory is unknown".to_owned());

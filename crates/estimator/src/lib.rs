@@ -91,8 +91,9 @@ pub use headroom::{
 };
 pub use json::parse_object;
 pub use kv::{
-    CacheType, KV_BLOCK_TOKENS, KvBytes, KvCacheParams, KvChoice, KvMode, SCALE_BYTES, block_bytes,
-    kv_cache_bytes, kv_cache_bytes_from_params, round_up_to_block, vector_bytes,
+    CacheType, ComputeDtype, KV_BLOCK_TOKENS, KvBytes, KvCacheParams, KvChoice, KvMode, KvStorage,
+    SCALE_BYTES, block_bytes, kv_cache_bytes, kv_cache_bytes_from_params, round_up_to_block,
+    vector_bytes,
 };
 pub use machine::{AvailableSource, Backend, KernelSet, Machine, MlxVersion};
 pub use quantization::{QuantFormat, QuantScope, Quantization};

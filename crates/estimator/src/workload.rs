@@ -1,6 +1,6 @@
 //! What is asked of a model: sequences, how they are prefilled, and how their cache is stored.
 
-use crate::kv::KvMode;
+use crate::kv::{ComputeDtype, KvMode, KvStorage};
 use crate::weights::WeightQuant;
 
 /// Tokens of a prefill chunk where nobody says otherwise.
@@ -36,6 +36,8 @@ pub struct Workload {
     pub prefill_chunk_tokens: u64,
     /// How the cache is stored.
     pub kv_mode: KvMode,
+    /// What is computed in, and cached where the mode does not quantise.
+    pub dtype: ComputeDtype,
     /// How the weights are re-sized before loading.
     pub quant: WeightQuant,
 }
@@ -56,6 +58,7 @@ impl Workload {
             largest_image_tokens: None,
             prefill_chunk_tokens: DEFAULT_PREFILL_CHUNK_TOKENS,
             kv_mode: KvMode::default(),
+            dtype: ComputeDtype::default(),
             quant: WeightQuant::default(),
         }
     }
@@ -64,6 +67,18 @@ impl Workload {
     #[must_use]
     pub fn with_kv_mode(self, kv_mode: KvMode) -> Self {
         Self { kv_mode, ..self }
+    }
+
+    /// The same computed in another type.
+    #[must_use]
+    pub fn with_dtype(self, dtype: ComputeDtype) -> Self {
+        Self { dtype, ..self }
+    }
+
+    /// The mode, and what its unquantised sides are made of.
+    #[must_use]
+    pub fn kv_storage(&self) -> KvStorage {
+        KvStorage { mode: self.kv_mode, dtype: self.dtype }
     }
 
     /// The same with another prefill chunk.

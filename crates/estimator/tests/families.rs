@@ -5,14 +5,18 @@
 //! architecture does not have (a tied head stored twice, causal-mask buffers).
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use mlxcel_estimator::{Architecture, KvMode, ModelSpec, kv_bytes_per_token};
+use mlxcel_estimator::{Architecture, ComputeDtype, Kept, KvMode, ModelSpec, kv_bytes_per_token};
 
 #[track_caller]
 fn check(config: &str, parameters: u64, architecture: Architecture, per_token: u64, state: u64) {
     let spec = ModelSpec::from_config(config).unwrap();
     assert_eq!(spec.parameters().unwrap(), Some(parameters));
     let layers = spec.layers.unwrap();
-    let fixed: u64 = layers.iter().flat_map(|l| &l.kept).map(|kept| kept.state_bytes()).sum();
+    let fixed: u64 = layers
+        .iter()
+        .flat_map(|l| &l.kept)
+        .map(|kept| kept.state_bytes(ComputeDtype::Checkpoint))
+        .sum();
     let growth = kv_bytes_per_token(&layers, KvMode::Fp16).unwrap();
     assert_eq!((spec.architecture, growth, fixed), (architecture, per_token, state));
 }
@@ -232,4 +236,134 @@ fn an_unheard_of_decoder_is_sized_and_says_so() {
     check(config, 126_362_624, Standard, 4 * 2 * 2 * 128 * 2, 0);
     let spec = ModelSpec::from_config(config).unwrap();
     assert!(spec.assumptions[0].contains("`zorglub` is not known: sized by its field names"));
+}
+
+#[test]
+fn bloom_calls_its_width_n_embed() {
+    check(
+        r#"{"model_type": "bloom", "n_embed": 1024, "n_layer": 24, "num_attention_heads": 16}"#,
+        559_214_592,
+        Standard,
+        98_304,
+        0,
+    );
+}
+
+#[test]
+fn minicpm_ties_its_head_and_minicpm_3_keeps_latents() {
+    check(
+        r#"{"model_type": "minicpm", "hidden_size": 2304, "intermediate_size": 5760,
+            "num_hidden_layers": 40, "num_attention_heads": 36, "num_key_value_heads": 36,
+            "vocab_size": 122753}"#,
+        2_724_880_896,
+        Standard,
+        368_640,
+        0,
+    );
+    check(r#"{"model_type": "minicpm3"}"#, 4_073_875_968, Mla, 62 * (256 + 32) * 2, 0);
+}
+
+#[test]
+fn llava_next_has_one_vector_more() {
+    check(
+        r#"{"model_type": "llava_next", "image_grid_pinpoints": [[336, 672]],
+            "text_config": {"model_type": "mistral", "sliding_window": null, "vocab_size": 32064},
+            "vision_config": {"model_type": "clip_vision_model"}}"#,
+        7_566_747_648,
+        Standard,
+        131_072,
+        0,
+    );
+}
+
+#[test]
+fn hunyuan_large_shares_every_second_cache() {
+    check(
+        r#"{"model_type": "hunyuan", "hidden_size": 6400, "intermediate_size": 18304,
+            "num_hidden_layers": 64, "num_attention_heads": 80, "num_key_value_heads": 8,
+            "num_experts": 16, "tie_word_embeddings": true, "vocab_size": 129024,
+            "use_cla": true, "cla_share_factor": 2}"#,
+        388_701_402_880,
+        Standard,
+        32 * 2 * 8 * 80 * 2,
+        0,
+    );
+}
+
+/// The layers of `config` that have a window.
+fn windowed(config: &str) -> Vec<usize> {
+    let layers = ModelSpec::from_config(config).unwrap().layers.unwrap();
+    let has_window = |kept: &Kept| matches!(kept, Kept::Attention { window: Some(_), .. });
+    let found = layers.iter().enumerate().filter(|(_, layer)| layer.kept.iter().any(has_window));
+    found.map(|(layer, _)| layer).collect()
+}
+
+/// Without `layer_types` each class has a rule of its own, by the configuration classes of transformers.
+#[test]
+fn windows_without_layer_types() {
+    let with = |model_type: &str, rest: &str| {
+        windowed(&format!(
+            r#"{{"model_type": "{model_type}", "num_hidden_layers": 8, "sliding_window": 64{rest}}}"#
+        ))
+    };
+    let on = r#", "use_sliding_window": true"#;
+    assert!(with("smollm3", "").is_empty());
+    assert_eq!(with("smollm3", on), [3, 7]);
+    assert_eq!(with("smollm3", &format!(r#"{on}, "no_rope_layer_interval": 2"#)), [1, 3, 5, 7]);
+    let listed = format!(r#"{on}, "no_rope_layers": [0, 1, 1, 1, 1, 1, 1, 0]"#);
+    assert_eq!(with("smollm3", &listed), [0, 7]);
+    let later = format!(r#"{on}, "max_window_layers": 5"#);
+    assert_eq!(with("qwen2", &later), [5, 6, 7]);
+    assert_eq!(with("qwen3", &later), [5, 6, 7]);
+    assert_eq!(with("qwen2_moe", &later), [0, 2, 4]);
+    assert_eq!(with("qwen3_moe", &later), [0, 1, 2, 3, 4, 5, 6, 7]);
+    assert!(with("qwen2_moe", "").is_empty());
+    assert_eq!(with("exaone4", r#", "sliding_window_pattern": 4"#), [0, 1, 2, 4, 5, 6]);
+    assert_eq!(with("exaone4", r#", "sliding_window_pattern": "LLG""#), [0, 1, 3, 4, 6]);
+}
+
+/// What nobody described is guessed where its fields say enough, and the guess says what is not in it.
+#[test]
+fn guesses_say_what_they_leave_out() {
+    let spec = |model_type: &str, rest: &str| {
+        let config = format!(
+            r#"{{"model_type": "{model_type}", "hidden_size": 512, "num_hidden_layers": 4,
+                "num_attention_heads": 8, "intermediate_size": 1024, "vocab_size": 1000{rest}}}"#
+        );
+        ModelSpec::from_config(&config).unwrap()
+    };
+    for (rest, note) in [
+        ("", "tie_word_embeddings is not given"),
+        (r#", "sliding_window": 64"#, "the sliding window is not counted"),
+        (r#", "audio_config": {}"#, "encoders of pictures and sound are not counted"),
+        (r#", "vision_config": {"depth": 1}"#, "the image encoder of model type `zorglub`"),
+    ] {
+        let spec = spec("zorglub", rest);
+        assert!(spec.parameters().unwrap().is_some(), "{rest}");
+        let said = spec.assumptions.join("; ");
+        assert!(said.contains(note) && said.contains("sized by its field names"), "{rest}: {said}");
+    }
+    for rest in [
+        r#", "layers_block_type": ["mamba", "hybrid", "mamba", "mamba"]"#,
+        r#", "attn_mode": "chunk""#,
+        r#", "is_encoder_decoder": true"#,
+        r#", "type_vocab_size": 2"#,
+        r#", "zero_expert_num": 2"#,
+        r#", "num_swa_attention_heads": 4"#,
+    ] {
+        let spec = spec("zorglub", rest);
+        assert_eq!((spec.parameters().unwrap(), spec.layers), (None, None), "{rest}");
+        let said = spec.assumptions.join("; ");
+        assert!(said.contains("do not say what every layer keeps"), "{rest}: {said}");
+        assert!(!said.contains("sized by"), "{rest}: {said}");
+    }
+    let latent = spec("zorglub", r#", "kv_lora_rank": 64, "qk_rope_head_dim": 8"#);
+    assert!(latent.layers.is_none() && latent.assumptions[0].contains("field names fails"));
+    let heads = spec("zorglub", r#", "num_key_value_heads_per_layer": [4, 2, 1, 1]"#);
+    let growth = kv_bytes_per_token(&heads.layers.unwrap(), KvMode::Fp16).unwrap();
+    assert_eq!(growth, 8 * 2 * 64 * 2);
+    let flat = r#"{"model_type": "chatglm", "hidden_size": 64, "ffn_hidden_size": 64, "num_layers": 1,
+        "num_attention_heads": 2, "padded_vocab_size": 100, "vision_config": {"hidden_size": 8}}"#;
+    let said = ModelSpec::from_config(flat).unwrap().assumptions.join("; ");
+    assert!(said.contains("the image encoder of model type `chatglm` is not known"), "{said}");
 }

@@ -63,9 +63,7 @@ impl Sized {
         let spec = ModelSpec::from_config(&String::from_utf8_lossy(builtin::CONFIG))?;
         let file = PathBuf::from(&name);
         let header = parse_header(&file, builtin::WEIGHTS, builtin::WEIGHTS.len() as u64)?;
-        let tensors = header.tensors.keys().map(|tensor| (tensor.clone(), 0)).collect();
-        let checkpoint =
-            Checkpoint { files: vec![(file, header)], tensors, index_total_bytes: None };
+        let checkpoint = Checkpoint::assemble(Path::new(&name), vec![(file, header)], None)?;
         Ok(Self { weights: WeightFootprint::from_headers(&checkpoint, &spec), spec, name })
     }
 

@@ -6,11 +6,14 @@
 mod support;
 
 use mlxcel_core::{Batch, Ops};
-use mlxcel_estimator::{KvMode, ModelSpec, Phase, Workload, cache_bytes};
+use mlxcel_estimator::{
+    Backend, KvMode, Machine, ModelSpec, Phase, Workload, cache_bytes, estimate_dir,
+};
 use mlxcel_runtime::engine::{ModelSource, NoProgress};
 use mlxcel_runtime::families::{self, LanguageModel};
 use mlxcel_runtime::loading::{Checkpoint, Residence, Source};
 use mlxcel_runtime::{ComputeDtype, KernelSet, OpsConfig, Precision, SequenceCache, SequenceRun};
+use serde_json::{Value, json};
 use support::{cosine, on_engine};
 use tempfile::TempDir;
 
@@ -32,27 +35,27 @@ struct Loaded {
     checkpoint: Checkpoint,
     model: Box<dyn LanguageModel>,
     spec: ModelSpec,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Loaded {
-    fn new(name: &str, kernels: KernelSet, variant: &str) -> Self {
+    fn new(name: &str, kernels: KernelSet, variant: &str, dtype: ComputeDtype) -> Self {
         let folder = TempDir::new().unwrap();
         let variant = xtask::golden::VARIANTS.iter().find(|known| known.name == variant).unwrap();
         xtask::golden::checkpoint(name, variant, folder.path()).unwrap();
+        Self::open(folder, kernels, dtype)
+    }
+
+    fn open(folder: TempDir, kernels: KernelSet, dtype: ComputeDtype) -> Self {
         let config = std::fs::read_to_string(folder.path().join("config.json")).unwrap();
         let source = ModelSource::Folder(folder.path().into());
         let checkpoint = Checkpoint::open(&source, Residence::Mapped, kernels).unwrap();
-        let ops = Ops::new(&OpsConfig {
-            kernels,
-            threads: Some(2),
-            precision: Precision::Exact,
-            dtype: ComputeDtype::Checkpoint,
-        })
-        .unwrap();
+        let ops =
+            Ops::new(&OpsConfig { kernels, threads: Some(2), precision: Precision::Exact, dtype })
+                .unwrap();
         let model = model(&checkpoint, &ops);
         let spec = ModelSpec::from_config(&config).unwrap();
-        Self { ops, checkpoint, model, spec, _folder: folder }
+        Self { ops, checkpoint, model, spec, folder }
     }
 
     fn cache(&self, mode: KvMode) -> mlxcel_core::Result<SequenceCache> {
@@ -63,6 +66,7 @@ impl Loaded {
     /// Bytes of a sequence of `tokens`, prefilled in one chunk, by the estimator.
     fn estimate(&self, mode: KvMode, tokens: usize, phase: Phase) -> Result<usize, String> {
         let workload = Workload::uniform(tokens as u64, 1).with_kv_mode(mode);
+        let workload = workload.with_dtype(self.ops.dtype());
         let layers = self.spec.layers.as_ref().unwrap();
         let bytes = cache_bytes(layers, &workload, phase).map_err(|error| error.to_string())?;
         Ok(usize::try_from(bytes.kv.total() + bytes.state_bytes).unwrap())
@@ -118,7 +122,7 @@ fn least_cosine(mode: KvMode) -> f64 {
 }
 
 fn check_modes(name: &str, kernels: KernelSet, variant: &str) {
-    let loaded = Loaded::new(name, kernels, variant);
+    let loaded = Loaded::new(name, kernels, variant, ComputeDtype::Checkpoint);
     let weights = loaded.checkpoint.checksum().unwrap();
     let fp16 = || loaded.run(name, KvMode::Fp16, &loaded.cache(KvMode::Fp16).unwrap());
     let before = fp16();
@@ -156,6 +160,86 @@ fn every_mode_takes_what_the_estimator_says_and_touches_no_weight() {
 #[test]
 fn every_mode_of_the_mlx_set_takes_what_the_estimator_says() {
     on_engine(|| configurations().for_each(|name| check_modes(&name, KernelSet::Mlx, "bf16")));
+}
+
+/// What is not quantised takes 32 bits where everything is computed in fp32: both sides, keys, and the
+/// open block of values that are sealed later.
+#[test]
+fn fp32_caches_take_what_the_estimator_says() {
+    let modes = [KvMode::Fp16, KvMode::Fp16Turbo4, KvMode::Turbo4Delegated];
+    on_engine(move || {
+        for name in configurations() {
+            for kernels in [KernelSet::Host, KernelSet::Mlx] {
+                let loaded = Loaded::new(&name, kernels, "bf16", ComputeDtype::Fp32);
+                for mode in modes {
+                    let what = format!("{name} {mode} {kernels:?}");
+                    match loaded.cache(mode) {
+                        Ok(cache) => drop(loaded.run(&what, mode, &cache)),
+                        Err(refused) => assert_ne!(mode, KvMode::Fp16, "{what}: {refused}"),
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// MLX's kernels cache in the type of the checkpoint, which its files state.
+#[test]
+fn a_checkpoint_in_fp32_is_cached_in_fp32_by_mlx() {
+    on_engine(|| {
+        let tokens: Vec<u32> = (0..300).collect();
+        for (variant, kernels) in
+            [("f32", KernelSet::Mlx), ("bf16", KernelSet::Mlx), ("f32", KernelSet::Host)]
+        {
+            let loaded = Loaded::new("qwen3", kernels, variant, ComputeDtype::Checkpoint);
+            let cache = loaded.cache(KvMode::Fp16).unwrap();
+            loaded.forward(&tokens, &cache);
+            let mut machine = Machine::new(Backend::Cpu);
+            if kernels == KernelSet::Mlx {
+                machine.kernels = mlxcel_estimator::KernelSet::Mlx;
+            }
+            let workload = Workload::uniform(300, 1);
+            let estimate = estimate_dir(loaded.folder.path(), &workload, &machine).unwrap();
+            let bytes = cache.allocated_bytes() as u64;
+            assert_eq!(estimate.kv_cache_bytes, Some(bytes), "{variant} {kernels:?}");
+            let said = estimate.assumptions.iter().any(|a| a.contains("cache in its type"));
+            assert_eq!(said, variant == "f32" && kernels == KernelSet::Mlx);
+        }
+    });
+}
+
+/// Where `config.json` gives a window but no `layer_types`, the configuration's class says which layers
+/// have it.
+#[test]
+fn windows_without_layer_types_are_the_estimators() {
+    let cases = [
+        ("smollm3", json!({"use_sliding_window": true}), [false, true, false]),
+        ("smollm3", json!({"use_sliding_window": false}), [false; 3]),
+        (
+            "qwen3",
+            json!({"use_sliding_window": true, "max_window_layers": 2}),
+            [false, false, true],
+        ),
+        ("qwen3_moe", json!({"use_sliding_window": true, "max_window_layers": 2}), [true; 3]),
+    ];
+    on_engine(move || {
+        for (name, changes, expected) in cases {
+            let folder = TempDir::new().unwrap();
+            xtask::golden::checkpoint(name, &xtask::golden::VARIANTS[0], folder.path()).unwrap();
+            let path = folder.path().join("config.json");
+            let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            config["sliding_window"] = json!(64);
+            for (key, value) in changes.as_object().unwrap() {
+                config[key] = value.clone();
+            }
+            std::fs::write(&path, config.to_string()).unwrap();
+            let loaded = Loaded::open(folder, KernelSet::Host, ComputeDtype::Checkpoint);
+            let ours = loaded.model.cache_layout();
+            let ours: Vec<_> = ours.iter().map(|layer| layer.window.is_some()).collect();
+            assert_eq!(ours, expected, "{name} {changes}");
+            loaded.run(name, KvMode::Fp16, &loaded.cache(KvMode::Fp16).unwrap());
+        }
+    });
 }
 
 #[test]

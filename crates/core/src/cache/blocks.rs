@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-use mlxcel_estimator::KvMode;
+use mlxcel_estimator::KvStorage;
 use mlxcel_kernels::Pool;
 use mlxcel_kernels::aligned::ALIGN_BYTES;
 use mlxcel_kernels::kv::{self, KV_BLOCK_TOKENS, KvBlock, ValueStore};
@@ -19,7 +19,6 @@ use mlxcel_kernels::slab::Slab;
 use super::modes::{LayerFormat, dropped_by_window, sealed_block};
 use super::saved::SavedLayer;
 use crate::attention::LayerLayout;
-use crate::ops::ComputeDtype;
 use crate::{Error, Result};
 
 /// One layer's blocks. Cloning shares the blocks; a write to a shared one copies it first.
@@ -39,8 +38,8 @@ pub(crate) struct BlockCache {
 }
 
 impl BlockCache {
-    pub(super) fn new(layout: &LayerLayout, mode: KvMode, dtype: ComputeDtype) -> Result<Self> {
-        let format = LayerFormat::new(layout, mode, dtype)?;
+    pub(super) fn new(layout: &LayerLayout, storage: KvStorage) -> Result<Self> {
+        let format = LayerFormat::new(layout, storage)?;
         let window = layout.window.map(std::num::NonZeroUsize::get);
         Ok(Self {
             format,

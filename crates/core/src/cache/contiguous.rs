@@ -11,7 +11,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use mlx_ffi::{Array, Dtype, ops};
-use mlxcel_estimator::KvMode;
+use mlxcel_estimator::KvStorage;
 use mlxcel_kernels::kv::{KV_BLOCK_TOKENS, KvFormat, ValueStore};
 
 use self::coding::Rotation;
@@ -68,8 +68,8 @@ impl Held {
 }
 
 impl ContiguousCache {
-    pub(super) fn new(layout: &LayerLayout, mode: KvMode, dtype: ComputeDtype) -> Result<Self> {
-        let format = LayerFormat::new(layout, mode, dtype)?;
+    pub(super) fn new(layout: &LayerLayout, storage: KvStorage) -> Result<Self> {
+        let format = LayerFormat::new(layout, storage)?;
         let LayerLayout { kv_heads, key_dim, value_dim, window, .. } = *layout;
         let rows = |side| Rows::new(kv_heads, side);
         let side = format.keys();

@@ -16,7 +16,7 @@ use std::cell::{Cell, Ref, RefCell, RefMut};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mlxcel_estimator::{KV_BLOCK_TOKENS, KvMode};
+use mlxcel_estimator::{KV_BLOCK_TOKENS, KvMode, KvStorage};
 use mlxcel_kernels::slab::Slab;
 
 pub(crate) use self::blocks::BlockCache;
@@ -53,12 +53,13 @@ pub(crate) enum LayerCache {
 
 impl LayerCache {
     fn new(ops: &Ops, layout: &LayerLayout, mode: KvMode) -> Result<Self> {
+        let storage = KvStorage { mode, dtype: ops.dtype() };
         Ok(match ops.kernels() {
             KernelSet::Host => {
-                Self::Blocks(Arc::new(Mutex::new(BlockCache::new(layout, mode, ops.dtype())?)))
+                Self::Blocks(Arc::new(Mutex::new(BlockCache::new(layout, storage)?)))
             }
             KernelSet::Mlx => {
-                Self::Contiguous(RefCell::new(ContiguousCache::new(layout, mode, ops.dtype())?))
+                Self::Contiguous(RefCell::new(ContiguousCache::new(layout, storage)?))
             }
         })
     }
@@ -116,10 +117,11 @@ impl SequenceCache {
     ///
     /// # Errors
     /// A mode that cannot hold a layer's vectors.
-    pub fn bytes_per_token(layout: &[LayerLayout], mode: KvMode) -> Result<u64> {
-        layout
-            .iter()
-            .try_fold(0, |sum, layer| Ok(sum + modes::block_bytes(layer, mode)? / KV_BLOCK_TOKENS))
+    pub fn bytes_per_token(layout: &[LayerLayout], storage: impl Into<KvStorage>) -> Result<u64> {
+        let storage = storage.into();
+        layout.iter().try_fold(0, |sum, layer| {
+            Ok(sum + modes::block_bytes(layer, storage)? / KV_BLOCK_TOKENS)
+        })
     }
 
     /// How keys and values are stored.

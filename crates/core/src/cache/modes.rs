@@ -1,11 +1,10 @@
 //! From a mode's name to the formats that a layer's cache stores.
 
-use mlxcel_estimator::{CacheType, KvMode};
+use mlxcel_estimator::{CacheType, KvMode, KvStorage};
 use mlxcel_kernels::kv::{BlockLayout, KV_BLOCK_TOKENS, KvFormat, ValueStore};
 use mlxcel_kernels::turbo::{ScaleRule, Side};
 
 use crate::attention::LayerLayout;
-use crate::ops::ComputeDtype;
 use crate::{Error, Result};
 
 /// The scale of Turbo values. By KL divergence on the demo model it beats the renormalised one by
@@ -24,13 +23,14 @@ pub(super) struct LayerFormat {
 
 impl LayerFormat {
     /// The formats of `mode`, or why it cannot run on this layer.
-    pub(super) fn new(layout: &LayerLayout, mode: KvMode, dtype: ComputeDtype) -> Result<Self> {
+    pub(super) fn new(layout: &LayerLayout, storage: KvStorage) -> Result<Self> {
+        let mode = storage.mode;
         let refuse =
             |error: mlxcel_kernels::KernelError| Error::KvMode { mode, reason: error.to_string() };
-        let key = format(mode.keys(), mode, dtype)?;
-        let (open_value, sealed) = match mode.values() {
-            CacheType::Turbo4Delegated => (float(dtype), Some(KvFormat::Turbo4)),
-            other => (format(other, mode, dtype)?, None),
+        let key = format(storage.keys(), mode)?;
+        let (open_value, sealed) = match storage.values() {
+            CacheType::Turbo4Delegated => (storage.plain(), Some(KvFormat::Turbo4)),
+            other => (other, None),
         };
         let value = match layout.latent {
             true if mode.is_turbo() => {
@@ -38,7 +38,7 @@ impl LayerFormat {
                 return Err(Error::KvMode { mode, reason: reason.into() });
             }
             true => ValueStore::KeyPrefix,
-            false => ValueStore::Own(open_value),
+            false => ValueStore::Own(format(open_value, mode)?),
         };
         let open = BlockLayout::new(layout.kv_heads, layout.key_dim, layout.value_dim, key, value)
             .map_err(refuse)?
@@ -102,21 +102,23 @@ const _: () = assert!(
 );
 
 /// Bytes of one block of a layer by the estimator's formula, keys, values and scales.
-pub(super) fn block_bytes(layout: &LayerLayout, mode: KvMode) -> Result<u64> {
+pub(super) fn block_bytes(layout: &LayerLayout, storage: KvStorage) -> Result<u64> {
+    let mode = storage.mode;
     let side = |cache: CacheType, dim: usize| {
         mlxcel_estimator::block_bytes(cache, layout.kv_heads as u64, dim as u64)
             .map_err(|error| Error::KvMode { mode, reason: error.to_string() })
     };
-    let keys = side(mode.keys(), layout.key_dim)?;
+    let keys = side(storage.keys(), layout.key_dim)?;
     if layout.latent {
         return Ok(keys.total());
     }
-    Ok(keys.plus(side(mode.values(), layout.value_dim)?).total())
+    Ok(keys.plus(side(storage.values(), layout.value_dim)?).total())
 }
 
-fn format(kind: CacheType, mode: KvMode, dtype: ComputeDtype) -> Result<KvFormat> {
+fn format(kind: CacheType, mode: KvMode) -> Result<KvFormat> {
     Ok(match kind {
-        CacheType::Fp16 => float(dtype),
+        CacheType::Fp16 => KvFormat::F16,
+        CacheType::Fp32 => KvFormat::F32,
         CacheType::Int8 => KvFormat::Int8,
         CacheType::Turbo4 => KvFormat::Turbo4,
         CacheType::Turbo3 => KvFormat::Turbo3,
@@ -127,12 +129,4 @@ fn format(kind: CacheType, mode: KvMode, dtype: ComputeDtype) -> Result<KvFormat
             });
         }
     })
-}
-
-/// Half precision, unless everything is computed in fp32.
-fn float(dtype: ComputeDtype) -> KvFormat {
-    match dtype {
-        ComputeDtype::Checkpoint => KvFormat::F16,
-        ComputeDtype::Fp32 => KvFormat::F32,
-    }
 }

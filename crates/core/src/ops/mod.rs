@@ -14,6 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use mlx_ffi::{Array, Dtype};
+pub use mlxcel_estimator::ComputeDtype;
 pub use mlxcel_kernels::elementwise::{Glu as Activation, Map};
 use mlxcel_kernels::matmul::Sums;
 pub use mlxcel_kernels::matmul::{FEW_TOKENS, Precision};
@@ -56,15 +57,6 @@ impl KernelSet {
             }),
         }
     }
-}
-
-/// What activations (MLX set) and half-precision caches are computed in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ComputeDtype {
-    /// The checkpoint's own type; caches in half precision.
-    Checkpoint,
-    /// fp32 throughout.
-    Fp32,
 }
 
 /// How [`Ops::absorbed`] stores what it makes of a quantised matrix.

@@ -35,7 +35,7 @@ const VISION_KEYS: [&str; 8] = [
 
 /// The usual name of a quantity, and the other names that families give it.
 const ALIASES: [(&str, &[&str]); 12] = [
-    ("hidden_size", &["d_model", "n_embd", "model_dim", "dim"]),
+    ("hidden_size", &["d_model", "n_embd", "n_embed", "model_dim", "dim"]),
     ("num_hidden_layers", &["n_layer", "n_layers", "num_layers"]),
     ("num_attention_heads", &["n_head", "n_heads", "num_heads"]),
     (

@@ -1,6 +1,6 @@
 //! Which description belongs to which `model_type`.
 
-use super::Family;
+use super::{Family, Where};
 use crate::EstimatorError;
 use crate::config::{Field, Fields};
 
@@ -64,7 +64,7 @@ const TEXT: &[Entry] = families![
     ["olmo2", "olmo3"] => "olmo2",
     ["olmoe"] => "olmoe",
     ["starcoder2"] => "starcoder2",
-    ["glm", "glm4"] => "glm4",
+    ["glm", "glm4", "glm4v_text"] => "glm4",
     ["lfm2", "lfm2_moe"] => "lfm2",
     ["yi", "aquila", "internlm", "xverse"] => "llama_like",
     ["seed_oss"] => "seed_oss",
@@ -80,7 +80,7 @@ const TEXT: &[Entry] = families![
     ["bloom"] => "bloom",
     ["olmo"] => "olmo",
     ["phimoe"] => "phimoe",
-    ["glm4_moe"] => "glm4_moe",
+    ["glm4_moe", "glm4v_moe_text"] => "glm4_moe",
     ["exaone4"] => "exaone4",
     ["ernie4_5_moe"] => "ernie4_5_moe",
     ["minimax_m2"] => "minimax_m2",
@@ -95,12 +95,14 @@ const TEXT: &[Entry] = families![
     ["gemma3n_text", "gemma3n"] => "gemma3n",
     ["dbrx"] => "dbrx",
     ["internlm2"] => "internlm2",
+    ["minicpm"] => "minicpm",
+    ["minicpm3"] => "minicpm3",
     ["deepseek_v32"] => "deepseek_v32",
 ];
 
 /// Wrappers that join a language model to an image encoder.
 const WRAPPERS: &[Entry] = families![
-    ["llava"] => "llava",
+    ["llava", "llava_next"] => "llava",
     ["qwen2_5_vl"] => "qwen2_5_vl",
     ["qwen2_vl"] => "qwen2_vl",
     ["qwen3_vl"] => "qwen3_vl",
@@ -164,8 +166,10 @@ const GENERIC: (&str, &str) = ("generic", include_str!("../../families/generic.t
 pub(crate) struct Chosen {
     pub(crate) text: Family,
     pub(crate) wrapper: Option<Family>,
-    /// A sentence where the choice is a guess.
-    pub(crate) assumption: Option<String>,
+    /// A sentence where nobody described the model type, and its usual fields are all there.
+    pub(crate) guess: Option<String>,
+    /// A sentence where a part of the model is not described.
+    pub(crate) uncounted: Option<String>,
 }
 
 /// Chooses by the language part's type, the wrapper's type, and the wrapper's usual language
@@ -177,25 +181,39 @@ pub(crate) fn choose(fields: &Fields) -> Result<Option<Chosen>, EstimatorError> 
     let stated = fields.text_type().unwrap_or_default();
     for name in [stated, implied.as_str(), root] {
         if let Some(text) = find(TEXT, name)? {
-            let assumption = uncounted_encoder(fields, wrapper.as_ref(), root);
-            return Ok(Some(Chosen { text, wrapper, assumption }));
+            return Ok(Some(chosen(fields, text, wrapper, None)));
         }
     }
-    generic(fields, wrapper, stated)
+    if !has_usual_fields(fields) {
+        return Ok(None);
+    }
+    let name = crate::error::shortened(stated);
+    let guess = format!(
+        "model type `{name}` is not known: sized by its field names as a Llama-like decoder"
+    );
+    let text = Family::parse(GENERIC.0, GENERIC.1)?;
+    Ok(Some(chosen(fields, text, wrapper, Some(guess))))
 }
 
-fn uncounted_encoder(fields: &Fields, wrapper: Option<&Family>, root: &str) -> Option<String> {
-    let unknown = fields.has_vision() && fields.is_nested() && wrapper.is_none();
-    let root = crate::error::shortened(root);
-    unknown
-        .then(|| format!("the image encoder of model type `{root}` is not known and not counted"))
+fn chosen(fields: &Fields, text: Family, wrapper: Option<Family>, guess: Option<String>) -> Chosen {
+    let uncounted = if wrapper.is_none() { uncounted(fields, &text) } else { None };
+    Chosen { text, wrapper, guess, uncounted }
 }
 
-fn generic(
-    fields: &Fields,
-    wrapper: Option<Family>,
-    stated: &str,
-) -> Result<Option<Chosen>, EstimatorError> {
+/// What is beside the language part that `text` describes, and in no description.
+fn uncounted(fields: &Fields, text: &Family) -> Option<String> {
+    let root = crate::error::shortened(fields.root_type().unwrap_or_default());
+    let described = text.sections.iter().any(|section| section.place == Where::Vision);
+    if fields.has_vision() && !described {
+        return Some(format!(
+            "the image encoder of model type `{root}` is not known and not counted"
+        ));
+    }
+    let nested = fields.is_nested() && !described;
+    nested.then(|| format!("of model type `{root}` only the language part is known and counted"))
+}
+
+fn has_usual_fields(fields: &Fields) -> bool {
     const USUAL: [&str; 5] = [
         "hidden_size",
         "num_hidden_layers",
@@ -203,14 +221,7 @@ fn generic(
         "intermediate_size",
         "vocab_size",
     ];
-    if !USUAL.iter().all(|name| matches!(fields.get(name), Field::Present(_))) {
-        return Ok(None);
-    }
-    let name = crate::error::shortened(stated);
-    let assumption = Some(format!(
-        "model type `{name}` is not known: sized by its field names as a Llama-like decoder"
-    ));
-    Ok(Some(Chosen { text: Family::parse(GENERIC.0, GENERIC.1)?, wrapper, assumption }))
+    USUAL.iter().all(|name| matches!(fields.get(name), Field::Present(_)))
 }
 
 fn find(table: &[Entry], model_type: &str) -> Result<Option<Family>, EstimatorError> {

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
@@ -22,10 +23,11 @@ const FILES_PER_THREAD: usize = 8;
 pub struct Checkpoint {
     /// The files, each with its header, in the order of their names.
     pub files: Vec<(PathBuf, Header)>,
-    /// Which file (position in `files`) holds a tensor.
-    pub tensors: HashMap<String, usize>,
     /// The index's `metadata.total_size`, where there is an index that states one.
     pub index_total_bytes: Option<u64>,
+    /// Which file (position in `files`) holds a tensor. Where the index says so it is made when it is
+    /// first asked for: sizing asks for quantised tensors only.
+    tensors: OnceLock<HashMap<String, usize>>,
 }
 
 impl Checkpoint {
@@ -60,20 +62,32 @@ impl Checkpoint {
             let lost = shortened(lost);
             return Err(problem(dir, format!("{INDEX} names `{lost}`, which is missing")));
         }
-        let read = Self::read(dir, names)?;
-        index.check(dir, &read.tensors)?;
-        Ok(Self { index_total_bytes: index.total_bytes, ..read })
+        Self::of(dir, read_headers(dir, &names)?, Some(index))
     }
 
     fn unindexed(dir: &Path) -> Result<Option<Self>, EstimatorError> {
         let names = safetensors_files(dir)?;
-        if names.is_empty() { Ok(None) } else { Self::read(dir, names).map(Some) }
+        if names.is_empty() {
+            return Ok(None);
+        }
+        Self::of(dir, read_headers(dir, &names)?, None).map(Some)
     }
 
-    fn read(dir: &Path, names: Vec<String>) -> Result<Self, EstimatorError> {
-        let files = read_headers(names.into_iter().map(|name| dir.join(name)).collect())?;
+    /// Checks that every tensor is in one file, and those of the index are there.
+    fn of(
+        dir: &Path,
+        files: Vec<(PathBuf, Header)>,
+        index: Option<&Index<'_>>,
+    ) -> Result<Self, EstimatorError> {
+        let index_total_bytes = index.and_then(|index| index.total_bytes);
+        if index.is_some_and(|index| index.describes(&files)) {
+            return Ok(Self { files, index_total_bytes, tensors: OnceLock::new() });
+        }
         let tensors = merge(dir, &files)?;
-        Ok(Self { files, tensors, index_total_bytes: None })
+        if let Some(index) = index {
+            index.check(dir, &tensors)?;
+        }
+        Ok(Self { files, index_total_bytes, tensors: OnceLock::from(tensors) })
     }
 
     /// Reads the header of one file as a checkpoint of its own.
@@ -81,9 +95,7 @@ impl Checkpoint {
     /// # Errors
     /// What [`read_header`] finds.
     pub fn open_file(path: &Path) -> Result<Self, EstimatorError> {
-        let files = vec![(path.to_owned(), read_header(path)?)];
-        let tensors = merge(path, &files)?;
-        Ok(Self { files, tensors, index_total_bytes: None })
+        Self::of(path, vec![(path.to_owned(), read_header(path)?)], None)
     }
 
     /// Headers that were read by other means, with the text of their index where they have one; as
@@ -96,13 +108,8 @@ impl Checkpoint {
         files: Vec<(PathBuf, Header)>,
         index: Option<&str>,
     ) -> Result<Self, EstimatorError> {
-        let tensors = merge(name, &files)?;
         let index = index.map(|text| Index::parse(text, INDEX)).transpose()?;
-        if let Some(index) = &index {
-            index.check(name, &tensors)?;
-        }
-        let index_total_bytes = index.and_then(|index| index.total_bytes);
-        Ok(Self { files, tensors, index_total_bytes })
+        Self::of(name, files, index.as_ref())
     }
 
     /// The files that the text of an index names, sorted.
@@ -116,8 +123,14 @@ impl Checkpoint {
     /// A tensor and the file that holds it.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<(&Path, &TensorInfo)> {
-        let (path, header) = self.files.get(*self.tensors.get(name)?)?;
+        let (path, header) = self.files.get(self.file_of(name)?)?;
         header.tensors.get(name).map(|info| (path.as_path(), info))
+    }
+
+    /// The position in `files` of the file that holds a tensor.
+    #[must_use]
+    pub fn file_of(&self, name: &str) -> Option<usize> {
+        self.tensors.get_or_init(|| positions(&self.files)).get(name).copied()
     }
 
     /// Every tensor with its name, in the order of the files and of the names in each.
@@ -133,6 +146,14 @@ impl Checkpoint {
     }
 }
 
+/// The file of each tensor, of files that share none.
+fn positions(files: &[(PathBuf, Header)]) -> HashMap<String, usize> {
+    let names = files.iter().enumerate();
+    let names = names.flat_map(|(file, (_, header))| header.tensors.keys().map(move |n| (n, file)));
+    names.map(|(name, file)| (name.clone(), file)).collect()
+}
+
+/// The same, refusing a tensor that two files hold.
 fn merge(
     dir: &Path,
     files: &[(PathBuf, Header)],
@@ -167,7 +188,8 @@ fn safetensors_files(dir: &Path) -> Result<Vec<String>, EstimatorError> {
 
 /// Reads the headers on all cores: of a hundred shards they are most of what sizing takes. Where the
 /// system gives no thread, the caller's own reads that share.
-fn read_headers(paths: Vec<PathBuf>) -> Result<Vec<(PathBuf, Header)>, EstimatorError> {
+fn read_headers(dir: &Path, names: &[String]) -> Result<Vec<(PathBuf, Header)>, EstimatorError> {
+    let paths: Vec<_> = names.iter().map(|name| dir.join(name)).collect();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let share = paths.len().div_ceil(threads).max(FILES_PER_THREAD);
     let read = |paths: &[PathBuf]| {
@@ -272,6 +294,18 @@ impl<'a> Index<'a> {
         names
     }
 
+    /// Whether the files hold what the index says, each tensor where it says, and nothing else: then no
+    /// two of them hold the same one. Both are sorted by name.
+    fn describes(&self, files: &[(PathBuf, Header)]) -> bool {
+        let headers: HashMap<_, _> = files.iter().map(|(path, h)| (file_name(path), h)).collect();
+        let held = self.shards.iter().map(|shard| Some(headers.get(shard)?.tensors.keys()));
+        let Some(mut held) = held.collect::<Option<Vec<_>>>() else { return false };
+        let mut next = |shard: usize| held.get_mut(shard).and_then(Iterator::next);
+        files.len() == self.shards.len()
+            && self.weight_map.iter().all(|(name, shard)| next(*shard).is_some_and(|n| n == name))
+            && held.iter_mut().all(|rest| rest.next().is_none())
+    }
+
     /// Every tensor that the index promises must be in a file.
     fn check(&self, dir: &Path, tensors: &HashMap<String, usize>) -> Result<(), EstimatorError> {
         let lost = self.weight_map.iter().find(|(name, _)| !tensors.contains_key(name.as_ref()));
@@ -363,6 +397,30 @@ mod tests {
             (Some("b.safetensors"), 4)
         );
         assert_eq!(checkpoint.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["x", "y"]);
+    }
+
+    #[test]
+    fn positions_are_the_same_with_and_without_an_index() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "a.safetensors", &[("x", 3), ("z", 1)]);
+        write(dir.path(), "b.safetensors", &[("y", 4)]);
+        let found = || {
+            let checkpoint = Checkpoint::open(dir.path()).unwrap().unwrap();
+            ["x", "y", "z", "q"].map(|name| checkpoint.file_of(name))
+        };
+        let plain = found();
+        assert_eq!(plain, [Some(0), Some(1), Some(0), None]);
+        let all = r#"{"x":"a.safetensors","y":"b.safetensors","z":"a.safetensors"}"#;
+        // An index that knows less than the files, or another file than the tensor's, is no lie.
+        let less = r#"{"x":"a.safetensors","y":"b.safetensors"}"#;
+        let elsewhere = r#"{"x":"b.safetensors","y":"b.safetensors","z":"a.safetensors"}"#;
+        for map in [all, less, elsewhere] {
+            index(dir.path(), map);
+            assert_eq!(found(), plain, "{map}");
+        }
+        write(dir.path(), "b.safetensors", &[("y", 4), ("z", 1)]);
+        index(dir.path(), all);
+        check_error(dir.path(), "tensor `z` is in a.safetensors and in b.safetensors");
     }
 
     #[test]

@@ -83,11 +83,18 @@ pub fn read_header(path: &Path) -> Result<Header, EstimatorError> {
     if !metadata.is_file() {
         return Err(refuse(path, "it is not a regular file"));
     }
-    let wanted = MAX_HEADER_BYTES.saturating_add(PREFIX_BYTES).min(metadata.len());
     let mut start = Vec::new();
     (&file).take(PREFIX_BYTES).read_to_end(&mut start).map_err(io)?;
-    let stated = parse::stated_length(&start).unwrap_or(0).min(wanted);
-    file.take(stated).read_to_end(&mut start).map_err(io)?;
+    let left = metadata.len().saturating_sub(PREFIX_BYTES);
+    // What is longer than the file, or than any header, is refused by its stated length alone.
+    let stated =
+        parse::stated_length(&start).filter(|stated| *stated <= left.min(MAX_HEADER_BYTES));
+    if let Some(json_bytes) = stated.and_then(|stated| usize::try_from(stated).ok()) {
+        let prefix_bytes = start.len();
+        start.resize(prefix_bytes.saturating_add(json_bytes), 0);
+        let json = start.get_mut(prefix_bytes..).unwrap_or_default();
+        (&file).read_exact(json).map_err(io)?;
+    }
     parse_header(path, &start, metadata.len())
 }
 

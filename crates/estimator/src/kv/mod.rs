@@ -5,8 +5,10 @@
 //! and scales (one fp16 per quantised vector) are separate terms throughout.
 
 mod mode;
+mod storage;
 
 pub use mode::{CacheType, KvChoice, KvMode};
+pub use storage::{ComputeDtype, KvStorage};
 
 use crate::error::EstimatorError;
 
@@ -122,7 +124,8 @@ pub fn vector_bytes(cache: CacheType, dim: u64) -> Result<KvBytes, EstimatorErro
         });
     }
     let bits = dim.saturating_mul(cache.bits());
-    let scale_bytes = if cache == CacheType::Fp16 { 0 } else { SCALE_BYTES };
+    let plain = matches!(cache, CacheType::Fp16 | CacheType::Fp32);
+    let scale_bytes = if plain { 0 } else { SCALE_BYTES };
     Ok(KvBytes { code_bytes: bits.checked_div(8).unwrap_or(0), scale_bytes })
 }
 

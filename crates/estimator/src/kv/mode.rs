@@ -10,6 +10,9 @@ use crate::error::{EstimatorError, shortened};
 pub enum CacheType {
     /// 16-bit floats, fp16 or bf16.
     Fp16,
+    /// 32-bit floats: what takes the place of 16-bit ones where everything is computed in fp32. No
+    /// flag names it ([`KvStorage`]).
+    Fp32,
     /// 8-bit integers, an fp16 scale per vector.
     Int8,
     /// 4-bit rotated codes, an fp16 scale per vector.
@@ -21,8 +24,9 @@ pub enum CacheType {
 }
 
 /// Names and bits per element (of sealed blocks).
-const TYPES: [(CacheType, &str, u64); 5] = [
+const TYPES: [(CacheType, &str, u64); 6] = [
     (CacheType::Fp16, "fp16", 16),
+    (CacheType::Fp32, "fp32", 32),
     (CacheType::Int8, "int8", 8),
     (CacheType::Turbo4, "turbo4", 4),
     (CacheType::Turbo3, "turbo3", 3),
@@ -59,7 +63,7 @@ fn canonical(text: &str) -> &str {
 }
 
 impl CacheType {
-    /// What the flags call it.
+    /// What the flags call it, and reports.
     #[must_use]
     pub fn name(self) -> &'static str {
         TYPES.iter().find(|(cache, ..)| *cache == self).map_or("", |(_, name, _)| name)
@@ -83,8 +87,10 @@ impl CacheType {
     /// [`EstimatorError::BadValue`], listing the types; of a name of llama.cpp, the nearest.
     pub fn parse(flag: &str, text: &str) -> Result<Self, EstimatorError> {
         let text = canonical(text);
-        let known = TYPES.iter().find(|(_, name, _)| *name == text).map(|(cache, ..)| *cache);
-        known.ok_or_else(|| unknown(flag, text, &TYPES.map(|(_, name, _)| name).join(", ")))
+        let flags = || TYPES.iter().filter(|(cache, ..)| *cache != Self::Fp32);
+        let known = flags().find(|(_, name, _)| *name == text).map(|(cache, ..)| *cache);
+        let names = || flags().map(|(_, name, _)| *name).collect::<Vec<_>>().join(", ");
+        known.ok_or_else(|| unknown(flag, text, &names()))
     }
 }
 
@@ -264,6 +270,7 @@ mod tests {
         );
         check(None, Some("turbo3"), Some("turbo3"), "no such pair");
         check(None, Some("q4_0"), None, "--cache-type-k=q4_0: one of fp16, int8");
+        check(None, Some("fp32"), None, "--cache-type-k=fp32: one of fp16, int8, turbo4, turbo3");
         check(Some("fp8"), None, None, "--kv-cache-mode=fp8: one of fp16, int8, fp16+turbo4");
     }
 

@@ -14,6 +14,7 @@ pub use self::curves::{Curves, FIRST_TOKENS};
 use crate::error::EstimatorError;
 use crate::estimate::{KvSource, MemoryEstimate, Term, estimate_total_memory};
 use crate::headroom::HeadroomSource;
+use crate::kv::ComputeDtype;
 use crate::machine::{AvailableSource, Backend, Machine};
 use crate::scratch::Phase;
 use crate::solve::{ModeOutcome, Solver};
@@ -34,6 +35,8 @@ pub struct Inputs {
     pub batch: u64,
     /// `--quant`.
     pub quant: WeightQuant,
+    /// What is computed in.
+    pub dtype: ComputeDtype,
     /// How keys are stored.
     pub cache_type_k: &'static str,
     /// How values are stored.
@@ -224,8 +227,9 @@ impl Identity<'_> {
             context_tokens: self.workload.context_tokens(),
             batch: self.workload.batch(),
             quant: self.workload.quant,
-            cache_type_k: self.workload.kv_mode.keys().name(),
-            cache_type_v: self.workload.kv_mode.values().name(),
+            cache_type_k: self.workload.kv_storage().keys().name(),
+            cache_type_v: self.workload.kv_storage().values().name(),
+            dtype: self.workload.dtype,
             prefill_chunk: self.workload.prefill_chunk_tokens,
             backend: self.machine.backend,
         }

@@ -3,7 +3,7 @@
 use crate::error::EstimatorError;
 use crate::family::eval::Scope;
 use crate::family::{Keep, Where};
-use crate::kv::{self, CacheType, KvBytes, KvMode};
+use crate::kv::{self, CacheType, ComputeDtype, KvBytes, KvMode, KvStorage};
 use crate::spec::Architecture;
 use crate::tensors;
 
@@ -83,9 +83,6 @@ pub struct SequenceTokens {
     pub images: u64,
 }
 
-/// Bytes of unquantised cache elements.
-const HALF: u64 = 2;
-
 impl Kept {
     /// Bytes of the growing cache of one sequence: keys, values, latents and indexer keys.
     ///
@@ -93,25 +90,26 @@ impl Kept {
     /// A mode that cannot hold this layer's vectors.
     pub fn cache_bytes(
         &self,
-        mode: KvMode,
+        storage: impl Into<KvStorage>,
         tokens: SequenceTokens,
     ) -> Result<KvBytes, EstimatorError> {
+        let storage = storage.into();
+        let side = |cache, heads, dim, held| side_bytes(cache, storage.plain(), heads, dim, held);
+        let context = kv::round_up_to_block(tokens.context);
         match *self {
             Self::Attention { kv_heads, k_dim, v_dim, window } => {
-                let held = held_tokens(tokens, window, mode);
-                let keys = side_bytes(mode.keys(), kv_heads, k_dim, held)?;
-                Ok(keys.plus(side_bytes(mode.values(), kv_heads, v_dim, held)?))
+                let held = held_tokens(tokens, window, storage.mode);
+                let keys = side(storage.keys(), kv_heads, k_dim, held)?;
+                Ok(keys.plus(side(storage.values(), kv_heads, v_dim, held)?))
             }
             Self::Latent { dim } => {
-                check_latent(mode)?;
-                side_bytes(mode.keys(), 1, dim, kv::round_up_to_block(tokens.context))
+                check_latent(storage.mode)?;
+                side(storage.keys(), 1, dim, context)
             }
-            Self::Index { dim } => {
-                side_bytes(CacheType::Fp16, 1, dim, kv::round_up_to_block(tokens.context))
-            }
+            Self::Index { dim } => side(storage.plain(), 1, dim, context),
             Self::Pooled { dim, ratio } => {
                 let memories = tokens.context.div_ceil(ratio.max(1));
-                side_bytes(CacheType::Fp16, 1, dim, kv::round_up_to_block(memories))
+                side(storage.plain(), 1, dim, kv::round_up_to_block(memories))
             }
             _ => Ok(KvBytes::default()),
         }
@@ -148,11 +146,11 @@ impl Kept {
 
     /// Bytes that one sequence keeps whatever its length: recurrent state.
     #[must_use]
-    pub fn state_bytes(&self) -> u64 {
+    pub fn state_bytes(&self, dtype: ComputeDtype) -> u64 {
         match *self {
             Self::State { conv_elems, state_elems, state_elem_bytes } => {
                 let state = state_elems.saturating_mul(state_elem_bytes);
-                state.saturating_add(conv_elems.saturating_mul(HALF))
+                state.saturating_add(conv_elems.saturating_mul(dtype.float_bytes()))
             }
             _ => 0,
         }
@@ -160,11 +158,12 @@ impl Kept {
 
     /// Bytes of the images' keys and values that one sequence keeps.
     #[must_use]
-    pub fn cross_bytes(&self, images: u64) -> u64 {
+    pub fn cross_bytes(&self, images: u64, dtype: ComputeDtype) -> u64 {
         match *self {
             Self::Cross { kv_heads, k_dim, v_dim, .. } => {
                 let token = k_dim.saturating_add(v_dim).saturating_mul(kv_heads);
-                token.saturating_mul(HALF).saturating_mul(kv::round_up_to_block(images))
+                let token = token.saturating_mul(dtype.float_bytes());
+                token.saturating_mul(kv::round_up_to_block(images))
             }
             _ => 0,
         }
@@ -175,16 +174,17 @@ impl Kept {
     ///
     /// # Errors
     /// A mode that cannot hold this layer's vectors.
-    pub fn bytes_per_token(&self, mode: KvMode) -> Result<u64, EstimatorError> {
+    pub fn bytes_per_token(&self, storage: impl Into<KvStorage>) -> Result<u64, EstimatorError> {
+        let storage = storage.into();
         match *self {
             Self::Attention { kv_heads, k_dim, v_dim, window: None } => {
-                let keys = kv::vector_bytes(mode.keys(), k_dim)?;
-                let both = keys.plus(kv::vector_bytes(mode.values(), v_dim)?);
+                let keys = kv::vector_bytes(storage.keys(), k_dim)?;
+                let both = keys.plus(kv::vector_bytes(storage.values(), v_dim)?);
                 Ok(both.times(kv_heads).code_bytes)
             }
             Self::Latent { dim } => {
-                check_latent(mode)?;
-                Ok(kv::vector_bytes(mode.keys(), dim)?.code_bytes)
+                check_latent(storage.mode)?;
+                Ok(kv::vector_bytes(storage.keys(), dim)?.code_bytes)
             }
             _ => Ok(0),
         }
@@ -264,9 +264,10 @@ fn held_tokens(tokens: SequenceTokens, window: Option<u64>, mode: KvMode) -> u64
 }
 
 /// Bytes of one side over `held` tokens, a whole number of blocks. The open block of a delegated
-/// side is fp16.
+/// side is `plain`.
 fn side_bytes(
     cache: CacheType,
+    plain: CacheType,
     heads: u64,
     dim: u64,
     held: u64,
@@ -275,7 +276,7 @@ fn side_bytes(
     if cache != CacheType::Turbo4Delegated || held == 0 {
         return Ok(sealed.times(held));
     }
-    let open = kv::block_bytes(CacheType::Fp16, heads, dim)?;
+    let open = kv::block_bytes(plain, heads, dim)?;
     Ok(sealed.times(held.saturating_sub(kv::KV_BLOCK_TOKENS)).plus(open))
 }
 
@@ -289,7 +290,7 @@ fn coding_elem_bytes(cache: CacheType, elem_bytes: u64) -> (u64, u64) {
         singles.saturating_mul(SINGLE).saturating_add(copies.saturating_mul(elem_bytes))
     };
     match cache {
-        CacheType::Fp16 => (0, 0),
+        CacheType::Fp16 | CacheType::Fp32 => (0, 0),
         CacheType::Int8 => (decoded(1, 1), 3 * SINGLE),
         CacheType::Turbo4 => (decoded(1, 1), 4 * SINGLE + 16),
         CacheType::Turbo3 => (decoded(2, 1), 4 * SINGLE + 8),
@@ -415,6 +416,21 @@ mod tests {
     }
 
     #[test]
+    fn fp32_stores_what_is_not_quantised_in_32_bits() {
+        let fp32 = |mode| KvStorage { mode, dtype: ComputeDtype::Fp32 };
+        let total = |mode| attention(None).cache_bytes(fp32(mode), REST).unwrap().total();
+        let vectors = 10_240 * 2;
+        assert_eq!(total(KvMode::Fp16), vectors * 2 * 64 * 4);
+        assert_eq!(total(KvMode::Fp16Turbo4), vectors * (64 * 4 + 32 + 2));
+        assert_eq!(total(KvMode::Int8), vectors * 2 * (64 + 2));
+        let sealed = (10_240 - 256) * 2 * (32 + 2);
+        assert_eq!(total(KvMode::Turbo4Delegated), (vectors + 256 * 2) * 64 * 4 + sealed);
+        assert_eq!(attention(None).bytes_per_token(fp32(KvMode::Fp16)).unwrap(), 1024);
+        let cross = Kept::Cross { kv_heads: 2, k_dim: 64, v_dim: 64, image_tokens: 9 };
+        assert_eq!(cross.cross_bytes(9, ComputeDtype::Fp32), 256 * 2 * 2 * 64 * 4);
+    }
+
+    #[test]
     fn a_latent_is_stored_once() {
         let latent = Kept::Latent { dim: 576 };
         assert_eq!(latent.bytes_per_token(KvMode::Fp16).unwrap(), 1152);
@@ -427,6 +443,8 @@ mod tests {
     fn recurrent_state() {
         let state =
             Kept::State { conv_elems: 3 * 8192, state_elems: 32 * 128 * 128, state_elem_bytes: 4 };
-        assert_eq!(24 * state.state_bytes(), 51_511_296);
+        assert_eq!(24 * state.state_bytes(ComputeDtype::Checkpoint), 51_511_296);
+        let wider = 24 * 3 * 8192 * 2;
+        assert_eq!(24 * state.state_bytes(ComputeDtype::Fp32), 51_511_296 + wider);
     }
 }

@@ -96,7 +96,7 @@ impl ModelSpec {
     /// Reads the text of a `config.json`.
     ///
     /// A model type that this crate has no description of is sized by the usual field names
-    /// where they are all there (and says so in `assumptions`), and is otherwise unknown:
+    /// where they are all there and enough (and says so in `assumptions`), and is otherwise unknown:
     /// `layers` and `tensors` are `None`.
     ///
     /// # Errors
@@ -104,8 +104,16 @@ impl ModelSpec {
     pub fn from_config(json: &str) -> Result<Self, EstimatorError> {
         let fields = Fields::parse(json)?;
         match registry::choose(&fields)? {
-            Some(chosen) => Self::described(&fields, &chosen),
-            None => Ok(Self::unknown(&fields)),
+            Some(chosen) => match Self::described(&fields, &chosen) {
+                Err(error) if chosen.guess.is_some() => Ok(Self::unknown(
+                    &fields,
+                    &format!("is not known, and sizing it by its field names fails: {error}"),
+                )),
+                found => found,
+            },
+            None => {
+                Ok(Self::unknown(&fields, "is not known, and the usual fields are not all there"))
+            }
         }
     }
 
@@ -130,7 +138,14 @@ impl ModelSpec {
             Some("mla") => Architecture::Mla,
             _ => kept::architecture(&layers),
         };
-        let mut spec = Self::unknown(fields);
+        if layers.iter().any(|layer| layer.kept.contains(&Kept::Unknown)) {
+            let reason = match chosen.guess {
+                Some(_) => "is not known, and its fields do not say what every layer keeps",
+                None => "is known, but its fields do not say what every layer keeps",
+            };
+            return Ok(Self { max_context_tokens, ..Self::unknown(fields, reason) });
+        }
+        let mut spec = Self::unknown(fields, "");
         spec.assumptions = notes(fields, chosen)?;
         spec.widths = widths(&scope, &layers)?;
         spec.tensors = Some(tensors::inventory(fields, chosen)?);
@@ -138,17 +153,15 @@ impl ModelSpec {
         Ok(Self { architecture, layers: Some(layers), max_context_tokens, ..spec })
     }
 
-    /// What can be said without a description.
-    fn unknown(fields: &Fields) -> Self {
+    /// What can be said where the layers are not known; `reason` goes on after the model type.
+    fn unknown(fields: &Fields, reason: &str) -> Self {
         let root = fields.root_type().unwrap_or_default();
         let reason = if root.is_empty() {
             "config.json has no usable `model_type`: the cache layout and the size are unknown"
                 .to_owned()
         } else {
             let name = crate::error::shortened(root);
-            format!(
-                "model type `{name}` is not known, and the usual fields are not all there: the cache layout and the size are unknown"
-            )
+            format!("model type `{name}` {reason}: the cache layout and the size are unknown")
         };
         Self {
             model_type: root.to_owned(),
@@ -167,7 +180,7 @@ impl ModelSpec {
 }
 
 fn notes(fields: &Fields, chosen: &Chosen) -> Result<Vec<String>, EstimatorError> {
-    let mut notes = Vec::new();
+    let mut notes: Vec<_> = chosen.guess.iter().cloned().collect();
     for family in std::iter::once(&chosen.text).chain(&chosen.wrapper) {
         let scope = Scope::new(fields, family).over(&chosen.text);
         for (sentence, guard) in &family.notes {
@@ -176,7 +189,7 @@ fn notes(fields: &Fields, chosen: &Chosen) -> Result<Vec<String>, EstimatorError
             }
         }
     }
-    notes.extend(chosen.assumption.clone());
+    notes.extend(chosen.uncounted.clone());
     Ok(notes)
 }
 

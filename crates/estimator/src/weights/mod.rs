@@ -80,14 +80,40 @@ impl WeightQuant {
         })
     }
 
-    /// The bytes of `elements` quantisable elements; `None` for [`WeightQuant::Default`].
-    fn bytes(self, elements: u64) -> Option<u64> {
+    /// What `elements` quantisable elements take; `None` for [`WeightQuant::Default`].
+    fn resized(self, elements: u64) -> Option<Stored> {
+        let affine =
+            |bits| Stored::quantised(QuantFormat::affine(bits, QUANT_GROUP_ELEMS), elements);
         match self {
             Self::Default => None,
-            Self::Fp16 => Some(elements.saturating_mul(HALF)),
-            Self::Int8 => Some(QuantFormat::affine(8, QUANT_GROUP_ELEMS).bytes(elements)),
-            Self::Int4 => Some(QuantFormat::affine(4, QUANT_GROUP_ELEMS).bytes(elements)),
+            Self::Fp16 => Some(Stored::plain(elements, HALF)),
+            Self::Int8 => Some(affine(8)),
+            Self::Int4 => Some(affine(4)),
         }
+    }
+}
+
+/// What a tensor takes.
+#[derive(Debug, Clone, Copy)]
+struct Stored {
+    bytes: u64,
+    /// Those of floats of 16 bits.
+    half_bytes: u64,
+}
+
+impl Stored {
+    /// Floats of `elem_bytes` each.
+    fn plain(elements: u64, elem_bytes: u64) -> Self {
+        let bytes = elements.saturating_mul(elem_bytes);
+        Self { bytes, half_bytes: if elem_bytes == HALF { bytes } else { 0 } }
+    }
+
+    /// Codes, with a scale and a bias of 16 bits per group in MLX's affine format.
+    fn quantised(format: QuantFormat, elements: u64) -> Self {
+        let bytes = format.bytes(elements);
+        let codes = QuantFormat { group_bytes: 0, ..format }.bytes(elements);
+        let affine = format.group_bytes == HALF.saturating_add(HALF);
+        Self { bytes, half_bytes: if affine { bytes.saturating_sub(codes) } else { 0 } }
     }
 }
 
@@ -107,6 +133,13 @@ pub struct WeightFootprint {
     pub quantisable_elements: u64,
     /// Bytes that those elements take now.
     pub quantisable_bytes: u64,
+    /// Bytes of floats of 16 bits, scales included: what fp32 doubles where it widens weights.
+    pub half_bytes: u64,
+    /// Those of them that belong to `quantisable_elements`.
+    pub quantisable_half_bytes: u64,
+    /// Bytes of a float, 2 or 4, of which the language model's files hold most; `None` where there are
+    /// no files to say so.
+    pub float_bytes: Option<u64>,
     /// What had to be assumed.
     pub assumptions: Vec<String>,
 }
@@ -128,8 +161,8 @@ impl WeightFootprint {
         let mut sum = Self { source: WeightSource::Config, ..Self::empty() };
         for tensor in tensors {
             let elements = tensor.elements()?;
-            let bytes = analytical_bytes(tensor, elements, spec);
-            sum.add(elements, bytes, tensor.is_quantisable(), tensor.part)?;
+            let stored = analytical_bytes(tensor, elements, spec);
+            sum.add(elements, stored, tensor.is_quantisable(), tensor.part)?;
         }
         sum.stored_parameters = spec.parameters()?;
         Ok(sum)
@@ -150,6 +183,8 @@ impl WeightFootprint {
             bytes,
             quantisable_elements: FALLBACK_PARAMETERS,
             quantisable_bytes: bytes,
+            half_bytes: bytes,
+            quantisable_half_bytes: bytes,
             assumptions: vec![sentence.to_owned()],
             ..Self::empty()
         }
@@ -158,12 +193,31 @@ impl WeightFootprint {
     /// The same weights after `--quant`: quantisable tensors re-sized, the rest as it is.
     #[must_use]
     pub fn requantised(&self, quant: WeightQuant) -> Self {
-        let Some(resized) = quant.bytes(self.quantisable_elements) else { return self.clone() };
+        let Some(resized) = quant.resized(self.quantisable_elements) else { return self.clone() };
         let rest = self.bytes.saturating_sub(self.quantisable_bytes);
+        let rest_half = self.half_bytes.saturating_sub(self.quantisable_half_bytes);
         let mut footprint = self.clone();
-        footprint.bytes = rest.saturating_add(resized);
-        footprint.quantisable_bytes = resized;
+        footprint.bytes = rest.saturating_add(resized.bytes);
+        footprint.quantisable_bytes = resized.bytes;
+        footprint.half_bytes = rest_half.saturating_add(resized.half_bytes);
+        footprint.quantisable_half_bytes = resized.half_bytes;
+        if quant == WeightQuant::Fp16 {
+            footprint.float_bytes = Some(HALF);
+        }
         footprint
+    }
+
+    /// The same weights with every float of 16 bits in 32.
+    #[must_use]
+    pub fn widened(&self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_add(self.half_bytes),
+            quantisable_bytes: self.quantisable_bytes.saturating_add(self.quantisable_half_bytes),
+            half_bytes: 0,
+            quantisable_half_bytes: 0,
+            float_bytes: Some(4),
+            ..self.clone()
+        }
     }
 
     fn empty() -> Self {
@@ -174,6 +228,9 @@ impl WeightFootprint {
             stored_parameters: None,
             quantisable_elements: 0,
             quantisable_bytes: 0,
+            half_bytes: 0,
+            quantisable_half_bytes: 0,
+            float_bytes: None,
             assumptions: Vec::new(),
         }
     }
@@ -181,7 +238,7 @@ impl WeightFootprint {
     fn add(
         &mut self,
         elements: u64,
-        bytes: u64,
+        stored: Stored,
         quantisable: bool,
         part: TensorPart,
     ) -> Result<(), EstimatorError> {
@@ -190,26 +247,28 @@ impl WeightFootprint {
                 || EstimatorError::Overflow { what: "the size of the weights".to_owned() };
             slot.checked_add(n).map(|sum| *slot = sum).ok_or_else(overflow)
         };
-        add(&mut self.bytes, bytes)?;
+        add(&mut self.bytes, stored.bytes)?;
+        add(&mut self.half_bytes, stored.half_bytes)?;
         if part == TensorPart::Vision {
-            add(&mut self.vision_bytes, bytes)?;
+            add(&mut self.vision_bytes, stored.bytes)?;
         }
         if quantisable {
             add(&mut self.quantisable_elements, elements)?;
-            add(&mut self.quantisable_bytes, bytes)?;
+            add(&mut self.quantisable_bytes, stored.bytes)?;
+            add(&mut self.quantisable_half_bytes, stored.half_bytes)?;
         }
         Ok(())
     }
 }
 
-/// Bytes of a tensor that no file states: its quantised format, fp32 for a decay rate, or the
+/// What a tensor takes that no file states: its quantised format, fp32 for a decay rate, or the
 /// configuration's element type.
-fn analytical_bytes(tensor: &TensorSpec, elements: u64, spec: &ModelSpec) -> u64 {
+fn analytical_bytes(tensor: &TensorSpec, elements: u64, spec: &ModelSpec) -> Stored {
     let format = spec.quantization.as_ref().and_then(|quant| format_of(tensor, quant));
     match format {
-        Some(format) => format.bytes(elements),
-        None if tensor.name.ends_with("A_log") => elements.saturating_mul(4),
-        None => elements.saturating_mul(spec.elem_bytes),
+        Some(format) => Stored::quantised(format, elements),
+        None if tensor.name.ends_with("A_log") => Stored::plain(elements, 4),
+        None => Stored::plain(elements, spec.elem_bytes),
     }
 }
 
@@ -245,6 +304,25 @@ mod tests {
         assert_eq!(int4.bytes, matrices / 2 + matrices / 16 + 2 * norms_and_biases);
         assert_eq!(int4.requantised(WeightQuant::Fp16).bytes, weights.bytes);
         assert_eq!(weights.requantised(WeightQuant::Default), weights);
+    }
+
+    #[test]
+    fn fp32_doubles_floats_of_16_bits_and_no_codes() {
+        let spec = ModelSpec::from_config(QWEN).unwrap();
+        let weights = WeightFootprint::analytical(&spec).unwrap();
+        assert_eq!(weights.widened().bytes, 2 * weights.bytes);
+        let (int4, elements) =
+            (weights.requantised(WeightQuant::Int4), weights.quantisable_elements);
+        let norms_and_biases = weights.bytes - 2 * elements;
+        let widened = elements / 2 + elements / 64 * 8 + 2 * norms_and_biases;
+        assert_eq!(int4.widened().bytes, widened);
+        assert_eq!(int4.widened().widened(), int4.widened());
+        let back = int4.requantised(WeightQuant::Fp16);
+        assert_eq!((back.bytes, back.half_bytes), (weights.bytes, weights.half_bytes));
+        let single = QWEN.replace("bfloat16", "float32");
+        let single = ModelSpec::from_config(&single).unwrap();
+        let single = WeightFootprint::analytical(&single).unwrap();
+        assert_eq!((single.bytes, single.widened().bytes), (2 * weights.bytes, 2 * weights.bytes));
     }
 
     /// Published totals of MLX 4-bit checkpoints (vision towers stay bf16, decay rates fp32).

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::{WeightFootprint, WeightSource};
+use super::{Stored, WeightFootprint, WeightSource};
 use crate::dtype::Dtype;
 use crate::headers::{Checkpoint, TensorInfo};
 use crate::quantization::Quantization;
@@ -31,10 +31,31 @@ const COMPANIONS: [&str; 10] = [
 const VISION_WORDS: [&str; 7] =
     ["vision", "visual", "mm_projector", "multi_modal_projector", "image_", "img_", "patch_embed"];
 
+/// The letters that those words begin with.
+const VISION_LETTERS: &[u8] = b"vmip";
+
+/// Whether a tensor's name has one of [`VISION_WORDS`] in it, by one pass over the name.
+fn is_of_vision(name: &str) -> bool {
+    let mut rest = name.as_bytes();
+    while let Some(at) = rest.iter().position(|letter| VISION_LETTERS.contains(letter)) {
+        let (_, word) = rest.split_at(at);
+        if VISION_WORDS.iter().any(|known| word.starts_with(known.as_bytes())) {
+            return true;
+        }
+        rest = word.get(1..).unwrap_or_default();
+    }
+    false
+}
+
+/// Whether a tensor's name has `wpe` in it: learned positions.
+fn is_of_positions(name: &str) -> bool {
+    name.split('w').skip(1).any(|behind| behind.starts_with("pe"))
+}
+
 /// Sums a checkpoint up.
 pub(super) fn footprint(checkpoint: &Checkpoint, spec: &ModelSpec) -> WeightFootprint {
     let mut sum = WeightFootprint { source: WeightSource::Headers, ..WeightFootprint::empty() };
-    let mut stored = 0_u64;
+    let (mut stored, mut floats) = (0_u64, Floats::default());
     let quantization = spec.quantization.as_ref();
     for (name, info) in checkpoint.iter() {
         let (name, main) = match owner(name, checkpoint) {
@@ -44,13 +65,17 @@ pub(super) fn footprint(checkpoint: &Checkpoint, spec: &ModelSpec) -> WeightFoot
         let bits = packed_bits(&name, main, checkpoint, quantization);
         let elements = if std::ptr::eq(main, info) { unpacked(info, bits) } else { 0 };
         stored = stored.saturating_add(elements);
-        let vision = VISION_WORDS.iter().any(|word| name.contains(word));
+        let vision = is_of_vision(&name);
         let part = if vision { TensorPart::Vision } else { TensorPart::Text };
-        let quantisable = is_matrix(main, bits) && !vision && !name.contains("wpe");
+        if part == TensorPart::Text {
+            floats.add(info);
+        }
+        let quantisable = is_matrix(main, bits) && !vision && !is_of_positions(&name);
         // Sizes of files that exist cannot add up beyond 64 bits: the headers were checked.
-        let _ = sum.add(elements, info.size_bytes(), quantisable, part);
+        let _ = sum.add(elements, stored_as(info), quantisable, part);
     }
     sum.stored_parameters = Some(stored);
+    sum.float_bytes = floats.most();
     match checkpoint.index_total_bytes {
         Some(total) if total == sum.bytes => sum.source = WeightSource::Index,
         Some(total) => sum.assumptions.push(format!(
@@ -62,16 +87,50 @@ pub(super) fn footprint(checkpoint: &Checkpoint, spec: &ModelSpec) -> WeightFoot
     sum
 }
 
+/// Bytes of a tensor, and whether they are floats of 16 bits.
+fn stored_as(info: &TensorInfo) -> Stored {
+    let bytes = info.size_bytes();
+    let half = matches!(info.dtype, Dtype::F16 | Dtype::BF16);
+    Stored { bytes, half_bytes: if half { bytes } else { 0 } }
+}
+
+/// Bytes of floats, by their width: plain tensors, and the scales of quantised ones.
+#[derive(Default)]
+struct Floats {
+    half: u64,
+    single: u64,
+}
+
+impl Floats {
+    fn add(&mut self, info: &TensorInfo) {
+        let sum = match info.dtype {
+            Dtype::F16 | Dtype::BF16 => &mut self.half,
+            Dtype::F32 => &mut self.single,
+            _ => return,
+        };
+        *sum = sum.saturating_add(info.size_bytes());
+    }
+
+    /// Bytes of a float of the width that takes most.
+    fn most(&self) -> Option<u64> {
+        let single = self.single > self.half;
+        (self.half.max(self.single) > 0).then_some(if single { 4 } else { 2 })
+    }
+}
+
 /// The matrix that `name` accompanies: `x.weight` of `x.scales`, or of `x.weight.absmax`.
 fn owner<'a>(name: &str, checkpoint: &'a Checkpoint) -> Option<(String, &'a TensorInfo)> {
     let find = |main: String| {
         let (_, info) = checkpoint.get(&main)?;
         Some((main, info))
     };
+    let (module, suffix) = name.rsplit_once('.')?;
+    if suffix == "weight" {
+        return None;
+    }
     if let Some((module, _)) = name.split_once(".weight.") {
         return find(format!("{module}.weight"));
     }
-    let (module, suffix) = name.rsplit_once('.')?;
     if !COMPANIONS.contains(&suffix) {
         return None;
     }
@@ -158,8 +217,35 @@ mod tests {
             (64 * 128, 4096 + 512)
         );
         assert_eq!((weights.vision_bytes, weights.source), (2 * 64 * 64, WeightSource::Headers));
+        assert_eq!(weights.float_bytes, Some(2));
+        let halves = 2 * 2 * 64 * 2 + 256 + 2 * 64 * 64;
+        assert_eq!((weights.half_bytes, weights.quantisable_half_bytes), (halves, 512));
         let fp16 = weights.requantised(crate::WeightQuant::Fp16);
         assert_eq!(fp16.bytes, 2 * 64 * 128 + 256 + 2 * 64 * 64);
+    }
+
+    #[test]
+    fn files_say_what_is_computed_in() {
+        let (_dir, checkpoint) = checkpoint(&[
+            ("a.weight", "F32", &[64, 64]),
+            ("norm.weight", "BF16", &[64]),
+            ("visual.b.weight", "BF16", &[640, 64]),
+        ]);
+        let weights = footprint(&checkpoint, &ModelSpec::from_config("{}").unwrap());
+        assert_eq!(weights.float_bytes, Some(4));
+        assert_eq!(weights.requantised(crate::WeightQuant::Fp16).float_bytes, Some(2));
+    }
+
+    #[test]
+    fn names_of_an_encoder() {
+        for word in VISION_WORDS {
+            assert!(VISION_LETTERS.contains(&word.as_bytes()[0]), "{word}");
+            assert!(is_of_vision(&format!("model.{word}x")) && is_of_vision(&format!("mi{word}")));
+            assert!(!is_of_vision(&word[1..]) || word.contains("mm_"), "{word}");
+        }
+        for name in ["model.layers.0.mlp.experts.3.up_proj.weight", "", "lm_head.weight", "é.vi"] {
+            assert!(!is_of_vision(name), "{name}");
+        }
     }
 
     #[test]

@@ -143,7 +143,7 @@ impl Rules {
         for name in spec.names() {
             let missing = || Error::MissingTensor { name: name.clone(), dir: source.to_owned() };
             let (_, info) = checkpoint.get(&name).ok_or_else(missing)?;
-            let file = *checkpoint.tensors.get(&name).ok_or_else(missing)?;
+            let file = checkpoint.file_of(&name).ok_or_else(missing)?;
             check_shape(&name, info, spec)?;
             if *dtype.get_or_insert(info.dtype) != info.dtype {
                 return Err(ConvertError::MixedTypes { name }.into());

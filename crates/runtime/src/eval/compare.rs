@@ -5,7 +5,7 @@
 //! held, whatever the text's length.
 
 use mlxcel_core::{SequenceCache, SequenceRun};
-use mlxcel_estimator::KvMode;
+use mlxcel_estimator::{KvMode, KvStorage};
 
 use super::{Perplexity, log_sum_exp};
 use crate::Result;
@@ -91,7 +91,8 @@ impl<'e> Comparison<'e> {
     /// None in practice: every mode was checked.
     pub fn scores(&self) -> Result<Vec<ModeScore>> {
         let layout = self.engine.layout();
-        let bytes = |mode| SequenceCache::bytes_per_token(layout, mode);
+        let dtype = self.engine.ops().dtype();
+        let bytes = |mode| SequenceCache::bytes_per_token(layout, KvStorage { mode, dtype });
         let mut scores = vec![ModeScore {
             mode: KvMode::Fp16,
             loss: self.baseline.loss(),

@@ -179,10 +179,15 @@ impl LayerWindows {
 
     /// The window of layer `layer`, in tokens, where `use_sliding_window` decides.
     pub(super) fn opt_in(&self, layer: usize) -> Result<Option<usize>> {
+        self.opt_in_where(layer, layer >= self.max_window_layers.unwrap_or(0))
+    }
+
+    /// The same where, without `layer_types`, a layer has a window if `by_default`.
+    pub(super) fn opt_in_where(&self, layer: usize, by_default: bool) -> Result<Option<usize>> {
         if !self.use_sliding_window.unwrap_or(false) {
             return Ok(None);
         }
-        self.of(layer, layer >= self.max_window_layers.unwrap_or(0))
+        self.of(layer, by_default)
     }
 
     /// The window of layer `layer`; without `layer_types` it has one if `by_default`.

@@ -51,7 +51,7 @@ fn attention(w: &Weights, c: &Config, layer: usize) -> Result<Attention> {
     let plain = Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, Some(rope))?;
     let norm = |name| w.rms_norm(name, heads.head_dim, norm);
     let normed = Attention { qk_norm: Some((norm("q_norm")?, norm("k_norm")?)), ..plain };
-    normed.windowed(c.decoder.windows.opt_in(layer)?)
+    normed.windowed(c.decoder.windows.opt_in_where(layer, true)?)
 }
 
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {

@@ -1,4 +1,5 @@
-//! `smollm3`: SmolLM 3: llama's layout where every fourth layer has no rotary embedding.
+//! `smollm3`: SmolLM 3: llama's layout where every fourth layer has no rotary embedding, and the window if
+//! there is one.
 
 use serde::Deserialize;
 
@@ -42,9 +43,10 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));
     let rope = c.decoder.rope.build(heads.head_dim)?;
     let attention = |w: &Weights, layer| {
-        let rope = c.rotates(layer)?.then(|| rope.clone());
+        let rotates = c.rotates(layer)?;
+        let rope = rotates.then(|| rope.clone());
         Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, rope)?
-            .windowed(c.decoder.windows.opt_in(layer)?)
+            .windowed(c.decoder.windows.opt_in_where(layer, !rotates)?)
     };
     Model::pre_norm(w, &c.decoder, attention, |w| {
         Mlp::load(w, &c.decoder.sizes, Bias::when(c.mlp_bias))

@@ -56,11 +56,11 @@ impl Fingerprint {
         let mut hash = Fnv::default();
         hash.field(&bytes);
         let mut files: Vec<Option<File>> = found.files.iter().map(|_| None).collect();
-        let names: BTreeMap<_, _> = found.tensors.iter().collect();
-        for (name, &index) in names {
-            let (path, header) = &found.files[index];
+        let tensors = found.files.iter().enumerate().flat_map(|(index, (path, header))| {
+            header.tensors.iter().map(move |(name, info)| (name, (index, path, info)))
+        });
+        for (name, (index, path, info)) in tensors.collect::<BTreeMap<_, _>>() {
             let failed = |source| Error::Io { path: path.clone(), source };
-            let info = &header.tensors[name];
             let file = match &mut files[index] {
                 Some(file) => file,
                 slot => slot.insert(File::open(path).map_err(failed)?),

@@ -7,7 +7,7 @@
 //! holds, where the limit was set for all of it.
 
 use mlxcel_estimator::{
-    EstimatorError, KvMode, Machine, MemoryEstimate, Sequence, Solver, Workload,
+    EstimatorError, KvStorage, Machine, MemoryEstimate, Sequence, Solver, Workload,
     estimate_total_memory,
 };
 
@@ -25,7 +25,7 @@ pub(super) struct Admission {
     machine: Machine,
     /// What the process holds besides, if that counts.
     process_bytes: u64,
-    kv_mode: KvMode,
+    storage: KvStorage,
     chunk_tokens: u64,
     /// Tokens that a sequence may have.
     context_tokens: u64,
@@ -111,12 +111,12 @@ impl Admission {
     pub(super) fn new(
         model: Sized,
         machine: Machine,
-        kv_mode: KvMode,
+        storage: KvStorage,
         chunk_tokens: usize,
         context_tokens: usize,
     ) -> Self {
         let (chunk_tokens, context_tokens) = (chunk_tokens as u64, context_tokens as u64);
-        Self { model, machine, process_bytes: 0, kv_mode, chunk_tokens, context_tokens }
+        Self { model, machine, process_bytes: 0, storage, chunk_tokens, context_tokens }
     }
 
     /// Leaves this much of the limit to the process itself.
@@ -150,7 +150,8 @@ impl Admission {
         let sequences = demand.sequences.clone();
         let largest_image_tokens = Some(demand.largest_image_tokens);
         Workload { sequences, largest_image_tokens, ..Workload::uniform(0, 0) }
-            .with_kv_mode(self.kv_mode)
+            .with_kv_mode(self.storage.mode)
+            .with_dtype(self.storage.dtype)
             .with_prefill_chunk(chunk_tokens.max(demand.image_pass_tokens))
     }
 
@@ -221,7 +222,7 @@ impl Admission {
 
 #[cfg(test)]
 mod tests {
-    use mlxcel_estimator::{AvailableSource, Backend, estimate_total_memory};
+    use mlxcel_estimator::{AvailableSource, Backend, ComputeDtype, estimate_total_memory};
 
     use super::super::prompt::ImageKey;
     use super::*;
@@ -232,7 +233,7 @@ mod tests {
         let machine =
             Machine::new(Backend::Cpu).with_available(limit, AvailableSource::MemoryLimitVariable);
         let model = Sized::read(&ModelSource::BuiltIn).unwrap();
-        Admission::new(model, machine, KvMode::Fp16, 512, 1 << 20)
+        Admission::new(model, machine, KvStorage::default(), 512, 1 << 20)
     }
 
     #[test]
@@ -254,6 +255,20 @@ mod tests {
         assert_eq!(less.estimated_bytes, refused.estimated_bytes + (10 << 20));
         assert_eq!((less.limit_bytes, beside.limit_bytes()), (64 << 20, Some(64 << 20)));
         assert!(less.max_context_tokens < refused.max_context_tokens);
+    }
+
+    #[test]
+    fn fp32_keeps_half_as_many_tokens() {
+        let most = |dtype| {
+            let machine = admission(64 << 20).machine;
+            let model = Sized::read(&ModelSource::BuiltIn).unwrap();
+            let storage = KvStorage { dtype, ..KvStorage::default() };
+            let admission = Admission::new(model, machine, storage, 512, 1 << 20);
+            let refused = admission.too_large(&Demand::text(0, 100_000)).unwrap().unwrap();
+            refused.max_context_tokens
+        };
+        let (half, single) = (most(ComputeDtype::Checkpoint), most(ComputeDtype::Fp32));
+        assert!((half / 2 - 256..=half / 2 + 256).contains(&single), "{half} {single}");
     }
 
     #[test]
@@ -291,7 +306,7 @@ mod tests {
             Machine::new(Backend::Cpu).with_available(limit, AvailableSource::MemoryLimitVariable)
         };
         let admission =
-            |limit| Admission::new(model.clone(), machine(limit), KvMode::Fp16, 128, 1024);
+            |limit| Admission::new(model.clone(), machine(limit), KvStorage::default(), 128, 1024);
         let image = |tokens| ImageKey { tokens, digest: [0; 32], reading: Reading::Whole };
         let prompt = Prompt { tokens: vec![0; 400], images: vec![image(4..260)] };
         let (seen, text) = (Demand::answers(0, &prompt, 100, 1), Demand::text(0, 500));

@@ -33,7 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use mlxcel_estimator::{AvailableSource, KvMode, Machine};
+use mlxcel_estimator::{AvailableSource, KvMode, KvStorage, Machine};
 
 use self::admission::Admission;
 use self::intake::Intake;
@@ -186,7 +186,8 @@ fn start(
         AvailableSource::MemoryLimitVariable => (resident, 0),
         _ => (0, resident),
     };
-    let admission = Admission::new(sized, machine, kv_mode, prefill_chunk, config.context_tokens);
+    let storage = KvStorage { mode: kv_mode, dtype: config.engine.ops.dtype };
+    let admission = Admission::new(sized, machine, storage, prefill_chunk, config.context_tokens);
     let admission = Arc::new(admission.beside_process(process_bytes));
     let intake = Intake::new(quarter);
     let shared = Arc::new(Shared::new(config.parallel, config.max_queue_depth, intake));

@@ -3,7 +3,7 @@
 
 use std::num::NonZeroUsize;
 
-use mlxcel_estimator::{CacheType, Kept, SequenceTokens};
+use mlxcel_estimator::{CacheType, Kept, KvMode, SequenceTokens};
 use mlxcel_kernels::Order;
 use mlxcel_kernels::attention::{AttentionParams, AttentionRun, Mask, attention};
 use mlxcel_kernels::kv::BlockSide;
@@ -35,7 +35,7 @@ enum Step {
 impl Sequence {
     fn new(mode: KvMode, window: Option<usize>) -> Self {
         let layout = layout(window);
-        let cache = BlockCache::new(&layout, mode, ComputeDtype::Checkpoint).unwrap();
+        let cache = BlockCache::new(&layout, mode.into()).unwrap();
         Self { cache, k: Vec::new(), v: Vec::new(), window, sealed: 0 }
     }
 

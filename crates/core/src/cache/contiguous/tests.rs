@@ -82,8 +82,9 @@ impl Trial {
         let window = window.and_then(NonZeroUsize::new);
         let (key_dim, value_dim) = (DIM, DIM);
         let layout = LayerLayout { kv_heads: HEADS, key_dim, value_dim, window, latent: false };
-        let format = LayerFormat::new(&layout, mode, ComputeDtype::Fp32).unwrap();
-        let cache = ContiguousCache::new(&layout, mode, ComputeDtype::Fp32).unwrap();
+        let storage = KvStorage { mode, dtype: ComputeDtype::Fp32 };
+        let format = LayerFormat::new(&layout, storage).unwrap();
+        let cache = ContiguousCache::new(&layout, storage).unwrap();
         Self { format, window, cache, written: Vec::new() }
     }
 
