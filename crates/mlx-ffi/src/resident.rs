@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn ranges_are_what_the_file_holds_however_they_are_asked_for() {
         for len in [0, 1, UNIT - 1, UNIT, 9 * UNIT + 4097] {
-            let bytes: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+            let bytes: Vec<u8> = (0..len).map(|i| u8::try_from(i % 251).unwrap()).collect();
             let mut file = tempfile::NamedTempFile::new().unwrap();
             file.write_all(&bytes).unwrap();
             let resident = ResidentFile::open(file.path()).unwrap();
