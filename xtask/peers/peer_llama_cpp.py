@@ -127,6 +127,7 @@ def main():
     p.add_argument("--depth", type=int, default=0)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--repetitions", type=int, default=3)
+    p.add_argument("--no-mmap", action="store_true")
     a = p.parse_args()
     with open(a.config) as f:
         config = json.load(f)
@@ -139,7 +140,9 @@ def main():
     silent = ll.llama_log_callback(lambda *_: None)
     ll.llama_log_set(silent, ctypes.c_void_p(0))
     ll.llama_backend_init()
-    model = ll.llama_model_load_from_file(path.encode(), ll.llama_model_default_params())
+    loading = ll.llama_model_default_params()
+    loading.use_mmap = not a.no_mmap
+    model = ll.llama_model_load_from_file(path.encode(), loading)
     if not model:
         raise SystemExit(f"llama.cpp cannot load {path}")
     params = ll.llama_context_default_params()

@@ -12,7 +12,7 @@ use crate::paths::workspace_root;
 use crate::synth::{self, Dtype, Options, Weights};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Command-line options of `cargo xtask bench`.
@@ -55,6 +55,9 @@ pub struct Arguments {
     /// Time mlx-lm too: minutes, since its CPU kernels are a reference
     #[arg(long, conflicts_with = "kv_sweep")]
     mlx_lm: bool,
+    /// Everybody reads weights into memory instead of mapping them
+    #[arg(long)]
+    no_mmap: bool,
     /// Name of this machine in benches/record
     #[arg(long, default_value = "linux-x86_64-2core")]
     machine: String,
@@ -112,6 +115,14 @@ impl Model {
     }
 }
 
+/// A run of `mlxcel bench` over `model`.
+fn mlxcel_bench(args: &Arguments, binary: &Path, model: &Model) -> Command {
+    let mut command = Command::new(binary);
+    command.arg("bench").arg("-m").arg(&model.folder);
+    command.args(args.no_mmap.then_some("--no-mmap"));
+    command
+}
+
 fn json(command: &mut Command) -> Result<Value> {
     let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
     if !output.status.success() {
@@ -134,7 +145,7 @@ fn heading(args: &Arguments) -> Result<String> {
     let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output()?;
     Ok(format!(
         "# {} on {}\n\nCPU: {}, {} threads.{isa} Commit {}. Medians of {} alternating turns, whole processes.\n\
-         Command: `cargo xtask bench {} --models {} --prompts {} --depths {} --decode {} --date {}`\n\n",
+         Command: `cargo xtask bench {}{} --models {} --prompts {} --depths {} --decode {} --date {}`\n\n",
         args.date,
         args.machine,
         cpu.map_or("unknown", |(_, name)| name),
@@ -142,6 +153,7 @@ fn heading(args: &Arguments) -> Result<String> {
         String::from_utf8_lossy(&commit.stdout).trim(),
         args.rounds,
         if args.kv_sweep { "--kv-sweep" } else { "--peers PYTHON" },
+        if args.no_mmap { " --no-mmap" } else { "" },
         args.models.join(","),
         list(&args.prompts),
         list(&args.depths),

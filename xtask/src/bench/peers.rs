@@ -1,6 +1,6 @@
 //! This project beside llama.cpp and mlx-lm, in alternating turns.
 
-use super::{Arguments, Model, json, median};
+use super::{Arguments, Model, json, median, mlxcel_bench};
 use crate::paths::workspace_root;
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -65,8 +65,7 @@ fn compare(
 
 fn ours(args: &Arguments, binary: &Path, model: &Model, test: Test) -> Result<f64> {
     let (prompt, decode, depth) = test.sizes(args);
-    let mut command = Command::new(binary);
-    command.arg("bench").arg("-m").arg(&model.folder);
+    let mut command = mlxcel_bench(args, binary, model);
     let sizes = [("-p", prompt), ("-n", decode), ("-d", depth), ("-r", 1), ("-t", args.threads)];
     for (flag, value) in sizes {
         command.arg(flag).arg(value.to_string());
@@ -90,7 +89,7 @@ fn llama_cpp(args: &Arguments, python: &Path, model: &Model, test: Test) -> Resu
     for (flag, value) in sizes {
         command.arg(flag).arg(value.to_string());
     }
-    json(&mut command)
+    json(command.args(args.no_mmap.then_some("--no-mmap")))
 }
 
 /// One turn of each beside mlx-lm, which is slow enough for that.

@@ -1,6 +1,6 @@
 //! Every KV cache mode of a model beside fp16, at several depths, in alternating turns.
 
-use super::{Arguments, Model, json, median};
+use super::{Arguments, Model, json, median, mlxcel_bench};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::path::Path;
@@ -61,8 +61,8 @@ fn measure(
     mode: &Mode,
     (prompt, depth): (usize, usize),
 ) -> Result<(f64, f64)> {
-    let mut command = Command::new(binary);
-    command.arg("bench").arg("-m").arg(&model.folder).args(["--kv-cache-mode", &mode.name]);
+    let mut command = mlxcel_bench(args, binary, model);
+    command.args(["--kv-cache-mode", &mode.name]);
     let sizes =
         [("-p", prompt), ("-n", args.decode), ("-d", depth), ("-r", 1), ("-t", args.threads)];
     for (flag, value) in sizes {
