@@ -48,7 +48,7 @@ pub(crate) enum LayerCache {
     /// Blocks that host kernels read, shared with the pass that runs on MLX's thread.
     Blocks(Arc<Mutex<BlockCache>>),
     /// MLX arrays.
-    Contiguous(RefCell<ContiguousCache>),
+    Contiguous(Box<RefCell<ContiguousCache>>),
 }
 
 impl LayerCache {
@@ -59,7 +59,7 @@ impl LayerCache {
                 Self::Blocks(Arc::new(Mutex::new(BlockCache::new(layout, storage)?)))
             }
             KernelSet::Mlx => {
-                Self::Contiguous(RefCell::new(ContiguousCache::new(layout, storage)?))
+                Self::Contiguous(Box::new(RefCell::new(ContiguousCache::new(layout, storage)?)))
             }
         })
     }
@@ -92,8 +92,14 @@ impl SequenceCache {
     /// # Errors
     /// As [`Self::check`].
     pub fn new(ops: &Ops, layout: &[LayerLayout], mode: KvMode) -> Result<Self> {
-        let layers =
-            layout.iter().map(|layer| LayerCache::new(ops, layer, mode)).collect::<Result<_>>()?;
+        let mut layers: Vec<LayerCache> = Vec::with_capacity(layout.len());
+        for (index, layer) in layout.iter().enumerate() {
+            // Layers of one layout share what a mode needs to know, such as the arrays of a codebook.
+            let same = layout[..index].iter().position(|known| known == layer);
+            let same = same.and_then(|known| layers.get(known)).map(LayerCache::fork);
+            layers.push(same.map_or_else(|| LayerCache::new(ops, layer, mode), Ok)?);
+        }
+        let layers = layers.into();
         let (tokens, images, cross) = (Rc::default(), Rc::default(), CrossCache::default());
         Ok(Self { mode, layers, states: Rc::new([]), cross, tokens, images })
     }

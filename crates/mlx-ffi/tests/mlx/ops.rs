@@ -70,7 +70,7 @@ fn hadamard_transform() {
                 .map(|(r, i)| {
                     let term = |c: i32| {
                         let x = f64::from((r * 31 + c * 7) % 11 - 5);
-                        if (i & c).count_ones() % 2 == 0 { x } else { -x }
+                        if (i & c).count_ones().is_multiple_of(2) { x } else { -x }
                     };
                     ((0..dim).map(term).sum::<f64>() / size) as f32
                 })

@@ -324,7 +324,7 @@ fn decoding_estimate(mode: KvMode, context: u64) -> usize {
 #[test]
 fn decoding_takes_no_more_than_the_estimator_says() {
     on_mlx(|| {
-        for context in [2048, 8192] {
+        for context in [2048, 16_384] {
             let [queries, cached] = [1, context - 1];
             let fp16 = attention_peak(KvMode::Fp16, [queries, cached]);
             assert_eq!(decoding_estimate(KvMode::Fp16, context as u64), 0);
