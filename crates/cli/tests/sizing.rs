@@ -61,6 +61,11 @@ fn flags_reach_the_estimate() {
     let int8 = inspect(dir.path(), &["--cache-type-k", "int8", "--cache-type-v", "int8"]);
     assert_eq!(int8["kv_bytes_per_token"], 6_144);
     assert_eq!(int8, inspect_again(&int8, dir.path(), &["--kv-cache-mode", "int8"]));
+    let fp32 = inspect(dir.path(), &["--dtype", "fp32"]);
+    assert_eq!(fp32["kv_bytes_per_token"], 2 * 12_288);
+    assert_eq!(fp32["inputs"]["dtype"], "fp32");
+    assert_eq!(fp32["inputs"]["cache_type_v"], "fp32");
+    assert_eq!(fp32["weights_bytes"], 988_065_536);
     let four = inspect(dir.path(), &["-n", "512", "--batch", "4", "--quant", "int4"]);
     assert_eq!(four["kv_cache_bytes"], 4 * 512 * 12_288);
     assert!(four["weights_bytes"].as_u64().unwrap() < 988_065_536 / 3);
@@ -69,6 +74,9 @@ fn flags_reach_the_estimate() {
     let model = dir.path().to_str().unwrap();
     let metal = json(&mlxcel(&["inspect", "--json", "--backend", "metal", "-m", model], None));
     assert_eq!(metal["inputs"]["backend"], "metal");
+    // MLX's kernels hold the weights in 32 bits as well.
+    let fp32 = ["inspect", "--json", "--backend", "metal", "--dtype", "fp32", "-m", model];
+    assert_eq!(json(&mlxcel(&fp32, None))["weights_bytes"], 2 * 988_065_536_u64);
 }
 
 /// The report of other flags, with what changes from one moment to the next taken from `first`.

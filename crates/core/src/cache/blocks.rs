@@ -303,10 +303,18 @@ impl BlockCache {
             (noise(KV_BLOCK_TOKENS * heads * keys, 1), noise(KV_BLOCK_TOKENS * heads * values, 2));
         kv::append(pool, &mut [exclusive(first, &self.format)?], 0, &k, &v)?;
         let pattern = Arc::clone(first);
-        for block in self.blocks.iter_mut().skip(1) {
-            exclusive(block, &self.format)?.copy_from(&pattern)?;
+        // Blocks are sealed before they are copied: no more of them are ever open than in a sequence.
+        let seal = |format| pattern.with_values_as(pool, format, KV_BLOCK_TOKENS);
+        let sealed = self.format.sealed.map(seal).transpose()?;
+        let full = (tokens / KV_BLOCK_TOKENS).saturating_sub(self.dropped);
+        for (at, block) in self.blocks.iter_mut().enumerate() {
+            match &sealed {
+                Some(sealed) if at < full => *block = Arc::new(sealed.duplicate()?),
+                _ if at > 0 => exclusive(block, &self.format)?.copy_from(&pattern)?,
+                _ => {}
+            }
         }
-        self.seal_before(pool, tokens)
+        Ok(())
     }
 }
 

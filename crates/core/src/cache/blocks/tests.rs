@@ -270,6 +270,26 @@ fn bytes_are_the_estimators_for_every_mode() {
 }
 
 #[test]
+fn a_synthetic_fill_is_sealed_like_a_sequence() {
+    let pool = Pool::new(1).unwrap();
+    for mode in KvMode::ALL {
+        for tokens in [100, 600, 1000] {
+            let mut sequence = Sequence::new(mode, None);
+            sequence.cache.fill_synthetic(&pool, tokens).unwrap();
+            let expected = formula(mode, None, tokens, 1);
+            let got = sequence.cache.allocated_bytes() as u64;
+            assert_eq!(got, expected, "{mode} at {tokens} tokens");
+            let (blocks, _) = sequence.cache.view();
+            let open: Vec<_> =
+                blocks.iter().map(|b| *b.layout() == sequence.cache.format.open).collect();
+            let seals = sequence.cache.breaks_at_blocks();
+            let last = open.len() - 1;
+            assert!(open.iter().enumerate().all(|(at, open)| *open == (!seals || at == last)));
+        }
+    }
+}
+
+#[test]
 fn bytes_behind_a_window_are_the_estimators() {
     let pool = Pool::new(1).unwrap();
     // Delegated blocks do not rotate: see the module.
