@@ -5,7 +5,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{LazyLock, Mutex};
 
 use mlxcel_estimator::{
-    Backend, Machine, ModelSpec, WeightFootprint, Workload, estimate_total_memory,
+    Backend, KvMode, Machine, ModelSpec, WeightFootprint, Workload, estimate_total_memory,
 };
 use mlxcel_kernels::Pool;
 use mlxcel_kernels::kv::{self, BlockLayout, KvBlock};
