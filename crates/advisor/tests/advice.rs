@@ -226,10 +226,10 @@ fn what_cannot_be_quantised_is_not_advised_to_be() {
 
 #[test]
 fn text_and_json() {
-    let advice = ask(LLAMA_8B, &gib(22), 32_768).named("Llama-3.1-8B");
+    let advice = ask(LLAMA_8B, &gib(21), 32_768).named("Llama-3.1-8B");
     let text = advice.to_text();
     for part in [
-        "Llama-3.1-8B: llama (standard)\n32768 tokens × 1 sequence(s), 22.00 GiB available",
+        "Llama-3.1-8B: llama (standard)\n32768 tokens × 1 sequence(s), 21.00 GiB available",
         "nothing is applied, no weight is touched, and the default cache stays fp16",
         "weights: int8 (these are unquantised)",
         "* medium, at 32768 tokens: fp16+turbo4",
