@@ -11,7 +11,7 @@ pub enum CacheType {
     /// 16-bit floats, fp16 or bf16.
     Fp16,
     /// 32-bit floats: what takes the place of 16-bit ones where everything is computed in fp32. No
-    /// flag names it ([`KvStorage`]).
+    /// flag names it ([`crate::KvStorage`]).
     Fp32,
     /// 8-bit integers, an fp16 scale per vector.
     Int8,
