@@ -163,7 +163,6 @@ def main():
 
     result = {"peer": "llama.cpp", "version": llama_cpp.__version__, "type": a.type, "depth": a.depth}
     result["system"] = ll.llama_print_system_info().decode().strip(" |")
-    reset()
     feed(ctx, tokens[:8])
 
     def prefill():

@@ -48,6 +48,9 @@ pub struct Arguments {
     /// Go on where a run that was stopped stopped: its samples lie beside the checkpoints
     #[arg(long)]
     resume: bool,
+    /// Measure nothing more: make the page of the samples that a stopped run has kept
+    #[arg(long, requires = "resume")]
+    kept_only: bool,
     /// The calibration file to update [default: the user's]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -82,9 +85,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     );
     let backend = backend_of(&program)?;
     let mut taken = Taken::open(&matrix::checkpoints(arguments, &root), arguments.resume)?;
-    let mut samples = Vec::new();
-    for load in matrix::loads(arguments, &root)? {
-        let sample = taken.take(&load, || Sample::measure(&program, backend, &load))?;
+    let (mut samples, loads) = (Vec::new(), matrix::loads(arguments, &root)?);
+    for load in &loads {
+        if arguments.kept_only && taken.kept(load).is_none() {
+            continue;
+        }
+        let sample = taken.take(load, || Sample::measure(&program, backend, load))?;
         eprintln!("{}", sample.line());
         samples.push(sample);
     }
@@ -93,7 +99,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     eprintln!("{}", band.line(samples.len()));
     let entry = entry(backend, &samples, &band);
     let page = arguments.page.clone().unwrap_or_else(|| root.join("docs/calibration.md"));
-    write(&page, &page::render(&entry, &samples, &band))?;
+    write(&page, &page::render(&entry, &samples, &band, loads.len()))?;
     write(&page.with_extension("svg"), &plot::render(&samples)?)?;
     let out = arguments.out.clone().or_else(|| calibration_path(|name| std::env::var_os(name)));
     save(&out.context("there is no home folder: name a file with --out")?, entry)

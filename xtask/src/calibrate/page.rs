@@ -5,11 +5,17 @@ use super::sample::Sample;
 use mlxcel_estimator::{CalibrationEntry, format_bytes};
 use std::fmt::Write as _;
 
-/// The page: what was measured and how, and every sample.
-pub(super) fn render(entry: &CalibrationEntry, samples: &[Sample], band: &Band) -> String {
+/// The page: what was measured and how, and every sample of a matrix of `whole`.
+pub(super) fn render(
+    entry: &CalibrationEntry,
+    samples: &[Sample],
+    band: &Band,
+    whole: usize,
+) -> String {
     let mut page = format!(
         "# Calibration\n\n\
-         Written by `cargo xtask calibrate-headroom` on {}: backend {}, MLX {}, {} samples.\n\n\
+         Written by `cargo xtask calibrate-headroom` on {}: backend {}, MLX {}, {} of the\n\
+         matrix's {whole} samples.\n\n\
          Each sample is a process of its own. `mlxcel bench` fills a cache synthetically, reads the\n\
          last prefill chunk of the context, and reports its largest resident size; what the process\n\
          held before the load is taken off. `docs/memory-estimator.md` says what is expected.\n\n\

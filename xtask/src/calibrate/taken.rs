@@ -29,13 +29,18 @@ impl Taken {
         Ok(Self { before, ..taken })
     }
 
+    /// The sample of `load` from before.
+    pub(super) fn kept(&self, load: &Load) -> Option<&Sample> {
+        self.before.iter().find(|sample| sample.is_of(load))
+    }
+
     /// The sample of `load` from before, or a new one.
     pub(super) fn take(
         &mut self,
         load: &Load,
         measure: impl FnOnce() -> Result<Sample>,
     ) -> Result<Sample> {
-        if let Some(sample) = self.before.iter().find(|sample| sample.is_of(load)) {
+        if let Some(sample) = self.kept(load) {
             return Ok(sample.clone());
         }
         let sample = measure()?;

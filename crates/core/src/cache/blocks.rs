@@ -295,26 +295,29 @@ impl BlockCache {
         Ok(Some(()))
     }
 
+    /// Fills an empty cache with copies of one block.
     pub(super) fn fill_synthetic(&mut self, pool: &Pool, tokens: usize) -> Result<()> {
-        self.reserve_alone(tokens, tokens)?;
         let (heads, keys, values) = self.shape();
-        let Some(first) = self.blocks.front_mut() else { return Ok(()) };
         let (k, v) =
             (noise(KV_BLOCK_TOKENS * heads * keys, 1), noise(KV_BLOCK_TOKENS * heads * values, 2));
-        kv::append(pool, &mut [exclusive(first, &self.format)?], 0, &k, &v)?;
-        let pattern = Arc::clone(first);
+        let mut open = KvBlock::new(self.format.open)?;
+        kv::append(pool, &mut [&mut open], 0, &k, &v)?;
         // Blocks are sealed before they are copied: no more of them are ever open than in a sequence.
-        let seal = |format| pattern.with_values_as(pool, format, KV_BLOCK_TOKENS);
+        let seal = |format| open.with_values_as(pool, format, KV_BLOCK_TOKENS);
         let sealed = self.format.sealed.map(seal).transpose()?;
+
+        self.make_room(tokens, tokens)?;
+        let (_, blocks) = self.wanted(tokens, tokens);
         let full = (tokens / KV_BLOCK_TOKENS).saturating_sub(self.dropped);
-        for (at, block) in self.blocks.iter_mut().enumerate() {
-            match &sealed {
-                Some(sealed) if at < full => *block = Arc::new(sealed.duplicate()?),
-                _ if at > 0 => exclusive(block, &self.format)?.copy_from(&pattern)?,
-                _ => {}
-            }
+        let pattern = |at| sealed.as_ref().filter(|_| at < full).unwrap_or(&open);
+        let bytes = |at| pattern(at).layout().bytes().next_multiple_of(ALIGN_BYTES);
+        let mut slab = Slab::new((0..blocks).map(bytes).sum())?;
+        for at in 0..blocks {
+            let mut block = KvBlock::new_in(&mut slab, *pattern(at).layout())?;
+            block.copy_from(pattern(at))?;
+            self.blocks.push_back(Arc::new(block));
         }
-        Ok(())
+        self.reserve(&mut slab, tokens, tokens)
     }
 }
 
