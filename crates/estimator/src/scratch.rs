@@ -173,7 +173,7 @@ const DECODED_AHEAD_BYTES: u64 = 48 << 20;
 /// What the MLX kernel set copies of one sequence's largest layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LayerCopies {
-    /// Its cache in fp16: the old buffer while a contiguous one grows.
+    /// Its cache, unquantised: the old buffer while a contiguous one grows.
     pub growth_bytes: u64,
     /// Decoding its codes.
     pub decoded_bytes: u64,
