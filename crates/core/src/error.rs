@@ -6,7 +6,7 @@ use mlxcel_estimator::KvMode;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// MLX, the shim or a host primitive failed.
+    /// MLX or the shim failed, or a host kernel panicked.
     #[error(transparent)]
     Mlx(#[from] mlx_ffi::Error),
     /// A CPU kernel refused its arguments.

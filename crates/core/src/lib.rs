@@ -1,7 +1,7 @@
 //! What a language model is made of: operations with one dispatch each, layers, KV caches, attention.
 //!
-//! Owns the choice between the *host* kernel set (`mlxcel-kernels`, run as MLX graph nodes on the
-//! CPU) and the *mlx* kernel set (MLX's own operations, on any device), and everything whose layout
+//! Owns the choice between the *host* kernel set (`mlxcel-kernels` over the memory of MLX's arrays)
+//! and the *mlx* kernel set (MLX's own operations, on any device), and everything whose layout
 //! depends on that choice. Leaves files and model families to `mlxcel-runtime`, sizes to
 //! `mlxcel-estimator`.
 

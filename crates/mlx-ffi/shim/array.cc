@@ -10,26 +10,6 @@ using namespace mlxcel;
 
 namespace {
 
-size_t checked_nbytes(const mx::Shape& shape, mx::Dtype type) {
-  size_t bytes = type.size();
-  for (auto dim : shape) {
-    if (dim < 0 || __builtin_mul_overflow(bytes, static_cast<size_t>(dim), &bytes)) {
-      throw std::invalid_argument("a shape that is negative or overflows");
-    }
-  }
-  return bytes;
-}
-
-// MLX reports no failed allocation on the CPU: it writes through a null pointer instead.
-mx::array allocated(mx::Shape shape, mx::Dtype type) {
-  auto bytes = checked_nbytes(shape, type);
-  mx::array out(mx::allocator::malloc(bytes), std::move(shape), type);
-  if (bytes > 0 && out.data<char>() == nullptr) {
-    throw std::runtime_error("out of memory: cannot allocate " + std::to_string(bytes) + " bytes");
-  }
-  return out;
-}
-
 #if MLX_VERSION_NUMERIC >= 32004
 // Whether a Buffer is a pointer to a size word followed by the data, as in MLX's CPU allocator.
 // Asked of the running library, so that one with another allocator falls back to copying.

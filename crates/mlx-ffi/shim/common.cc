@@ -40,6 +40,25 @@ mx::Dtype dtype(int32_t number) {
   return kDtypes[number];
 }
 
+size_t checked_nbytes(const mx::Shape& shape, mx::Dtype type) {
+  size_t bytes = type.size();
+  for (auto dim : shape) {
+    if (dim < 0 || __builtin_mul_overflow(bytes, static_cast<size_t>(dim), &bytes)) {
+      throw std::invalid_argument("a shape that is negative or overflows");
+    }
+  }
+  return bytes;
+}
+
+mx::array allocated(mx::Shape shape, mx::Dtype type) {
+  auto bytes = checked_nbytes(shape, type);
+  mx::array out(mx::allocator::malloc(bytes), std::move(shape), type);
+  if (bytes > 0 && out.data<char>() == nullptr) {
+    throw std::runtime_error("out of memory: cannot allocate " + std::to_string(bytes) + " bytes");
+  }
+  return out;
+}
+
 void give_all(mlxcel_array** outs, std::vector<mx::array> values) {
   size_t done = 0;
   try {
@@ -58,8 +77,4 @@ void give_all(mlxcel_array** outs, std::vector<mx::array> values) {
 
 const char* mlxcel_last_error(void) noexcept {
   return mlxcel::last_error.c_str();
-}
-
-void mlxcel_set_last_error(const char* message, size_t len) noexcept {
-  mlxcel::set_error(std::string_view(message, len));
 }

@@ -81,6 +81,13 @@ inline int32_t number(mx::Dtype type) {
   return static_cast<int32_t>(type.val());
 }
 
+// The size of an array in bytes; throws on an impossible shape.
+size_t checked_nbytes(const mx::Shape& shape, mx::Dtype type);
+
+// An evaluated array whose content is not defined. MLX reports no failed allocation on the CPU (it
+// writes through a null pointer instead); this throws.
+mx::array allocated(mx::Shape shape, mx::Dtype type);
+
 // A C++ object around a context and its drop function, called once.
 class Context {
  public:

@@ -51,7 +51,7 @@ enum {
 /* Devices. */
 enum { MLXCEL_CPU = 0, MLXCEL_GPU = 1 };
 
-/* The memory of one array during a host call: row-major, `nbytes` long. */
+/* The memory of an array: row-major, `nbytes` long. */
 typedef struct mlxcel_buffer {
   void* data;
   size_t nbytes;
@@ -60,21 +60,6 @@ typedef struct mlxcel_buffer {
   int32_t dtype;
 } mlxcel_buffer;
 
-/* The type of an output of a host call. */
-typedef struct mlxcel_spec {
-  const int32_t* shape;
-  size_t ndim;
-  int32_t dtype;
-} mlxcel_spec;
-
-/* A host function: 0, or 1 after `mlxcel_set_last_error`. Must not unwind. */
-typedef mlxcel_status (*mlxcel_host_fn)(
-    void* context,
-    const mlxcel_buffer* inputs,
-    size_t inputs_len,
-    const mlxcel_buffer* outputs,
-    size_t outputs_len);
-
 /* Frees a context. Called exactly once, on any thread. Must not unwind. */
 typedef void (*mlxcel_drop_fn)(void* context);
 
@@ -82,8 +67,6 @@ typedef void (*mlxcel_drop_fn)(void* context);
 
 /* Why the last failing call of this thread failed; valid until the next call. */
 const char* mlxcel_last_error(void) MLXCEL_FN;
-/* Sets that message, `len` bytes of UTF-8: how a host function reports its failure. */
-void mlxcel_set_last_error(const char* message, size_t len) MLXCEL_FN;
 
 /* -- arrays ------------------------------------------------------------------------------- */
 
@@ -329,24 +312,21 @@ mlxcel_status mlxcel_fast_scaled_dot_product_attention(
     const mlxcel_array* mask,
     const mlxcel_array* sinks) MLXCEL_FN;
 
-/* -- host primitives ------------------------------------------------------------------------ */
+/* -- host calls ----------------------------------------------------------------------------- */
 
-/* A graph node on the CPU's default stream whose evaluation is `call(context, ...)`.
- *
- * `name` is UTF-8 for messages. Takes `context`: `drop(context)` is called exactly once, also when this fails. `outs` has room
- * for `outputs_len` arrays. Inputs must be row-contiguous when the node is evaluated. A failing
- * `call` makes the evaluation fail with its message, and its outputs are then zeros. */
-mlxcel_status mlxcel_host_call(
-    mlxcel_array** outs,
-    const char* name,
-    size_t name_len,
-    const mlxcel_array* const* inputs,
-    size_t inputs_len,
-    const mlxcel_spec* outputs,
-    size_t outputs_len,
-    void* context,
-    mlxcel_host_fn call,
-    mlxcel_drop_fn drop) MLXCEL_FN;
+/* Evaluates those of `arrays` that are not yet, and says where each lies, for as long as it lives.
+ * Fails where one is not row-contiguous. */
+mlxcel_status mlxcel_host_read(
+    mlxcel_buffer* buffers,
+    const mlxcel_array* const* arrays,
+    size_t len) MLXCEL_FN;
+/* An evaluated array of unspecified content, and where it lies: to be written before it is used. */
+mlxcel_status mlxcel_host_allocate(
+    mlxcel_array** out,
+    mlxcel_buffer* memory,
+    const int32_t* shape,
+    size_t ndim,
+    int32_t dtype) MLXCEL_FN;
 
 /* -- memory and devices --------------------------------------------------------------------- */
 

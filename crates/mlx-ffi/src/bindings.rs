@@ -33,22 +33,6 @@ pub struct mlxcel_buffer {
     pub ndim: usize,
     pub dtype: i32,
 }
-#[repr(C)]
-#[derive(Debug, Copy, Clone)]
-pub struct mlxcel_spec {
-    pub shape: *const i32,
-    pub ndim: usize,
-    pub dtype: i32,
-}
-pub type mlxcel_host_fn = ::core::option::Option<
-    unsafe extern "C" fn(
-        context: *mut ::core::ffi::c_void,
-        inputs: *const mlxcel_buffer,
-        inputs_len: usize,
-        outputs: *const mlxcel_buffer,
-        outputs_len: usize,
-    ) -> mlxcel_status,
->;
 pub type mlxcel_drop_fn =
     ::core::option::Option<unsafe extern "C" fn(context: *mut ::core::ffi::c_void)>;
 #[repr(C)]
@@ -60,7 +44,6 @@ pub struct mlxcel_quantization {
 }
 unsafe extern "C" {
     pub fn mlxcel_last_error() -> *const ::core::ffi::c_char;
-    pub fn mlxcel_set_last_error(message: *const ::core::ffi::c_char, len: usize);
     pub fn mlxcel_array_clone(out: *mut *mut mlxcel_array, a: *const mlxcel_array)
     -> mlxcel_status;
     pub fn mlxcel_array_free(a: *mut mlxcel_array);
@@ -615,17 +598,17 @@ unsafe extern "C" {
         mask: *const mlxcel_array,
         sinks: *const mlxcel_array,
     ) -> mlxcel_status;
-    pub fn mlxcel_host_call(
-        outs: *mut *mut mlxcel_array,
-        name: *const ::core::ffi::c_char,
-        name_len: usize,
-        inputs: *const *const mlxcel_array,
-        inputs_len: usize,
-        outputs: *const mlxcel_spec,
-        outputs_len: usize,
-        context: *mut ::core::ffi::c_void,
-        call: mlxcel_host_fn,
-        drop: mlxcel_drop_fn,
+    pub fn mlxcel_host_read(
+        buffers: *mut mlxcel_buffer,
+        arrays: *const *const mlxcel_array,
+        len: usize,
+    ) -> mlxcel_status;
+    pub fn mlxcel_host_allocate(
+        out: *mut *mut mlxcel_array,
+        memory: *mut mlxcel_buffer,
+        shape: *const i32,
+        ndim: usize,
+        dtype: i32,
     ) -> mlxcel_status;
     pub fn mlxcel_memory_active(bytes: *mut usize) -> mlxcel_status;
     pub fn mlxcel_memory_peak(bytes: *mut usize) -> mlxcel_status;

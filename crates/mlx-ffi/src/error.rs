@@ -13,7 +13,7 @@ pub enum Error {
     Mlx {
         /// The operation, or `eval`.
         op: &'static str,
-        /// MLX's own words; those of a failed host primitive begin with its name.
+        /// MLX's own words.
         message: String,
     },
     /// Elements were asked for as another type than the array holds.
@@ -60,7 +60,15 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// A host primitive asked for a buffer that it does not have, or took one twice.
+    /// The function of a host call panicked.
+    #[error("`{name}` panicked: {message}")]
+    Panicked {
+        /// The call.
+        name: &'static str,
+        /// What the panic said.
+        message: String,
+    },
+    /// A host call asked for a buffer that it does not have, or took one twice.
     #[error("there is no {side} {index} to take")]
     NoBuffer {
         /// `input` or `output`.
@@ -68,7 +76,7 @@ pub enum Error {
         /// The index asked for.
         index: usize,
     },
-    /// A host primitive asked for elements whose memory is not aligned for their type.
+    /// A host call asked for elements whose memory is not aligned for their type.
     #[error("the {dtype} elements of input {index} are not aligned")]
     Misaligned {
         /// The input.

@@ -1,80 +1,63 @@
-//! Host primitives: graph nodes whose evaluation is a Rust function over the raw buffers.
+//! Host calls: Rust functions over the memory of arrays, run at once on the calling thread.
 //!
-//! A node runs on the CPU stream of the thread that made it, after the nodes that it depends on and
-//! before those that depend on it, on a thread that belongs to MLX. It costs about 2 µs (see the
-//! ignored test `cost_per_node`).
+//! Inputs that MLX has still to compute are computed first; the outputs are evaluated arrays, which
+//! MLX's operations and further calls take like any others. A chain of calls therefore never enters
+//! MLX's graph: a call costs about a microsecond (see the ignored test `cost_per_call`), and what
+//! nobody holds any more is freed at once.
 //!
-//! What MLX guarantees, and the slices handed out here rely on: from the start of the function to
-//! its end the inputs' memory is kept and not written, and the outputs' memory, fresh from MLX's
-//! allocator, belongs to this node alone.
+//! What the slices handed out here rely on: an evaluated array never changes, the caller keeps the
+//! inputs alive, and the outputs' memory, fresh from MLX's allocator, belongs to this call alone.
 
 use std::any::Any;
-use std::ffi::c_void;
-use std::fmt::Display;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
 
 use crate::array::handles;
 use crate::bindings as sys;
+use crate::call::check;
 use crate::{Array, Dtype, Element, Error, Result};
 
 /// The shape and type of an output.
 pub type Spec<'a> = (&'a [i32], Dtype);
 
-/// Makes a node that computes `outputs` from `inputs` by calling `function`, once, when evaluated.
+/// Computes `outputs` from `inputs` by calling `function`; `name` is for messages.
 ///
-/// Inputs must be row-contiguous when the node is evaluated, or the evaluation fails: pass what may
-/// not be through [`ops::contiguous`](crate::ops::contiguous), which costs nothing if it already is.
-/// What `function` captured is dropped when the node has run, or dies unused.
-///
-/// If `function` returns an error or panics, the evaluation (the one that waits for the node, or
-/// the next one on this thread, whichever MLX tells first) fails once with an [`Error::Mlx`] whose
-/// message begins ``host primitive `name`:``. The outputs are then zeros, and nodes that depend on
-/// them may have run or not: drop the whole graph.
+/// Inputs must be row-contiguous: pass what may not be through
+/// [`ops::contiguous`](crate::ops::contiguous), which costs nothing if it already is.
 ///
 /// # Errors
-/// An impossible output shape.
+/// What `function` fails with, [`Error::Panicked`] if it panics; an impossible output shape, an
+/// input that is not row-contiguous or cannot be computed, memory that cannot be had.
 pub fn call<F, E>(
     name: &'static str,
     inputs: &[&Array],
     outputs: &[Spec<'_>],
     function: F,
-) -> Result<Vec<Array>>
+) -> std::result::Result<Vec<Array>, E>
 where
-    F: FnOnce(HostInputs<'_>, HostOutputs<'_>) -> std::result::Result<(), E> + Send + 'static,
-    E: Display,
+    F: FnOnce(HostInputs<'_>, HostOutputs<'_>) -> std::result::Result<(), E>,
+    E: From<Error>,
 {
-    for &(shape, dtype) in outputs {
-        if dtype.nbytes(shape).is_none() {
-            return Err(Error::WrongSize { shape: shape.to_vec(), dtype, nbytes: 0 });
-        }
+    let read = read(name, inputs)?;
+    let mut arrays = Vec::with_capacity(outputs.len());
+    let mut written = Vec::with_capacity(outputs.len());
+    for &spec in outputs {
+        let (array, buffer) = allocate(name, spec)?;
+        arrays.push(array);
+        written.push(buffer);
     }
-    let specs: Vec<_> = outputs.iter().map(|&(shape, dtype)| spec(shape, dtype)).collect();
-    let handles = handles(inputs);
-    let context = Box::into_raw(Box::new(Some(function))).cast::<c_void>();
-    Array::many_from_call("host call", specs.len(), |outs| {
-        // SAFETY: slices are given with their lengths and `outs` has a slot for each spec. `context`
-        // is a `Box<Option<F>>`, which is what `run::<F, E>` and `discard::<F>` expect, and the
-        // shim calls `discard` exactly once, after any `run`. `F: Send`, so that may be any thread.
-        unsafe {
-            let (ins, out_specs) = (handles.as_ptr(), specs.as_ptr());
-            sys::mlxcel_host_call(
-                outs,
-                name.as_ptr().cast(),
-                name.len(),
-                ins,
-                handles.len(),
-                out_specs,
-                specs.len(),
-                context,
-                Some(run::<F, E>),
-                Some(discard::<F>),
-            )
-        }
-    })
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let outputs = HostOutputs { buffers: &written, taken: 0, exclusive: PhantomData };
+        function(HostInputs { buffers: &read }, outputs)
+    }));
+    match result {
+        Ok(result) => result.map(|()| arrays),
+        Err(panic) => Err(Error::Panicked { name, message: message_of(panic.as_ref()) }.into()),
+    }
 }
 
-/// [`call`] for a node with one output.
+/// [`call`] with one output.
 ///
 /// # Errors
 /// As for [`call`].
@@ -83,16 +66,16 @@ pub fn call_one<F, E>(
     inputs: &[&Array],
     output: Spec<'_>,
     function: F,
-) -> Result<Array>
+) -> std::result::Result<Array, E>
 where
-    F: FnOnce(HostInputs<'_>, HostOutputs<'_>) -> std::result::Result<(), E> + Send + 'static,
-    E: Display,
+    F: FnOnce(HostInputs<'_>, HostOutputs<'_>) -> std::result::Result<(), E>,
+    E: From<Error>,
 {
     let mut outputs = call(name, inputs, &[output], function)?;
-    Ok(outputs.pop().expect("the shim makes one array for each spec"))
+    Ok(outputs.pop().expect("there is an array for each spec"))
 }
 
-/// What a host primitive reads.
+/// What a host call reads.
 #[derive(Debug, Clone, Copy)]
 pub struct HostInputs<'a> {
     buffers: &'a [sys::mlxcel_buffer],
@@ -158,8 +141,8 @@ impl<'a> HostInputs<'a> {
         if buffer.nbytes == 0 {
             return Ok(&[]);
         }
-        // SAFETY: the shim gives `nbytes` bytes of an evaluated, row-contiguous array, which MLX
-        // keeps and nobody writes during this call (see the module's text).
+        // SAFETY: the shim gives `nbytes` bytes of an evaluated, row-contiguous array, which its
+        // handle keeps and nobody writes during this call (see the module's text).
         Ok(unsafe { std::slice::from_raw_parts(buffer.data.cast_const().cast(), buffer.nbytes) })
     }
 
@@ -168,7 +151,7 @@ impl<'a> HostInputs<'a> {
     }
 }
 
-/// What a host primitive writes. Each output is taken once.
+/// What a host call writes. Each output is taken once.
 ///
 /// Its content is unspecified (fresh memory, not zeroed: that would cost a pass over it), so write
 /// every element. Reading it before is no undefined behaviour: the shim marks the memory as written
@@ -235,15 +218,41 @@ impl<'a> HostOutputs<'a> {
         if buffer.nbytes == 0 {
             return Ok(&mut []);
         }
-        // SAFETY: the shim allocated `nbytes` bytes for this node alone and settled their content;
+        // SAFETY: the shim allocated `nbytes` bytes for this call alone and settled their content;
         // the bit makes sure that this is the only slice over them.
         Ok(unsafe { std::slice::from_raw_parts_mut(buffer.data.cast(), buffer.nbytes) })
     }
 }
 
-fn spec(shape: &[i32], dtype: Dtype) -> sys::mlxcel_spec {
-    sys::mlxcel_spec { shape: shape.as_ptr(), ndim: shape.len(), dtype: dtype.number() }
+/// Where the elements of `inputs` lie, computed first where they are not yet.
+fn read(name: &'static str, inputs: &[&Array]) -> Result<Vec<sys::mlxcel_buffer>> {
+    let handles = handles(inputs);
+    let mut buffers = vec![NOWHERE; handles.len()];
+    // SAFETY: a slice of live handles with its length, and a slot for each.
+    let status =
+        unsafe { sys::mlxcel_host_read(buffers.as_mut_ptr(), handles.as_ptr(), handles.len()) };
+    check(name, status)?;
+    Ok(buffers)
 }
+
+/// An array to be written, and where its elements lie.
+fn allocate(name: &'static str, (shape, dtype): Spec<'_>) -> Result<(Array, sys::mlxcel_buffer)> {
+    if dtype.nbytes(shape).is_none() {
+        return Err(Error::WrongSize { shape: shape.to_vec(), dtype, nbytes: 0 });
+    }
+    let mut buffer = NOWHERE;
+    let array = Array::from_call(name, |out| {
+        // SAFETY: `shape` is a borrowed slice with its length; `out` and `buffer` are slots.
+        unsafe {
+            let (dims, ndim) = (shape.as_ptr(), shape.len());
+            sys::mlxcel_host_allocate(out, &raw mut buffer, dims, ndim, dtype.number())
+        }
+    })?;
+    Ok((array, buffer))
+}
+
+const NOWHERE: sys::mlxcel_buffer =
+    sys::mlxcel_buffer { data: ptr::null_mut(), nbytes: 0, shape: ptr::null(), ndim: 0, dtype: 0 };
 
 fn shape(buffer: &sys::mlxcel_buffer) -> &[i32] {
     if buffer.ndim == 0 {
@@ -258,66 +267,10 @@ fn expect_dtype(buffer: &sys::mlxcel_buffer, expected: Dtype) -> Result<()> {
     if found == expected { Ok(()) } else { Err(Error::WrongDtype { expected, found }) }
 }
 
-/// Called by the shim on the stream's thread; returns 0, or 1 with the message set.
-///
-/// # Safety
-/// - `context` is a live `Box<Option<F>>` that nobody else uses now.
-/// - The buffers are valid as the module's text says, for the duration of the call.
-unsafe extern "C" fn run<F, E>(
-    context: *mut c_void,
-    inputs: *const sys::mlxcel_buffer,
-    inputs_len: usize,
-    outputs: *const sys::mlxcel_buffer,
-    outputs_len: usize,
-) -> sys::mlxcel_status
-where
-    F: FnOnce(HostInputs<'_>, HostOutputs<'_>) -> std::result::Result<(), E>,
-    E: Display,
-{
-    // SAFETY: the caller's promise; nobody else uses the context during this call.
-    let function = unsafe { (*context.cast::<Option<F>>()).take() };
-    // SAFETY: the caller's promise. A list without entries may have a null pointer.
-    let (inputs, outputs) = unsafe { (list(inputs, inputs_len), list(outputs, outputs_len)) };
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        let function = function.expect("MLX evaluates a node once");
-        let outputs = HostOutputs { buffers: outputs, taken: 0, exclusive: PhantomData };
-        function(HostInputs { buffers: inputs }, outputs).map_err(|error| error.to_string())
-    }));
-    match result.unwrap_or_else(|panic| Err(panic_message(panic.as_ref()))) {
-        Ok(()) => 0,
-        Err(message) => {
-            // SAFETY: the pointer and length of a string, which the shim copies.
-            unsafe { sys::mlxcel_set_last_error(message.as_ptr().cast(), message.len()) };
-            1
-        }
-    }
-}
-
-/// # Safety
-/// `data` points to `len` buffers that live for `'a`, or `len` is 0.
-unsafe fn list<'a>(data: *const sys::mlxcel_buffer, len: usize) -> &'a [sys::mlxcel_buffer] {
-    if len == 0 {
-        return &[];
-    }
-    // SAFETY: the caller's promise.
-    unsafe { std::slice::from_raw_parts(data, len) }
-}
-
-/// Called by the shim once, on whichever thread lets go of the node last.
-///
-/// # Safety
-/// `context` is a `Box<Option<F>>` that is not used again.
-unsafe extern "C" fn discard<F>(context: *mut c_void) {
-    // SAFETY: the caller's promise; the box came from `Box::into_raw` of this type.
-    let function = unsafe { Box::from_raw(context.cast::<Option<F>>()) };
-    // A captured value whose drop panics has said so on stderr; unwinding further would abort.
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(function)));
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
+fn message_of(panic: &(dyn Any + Send)) -> String {
     let text = panic
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("panicked: {}", text.unwrap_or("no message"))
+    text.unwrap_or("no message").to_owned()
 }

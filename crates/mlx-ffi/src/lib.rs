@@ -1,7 +1,7 @@
 //! Apple's MLX from Rust: a safe, thin layer over its C++ API.
 //!
 //! Owns finding, building against and linking MLX (`build/`), a C++ shim with a C ABI (`shim/`),
-//! arrays and their operations ([`Array`], [`ops`], [`fast`]), graph nodes that are Rust functions
+//! arrays and their operations ([`Array`], [`ops`], [`fast`]), Rust functions over their memory
 //! ([`host`]), tensors that are used where a file is mapped ([`mapped`]), and MLX's memory counters
 //! ([`memory`]). It knows nothing of language models.
 //!
@@ -9,7 +9,8 @@
 //! - `unsafe` is only here and in the kernels; no panic and no exception crosses the C ABI.
 //! - MLX's streams belong to the thread that made them, so an [`Array`] never leaves its thread
 //!   (it is `!Send`), and a program does well to have one thread that owns MLX.
-//! - Operations build a graph and compute nothing; [`eval`] and whatever reads elements compute.
+//! - Operations build a graph and compute nothing; [`eval`] and whatever reads elements compute, as do the
+//!   calls of [`host`].
 //!   An operation fails at once when shapes or types do not fit, an evaluation when a node fails.
 
 #![expect(unsafe_code, reason = "the C ABI of the shim is called here, and nowhere else")]

@@ -104,19 +104,15 @@ impl Ops {
     /// # Errors
     /// Heads of fewer elements.
     pub fn split_heads(&self, x: &Array, heads: usize, at: usize) -> Result<[Array; 2]> {
-        let (rows, width) = rows_cols(x);
-        if heads == 0 || !width.is_multiple_of(heads) || at >= width / heads {
-            let expected = format!("rows of {heads} heads of more than {at}");
+        let (_, width) = rows_cols(x);
+        if heads == 0 || !width.is_multiple_of(heads) || !(1..width / heads).contains(&at) {
+            let expected = format!("rows of {heads} heads of more than {at}, which is not 0");
             return Err(shape_error("split_heads", "x", x, expected));
         }
-        let dim = width / heads;
-        let by_head = mlx_ffi::ops::reshape(x, &ints([rows, heads, dim])?)?;
-        let part = |from: usize, to: usize| {
-            let part = mlx_ffi::ops::slice_axis(&by_head, -1, int(from)?, int(to)?)?;
-            let flat = mlx_ffi::ops::reshape(&part, &ints([rows, heads * (to - from)])?)?;
-            Ok::<_, Error>(mlx_ffi::ops::contiguous(&flat)?)
-        };
-        Ok([part(0, at)?, part(at, dim)?])
+        match self.config.kernels {
+            KernelSet::Host => host::split_heads(x, heads, at),
+            KernelSet::Mlx => mlx::split_heads(x, heads, at),
+        }
     }
 
     /// The heads of `a` and `b`, `[rows, heads · dim]` each, one after the other within each head.
@@ -124,18 +120,17 @@ impl Ops {
     /// # Errors
     /// Rows that are not heads.
     pub fn join_heads(&self, a: &Array, b: &Array, heads: usize) -> Result<Array> {
-        let ((rows, first), (_, second)) = (rows_cols(a), rows_cols(b));
+        let ((_, first), (_, second)) = (rows_cols(a), rows_cols(b));
         for (array, width) in [(a, first), (b, second)] {
-            if heads == 0 || !width.is_multiple_of(heads) {
+            if heads == 0 || width == 0 || !width.is_multiple_of(heads) {
                 let expected = format!("rows of {heads} heads");
                 return Err(shape_error("join_heads", "operand", array, expected));
             }
         }
-        let by_head = |x: &Array, width: usize| {
-            mlx_ffi::ops::reshape(x, &ints([rows, heads, width / heads])?).map_err(Error::from)
-        };
-        let joined = mlx_ffi::ops::concatenate(&[&by_head(a, first)?, &by_head(b, second)?], -1)?;
-        Ok(mlx_ffi::ops::reshape(&joined, &ints([rows, first + second])?)?)
+        match self.config.kernels {
+            KernelSet::Host => host::join_heads(a, b, heads),
+            KernelSet::Mlx => mlx::join_heads(a, b, heads),
+        }
     }
 
     /// The two matrices of absorbed latent attention, made of `kv_b`,

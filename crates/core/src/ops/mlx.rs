@@ -3,6 +3,7 @@
 mod experts;
 mod recurrent;
 mod rope;
+mod rows;
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -22,6 +23,7 @@ use crate::{Error, Result};
 pub(super) use self::experts::{absorbed, every_nth_row, experts, heads, stack, stored_like};
 pub(super) use self::recurrent::{convolve, scan};
 pub(super) use self::rope::{rope, rope_on_grid};
+pub(super) use self::rows::{join_heads, split_heads, take};
 
 /// Decoded keys and values from which attention is computed at once: MLX would decode the next layers
 /// while these are alive. Below, waiting for each layer would cost more time than it saves memory.

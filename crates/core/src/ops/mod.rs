@@ -1,9 +1,10 @@
 //! Every operation of a model, with one dispatch point each.
 //!
-//! [`Ops`] chooses between two kernel sets, not between devices: `host` runs `mlxcel-kernels` as MLX
-//! graph nodes, activations in fp32; `mlx` emits the MLX operations that mlx-lm emits, activations
-//! in the checkpoint's type. `MLXCEL_KERNELS=mlx` runs the latter on the CPU, so that what a GPU
-//! would run is tested everywhere. Everything here is lazy: an operation adds nodes to MLX's graph.
+//! [`Ops`] chooses between two kernel sets, not between devices: `host` runs `mlxcel-kernels` over
+//! the memory of MLX's arrays, at once, activations in fp32; `mlx` emits the MLX operations that
+//! mlx-lm emits, activations in the checkpoint's type, which are nodes of MLX's graph until they are
+//! evaluated. `MLXCEL_KERNELS=mlx` runs the latter on the CPU, so that what a GPU would run is tested
+//! everywhere.
 
 mod host;
 mod kinds;
@@ -13,6 +14,7 @@ mod vision;
 use std::ops::Range;
 use std::sync::Arc;
 
+use mlx_ffi::device::{Device, default_device};
 use mlx_ffi::{Array, Dtype};
 pub use mlxcel_estimator::ComputeDtype;
 pub use mlxcel_kernels::elementwise::{Glu as Activation, Map};
@@ -48,7 +50,7 @@ impl KernelSet {
         match std::env::var("MLXCEL_KERNELS").as_deref() {
             Ok("host") => Ok(Self::Host),
             Ok("mlx") => Ok(Self::Mlx),
-            Ok("") | Err(_) if mlx_ffi::device::Device::Gpu.is_available()? => Ok(Self::Mlx),
+            Ok("") | Err(_) if Device::Gpu.is_available()? => Ok(Self::Mlx),
             Ok("") | Err(_) => Ok(Self::Host),
             Ok(other) => Err(Error::UnknownWord {
                 what: "MLXCEL_KERNELS",
@@ -201,7 +203,7 @@ impl Ops {
     /// Rows of the embedding table: `[tokens]` ids to `[tokens, hidden]`.
     ///
     /// # Errors
-    /// When the graph node cannot be built, as in every operation below.
+    /// When it cannot be computed or added to the graph, as in every operation below.
     pub fn embed(&self, tokens: &Array, table: &Embedding) -> Result<Array> {
         match self.config.kernels {
             KernelSet::Host => host::embed(tokens, table),
@@ -339,7 +341,7 @@ impl Ops {
     ) -> Result<Array> {
         check_heads(x, heads, rope)?;
         match self.config.kernels {
-            KernelSet::Host => host::rope(self, x, heads, rope, (batch.positions(), &[].into())),
+            KernelSet::Host => host::rope(self, x, heads, rope, (batch.positions(), &[])),
             KernelSet::Mlx => mlx::rope(batch, x, heads, rope),
         }
     }
@@ -404,22 +406,25 @@ impl Ops {
         if rows.len() == n && rows.iter().enumerate().all(|(i, r)| i == *r) {
             return Ok(x.clone());
         }
-        let index: Option<Vec<i32>> =
-            rows.iter().map(|&r| i32::try_from(r).ok().filter(|_| r < n)).collect();
-        let index = index.ok_or_else(|| shape_error("rows", "x", x, format!("rows {rows:?}")))?;
-        let index = Array::from_slice(&index, &[int(index.len())?])?;
-        Ok(mlx_ffi::ops::take(x, &index, 0)?)
+        if rows.iter().any(|row| *row >= n) {
+            return Err(shape_error("rows", "x", x, format!("rows {rows:?}")));
+        }
+        match self.config.kernels {
+            KernelSet::Host => host::take(x, rows),
+            KernelSet::Mlx => mlx::take(x, rows),
+        }
     }
 
-    /// With host kernels, computes a wide `x`, `[tokens, width]`, at once, so that only one
-    /// layer's activations are alive: MLX dispatches up to a hundred nodes ahead of its thread
-    /// and allocates the outputs of all of them. Otherwise does nothing.
+    /// With MLX's kernels on the CPU, computes a wide `x`, `[tokens, width]`, at once, so that only
+    /// one layer's activations and scores are alive: MLX dispatches up to a hundred nodes ahead of
+    /// its thread and allocates the outputs of all of them. Otherwise does nothing: host kernels have
+    /// computed it already, and a GPU does better with the whole graph.
     ///
     /// # Errors
     /// Whatever fails while computing.
     pub fn settle(&self, x: &Array) -> Result<()> {
-        let wide = rows_cols(x).0 >= SETTLED_TOKENS;
-        if wide && self.config.kernels == KernelSet::Host { self.evaluate(x) } else { Ok(()) }
+        let wide = self.config.kernels == KernelSet::Mlx && rows_cols(x).0 >= SETTLED_TOKENS;
+        if wide && default_device()? == Device::Cpu { self.evaluate(x) } else { Ok(()) }
     }
 
     /// Evaluates `x` and discards it: its caches are then filled.

@@ -2,6 +2,7 @@
 
 use super::tables::Places;
 use super::{Kernel, LANES, Simd, intrinsics};
+use crate::weights::FloatType;
 use std::arch::x86_64::*;
 
 /// Token of AVX2; made by [`run`] and [`run_vnni`] only.
@@ -181,6 +182,38 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
+    unsafe fn load_some_floats(self, ty: FloatType, ptr: *const u8, count: usize) -> F {
+        if count >= LANES {
+            // SAFETY: the caller's contract, with `count >= 16`.
+            return unsafe { self.load_floats(ty, ptr) };
+        }
+        // SAFETY: masks keep the loads to `count` values.
+        unsafe {
+            if ty == FloatType::F32 {
+                let second = first_dwords(count.saturating_sub(8));
+                let low = _mm256_maskload_ps(ptr.cast(), first_dwords(count.min(8)));
+                return [low, _mm256_maskload_ps(ptr.cast::<f32>().wrapping_add(8), second)];
+            }
+            let mut halves = _mm256_maskload_epi32(ptr.cast(), first_dwords(count / 2));
+            if !count.is_multiple_of(2) {
+                // Half a dword: the last value by itself.
+                let last = ptr.cast::<u16>().add(count - 1).read_unaligned();
+                let dword = _mm256_andnot_si256(
+                    first_dwords(count / 2),
+                    first_dwords(count / 2 + 1),
+                );
+                let last = _mm256_and_si256(dword, _mm256_set1_epi32(i32::from(last)));
+                halves = _mm256_or_si256(halves, last);
+            }
+            let (low, high) =
+                (_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
+            if ty == FloatType::F16 {
+                return [_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)];
+            }
+            [widen_bf16(low), widen_bf16(high)]
+        }
+    }
+    #[inline(always)]
     unsafe fn load_bytes(self, ptr: *const u8) -> I {
         // SAFETY: 64 bytes are readable by contract.
         unsafe { [_mm256_loadu_si256(ptr.cast()), _mm256_loadu_si256(ptr.add(32).cast())] }
@@ -279,6 +312,17 @@ unsafe fn split_digit(a: __m256i) -> (__m256i, __m256i) {
         let high = _mm256_srai_epi32::<8>(_mm256_add_epi32(a, _mm256_set1_epi32(128)));
         (high, _mm256_sub_epi32(a, _mm256_slli_epi32::<8>(high)))
     }
+}
+
+/// A mask of the first `count` ≤ 8 dwords.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn first_dwords(count: usize) -> __m256i {
+    const WINDOW: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+    // SAFETY: eight entries lie behind any of the first nine.
+    unsafe { _mm256_loadu_si256(WINDOW.as_ptr().add(8 - count).cast()) }
 }
 
 /// # Safety

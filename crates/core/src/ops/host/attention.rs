@@ -1,9 +1,9 @@
-//! Appending to block caches and attending to them, in one node: nothing else could order the two.
+//! Appending to block caches and attending to them, in one call.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard};
 
-use mlx_ffi::host::{HostInputs, HostOutputs, call_one};
+use mlx_ffi::host::call_one;
 use mlx_ffi::{Array, Dtype};
 use mlxcel_kernels::attention::{self as kernel, AttentionParams, AttentionRun, Mask};
 use mlxcel_kernels::kv::{
@@ -26,10 +26,10 @@ pub(crate) fn attention(
     spec: &AttentionSpec,
 ) -> Result<Array> {
     let pass = Pass {
-        pool: Arc::clone(ops.pool()),
+        pool: ops.pool(),
         order: ops.order(),
-        spec: spec.clone(),
-        spans: batch.spans().to_vec(),
+        spec,
+        spans: batch.spans(),
         caches: batch
             .caches()
             .iter()
@@ -39,20 +39,14 @@ pub(crate) fn attention(
     };
     let (rows, _) = rows_cols(qkv[0]);
     let shape = ints([rows, spec.query_heads() * spec.layout().value_dim])?;
-    let node = call_one(
-        "attention",
-        &qkv,
-        (&shape, Dtype::Float32),
-        move |inputs: HostInputs<'_>, mut outputs: HostOutputs<'_>| {
-            pass.run([inputs.f32(0)?, inputs.f32(1)?, inputs.f32(2)?], outputs.f32(0)?)
-        },
-    );
-    Ok(node?)
+    call_one("attention", &qkv, (&shape, Dtype::Float32), |inputs, mut outputs| {
+        pass.run([inputs.f32(0)?, inputs.f32(1)?, inputs.f32(2)?], outputs.f32(0)?)
+    })
 }
 
-fn blocks(layer: &LayerCache) -> Result<Arc<Mutex<BlockCache>>> {
+fn blocks(layer: &LayerCache) -> Result<&Mutex<BlockCache>> {
     match layer {
-        LayerCache::Blocks(blocks) => Ok(Arc::clone(blocks)),
+        LayerCache::Blocks(blocks) => Ok(blocks),
         LayerCache::Contiguous(_) => {
             Err(Error::Cache { what: "an MLX cache was given to the host kernel set".into() })
         }
@@ -60,17 +54,17 @@ fn blocks(layer: &LayerCache) -> Result<Arc<Mutex<BlockCache>>> {
 }
 
 /// One layer's attention over all runs of a batch.
-struct Pass {
-    pool: Arc<Pool>,
+struct Pass<'a> {
+    pool: &'a Pool,
     order: Order,
-    spec: AttentionSpec,
-    spans: Vec<Span>,
-    caches: Vec<Arc<Mutex<BlockCache>>>,
+    spec: &'a AttentionSpec,
+    spans: &'a [Span],
+    caches: Vec<&'a Mutex<BlockCache>>,
     /// Rows of images that see each other.
     mutual: Vec<Range<usize>>,
 }
 
-impl Pass {
+impl Pass<'_> {
     fn run(&self, qkv: [&[f32]; 3], out: &mut [f32]) -> Result<()> {
         let mut caches: Vec<_> = self.caches.iter().map(|cache| LayerCache::lock(cache)).collect();
         if !self.mutual.is_empty() {
@@ -79,10 +73,10 @@ impl Pass {
         if caches.iter().any(|cache| cache.breaks_at_blocks()) {
             return self.run_by_blocks(qkv, &mut caches, out);
         }
-        for (cache, span) in caches.iter_mut().zip(&self.spans) {
+        for (cache, span) in caches.iter_mut().zip(self.spans) {
             self.append(qkv, cache, span)?;
         }
-        self.attend(qkv[0], &caches, &self.spans, Mask::Causal, out)
+        self.attend(qkv[0], &caches, self.spans, Mask::Causal, out)
     }
 
     /// Cuts runs around images: an image sees all of itself and what comes before.
@@ -96,7 +90,7 @@ impl Pass {
             return Err(sealed_image());
         }
         let width = self.spec.query_heads() * self.spec.layout().value_dim;
-        for (cache, span) in caches.iter_mut().zip(&self.spans) {
+        for (cache, span) in caches.iter_mut().zip(self.spans) {
             for (part, mask) in parts_by_image(span, &self.mutual) {
                 self.append(qkv, cache, &part)?;
                 let out = &mut out[part.start * width..(part.start + part.len) * width];
@@ -115,9 +109,9 @@ impl Pass {
         out: &mut [f32],
     ) -> Result<()> {
         let width = self.spec.query_heads() * self.spec.layout().value_dim;
-        for (cache, span) in caches.iter_mut().zip(&self.spans) {
+        for (cache, span) in caches.iter_mut().zip(self.spans) {
             for part in span.by_blocks() {
-                cache.seal_before(&self.pool, part.position)?;
+                cache.seal_before(self.pool, part.position)?;
                 self.append(qkv, cache, &part)?;
                 let out = &mut out[part.start * width..(part.start + part.len) * width];
                 self.attend(qkv[0], std::slice::from_ref(cache), &[part], Mask::Causal, out)?;
@@ -133,7 +127,7 @@ impl Pass {
         };
         let own_values = if layout.latent { 0..0 } else { rows(layout.value_dim) };
         let (k, v) = (&k[rows(layout.key_dim)], &v[own_values]);
-        cache.append(&self.pool, span.position, k, v)
+        cache.append(self.pool, span.position, k, v)
     }
 
     /// Attends the rows of `spans`, which lie one after the other in `out`.
@@ -156,8 +150,8 @@ impl Pass {
             first_key: 0,
             kv_tokens: span.position + span.len - first,
         });
-        let params = params(&self.spec, mask, self.order);
-        Ok(kernel::attention(&self.pool, &params, &runs.collect::<Vec<_>>(), out)?)
+        let params = params(self.spec, mask, self.order);
+        Ok(kernel::attention(self.pool, &params, &runs.collect::<Vec<_>>(), out)?)
     }
 }
 
@@ -192,20 +186,18 @@ pub(crate) fn encoder_attention(
     let (_, width) = rows_cols(qkv[0]);
     let dim = width / heads;
     let layout = BlockLayout::new(heads, dim, dim, KvFormat::F32, ValueStore::Own(KvFormat::F32))?;
-    let (pool, segments) = (Arc::clone(ops.pool()), segments.to_vec());
     let output = (qkv[0].shape(), Dtype::Float32);
-    let node = call_one("encoder_attention", &qkv, output, move |inputs, mut outputs| {
+    call_one("encoder_attention", &qkv, output, |inputs, mut outputs| {
         let (qkv, out) = ([inputs.f32(0)?, inputs.f32(1)?, inputs.f32(2)?], outputs.f32(0)?);
         let mut start = 0;
-        for len in segments {
+        for &len in segments {
             let rows = start * width..(start + len) * width;
             let (qkv, out) = (qkv.map(|x| &x[rows.clone()]), &mut out[rows.clone()]);
-            attend_segment(&pool, layout, qkv, len, out)?;
+            attend_segment(ops.pool(), layout, qkv, len, out)?;
             start += len;
         }
-        Ok::<_, Error>(())
-    });
-    Ok(node?)
+        Ok(())
+    })
 }
 
 /// Attention of an encoder among the rows of one image: the first `real` see all of them, the others
@@ -218,13 +210,11 @@ pub(crate) fn padded_encoder_attention(
 ) -> Result<Array> {
     let dim = rows_cols(qkv[0]).1 / heads;
     let layout = BlockLayout::new(heads, dim, dim, KvFormat::F32, ValueStore::Own(KvFormat::F32))?;
-    let pool = Arc::clone(ops.pool());
     let output = (qkv[0].shape(), Dtype::Float32);
-    let node = call_one("encoder_attention", &qkv, output, move |inputs, mut outputs| {
+    call_one("encoder_attention", &qkv, output, |inputs, mut outputs| {
         let (qkv, out) = ([inputs.f32(0)?, inputs.f32(1)?, inputs.f32(2)?], outputs.f32(0)?);
-        attend_segment(&pool, layout, qkv, real, out)
-    });
-    Ok(node?)
+        attend_segment(ops.pool(), layout, qkv, real, out)
+    })
 }
 
 /// Attention of the rows of each run to what they see of their sequence's images, all runs at once.
@@ -235,21 +225,20 @@ pub(crate) fn cross_attention(
     q: &Array,
     spec: &AttentionSpec,
 ) -> Result<Array> {
-    let (pool, order, spec) = (Arc::clone(ops.pool()), ops.order(), spec.clone());
     let mut parts = Vec::new();
     for (span, cache) in batch.spans().iter().zip(batch.caches()) {
         let seen = cache.seen();
         let held = if seen.is_empty() { None } else { Some(blocks(cache.cross_layer(layer)?)?) };
-        parts.extend(seen.parts(span).into_iter().map(|(part, rows)| (part, rows, held.clone())));
+        parts.extend(seen.parts(span).into_iter().map(|(part, rows)| (part, rows, held)));
     }
     let (rows, layout) = (batch.positions().len(), spec.layout());
     let shape = ints([rows, spec.query_heads() * layout.value_dim])?;
     let output = (&shape[..], Dtype::Float32);
-    let node = call_one("cross_attention", &[q], output, move |inputs, mut outputs| {
+    call_one("cross_attention", &[q], output, |inputs, mut outputs| {
         let (q, row) = (inputs.f32(0)?, spec.query_heads() * layout.key_dim);
         let caches: Vec<Option<BlockCache>> = parts
             .iter()
-            .map(|(_, _, held)| held.as_ref().map(|blocks| LayerCache::lock(blocks).clone()))
+            .map(|(_, _, held)| held.map(|blocks| LayerCache::lock(blocks).clone()))
             .collect();
         let views: Vec<_> =
             caches.iter().map(|cache| cache.as_ref().map_or(Vec::new(), |c| c.view().0)).collect();
@@ -261,11 +250,10 @@ pub(crate) fn cross_attention(
             first_key: rows.start,
             kv_tokens: rows.end,
         });
-        let params = params(&spec, Mask::Full, order);
+        let params = params(spec, Mask::Full, ops.order());
         let runs: Vec<_> = runs.collect();
-        Ok::<_, Error>(kernel::attention(&pool, &params, &runs, outputs.f32(0)?)?)
-    });
-    Ok(node?)
+        Ok(kernel::attention(ops.pool(), &params, &runs, outputs.f32(0)?)?)
+    })
 }
 
 /// What the kernel needs to know of `spec`.

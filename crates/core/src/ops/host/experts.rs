@@ -1,7 +1,5 @@
 //! Experts, and products with one matrix per head.
 
-use std::sync::Arc;
-
 use mlx_ffi::host::{HostInputs, call_one};
 use mlx_ffi::{Array, Dtype};
 use mlxcel_kernels::matmul::{Expert, Layer, Routes, experts as run_experts, matmul_heads};
@@ -14,7 +12,7 @@ use crate::ops::Ops;
 use crate::shape::{ints, rows_cols};
 use crate::{Error, Result};
 
-/// Where the inputs of a node hold the matrices of all experts.
+/// Where the inputs of a call hold the matrices of all experts.
 struct Stack {
     /// Of a part.
     shape: MatrixShape,
@@ -82,17 +80,13 @@ pub(crate) fn experts(ops: &Ops, x: &Array, logits: &Array, layer: &Experts) -> 
     let rule = *layer.rule();
     let mut inputs = vec![x, logits];
     inputs.extend(layer.bias());
-    let biased = layer.bias().is_some();
     let mut stacks = Vec::with_capacity(3);
     for (i, matrices) in layer.matrices().into_iter().enumerate() {
         let bias = layer.biases().map(|biases| &biases[i]);
         stacks.push(Stack::push(matrices, bias, rule.experts, &mut inputs)?);
     }
-    let activation = layer.activation();
-    let (pool, sums) = (Arc::clone(ops.pool()), ops.sums());
-    let output = (x.shape(), Dtype::Float32);
-    let node = call_one("experts", &inputs, output, move |inputs, mut outputs| {
-        let bias = if biased { Some(inputs.f32(2)?) } else { None };
+    call_one("experts", &inputs, (x.shape(), Dtype::Float32), |inputs, mut outputs| {
+        let bias = if layer.bias().is_some() { Some(inputs.f32(2)?) } else { None };
         let (chosen, weights) = route(inputs.f32(1)?, &rule, bias)?;
         let routes = Routes::new(&chosen, weights, rule.active, rule.experts)?;
         let expert = |index| {
@@ -104,21 +98,18 @@ pub(crate) fn experts(ops: &Ops, x: &Array, logits: &Array, layer: &Experts) -> 
         };
         let used = routes.used().map(expert).collect::<Result<Vec<_>>>()?;
         let (x, out) = (inputs.f32(0)?, outputs.f32(0)?);
-        Ok::<_, Error>(run_experts(&pool, x, &routes, &used, activation, out, sums)?)
-    });
-    Ok(node?)
+        Ok(run_experts(ops.pool(), x, &routes, &used, layer.activation(), out, ops.sums())?)
+    })
 }
 
 pub(crate) fn heads(ops: &Ops, x: &Array, weight: &Weight, heads: usize) -> Result<Array> {
     let mut inputs = vec![x];
     inputs.extend(weight.arrays());
     let shape = MatrixShape::of(weight)?;
-    let (pool, sums) = (Arc::clone(ops.pool()), ops.sums());
     let output = ints([rows_cols(x).0, weight.shape().0])?;
-    let node = call_one("heads", &inputs, (&output, Dtype::Float32), move |inputs, mut outputs| {
+    call_one("heads", &inputs, (&output, Dtype::Float32), |inputs, mut outputs| {
         let matrix = shape.view(&inputs, 1)?;
         let (x, out) = (inputs.f32(0)?, outputs.f32(0)?);
-        Ok::<_, Error>(matmul_heads(&pool, x, &matrix, heads, out, sums)?)
-    });
-    Ok(node?)
+        Ok(matmul_heads(ops.pool(), x, &matrix, heads, out, ops.sums())?)
+    })
 }

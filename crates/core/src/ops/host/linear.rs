@@ -1,8 +1,6 @@
 //! Matrix products, embeddings and the gated activation.
 
-use std::sync::Arc;
-
-use mlx_ffi::host::{HostInputs, HostOutputs, call, call_one};
+use mlx_ffi::host::{HostInputs, call, call_one};
 use mlx_ffi::{Array, Dtype};
 use mlxcel_kernels::elementwise::{self as kernel, Glu};
 use mlxcel_kernels::matmul::{matmul, matmul_glu};
@@ -46,7 +44,7 @@ impl MatrixShape {
         Ok(Self { rows, cols, coding })
     }
 
-    /// How many inputs of a node hold the matrix.
+    /// How many inputs of a call hold the matrix.
     pub(super) fn inputs(&self) -> usize {
         match self.coding {
             Coding::Dense(_) => 1,
@@ -83,7 +81,7 @@ impl MatrixShape {
 /// A layer's matrix, and its bias where it has one.
 type LayerView<'a> = (WeightMatrix<'a>, Option<&'a [f32]>);
 
-/// Several layers as the inputs of one node, after the activations (input 0).
+/// Several layers as the inputs of one call, after the activations (input 0).
 struct Layers {
     /// Of the matrix, and whether there is a bias.
     shapes: Vec<(MatrixShape, bool)>,
@@ -129,12 +127,11 @@ pub(crate) fn linears<const N: usize>(
         .map(|(shape, _)| ints([tokens, shape.rows]))
         .collect::<Result<Vec<_>>>()?;
     let specs: Vec<_> = outputs.iter().map(|shape| (&shape[..], Dtype::Float32)).collect();
-    let (pool, sums) = (Arc::clone(ops.pool()), ops.sums());
-    let results = call("linear", &inputs, &specs, move |inputs, mut outputs: HostOutputs<'_>| {
+    let results = call("linear", &inputs, &specs, |inputs, mut outputs| {
         let views = shapes.views(&inputs)?;
         let matrices: Vec<_> = views.iter().map(|(matrix, _)| *matrix).collect();
         let mut outs = (0..N).map(|i| outputs.f32(i)).collect::<mlx_ffi::Result<Vec<_>>>()?;
-        matmul(&pool, inputs.f32(0)?, &matrices, &mut outs, sums)?;
+        matmul(ops.pool(), inputs.f32(0)?, &matrices, &mut outs, ops.sums())?;
         for ((_, bias), out) in views.iter().zip(outs) {
             add_bias(*bias, out);
         }
@@ -160,22 +157,21 @@ pub(crate) fn glu(
 ) -> Result<Array> {
     if gate.bias.is_some() || up.bias.is_some() {
         let [gate, up] = linears(ops, x, [gate, up])?;
-        return elementwise(ops, "glu", &[&gate, &up], move |pool, inputs, out| {
+        return elementwise(ops, "glu", &[&gate, &up], |pool, inputs, out| {
             out.copy_from_slice(inputs.f32(0)?);
             Ok(kernel::glu(pool, activation, out, inputs.f32(1)?)?)
         });
     }
     let (shapes, inputs) = Layers::of(x, &[gate, up])?;
-    let (pool, sums) = (Arc::clone(ops.pool()), ops.sums());
     let shape = ints([rows_cols(x).0, gate.weight.shape().0])?;
-    let node = call_one("glu", &inputs, (&shape, Dtype::Float32), move |inputs, mut outputs| {
+    call_one("glu", &inputs, (&shape, Dtype::Float32), |inputs, mut outputs| {
         let views = shapes.views(&inputs)?;
         let [(gate, _), (up, _)] = views[..] else {
             return Err(Error::Config { what: "a gated layer has two matrices".into() });
         };
-        Ok(matmul_glu(&pool, inputs.f32(0)?, (gate, up), activation, outputs.f32(0)?, sums)?)
-    });
-    Ok(node?)
+        let (x, out) = (inputs.f32(0)?, outputs.f32(0)?);
+        Ok(matmul_glu(ops.pool(), x, (gate, up), activation, out, ops.sums())?)
+    })
 }
 
 pub(crate) fn embed(tokens: &Array, table: &Embedding) -> Result<Array> {
@@ -183,7 +179,7 @@ pub(crate) fn embed(tokens: &Array, table: &Embedding) -> Result<Array> {
     let (shapes, inputs) = Layers::of(tokens, &[&table])?;
     let (rows, cols) = table.weight.shape();
     let shape = ints([tokens.size(), cols])?;
-    let node = call_one("embed", &inputs, (&shape, Dtype::Float32), move |inputs, mut outputs| {
+    call_one("embed", &inputs, (&shape, Dtype::Float32), |inputs, mut outputs| {
         let views = shapes.views(&inputs)?;
         let [(matrix, _)] = views[..] else {
             return Err(Error::Config { what: "an embedding has one matrix".into() });
@@ -197,9 +193,8 @@ pub(crate) fn embed(tokens: &Array, table: &Embedding) -> Result<Array> {
             })?;
             matrix.dequantize_row(row, out)?;
         }
-        Ok::<_, Error>(())
-    });
-    Ok(node?)
+        Ok(())
+    })
 }
 
 fn float_type(dtype: Dtype) -> Result<FloatType> {

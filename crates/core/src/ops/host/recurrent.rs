@@ -1,7 +1,7 @@
-//! Recurrent layers: all runs of a batch in one node, since their states change in place. The
+//! Recurrent layers: all runs of a batch in one call, since their states change in place. The
 //! convolution comes first and counts the tokens; the scan depends on its output.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use mlx_ffi::host::{HostInputs, call_one};
 use mlx_ffi::{Array, Dtype};
@@ -28,21 +28,19 @@ pub(crate) fn convolve(
     let (channels, activation) = (layer.channels(), layer.activation());
     let mut inputs = vec![x, layer.taps()];
     inputs.extend(layer.bias());
-    let node =
-        call_one("convolve", &inputs, (x.shape(), Dtype::Float32), move |inputs, mut out| {
-            let (x, out) = (inputs.f32(0)?, out.f32(0)?);
-            let bias = if inputs.len() > 2 { Some(inputs.f32(2)?) } else { None };
-            let conv = Conv { taps: inputs.f32(1)?, bias, channels, activation };
-            for (span, state) in runs.each() {
-                let mut state = StateCache::lock(state);
-                state.advance(span.position, span.len)?;
-                let rows = span.start * channels..(span.start + span.len) * channels;
-                let (x, out) = (&x[rows.clone()], &mut out[rows]);
-                causal_conv(&runs.pool, x, &conv, &mut state.state, out)?;
-            }
-            Ok::<_, Error>(())
-        });
-    Ok(node?)
+    call_one("convolve", &inputs, (x.shape(), Dtype::Float32), |inputs, mut out| {
+        let (x, out) = (inputs.f32(0)?, out.f32(0)?);
+        let bias = if inputs.len() > 2 { Some(inputs.f32(2)?) } else { None };
+        let conv = Conv { taps: inputs.f32(1)?, bias, channels, activation };
+        for (span, state) in runs.each() {
+            let mut state = StateCache::lock(state);
+            state.advance(span.position, span.len)?;
+            let rows = span.start * channels..(span.start + span.len) * channels;
+            let (x, out) = (&x[rows.clone()], &mut out[rows]);
+            causal_conv(runs.pool, x, &conv, &mut state.state, out)?;
+        }
+        Ok(())
+    })
 }
 
 pub(crate) fn scan(
@@ -58,48 +56,47 @@ pub(crate) fn scan(
     let widths = scan.input_widths();
     let inputs: Vec<&Array> = steps.iter().copied().chain(parameters).collect();
     let (shape, width) = (ints([rows, scan.width()])?, scan.width());
-    let node = call_one("scan", &inputs, (&shape, Dtype::Float32), move |inputs, mut out| {
+    call_one("scan", &inputs, (&shape, Dtype::Float32), |inputs, mut out| {
         let out = out.f32(0)?;
         for (span, state) in runs.each() {
             let mut state = StateCache::lock(state);
             state.expect(span.position + span.len)?;
             let out = &mut out[span.start * width..(span.start + span.len) * width];
             let steps = Inputs { inputs, widths: &widths, span };
-            rule.run(&runs.pool, &steps, &mut state.state.sums, out)?;
+            rule.run(runs.pool, &steps, &mut state.state.sums, out)?;
         }
-        Ok::<_, Error>(())
-    });
-    Ok(node?)
+        Ok(())
+    })
 }
 
 /// The runs of a batch and their states.
-struct Runs {
-    pool: Arc<Pool>,
-    spans: Vec<Span>,
-    states: Vec<Arc<Mutex<HostState>>>,
+struct Runs<'a> {
+    pool: &'a Pool,
+    spans: &'a [Span],
+    states: Vec<&'a Mutex<HostState>>,
 }
 
-impl Runs {
-    fn new(ops: &Ops, batch: &Batch, index: usize) -> Result<Self> {
-        let state = |cache: &SequenceCache| match cache.state(index)? {
-            StateCache::Host(state) => Ok(Arc::clone(state)),
+impl<'a> Runs<'a> {
+    fn new(ops: &'a Ops, batch: &'a Batch, index: usize) -> Result<Self> {
+        let state = |cache: &'a SequenceCache| match cache.state(index)? {
+            StateCache::Host(state) => Ok(&**state),
             StateCache::Arrays(_) => {
                 Err(Error::Cache { what: "an MLX state was given to the host kernel set".into() })
             }
         };
         Ok(Self {
-            pool: Arc::clone(ops.pool()),
-            spans: batch.spans().to_vec(),
+            pool: ops.pool(),
+            spans: batch.spans(),
             states: batch.caches().iter().map(state).collect::<Result<_>>()?,
         })
     }
 
-    fn each(&self) -> impl Iterator<Item = (&Span, &Arc<Mutex<HostState>>)> {
-        self.spans.iter().zip(&self.states)
+    fn each(&self) -> impl Iterator<Item = (&Span, &Mutex<HostState>)> {
+        self.spans.iter().zip(self.states.iter().copied())
     }
 }
 
-/// What a node reads: the steps of a run, and the parameters behind those of all runs.
+/// What a scan reads: the steps of a run, and the parameters behind those of all runs.
 struct Inputs<'a> {
     inputs: HostInputs<'a>,
     widths: &'a [usize],
