@@ -173,6 +173,8 @@ impl Kernel for DenseMultiply<'_, '_> {
 }
 
 impl<S: Simd> Tiles<S> for DenseMultiply<'_, '_> {
+    const SIX_TOKENS: bool = true;
+
     #[inline(always)]
     fn compute<const R: usize, const N: usize>(&self, simd: S, tile: usize, token: usize) {
         let Self(this, block) = *self;

@@ -95,7 +95,8 @@ pub(super) unsafe fn pack_codes<'c, S: Simd, C: Coding<'c>>(
     unsafe {
         let units = source.block_cols.div_ceil(UNIT);
         for unit in 0..units {
-            read_ahead(simd, weights, source, (unit, units));
+            let bytes = |codes| codes / 8 * C::BITS as usize;
+            read_ahead(simd, weights.codes().as_ptr(), bytes, source, (unit, units));
             let cols = (source.block_cols - unit * UNIT).min(UNIT);
             let target = tile.codes.add(unit * LANES * UNIT);
             let mut rows = [std::ptr::null::<u8>(); LANES];
@@ -115,19 +116,20 @@ pub(super) unsafe fn pack_codes<'c, S: Simd, C: Coding<'c>>(
     }
 }
 
-/// Asks for the codes of the next 16 rows in the same column block, `unit` of `units` of them.
-/// Row by row, since the processor itself only follows one stream in a page.
+/// Asks for the next 16 rows in the same column block, `step` of `steps` of them; `bytes` is the size
+/// of so many elements. Row by row, since the processor itself only follows one stream in a page.
 #[inline(always)]
-fn read_ahead<'c, S: Simd, C: Coding<'c>>(
+fn read_ahead<S: Simd>(
     simd: S,
-    weights: C,
+    weights: *const u8,
+    bytes: impl Fn(usize) -> usize,
     source: TileSource,
-    (unit, units): (usize, usize),
+    (step, steps): (usize, usize),
 ) {
-    for i in unit * LANES / units..(unit + 1) * LANES / units {
+    for i in step * LANES / steps..(step + 1) * LANES / steps {
         let first = (source.row + LANES + i) * source.stride + source.first_col;
-        let row = weights.codes().as_ptr().wrapping_add(first / 8 * C::BITS as usize);
-        for line in (0..source.block_cols / 8 * C::BITS as usize).step_by(LINE) {
+        let row = weights.wrapping_add(bytes(first));
+        for line in (0..bytes(source.block_cols)).step_by(LINE) {
             simd.prefetch_far(row.wrapping_add(line));
         }
     }
@@ -226,14 +228,17 @@ pub(super) unsafe fn pack_floats<S: Simd>(
     source: TileSource,
     target: *mut f32,
 ) {
+    let steps = source.block_cols.div_ceil(LANES);
     // SAFETY: by contract.
     unsafe {
         let mut rows = [[0.0f32; LANES]; LANES];
-        for first in (0..source.block_cols).step_by(LANES) {
+        for step in 0..steps {
+            let bytes = |floats| floats * ty.bytes();
+            read_ahead(simd, weights.as_ptr(), bytes, source, (step, steps));
+            let first = step * LANES;
             let count = (source.block_cols - first).min(LANES);
             for (i, row) in rows.iter_mut().enumerate() {
-                let at = (source.start(i) + first) * ty.bytes();
-                let values = weights.get_unchecked(at..).as_ptr();
+                let values = weights.get_unchecked(bytes(source.start(i) + first)..).as_ptr();
                 simd.store(row.as_mut_ptr(), simd.load_some_floats(ty, values, count));
             }
             let target = target.add(first * LANES);

@@ -13,6 +13,9 @@ use std::ops::Range;
 
 /// Something that can be computed tile by tile.
 pub(super) trait Tiles<S: Simd> {
+    /// Whether six tokens fit beside 16 rows without [`Simd::WIDE_TILES`]: their sums take twelve of
+    /// sixteen registers, and hide the latency of additions better than eight.
+    const SIX_TOKENS: bool;
     /// Computes `R` row tiles from `tile` on for `N` tokens from `token` on.
     fn compute<const R: usize, const N: usize>(&self, simd: S, tile: usize, token: usize);
 }
@@ -40,6 +43,7 @@ pub(super) fn cover<S: Simd, T: Tiles<S>>(
             }
         } else {
             match left {
+                6.. if T::SIX_TOKENS => rows::<S, T, 1, 6>(simd, tiles, row_tiles, token),
                 4.. => rows::<S, T, 1, 4>(simd, tiles, row_tiles, token),
                 2.. => rows::<S, T, 1, 2>(simd, tiles, row_tiles, token),
                 _ => rows::<S, T, 1, 1>(simd, tiles, row_tiles, token),
@@ -132,6 +136,9 @@ impl<const BITS: u32> Kernel for Multiply<'_, BITS> {
 }
 
 impl<S: Simd, const BITS: u32> Tiles<S> for Multiply<'_, BITS> {
+    // Without VNNI a product needs registers of its own.
+    const SIX_TOKENS: bool = false;
+
     #[inline(always)]
     fn compute<const R: usize, const N: usize>(&self, simd: S, tile: usize, token: usize) {
         let Self(this, block, digit) = *self;

@@ -198,10 +198,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             if !count.is_multiple_of(2) {
                 // Half a dword: the last value by itself.
                 let last = ptr.cast::<u16>().add(count - 1).read_unaligned();
-                let dword = _mm256_andnot_si256(
-                    first_dwords(count / 2),
-                    first_dwords(count / 2 + 1),
-                );
+                let dword =
+                    _mm256_andnot_si256(first_dwords(count / 2), first_dwords(count / 2 + 1));
                 let last = _mm256_and_si256(dword, _mm256_set1_epi32(i32::from(last)));
                 halves = _mm256_or_si256(halves, last);
             }

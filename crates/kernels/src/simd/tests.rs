@@ -4,6 +4,7 @@ use super::tables::Places;
 use super::{Kernel, LANES, Simd, dispatch};
 use crate::isa::{Cpu, Isa};
 use crate::testing::{Rng, pools};
+use crate::weights::FloatType;
 
 /// Runs most operations on the inputs and returns everything as numbers.
 struct Everything<'a> {
@@ -64,6 +65,13 @@ impl Kernel for Everything<'_> {
             out.push(simd.max_lane(a));
             push(simd, &mut out, simd.load_f16(self.digits.as_ptr()));
             push(simd, &mut out, simd.load_bf16(self.digits.as_ptr().add(1)));
+            for ty in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
+                for count in 0..=LANES {
+                    // They end where the memory does.
+                    let values = self.codes.as_ptr_range().end.sub(count * ty.bytes());
+                    push(simd, &mut out, simd.load_some_floats(ty, values, count));
+                }
+            }
             let mut bytes = [0u8; LANES];
             simd.store_low_bytes(bytes.as_mut_ptr(), big);
             out.extend(bytes.map(f32::from));
