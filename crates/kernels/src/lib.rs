@@ -18,6 +18,9 @@ pub mod allowance;
 pub mod attention;
 pub mod elementwise;
 pub mod error;
+#[cfg(target_os = "linux")]
+#[cfg(test)]
+mod guarded;
 pub mod isa;
 pub mod kv;
 mod math;

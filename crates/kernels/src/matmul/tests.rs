@@ -99,6 +99,30 @@ fn affine_products_span_column_blocks_and_panels() {
     }
 }
 
+/// A thread takes more than 64 rows of these at once, in tiles of up to four times sixteen, and the
+/// tokens make tiles of 12, 8, 4, 2 and 1.
+#[test]
+fn tiles_of_every_width_match_the_oracle() {
+    let (mut rng, rows) = (Rng::fresh(), 4 * 80 + 11);
+    for cpu in pools().iter().map(Pool::cpu) {
+        let pool = Pool::with_cpu(1, cpu).unwrap();
+        for tokens in [13, 16, 18] {
+            for ty in FLOATS {
+                let data = store(&rng.normals(rows * 77), ty);
+                let weights = WeightMatrix::dense(rows, 77, ty, &data).unwrap();
+                check(&pool, &mut rng, &weights, 0, tokens, Precision::Exact);
+            }
+            for (bits, group) in [(8, 32), (8, 64), (8, 128), (4, 32), (3, 64), (6, 128)] {
+                let shape = (rows, 128 + group);
+                let weights = RandomAffine::new(&mut rng, shape, bits, group, FloatType::Bf16);
+                check(&pool, &mut rng, &weights.matrix(), group, tokens, Precision::Exact);
+            }
+            let weights = RandomMxfp4::new(&mut rng, (rows, 160));
+            check(&pool, &mut rng, &weights.matrix(), 32, tokens, Precision::Int16);
+        }
+    }
+}
+
 /// The sixteen 4-bit floats of OCP's MX specification, and a few of its scales.
 #[test]
 fn codes_of_mxfp4_are_what_the_specification_says() {

@@ -101,8 +101,9 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn load_f16(self, ptr: *const u8) -> __m512 {
-        // SAFETY: 32 bytes are readable by contract.
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(ptr.cast())) }
+        // SAFETY: 32 bytes are readable by contract. `_mm512_cvtph_ps` could not read from memory
+        // itself.
+        unsafe { _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(ptr.cast())) }
     }
     #[inline(always)]
     unsafe fn load_bf16(self, ptr: *const u8) -> __m512 {
@@ -122,7 +123,7 @@ impl Simd for Avx512 {
             }
             let halves = _mm256_maskz_loadu_epi16(mask, ptr.cast());
             if ty == FloatType::F16 {
-                return _mm512_cvtph_ps(halves);
+                return _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(halves);
             }
             let wide = _mm512_cvtepu16_epi32(halves);
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))

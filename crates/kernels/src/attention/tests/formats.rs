@@ -73,6 +73,20 @@ fn every_group_size() {
     }
 }
 
+/// Three sixteens of keys, and head dimensions that end with one or three sixteens.
+#[test]
+fn every_group_size_with_remainders_of_tiles() {
+    for format in KvFormat::ALL {
+        for dim in [64, 80, 112] {
+            for group in 1..=8 {
+                if format.check_dim(dim).is_ok() {
+                    check(&Case::new((group, 1), dim, format, &[(40, 1)]));
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn prefill_equals_oracle_and_decodes() {
     for format in KvFormat::ALL {
