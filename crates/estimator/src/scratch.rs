@@ -248,24 +248,27 @@ fn unfused_bytes(scores: u64, elem_bytes: u64) -> u64 {
 /// output) and feed-forward (gate, up, their product).
 fn activation_bytes(widths: &Widths, tokens: u64, elem_bytes: u64) -> u64 {
     let attention = product(&[widths.query_heads, widths.head_dim, 3]);
-    let inner = widths.inner.saturating_mul(3).max(attention);
+    let inner = widths.inner.max(widths.recurrent).saturating_mul(3).max(attention);
     let per_token = widths.hidden.saturating_mul(2).saturating_add(inner);
     product(&[tokens, per_token, elem_bytes])
 }
 
-/// Host kernels compute in fp32, and MLX allocates the output of every node of a layer before
-/// the first runs: norms, projections, sums and the stream (7 × hidden), queries, their norm and
-/// their rotation (the attention's output is a part of its own), keys with the same and values,
-/// and the gated product, which is also the widest input that a matrix product copies.
+/// Host kernels compute in fp32 and free what nobody holds any more, so the wider part of a layer
+/// decides. Attention (its output is a part of its own): the stream, its norm and the projected output;
+/// queries twice, since a rotation and a projection copy them; keys and values. Feed-forward: the stream
+/// before and after attention, its norm and the output; the gated product and the copy of it that a
+/// matrix product reads. A recurrent layer: the stream, its norm and the output; its projections, what
+/// the convolution and the scan make of them, and a copy, six times its width together.
 fn host_activation_bytes(widths: &Widths, tokens: u64) -> u64 {
-    let queries = product(&[widths.query_heads, widths.head_dim, 3]);
     let kv_heads = widths.query_heads.checked_div(widths.group).unwrap_or(0);
-    let keys = product(&[kv_heads, widths.head_dim, 4]);
-    let per_token =
-        [widths.hidden.saturating_mul(7), queries, keys, widths.inner.saturating_mul(2)]
-            .into_iter()
-            .fold(0, u64::saturating_add);
-    product(&[tokens, per_token, SINGLE])
+    let heads = widths.query_heads.saturating_add(kv_heads);
+    let attention = (3, product(&[heads, widths.head_dim, 2]));
+    let feed_forward = (4, widths.inner.saturating_mul(2));
+    let recurrent = (3, widths.recurrent.saturating_mul(6));
+    let width =
+        |(streams, own): (u64, u64)| widths.hidden.saturating_mul(streams).saturating_add(own);
+    let widest = [attention, feed_forward, recurrent].map(width).into_iter().fold(0, u64::max);
+    product(&[tokens, widest, SINGLE])
 }
 
 fn product(factors: &[u64]) -> u64 {
@@ -325,6 +328,7 @@ mod tests {
             group: 4,
             head_dim: 256,
             inner: 12288,
+            recurrent: 0,
         };
         let step = Step { phase: Phase::Prefill, queries: 1000, keys: 100_000, sequences: 1 };
         let metal = Machine::new(Backend::Metal);

@@ -60,8 +60,10 @@ pub struct Widths {
     pub group: u64,
     /// The widest head whose scores are computed.
     pub head_dim: u64,
-    /// Elements per token of the widest feed-forward or recurrent step.
+    /// Elements per token of the widest feed-forward step.
     pub inner: u64,
+    /// Elements per token of the widest recurrent step.
+    pub recurrent: u64,
 }
 
 /// A model as its `config.json` describes it.
@@ -209,13 +211,13 @@ fn widths(scope: &Scope<'_>, layers: &[LayerSpec]) -> Result<Widths, EstimatorEr
     let shared = named("shared_expert_intermediate_size");
     let feed_forward = [named("intermediate_size"), experts.saturating_add(shared)];
     let kv_heads = kept().filter_map(Kept::kv_heads).min().unwrap_or(1);
-    let recurrent = named("INNER").max(named("CONV"));
     Ok(Widths {
         hidden: scope.named("hidden_size")?.unwrap_or(0),
         vocabulary: scope.named("vocab_size")?.unwrap_or(0),
         query_heads: if scored().next().is_some() { named("num_attention_heads") } else { 0 },
         group: named("num_attention_heads").checked_div(kv_heads).unwrap_or(0),
         head_dim: scored().max().unwrap_or(0),
-        inner: feed_forward.into_iter().fold(recurrent, u64::max),
+        inner: feed_forward.into_iter().fold(0, u64::max),
+        recurrent: named("INNER").max(named("CONV")),
     })
 }

@@ -146,10 +146,11 @@ impl Mixer for DeltaNet {
 
     fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
         let ops = cx.ops();
-        let [qkv, z, b, a] = self.inputs.forward(ops, x, &self.shape)?;
-        let qkv = cx.convolve(slot.state, &qkv, &self.convolution)?;
-        let y = cx.scan(slot.state, &[&qkv, &a, &b], &self.scan)?;
-        let y = ops.rms_norm(&y, &self.norm)?;
-        Ok(ops.linear(&ops.gated(&z, &y, Activation::Silu)?, &self.out_proj)?)
+        let [mut qkv, z, b, a] = self.inputs.forward(ops, x, &self.shape)?;
+        qkv = cx.convolve(slot.state, &qkv, &self.convolution)?;
+        let mut y = cx.scan(slot.state, &[&qkv, &a, &b], &self.scan)?;
+        y = ops.rms_norm(&y, &self.norm)?;
+        y = ops.gated(&z, &y, Activation::Silu)?;
+        Ok(ops.linear(&y, &self.out_proj)?)
     }
 }

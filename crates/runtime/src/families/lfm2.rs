@@ -90,10 +90,11 @@ impl Mixer for ShortConv {
 
     fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
         let ops = cx.ops();
-        let [b, c, x] = ops.linears(x, self.in_proj.each_ref())?;
-        let x = ops.gated(&b, &x, Activation::Identity)?;
-        let y = cx.convolve(slot.state, &x, &self.convolution)?;
-        Ok(ops.linear(&ops.gated(&c, &y, Activation::Identity)?, &self.out_proj)?)
+        let [b, c, mut x] = ops.linears(x, self.in_proj.each_ref())?;
+        x = ops.gated(&b, &x, Activation::Identity)?;
+        x = cx.convolve(slot.state, &x, &self.convolution)?;
+        x = ops.gated(&c, &x, Activation::Identity)?;
+        Ok(ops.linear(&x, &self.out_proj)?)
     }
 }
 

@@ -131,17 +131,18 @@ impl Mixer for MambaMixer {
 
     fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
         let ops = cx.ops();
-        let [x, z] = ops.linears(x, [&self.x_proj, &self.z_proj])?;
-        let x = cx.convolve(slot.state, &x, &self.convolution)?;
+        let [mut x, z] = ops.linears(x, [&self.x_proj, &self.z_proj])?;
+        x = cx.convolve(slot.state, &x, &self.convolution)?;
         let [mut dt, mut b, mut c] = ops.linears(&x, self.inputs.each_ref())?;
         if let Some([dt_norm, b_norm, c_norm]) = &self.norms {
             dt = ops.rms_norm(&dt, dt_norm)?;
             b = ops.rms_norm(&b, b_norm)?;
             c = ops.rms_norm(&c, c_norm)?;
         }
-        let dt = ops.linear(&dt, &self.dt_proj)?;
-        let y = cx.scan(slot.state, &[&x, &dt, &b, &c], &self.scan)?;
-        Ok(ops.linear(&ops.gated(&z, &y, Activation::Silu)?, &self.out_proj)?)
+        dt = ops.linear(&dt, &self.dt_proj)?;
+        let mut y = cx.scan(slot.state, &[&x, &dt, &b, &c], &self.scan)?;
+        y = ops.gated(&z, &y, Activation::Silu)?;
+        Ok(ops.linear(&y, &self.out_proj)?)
     }
 }
 

@@ -162,15 +162,15 @@ impl Mixer for Mamba2Mixer {
     fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
         let ops = cx.ops();
         let projections = [&self.gate_proj, &self.conv_proj, &self.dt_proj];
-        let [mut gate, xbc, mut dt] = ops.linears(x, projections)?;
+        let [mut gate, mut xbc, mut dt] = ops.linears(x, projections)?;
         for (part, factor) in [(&mut gate, self.factors.gate), (&mut dt, self.factors.dt)] {
             if !is_one(factor) {
                 *part = ops.map(part, Map::Scale(factor))?;
             }
         }
-        let xbc = cx.convolve(slot.state, &xbc, &self.convolution)?;
-        let y = cx.scan(slot.state, &[&xbc, &dt], &self.scan)?;
-        let mut y = ops.gated(&gate, &y, Activation::Silu)?;
+        xbc = cx.convolve(slot.state, &xbc, &self.convolution)?;
+        let mut y = cx.scan(slot.state, &[&xbc, &dt], &self.scan)?;
+        y = ops.gated(&gate, &y, Activation::Silu)?;
         if let Some(norm) = &self.norm {
             y = ops.rms_norm(&y, norm)?;
         }
