@@ -253,22 +253,27 @@ fn activation_bytes(widths: &Widths, tokens: u64, elem_bytes: u64) -> u64 {
     product(&[tokens, per_token, elem_bytes])
 }
 
-/// Host kernels compute in fp32 and free what nobody holds any more, so the wider part of a layer
-/// decides. Attention (its output is a part of its own): the stream, its norm and the projected output;
-/// queries twice, since a rotation and a projection copy them; keys and values. Feed-forward: the stream
-/// before and after attention, its norm and the output; the gated product and the copy of it that a
-/// matrix product reads. A recurrent layer: the stream, its norm and the output; its projections, what
-/// the convolution and the scan make of them, and a copy, six times its width together.
+/// Host kernels compute in fp32 and free what nobody holds any more, so the widest part of a layer
+/// decides. Attention (its output is a part of its own): the stream, its norm and the projected
+/// output; queries twice, since a rotation and a projection copy them; keys and values.
+/// Feed-forward: the stream before and after attention, its norm and the output; the gated product
+/// and the copy of it that a matrix product reads. A recurrent layer: the stream, its norm and the
+/// output; its projections, what the convolution and the scan make of them, and a copy, six times
+/// its width together. What experts need, the gated product, its copy and an output for each, is
+/// working memory that kernels keep while the other parts run.
 fn host_activation_bytes(widths: &Widths, tokens: u64) -> u64 {
     let kv_heads = widths.query_heads.checked_div(widths.group).unwrap_or(0);
     let heads = widths.query_heads.saturating_add(kv_heads);
+    let gated = widths.inner.saturating_mul(2);
+    let (passing, kept) = match widths.active_experts {
+        0 => (gated, 0),
+        active => (0, gated.saturating_add(active.saturating_mul(widths.hidden))),
+    };
     let attention = (3, product(&[heads, widths.head_dim, 2]));
-    let feed_forward = (4, widths.inner.saturating_mul(2));
     let recurrent = (3, widths.recurrent.saturating_mul(6));
-    let width =
-        |(streams, own): (u64, u64)| widths.hidden.saturating_mul(streams).saturating_add(own);
-    let widest = [attention, feed_forward, recurrent].map(width).into_iter().fold(0, u64::max);
-    product(&[tokens, widest, SINGLE])
+    let width = |(streams, own): (u64, u64)| product(&[widths.hidden, streams]).saturating_add(own);
+    let widest = [attention, (4, passing), recurrent].map(width).into_iter().fold(0, u64::max);
+    product(&[tokens, widest.saturating_add(kept), SINGLE])
 }
 
 fn product(factors: &[u64]) -> u64 {
@@ -329,6 +334,7 @@ mod tests {
             head_dim: 256,
             inner: 12288,
             recurrent: 0,
+            active_experts: 0,
         };
         let step = Step { phase: Phase::Prefill, queries: 1000, keys: 100_000, sequences: 1 };
         let metal = Machine::new(Backend::Metal);
@@ -336,5 +342,28 @@ mod tests {
         assert_eq!(scores, 32 * 1000 * 100_000 * 22 / 10);
         let single = scratch(&widths, &step, &metal, 4, &LayerCopies::default()).score_bytes;
         assert_eq!(single, 2 * scores);
+    }
+
+    /// Floats per token of Llama-3.2-1B, OLMoE-1B-7B, Mamba2-1.3B and a hybrid of both, by hand.
+    #[test]
+    fn host_kernels_hold_the_widest_part_of_a_layer() {
+        let llama = Widths {
+            hidden: 2048,
+            vocabulary: 128_256,
+            query_heads: 32,
+            group: 4,
+            head_dim: 64,
+            inner: 8192,
+            ..Widths::default()
+        };
+        let mixture = Widths { group: 2, inner: 8 * 1024, active_experts: 8, ..llama };
+        let recurrent = Widths { hidden: 2048, recurrent: 4096, ..Widths::default() };
+        let hybrid = Widths { recurrent: 4096, ..mixture };
+        let floats = |widths: &Widths| host_activation_bytes(widths, 10) / 40;
+        assert_eq!(floats(&llama), 4 * 2048 + 2 * 8192);
+        let experts = 2 * 8 * 1024 + 8 * 2048;
+        assert_eq!(floats(&mixture), 3 * 2048 + 2 * (32 + 16) * 64 + experts);
+        assert_eq!(floats(&recurrent), 3 * 2048 + 6 * 4096);
+        assert_eq!(floats(&hybrid), 3 * 2048 + 6 * 4096 + experts);
     }
 }

@@ -45,6 +45,7 @@ mlxcel_status mlxcel_host_read(
             "input " + std::to_string(i) + " is not row-contiguous; pass it through ops::contiguous");
       }
       buffers[i] = buffer(value);
+      settle(buffers[i]);
     }
   });
 }

@@ -2,7 +2,7 @@
 //!
 //! Inputs that MLX has still to compute are computed first; the outputs are evaluated arrays, which
 //! MLX's operations and further calls take like any others. A chain of calls therefore never enters
-//! MLX's graph: a call costs about a microsecond (see the ignored test `cost_per_call`), and what
+//! MLX's graph: a call costs less than a microsecond (see the ignored test `cost_per_call`), and what
 //! nobody holds any more is freed at once.
 //!
 //! What the slices handed out here rely on: an evaluated array never changes, the caller keeps the
@@ -24,7 +24,8 @@ pub type Spec<'a> = (&'a [i32], Dtype);
 /// Computes `outputs` from `inputs` by calling `function`; `name` is for messages.
 ///
 /// Inputs must be row-contiguous: pass what may not be through
-/// [`ops::contiguous`](crate::ops::contiguous), which costs nothing if it already is.
+/// [`ops::contiguous`](crate::ops::contiguous), which costs nothing if it already is. Elements of an
+/// input whose evaluation has failed before are unspecified, as in [`eval`](crate::eval).
 ///
 /// # Errors
 /// What `function` fails with, [`Error::Panicked`] if it panics; an impossible output shape, an

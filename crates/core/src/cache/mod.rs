@@ -45,7 +45,7 @@ pub struct SequenceCache {
 /// One layer's cache.
 #[derive(Clone)]
 pub(crate) enum LayerCache {
-    /// Blocks that host kernels read, shared with the pass that runs on MLX's thread.
+    /// Blocks that host kernels read.
     Blocks(Arc<Mutex<BlockCache>>),
     /// MLX arrays.
     Contiguous(Box<RefCell<ContiguousCache>>),

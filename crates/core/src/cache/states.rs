@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// One recurrent layer's state of one sequence.
 #[derive(Clone)]
 pub(crate) enum StateCache {
-    /// That host kernels change, shared with the pass that runs on MLX's thread.
+    /// That host kernels change.
     Host(Arc<Mutex<HostState>>),
     /// MLX arrays.
     Arrays(RefCell<ArrayState>),

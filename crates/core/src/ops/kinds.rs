@@ -118,9 +118,12 @@ impl Ops {
     /// The heads of `a` and `b`, `[rows, heads · dim]` each, one after the other within each head.
     ///
     /// # Errors
-    /// Rows that are not heads.
+    /// Rows that are not heads, and another number of them.
     pub fn join_heads(&self, a: &Array, b: &Array, heads: usize) -> Result<Array> {
-        let ((_, first), (_, second)) = (rows_cols(a), rows_cols(b));
+        let ((rows, first), (others, second)) = (rows_cols(a), rows_cols(b));
+        if rows != others {
+            return Err(shape_error("join_heads", "b", b, format!("{rows} rows")));
+        }
         for (array, width) in [(a, first), (b, second)] {
             if heads == 0 || width == 0 || !width.is_multiple_of(heads) {
                 let expected = format!("rows of {heads} heads");

@@ -430,7 +430,7 @@ impl Ops {
     /// Evaluates `x` and discards it: its caches are then filled.
     ///
     /// # Errors
-    /// Whatever failed inside the graph.
+    /// Whatever fails while computing.
     pub fn evaluate(&self, x: &Array) -> Result<()> {
         Ok(x.eval()?)
     }
@@ -438,7 +438,7 @@ impl Ops {
     /// Evaluates `x` and copies its elements as fp32.
     ///
     /// # Errors
-    /// Whatever failed inside the graph.
+    /// Whatever fails while computing.
     pub fn to_f32(&self, x: &Array) -> Result<Vec<f32>> {
         Ok(as_dtype(x.clone(), Dtype::Float32)?.to_vec()?)
     }
@@ -473,3 +473,6 @@ fn check_heads(x: &Array, heads: usize, rope: &Rope) -> Result<()> {
 fn shape_error(op: &'static str, operand: &'static str, array: &Array, expected: String) -> Error {
     Error::Shape { op, operand, found: dims(array), expected }
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,6 +64,8 @@ pub struct Widths {
     pub inner: u64,
     /// Elements per token of the widest recurrent step.
     pub recurrent: u64,
+    /// Routed experts that a token meets; 0 where there are none.
+    pub active_experts: u64,
 }
 
 /// A model as its `config.json` describes it.
@@ -207,7 +209,12 @@ fn widths(scope: &Scope<'_>, layers: &[LayerSpec]) -> Result<Widths, EstimatorEr
     let named = |name: &str| scope.at_layer(0).named(name).ok().flatten().unwrap_or(0);
     let kept = || layers.iter().flat_map(|layer| &layer.kept);
     let scored = || kept().filter_map(Kept::score_dim);
-    let experts = named("num_experts_per_tok").saturating_mul(named("moe_intermediate_size"));
+    let active_experts = named("num_experts_per_tok");
+    let expert = match named("moe_intermediate_size") {
+        0 => named("intermediate_size"),
+        own => own,
+    };
+    let experts = active_experts.saturating_mul(expert);
     let shared = named("shared_expert_intermediate_size");
     let feed_forward = [named("intermediate_size"), experts.saturating_add(shared)];
     let kv_heads = kept().filter_map(Kept::kv_heads).min().unwrap_or(1);
@@ -219,5 +226,6 @@ fn widths(scope: &Scope<'_>, layers: &[LayerSpec]) -> Result<Widths, EstimatorEr
         head_dim: scored().max().unwrap_or(0),
         inner: feed_forward.into_iter().fold(0, u64::max),
         recurrent: named("INNER").max(named("CONV")),
+        active_experts,
     })
 }

@@ -91,9 +91,12 @@ impl Inputs {
             Self::ByKeyHead { qkvz, ba } => {
                 let (heads, dim) = (s.linear_num_key_heads, s.linear_key_head_dim);
                 let [qkvz, ba] = ops.linears(x, [qkvz, ba])?;
-                let [q, kvz] = ops.split_heads(&qkvz, heads, dim)?;
-                let [k, vz] = ops.split_heads(&kvz, heads, dim)?;
-                let [v, z] = ops.split_heads(&vz, heads, s.values() / heads)?;
+                let [q, mut rest] = ops.split_heads(&qkvz, heads, dim)?;
+                drop(qkvz);
+                let k;
+                [k, rest] = ops.split_heads(&rest, heads, dim)?;
+                let [v, z] = ops.split_heads(&rest, heads, s.values() / heads)?;
+                drop(rest);
                 let [b, a] = ops.split_heads(&ba, heads, s.linear_num_value_heads / heads)?;
                 let qkv = ops.join_heads(&ops.join_heads(&q, &k, 1)?, &v, 1)?;
                 Ok([qkv, z, b, a])

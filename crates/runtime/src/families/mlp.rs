@@ -54,7 +54,8 @@ pub(super) struct PlainMlp {
 impl PlainMlp {
     /// Of `[rows, width]`.
     pub(super) fn of(&self, ops: &Ops, x: &Array) -> Result<Array> {
-        let hidden = ops.map(&ops.linear(x, &self.input)?, Map::Activation(self.activation))?;
+        let mut hidden = ops.linear(x, &self.input)?;
+        hidden = ops.map(&hidden, Map::Activation(self.activation))?;
         Ok(ops.linear(&hidden, &self.output)?)
     }
 }

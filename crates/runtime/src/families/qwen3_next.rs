@@ -98,11 +98,13 @@ impl Mixer for GatedAttention {
 
     fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
         let (ops, heads) = (cx.ops(), self.spec.query_heads());
-        let [q, k, v] = ops.linears(x, [&self.q_proj, &self.k_proj, &self.v_proj])?;
-        let [q, gate] = ops.split_heads(&q, heads, self.spec.layout().key_dim)?;
-        let q = cx.rope(&ops.rms_norm(&q, &self.q_norm)?, heads, &self.rope)?;
-        let k = ops.rms_norm(&k, &self.k_norm)?;
-        let k = cx.rope(&k, self.spec.kv_heads(), &self.rope)?;
+        let [mut q, mut k, v] = ops.linears(x, [&self.q_proj, &self.k_proj, &self.v_proj])?;
+        let gate;
+        [q, gate] = ops.split_heads(&q, heads, self.spec.layout().key_dim)?;
+        q = ops.rms_norm(&q, &self.q_norm)?;
+        q = cx.rope(&q, heads, &self.rope)?;
+        k = ops.rms_norm(&k, &self.k_norm)?;
+        k = cx.rope(&k, self.spec.kv_heads(), &self.rope)?;
         let attended = cx.attention(slot.cache, &q, &k, &v, &self.spec)?;
         let gated = ops.gated(&gate, &attended, Activation::Sigmoid)?;
         Ok(ops.linear(&gated, &self.o_proj)?)
