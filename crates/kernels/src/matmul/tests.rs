@@ -100,7 +100,7 @@ fn affine_products_span_column_blocks_and_panels() {
 }
 
 /// A thread takes more than 64 rows of these at once, in tiles of up to four times sixteen, and the
-/// tokens make tiles of 12, 8, 4, 2 and 1.
+/// tokens make tiles of 12, 8, 6, 4, 2 and 1.
 #[test]
 fn tiles_of_every_width_match_the_oracle() {
     let (mut rng, rows) = (Rng::fresh(), 4 * 80 + 11);

@@ -78,10 +78,43 @@ fn several_outputs_of_several_types() {
             Ok::<_, Error>(())
         })
         .unwrap();
-        // The last output first: all are computed by one call.
         assert_eq!(made[1].item::<f64>().unwrap(), -0.5);
         assert_eq!(made[0].to_vec::<u8>().unwrap(), [0, 1]);
         assert_eq!(made[2].shape(), [0, 3]);
+    });
+}
+
+#[test]
+fn a_sibling_that_nobody_wants_is_harmless() {
+    on_engine(|| {
+        let a = Array::zeros(&[1000], Dtype::Float32).unwrap();
+        let spec = (a.shape(), a.dtype());
+        let mut made = host::call("two", &[&a], &[spec, spec], |_, mut outputs| {
+            outputs.f32(0)?.fill(1.0);
+            outputs.f32(1)?.fill(2.0);
+            Ok::<_, Error>(())
+        })
+        .unwrap();
+        made.truncate(1);
+        let b = ops::sum(&made.pop().unwrap(), 0, false).unwrap();
+        assert_eq!(b.item::<f32>().unwrap(), 1000.0);
+    });
+}
+
+#[test]
+fn a_part_of_an_array_begins_where_it_begins_and_may_come_twice() {
+    on_engine(|| {
+        let a = Array::from_slice(&[1_f32, 2.0, 3.0, 4.0, 5.0, 6.0], &[3, 2]).unwrap();
+        let rows = ops::slice_axis(&a, 0, 1, 3).unwrap();
+        let none = ops::slice_axis(&a, 0, 3, 3).unwrap();
+        let spec = (rows.shape(), rows.dtype());
+        let sum = host::call_one("sum", &[&rows, &rows, &none], spec, |inputs, mut outputs| {
+            assert_eq!((inputs.f32(0)?, inputs.f32(2)?), (&[3.0, 4.0, 5.0, 6.0][..], &[][..]));
+            let both = inputs.f32(0)?.iter().zip(inputs.f32(1)?);
+            outputs.f32(0)?.iter_mut().zip(both).for_each(|(out, (x, y))| *out = x + y);
+            Ok::<_, Error>(())
+        });
+        assert_eq!(sum.unwrap().to_vec::<f32>().unwrap(), [6.0, 8.0, 10.0, 12.0]);
     });
 }
 
