@@ -5,6 +5,7 @@ use crate::elementwise::{Glu, Map, add_assign, glu, map};
 use crate::matmul::{Precision, matmul, matmul_glu};
 use crate::norm::{layer_norm, rms_norm};
 use crate::pool::Pool;
+use crate::simd::{Kernel, LANES, Simd, dispatch};
 use crate::testing::{Rng, pools, store};
 use crate::weights::{Affine, FloatType, WeightMatrix};
 use bytemuck::Pod;
@@ -144,6 +145,45 @@ fn check(pool: &Pool, rng: &mut Rng, shape: (usize, usize), kind: Kind, tokens: 
 
 fn same(a: &[f32], b: &[f32]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits() && !a.is_nan())
+}
+
+/// Loads the first values of the slice, as many as there are.
+struct LoadSome<'a>(FloatType, &'a [u8]);
+
+impl Kernel for LoadSome<'_> {
+    type Output = [f32; LANES];
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> [f32; LANES] {
+        let mut lanes = [f32::NAN; LANES];
+        // SAFETY: the slice has that many values, and `lanes` room for sixteen.
+        unsafe {
+            let count = self.1.len() / self.0.bytes();
+            let value = simd.load_some_floats(self.0, self.1.as_ptr(), count);
+            simd.store(lanes.as_mut_ptr(), value);
+        }
+        lanes
+    }
+}
+
+#[test]
+fn partial_loads() {
+    let mut rng = Rng::fresh();
+    for pool in pools() {
+        for ty in FLOATS {
+            for count in 0..=LANES {
+                let values = rng.normals(count);
+                let stored = store(&values, ty);
+                let mut padded = stored.clone();
+                padded.resize(LANES * ty.bytes(), 0);
+                let expected = dispatch(pool.cpu(), LoadSome(ty, &padded));
+                for edge in [Edge::Back, Edge::Front] {
+                    let guarded = Guarded::new(&stored, edge);
+                    let loaded = dispatch(pool.cpu(), LoadSome(ty, guarded.get()));
+                    assert!(same(&loaded, &expected), "{pool:?} {ty:?} {count} {edge:?}");
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -115,8 +115,9 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn load_some_floats(self, ty: FloatType, ptr: *const u8, count: usize) -> __m512 {
-        let mask = u16::MAX >> LANES.saturating_sub(count);
-        // SAFETY: the mask keeps the loads to `count` values.
+        // A count of 0 shifts all sixteen bits out, which `>>` does not define.
+        let mask = u16::MAX.checked_shr((LANES - count.min(LANES)) as u32).unwrap_or(0);
+        // SAFETY: the mask keeps the loads to the first `count` values, which are readable.
         unsafe {
             if ty == FloatType::F32 {
                 return _mm512_maskz_loadu_ps(mask, ptr.cast());
