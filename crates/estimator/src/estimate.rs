@@ -14,7 +14,7 @@ use crate::headers::Checkpoint;
 use crate::kv::ComputeDtype;
 use crate::machine::{KernelSet, Machine};
 use crate::scratch::{Phase, Scratch, Step, scratch};
-use crate::spec::{Kept, ModelSpec};
+use crate::spec::{LayerSpec, LayerState, ModelSpec};
 use crate::weights::{WeightFootprint, WeightSource};
 use crate::workload::Workload;
 
@@ -222,8 +222,8 @@ impl Parts {
         machine: &Machine,
     ) -> Result<Self, EstimatorError> {
         let layers = spec.layers.as_deref().unwrap_or_default();
-        let unknown = |kept: &Kept| matches!(kept, Kept::Unknown);
-        let known = spec.layers.is_some() && !layers.iter().flat_map(|l| &l.kept).any(unknown);
+        let unknown = layers.iter().flat_map(LayerSpec::states).any(|s| s == LayerState::Unknown);
+        let known = spec.layers.is_some() && !unknown;
         let held = weights_held(weights, workload, machine);
         let workload = &computed(spec, weights, workload, machine);
         let elem_bytes = workload.dtype.float_bytes();
@@ -342,7 +342,7 @@ fn vision_bytes(spec: &ModelSpec, workload: &Workload, kernels: KernelSet) -> u6
     let encoder = encoder.map_or(0, |vision| vision.image_bytes(image, kernels));
     let single = kernels == KernelSet::Host || workload.dtype == ComputeDtype::Fp32;
     let elem_bytes = if single { SINGLE } else { spec.elem_bytes };
-    let row = spec.widths.hidden.saturating_mul(elem_bytes);
+    let row = spec.hidden_size.saturating_mul(elem_bytes);
     let waiting = workload.cross_tokens().saturating_mul(row);
     encoder.max(waiting).saturating_add(waiting)
 }
@@ -364,15 +364,17 @@ fn assumptions(
     if !parts.known {
         list.push("the cache's size is unknown: a flat 2 GiB is counted".to_owned());
     }
-    let kept = || spec.layers.iter().flatten().flat_map(|layer| &layer.kept);
-    let beside = |kept: &Kept| matches!(kept, Kept::Index { .. } | Kept::Pooled { .. });
-    if kept().any(beside) {
+    let states: Vec<_> = spec.layers.iter().flatten().flat_map(LayerSpec::states).collect();
+    if states
+        .iter()
+        .any(|state| matches!(state, LayerState::Indexer { .. } | LayerState::Compressed { .. }))
+    {
         list.push(
             "indexer keys and compressed memories are in the cache's bytes, not in its bytes per token"
                 .to_owned(),
         );
     }
-    let cross = kept().any(|kept| matches!(kept, Kept::Cross { .. }));
+    let cross = states.iter().any(|state| matches!(state, LayerState::Cross { .. }));
     if cross && workload.cross_tokens() == 0 {
         list.push("no image is counted: its keys and values would come on top".to_owned());
     }

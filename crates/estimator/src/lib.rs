@@ -102,7 +102,12 @@ pub use scratch::{
     takes_decode_kernel,
 };
 pub use solve::{ModeOutcome, Solution, Solver};
-pub use spec::{Architecture, Kept, LayerSpec, ModelSpec, SequenceTokens, VisionSpec, Widths};
+pub use spec::{
+    Architecture, AttentionShape, CompressedShape, CrossShape, DenseShape, ExpertsShape,
+    FeedForward, GatedDeltaShape, IndexerShape, LatentShape, LayerSpec, LayerState, Mamba2Shape,
+    MambaShape, Mixer, ModelSpec, RecurrentShape, SequenceTokens, ShortConvShape, VisionSpec,
+    Widths,
+};
 pub use tensors::{QUANT_GROUP_ELEMS, TensorPart, TensorRole, TensorSpec, tensors};
 pub use verdict::{DEFAULT_VISION_THRESHOLD, VisionRule, verdict, vision_rule};
 pub use weights::{FALLBACK_PARAMETERS, WeightFootprint, WeightQuant, WeightSource};

@@ -8,7 +8,7 @@
 use crate::EstimatorError;
 use crate::config::Fields;
 use crate::family::eval::Scope;
-use crate::family::{Family, Row, Section, Where, registry};
+use crate::family::{Family, Row, Section, SectionPlace, registry};
 
 /// MLX's default quantisation group: the last dimension of a quantised tensor is a multiple.
 pub const QUANT_GROUP_ELEMS: u64 = 64;
@@ -134,15 +134,15 @@ pub(crate) fn inventory(
 ) -> Result<Vec<TensorSpec>, EstimatorError> {
     let mut list = Vec::new();
     let text = Scope::new(fields, &families.text);
-    emit(&text, Where::Once, &mut list)?;
+    emit(&text, SectionPlace::Once, &mut list)?;
     for layer in 0..layers(&text)? {
-        emit(&text.at_layer(layer), Where::Layer, &mut list)?;
+        emit(&text.at_layer(layer), SectionPlace::Layer, &mut list)?;
     }
     if let Some(wrapper) = &families.wrapper {
         list.iter_mut().for_each(|tensor| rename(tensor, wrapper));
-        emit(&Scope::new(fields, wrapper).over(&families.text), Where::Vision, &mut list)?;
+        emit(&Scope::new(fields, wrapper).over(&families.text), SectionPlace::Vision, &mut list)?;
     }
-    emit(&text, Where::Vision, &mut list)?;
+    emit(&text, SectionPlace::Vision, &mut list)?;
     Ok(list)
 }
 
@@ -175,7 +175,11 @@ fn rename(tensor: &mut TensorSpec, wrapper: &Family) {
 }
 
 /// Appends every row of the sections for `place`.
-fn emit(scope: &Scope<'_>, place: Where, list: &mut Vec<TensorSpec>) -> Result<(), EstimatorError> {
+fn emit(
+    scope: &Scope<'_>,
+    place: SectionPlace,
+    list: &mut Vec<TensorSpec>,
+) -> Result<(), EstimatorError> {
     for section in scope.family.sections.iter().filter(|s| s.place == place) {
         if !admitted(scope, section.guard.as_ref())? {
             continue;
@@ -213,13 +217,13 @@ pub(crate) fn admitted(
 fn tensor(
     scope: &Scope<'_>,
     row: &Row,
-    place: Where,
+    place: SectionPlace,
     i: u64,
     count: u64,
 ) -> Result<TensorSpec, EstimatorError> {
     let shape = row.dims.iter().map(|dim| scope.size(dim)).collect::<Result<_, _>>()?;
     let layer = scope.layer.map(|l| l.to_string()).unwrap_or_default();
     let name = row.name.replace("{l}", &layer).replace("{i}", &i.to_string());
-    let part = if place == Where::Vision { TensorPart::Vision } else { TensorPart::Text };
+    let part = if place == SectionPlace::Vision { TensorPart::Vision } else { TensorPart::Text };
     Ok(TensorSpec { name, shape, count, role: row.role, part })
 }

@@ -242,7 +242,7 @@ impl<'a> Scope<'a> {
         }
     }
 
-    pub(super) fn internal(&self, reason: String) -> EstimatorError {
+    pub(crate) fn internal(&self, reason: String) -> EstimatorError {
         EstimatorError::Family { family: self.family.name.clone(), line: 0, reason }
     }
 }

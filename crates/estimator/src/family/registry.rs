@@ -1,6 +1,6 @@
 //! Which description belongs to which `model_type`.
 
-use super::{Family, Where};
+use super::{Family, SectionPlace};
 use crate::EstimatorError;
 use crate::config::{Field, Fields};
 
@@ -130,6 +130,7 @@ macro_rules! fragments {
 
 /// Pieces that several descriptions share.
 const FRAGMENTS: &[(&str, &str)] = fragments![
+    "attention",
     "ends",
     "experts",
     "gated_delta",
@@ -150,6 +151,7 @@ const FRAGMENTS: &[(&str, &str)] = fragments![
     "qwen3_vl",
     "shared_experts",
     "siglip",
+    "swiglu",
     "vit_block",
 ];
 
@@ -203,7 +205,7 @@ fn chosen(fields: &Fields, text: Family, wrapper: Option<Family>, guess: Option<
 /// What is beside the language part that `text` describes, and in no description.
 fn uncounted(fields: &Fields, text: &Family) -> Option<String> {
     let root = crate::error::shortened(fields.root_type().unwrap_or_default());
-    let described = text.sections.iter().any(|section| section.place == Where::Vision);
+    let described = text.sections.iter().any(|section| section.place == SectionPlace::Vision);
     if fields.has_vision() && !described {
         return Some(format!(
             "the image encoder of model type `{root}` is not known and not counted"

@@ -1,9 +1,17 @@
 //! A `config.json` as the estimate needs it: what each layer keeps, and how large the parts are.
 
-mod kept;
+mod layer;
+mod resolve;
+mod state;
 mod vision;
 
-pub use kept::{Kept, LayerSpec, SequenceTokens};
+pub use layer::{
+    AttentionShape, CompressedShape, CrossShape, DenseShape, ExpertsShape, FeedForward,
+    GatedDeltaShape, IndexerShape, LatentShape, LayerSpec, Mamba2Shape, MambaShape, Mixer,
+    RecurrentShape, ShortConvShape,
+};
+pub(crate) use state::CodecBytes;
+pub use state::{LayerState, SequenceTokens};
 pub use vision::VisionSpec;
 
 use crate::config::{Field, Fields};
@@ -80,8 +88,15 @@ pub struct ModelSpec {
     pub architecture: Architecture,
     /// The image encoder, where one is described.
     pub vision: Option<VisionSpec>,
-    /// One entry per layer; `None` where the layout is not known.
+    /// The decoder's layers, every size resolved; `None` where the layout is not known.
     pub layers: Option<Vec<LayerSpec>>,
+    /// Elements of the residual stream; 0 where the layout is not known.
+    pub hidden_size: u64,
+    /// Tokens of the vocabulary; 0 where the layout is not known.
+    pub vocab_size: u64,
+    /// Serves the embedding as output head, as the configuration states it; where it is silent
+    /// (`None`), tensors are counted by the class default and a loader goes by the files.
+    pub tied_head: Option<bool>,
     /// The longest context that the model was made for.
     pub max_context_tokens: Option<u64>,
     /// Sizes of a layer's computation.
@@ -137,12 +152,12 @@ impl ModelSpec {
     fn described(fields: &Fields, chosen: &Chosen) -> Result<Self, EstimatorError> {
         let scope = Scope::new(fields, &chosen.text);
         let max_context_tokens = scope.named("max_position_embeddings")?;
-        let layers = kept::layers(&scope, max_context_tokens)?;
+        let layers = resolve::layers(&scope, max_context_tokens)?;
         let architecture = match chosen.text.architecture.as_deref() {
             Some("mla") => Architecture::Mla,
-            _ => kept::architecture(&layers),
+            _ => resolve::architecture(&layers),
         };
-        if layers.iter().any(|layer| layer.kept.contains(&Kept::Unknown)) {
+        if layers.iter().any(|layer| layer.mixers.contains(&Mixer::Unknown)) {
             let reason = match chosen.guess {
                 Some(_) => "is not known, and its fields do not say what every layer keeps",
                 None => "is known, but its fields do not say what every layer keeps",
@@ -151,7 +166,9 @@ impl ModelSpec {
         }
         let mut spec = Self::unknown(fields, "");
         spec.assumptions = notes(fields, chosen)?;
-        spec.widths = widths(&scope, &layers)?;
+        spec.widths = resolve::widths(&scope, &layers)?;
+        spec.hidden_size = spec.widths.hidden;
+        spec.vocab_size = spec.widths.vocabulary;
         spec.tensors = Some(tensors::inventory(fields, chosen)?);
         spec.vision = VisionSpec::read(fields, chosen)?;
         Ok(Self { architecture, layers: Some(layers), max_context_tokens, ..spec })
@@ -173,6 +190,9 @@ impl ModelSpec {
             architecture: Architecture::Unknown,
             vision: fields.has_vision().then(VisionSpec::default),
             layers: None,
+            hidden_size: 0,
+            vocab_size: 0,
+            tied_head: tied_head(fields),
             max_context_tokens: None,
             widths: Widths::default(),
             quantization: Quantization::read(fields),
@@ -197,35 +217,17 @@ fn notes(fields: &Fields, chosen: &Chosen) -> Result<Vec<String>, EstimatorError
     Ok(notes)
 }
 
+fn tied_head(fields: &Fields) -> Option<bool> {
+    match fields.get("tie_word_embeddings") {
+        Field::Present(value) => value.as_bool(),
+        Field::Absent | Field::Null => None,
+    }
+}
+
 fn elem_bytes(fields: &Fields) -> u64 {
     let stated = ["dtype", "torch_dtype"].into_iter().find_map(|name| match fields.get(name) {
         Field::Present(value) => value.as_str(),
         _ => None,
     });
     if matches!(stated, Some("float32" | "float")) { 4 } else { 2 }
-}
-
-fn widths(scope: &Scope<'_>, layers: &[LayerSpec]) -> Result<Widths, EstimatorError> {
-    let named = |name: &str| scope.at_layer(0).named(name).ok().flatten().unwrap_or(0);
-    let kept = || layers.iter().flat_map(|layer| &layer.kept);
-    let scored = || kept().filter_map(Kept::score_dim);
-    let active_experts = named("num_experts_per_tok");
-    let expert = match named("moe_intermediate_size") {
-        0 => named("intermediate_size"),
-        own => own,
-    };
-    let experts = active_experts.saturating_mul(expert);
-    let shared = named("shared_expert_intermediate_size");
-    let feed_forward = [named("intermediate_size"), experts.saturating_add(shared)];
-    let kv_heads = kept().filter_map(Kept::kv_heads).min().unwrap_or(1);
-    Ok(Widths {
-        hidden: scope.named("hidden_size")?.unwrap_or(0),
-        vocabulary: scope.named("vocab_size")?.unwrap_or(0),
-        query_heads: if scored().next().is_some() { named("num_attention_heads") } else { 0 },
-        group: named("num_attention_heads").checked_div(kv_heads).unwrap_or(0),
-        head_dim: scored().max().unwrap_or(0),
-        inner: feed_forward.into_iter().fold(0, u64::max),
-        recurrent: named("INNER").max(named("CONV")),
-        active_experts,
-    })
 }
