@@ -1,4 +1,4 @@
-//! What a whole model keeps for a whole workload: the sum over layers and sequences.
+//! Cache of a whole model for a whole workload: the sum over layers and sequences.
 
 use crate::error::EstimatorError;
 use crate::kv::{KV_BLOCK_TOKENS, KvBytes, KvStorage};
@@ -6,7 +6,7 @@ use crate::scratch::{LayerCopies, Phase};
 use crate::spec::{CodecBytes, LayerSpec, LayerState, SequenceTokens};
 use crate::workload::{Sequence, Workload};
 
-/// Bytes that sequences keep.
+/// Bytes of the caches of all sequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CacheBytes {
     /// Keys, values, latents, indexer keys, images' keys and values.
@@ -15,10 +15,10 @@ pub struct CacheBytes {
     pub state_bytes: u64,
 }
 
-/// What `layers` keep for `workload`. While prefilling, a windowed layer holds a chunk more.
+/// Sums the cache of `layers` for `workload`. In the prefill phase a windowed layer holds a chunk more.
 ///
 /// # Errors
-/// A cache mode that cannot hold one of the layers' vectors.
+/// A cache mode that cannot hold the vectors of one of the layers.
 pub fn cache_bytes(
     layers: &[LayerSpec],
     workload: &Workload,
@@ -26,7 +26,7 @@ pub fn cache_bytes(
 ) -> Result<CacheBytes, EstimatorError> {
     let mut sum = CacheBytes::default();
     for sequence in &workload.sequences {
-        let view = View::new(sequence, workload, phase);
+        let view = SequenceView::new(sequence, workload, phase);
         let mut one = CacheBytes::default();
         for state in layers.iter().flat_map(LayerSpec::states) {
             one.kv = one.kv.plus(view.allocated(&state, workload.kv_storage())?);
@@ -40,13 +40,13 @@ pub fn cache_bytes(
 }
 
 /// One sequence as the layers see it.
-struct View {
+struct SequenceView {
     tokens: SequenceTokens,
-    /// Whole blocks of the cached prefix, which somebody else has allocated.
+    /// Tokens in whole blocks of the cached prefix, which are allocated already.
     shared_tokens: u64,
 }
 
-impl View {
+impl SequenceView {
     fn new(sequence: &Sequence, workload: &Workload, phase: Phase) -> Self {
         let new = sequence.new_tokens.saturating_add(sequence.image_tokens);
         let chunk = workload.prefill_chunk_tokens.min(new);
@@ -62,7 +62,7 @@ impl View {
         }
     }
 
-    /// What this layer allocates beyond the shared prefix. A window is the sequence's own.
+    /// Bytes that this state allocates beyond the shared prefix. A window is never shared.
     fn allocated(&self, state: &LayerState, storage: KvStorage) -> Result<KvBytes, EstimatorError> {
         let all = state.cache_bytes(storage, self.tokens)?;
         let cross = state.cross_bytes(self.tokens.images, storage.dtype);
@@ -84,7 +84,7 @@ impl View {
 /// excluded.
 ///
 /// # Errors
-/// As [`cache_bytes`].
+/// Same as [`cache_bytes`].
 pub fn kv_bytes_per_token(
     layers: &[LayerSpec],
     storage: impl Into<KvStorage>,
@@ -96,11 +96,11 @@ pub fn kv_bytes_per_token(
         .try_fold(0_u64, |sum, state| Ok(sum.saturating_add(state.bytes_per_token(storage)?)))
 }
 
-/// What the MLX kernel set copies of the largest layer of the longest sequence, whose activations have
-/// `elem_bytes`.
+/// Copies that the MLX kernel set makes of the largest layer of the longest sequence. `elem_bytes` is
+/// the size of an activation.
 ///
 /// # Errors
-/// As [`cache_bytes`].
+/// Same as [`cache_bytes`].
 pub(crate) fn layer_copies(
     layers: &[LayerSpec],
     workload: &Workload,

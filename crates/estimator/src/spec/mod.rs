@@ -1,4 +1,4 @@
-//! A `config.json` as the estimate needs it: what each layer keeps, and how large the parts are.
+//! A model as its `config.json` describes it, with every size resolved.
 
 mod layer;
 mod resolve;
@@ -17,20 +17,20 @@ pub use vision::VisionSpec;
 use crate::config::{Field, Fields};
 use crate::error::EstimatorError;
 use crate::family::eval::Scope;
-use crate::family::registry::{self, Chosen};
+use crate::family::registry::{self, SelectedFamilies};
 use crate::quantization::Quantization;
 use crate::tensors::{self, TensorSpec};
 
-/// What kind of cache a model has.
+/// Class of a model by its cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Architecture {
-    /// Every layer keeps all keys and values.
+    /// Every attention layer caches all keys and values.
     Standard,
-    /// Some layers keep only the last ones.
+    /// Some layers cache only a sliding window.
     SlidingWindow,
-    /// A compressed latent is kept.
+    /// A compressed latent is cached.
     Mla,
     /// Attention and recurrent layers.
     Hybrid,
@@ -41,7 +41,7 @@ pub enum Architecture {
 }
 
 impl Architecture {
-    /// What the JSON report calls it.
+    /// Name in the JSON report.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -55,7 +55,8 @@ impl Architecture {
     }
 }
 
-/// Sizes of a layer's computation, for the scratch model. Zero where the model has no such part.
+/// Widest steps of a layer's computation, in elements per token, for transient memory. Zero where the
+/// model has no such part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Widths {
     /// Elements of the residual stream.
@@ -72,7 +73,7 @@ pub struct Widths {
     pub inner: u64,
     /// Elements per token of the widest recurrent step.
     pub recurrent: u64,
-    /// Routed experts that a token meets; 0 where there are none.
+    /// Routed experts that a token passes; 0 where there are none.
     pub active_experts: u64,
 }
 
@@ -80,11 +81,11 @@ pub struct Widths {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ModelSpec {
-    /// The checkpoint's `model_type`; empty where the config gives none.
+    /// The checkpoint's `model_type`; empty if the config gives none.
     pub model_type: String,
     /// The language part's own `model_type`, where it is nested.
     pub text_model_type: String,
-    /// What kind of cache it has.
+    /// Class of the model by its cache.
     pub architecture: Architecture,
     /// The image encoder, where one is described.
     pub vision: Option<VisionSpec>,
@@ -97,32 +98,32 @@ pub struct ModelSpec {
     /// Serves the embedding as output head, as the configuration states it; where it is silent
     /// (`None`), tensors are counted by the class default and a loader goes by the files.
     pub tied_head: Option<bool>,
-    /// The longest context that the model was made for.
+    /// Longest context that the model was trained for, in tokens.
     pub max_context_tokens: Option<u64>,
-    /// Sizes of a layer's computation.
+    /// Widest steps of a layer's computation.
     pub widths: Widths,
-    /// How the checkpoint's weights are quantised, where the config says so.
+    /// Quantisation of the checkpoint's weights, if the config states it.
     pub quantization: Option<Quantization>,
     /// Bytes of an unquantised element, by `dtype` or `torch_dtype`; 2 where neither is given.
     pub elem_bytes: u64,
     /// The tensors of the architecture; `None` where they are not known.
     pub tensors: Option<Vec<TensorSpec>>,
-    /// What had to be assumed, a sentence each.
+    /// Assumptions that were made, a sentence each.
     pub assumptions: Vec<String>,
 }
 
 impl ModelSpec {
     /// Reads the text of a `config.json`.
     ///
-    /// A model type that this crate has no description of is sized by the usual field names
-    /// where they are all there and enough (and says so in `assumptions`), and is otherwise unknown:
-    /// `layers` and `tensors` are `None`.
+    /// A model type without a description is sized by the usual field names if they are all present
+    /// and sufficient (`assumptions` then says so), and is unknown otherwise: `layers` and `tensors` are
+    /// `None`.
     ///
     /// # Errors
-    /// Text that is no JSON object, and a known family's field that is missing or impossible.
+    /// Text that is no JSON object, and a field of a known family that is missing or impossible.
     pub fn from_config(json: &str) -> Result<Self, EstimatorError> {
         let fields = Fields::parse(json)?;
-        match registry::choose(&fields)? {
+        match registry::select(&fields)? {
             Some(chosen) => match Self::described(&fields, &chosen) {
                 Err(error) if chosen.guess.is_some() => Ok(Self::unknown(
                     &fields,
@@ -142,14 +143,16 @@ impl ModelSpec {
     /// [`EstimatorError::Overflow`] beyond 64 bits.
     pub fn parameters(&self) -> Result<Option<u64>, EstimatorError> {
         let Some(tensors) = &self.tensors else { return Ok(None) };
-        let sum = tensors.iter().try_fold(0_u64, |sum, tensor| {
-            let overflow = || EstimatorError::Overflow { what: "the parameter count".to_owned() };
-            sum.checked_add(tensor.parameters()?).ok_or_else(overflow)
-        });
-        sum.map(Some)
+        let mut sum = 0_u64;
+        for tensor in tensors {
+            sum = sum.checked_add(tensor.parameters()?).ok_or_else(|| {
+                EstimatorError::Overflow { quantity: "the parameter count".to_owned() }
+            })?;
+        }
+        Ok(Some(sum))
     }
 
-    fn described(fields: &Fields, chosen: &Chosen) -> Result<Self, EstimatorError> {
+    fn described(fields: &Fields, chosen: &SelectedFamilies) -> Result<Self, EstimatorError> {
         let scope = Scope::new(fields, &chosen.text);
         let max_context_tokens = scope.named("max_position_embeddings")?;
         let layers = resolve::layers(&scope, max_context_tokens)?;
@@ -174,7 +177,7 @@ impl ModelSpec {
         Ok(Self { architecture, layers: Some(layers), max_context_tokens, ..spec })
     }
 
-    /// What can be said where the layers are not known; `reason` goes on after the model type.
+    /// A model of unknown layers; `reason` continues the sentence after the model type.
     fn unknown(fields: &Fields, reason: &str) -> Self {
         let root = fields.root_type().unwrap_or_default();
         let reason = if root.is_empty() {
@@ -203,7 +206,7 @@ impl ModelSpec {
     }
 }
 
-fn notes(fields: &Fields, chosen: &Chosen) -> Result<Vec<String>, EstimatorError> {
+fn notes(fields: &Fields, chosen: &SelectedFamilies) -> Result<Vec<String>, EstimatorError> {
     let mut notes: Vec<_> = chosen.guess.iter().cloned().collect();
     for family in std::iter::once(&chosen.text).chain(&chosen.wrapper) {
         let scope = Scope::new(fields, family).over(&chosen.text);

@@ -221,11 +221,11 @@ pub(super) fn architecture(layers: &[LayerSpec]) -> Architecture {
 /// calibration of the peak was measured so. It leaves out shared experts that are stated as a
 /// number of experts, and fields under other names.
 pub(super) fn widths(scope: &Scope<'_>, layers: &[LayerSpec]) -> Result<Widths, EstimatorError> {
-    let mixers = || layers.iter().flat_map(|layer| &layer.mixers);
-    let states = || layers.iter().flat_map(LayerSpec::states);
-    let scores = states().any(|state| state.score_dim().is_some());
-    let query_heads = mixers().filter_map(Mixer::query_heads).max().unwrap_or(0);
-    let kv_heads = states().filter_map(|state| state.kv_heads()).min().unwrap_or(1);
+    let mixers: Vec<_> = layers.iter().flat_map(|layer| &layer.mixers).collect();
+    let states: Vec<_> = layers.iter().flat_map(LayerSpec::states).collect();
+    let head_dim = states.iter().filter_map(LayerState::score_dim).max();
+    let query_heads = mixers.iter().filter_map(|mixer| mixer.query_heads()).max().unwrap_or(0);
+    let kv_heads = states.iter().filter_map(LayerState::kv_heads).min().unwrap_or(1);
     let first = scope.at_layer(0);
     let dense = named_size(&first, "intermediate_size");
     let active_experts = named_size(&first, "num_experts_per_tok");
@@ -238,11 +238,11 @@ pub(super) fn widths(scope: &Scope<'_>, layers: &[LayerSpec]) -> Result<Widths, 
     Ok(Widths {
         hidden: scope.named("hidden_size")?.unwrap_or(0),
         vocabulary: scope.named("vocab_size")?.unwrap_or(0),
-        query_heads: if scores { query_heads } else { 0 },
+        query_heads: if head_dim.is_some() { query_heads } else { 0 },
         group: query_heads.checked_div(kv_heads).unwrap_or(0),
-        head_dim: states().filter_map(|state| state.score_dim()).max().unwrap_or(0),
+        head_dim: head_dim.unwrap_or(0),
         inner: dense.max(experts),
-        recurrent: mixers().filter_map(Mixer::recurrent_width).max().unwrap_or(0),
+        recurrent: mixers.iter().filter_map(|mixer| mixer.recurrent_width()).max().unwrap_or(0),
         active_experts,
     })
 }
