@@ -8,8 +8,8 @@ use mlxcel_estimator::report::Curves;
 use mlxcel_estimator::{
     AvailableSource, Backend, Machine, WeightQuant, Workload, format_bytes, parse_bytes,
 };
+use mlxcel_hub::{self as hub, Hub, HubError};
 use mlxcel_runtime::engine::ModelSource;
-use mlxcel_runtime::hub::{self, Hub, HubError};
 use mlxcel_runtime::preflight::{Sized, this_machine};
 
 use crate::advice;
@@ -119,12 +119,13 @@ fn remote(name: &str, absent: HubError) -> Result<Sized> {
         return Err(absent.into());
     }
     let model = hub.sized(name, "main");
-    let model = model.with_context(|| format!("{name} is not on this machine, and on the hub"))?;
+    let (spec, weights) =
+        model.with_context(|| format!("{name} is not on this machine, and on the hub"))?;
     let (requests, bytes) = (hub.requests(), format_bytes(hub.received_bytes()));
     note(&format!(
         "{name} is not on this machine: {bytes} of its headers read from the hub in {requests} requests"
     ));
-    Ok(model)
+    Ok(Sized { name: name.to_owned(), spec, weights })
 }
 
 /// This machine, or it with the supposed memory.

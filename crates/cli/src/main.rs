@@ -65,6 +65,7 @@ const USAGE: u8 = 2;
 /// Whether an error only says that Ctrl-C was pressed, which nobody needs to be told.
 fn interrupted(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(mlxcel_runtime::Error::Interrupted))
+        || matches!(error.downcast_ref(), Some(mlxcel_hub::HubError::Interrupted))
 }
 
 fn main() -> ExitCode {
