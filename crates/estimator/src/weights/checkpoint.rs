@@ -1,19 +1,19 @@
-//! What the files of a checkpoint hold, tensor by tensor.
+//! Size of the weights from the headers of a checkpoint's files, tensor by tensor.
 //!
 //! A quantised matrix is several tensors: MLX stores `x.weight` (packed into U32), `x.scales`
-//! and `x.biases`; other tools use other suffixes. They are one logical tensor here: its
-//! elements are those that it unpacks to, its bytes are all of them together.
+//! and `x.biases`; other tools use other suffixes. They are one logical tensor here: its elements are
+//! counted unpacked, its bytes are those of all parts.
 
 use std::borrow::Cow;
 
-use super::{Stored, WeightFootprint, WeightSource};
+use super::{TensorBytes, WeightFootprint, WeightSource};
 use crate::dtype::Dtype;
 use crate::headers::{Checkpoint, TensorInfo};
 use crate::quantization::Quantization;
 use crate::spec::ModelSpec;
 use crate::tensors::{QUANT_GROUP_ELEMS, TensorPart};
 
-/// Suffixes of what accompanies a quantised matrix.
+/// Suffixes of the companions of a quantised matrix.
 const COMPANIONS: [&str; 10] = [
     "scales",
     "biases",
@@ -34,7 +34,7 @@ const VISION_WORDS: [&str; 7] =
 /// The letters that those words begin with.
 const VISION_LETTERS: &[u8] = b"vmip";
 
-/// Whether a tensor's name has one of [`VISION_WORDS`] in it, by one pass over the name.
+/// Reports whether one of [`VISION_WORDS`] is in a tensor's name, in one pass over the name.
 fn is_of_vision(name: &str) -> bool {
     let mut rest = name.as_bytes();
     while let Some(at) = rest.iter().position(|letter| VISION_LETTERS.contains(letter)) {
@@ -47,15 +47,16 @@ fn is_of_vision(name: &str) -> bool {
     false
 }
 
-/// Whether a tensor's name has `wpe` in it: learned positions.
+/// Reports whether `wpe` is in a tensor's name: learned positions.
 fn is_of_positions(name: &str) -> bool {
     name.split('w').skip(1).any(|behind| behind.starts_with("pe"))
 }
 
-/// Sums a checkpoint up.
+/// Sums up a checkpoint.
 pub(super) fn footprint(checkpoint: &Checkpoint, spec: &ModelSpec) -> WeightFootprint {
     let mut sum = WeightFootprint { source: WeightSource::Headers, ..WeightFootprint::empty() };
-    let (mut stored, mut floats) = (0_u64, Floats::default());
+    let mut stored = 0_u64;
+    let mut floats = FloatBytes::default();
     let quantization = spec.quantization.as_ref();
     for (name, info) in checkpoint.iter() {
         let (name, main) = match owner(name, checkpoint) {
@@ -88,20 +89,20 @@ pub(super) fn footprint(checkpoint: &Checkpoint, spec: &ModelSpec) -> WeightFoot
 }
 
 /// Bytes of a tensor, and whether they are floats of 16 bits.
-fn stored_as(info: &TensorInfo) -> Stored {
+fn stored_as(info: &TensorInfo) -> TensorBytes {
     let bytes = info.size_bytes();
     let half = matches!(info.dtype, Dtype::F16 | Dtype::BF16);
-    Stored { bytes, half_bytes: if half { bytes } else { 0 } }
+    TensorBytes { bytes, half_bytes: if half { bytes } else { 0 } }
 }
 
 /// Bytes of floats, by their width: plain tensors, and the scales of quantised ones.
 #[derive(Default)]
-struct Floats {
+struct FloatBytes {
     half: u64,
     single: u64,
 }
 
-impl Floats {
+impl FloatBytes {
     fn add(&mut self, info: &TensorInfo) {
         let sum = match info.dtype {
             Dtype::F16 | Dtype::BF16 => &mut self.half,
@@ -111,7 +112,7 @@ impl Floats {
         *sum = sum.saturating_add(info.size_bytes());
     }
 
-    /// Bytes of a float of the width that takes most.
+    /// Bytes of a float of the prevailing width.
     fn most(&self) -> Option<u64> {
         let single = self.single > self.half;
         (self.half.max(self.single) > 0).then_some(if single { 4 } else { 2 })
@@ -120,25 +121,26 @@ impl Floats {
 
 /// The matrix that `name` accompanies: `x.weight` of `x.scales`, or of `x.weight.absmax`.
 fn owner<'a>(name: &str, checkpoint: &'a Checkpoint) -> Option<(String, &'a TensorInfo)> {
-    let find = |main: String| {
-        let (_, info) = checkpoint.get(&main)?;
-        Some((main, info))
-    };
     let (module, suffix) = name.rsplit_once('.')?;
     if suffix == "weight" {
         return None;
     }
     if let Some((module, _)) = name.split_once(".weight.") {
-        return find(format!("{module}.weight"));
+        return named(format!("{module}.weight"), checkpoint);
     }
     if !COMPANIONS.contains(&suffix) {
         return None;
     }
-    ["weight", "qweight"].into_iter().find_map(|main| find(format!("{module}.{main}")))
+    ["weight", "qweight"].into_iter().find_map(|main| named(format!("{module}.{main}"), checkpoint))
 }
 
-/// Bits of an element of a packed tensor, or `None` where the tensor is not packed. What the
-/// configuration does not say follows from the scales, at MLX's usual group.
+fn named(name: String, checkpoint: &Checkpoint) -> Option<(String, &TensorInfo)> {
+    let (_, info) = checkpoint.get(&name)?;
+    Some((name, info))
+}
+
+/// Bits of an element of a packed tensor, or `None` if the tensor is not packed. Bits that the
+/// configuration does not state follow from the scales, at MLX's usual group.
 fn packed_bits(
     name: &str,
     info: &TensorInfo,
@@ -151,12 +153,15 @@ fn packed_bits(
     }
     let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
     let stated = quantization.and_then(|quant| quant.format_of(module)).map(|f| f.bits);
-    let implied = || {
-        let (_, scales) = checkpoint.get(&format!("{module}.scales"))?;
-        let row = scales.shape.last()?.checked_mul(QUANT_GROUP_ELEMS)?;
-        info.shape.last()?.checked_mul(32)?.checked_div(row)
-    };
-    stated.or_else(implied).filter(|bits| (1..=16).contains(bits))
+    let bits = stated.or_else(|| implied_bits(module, info, checkpoint));
+    bits.filter(|bits| (1..=16).contains(bits))
+}
+
+/// Bits of an element by the number of scales, at MLX's usual group.
+fn implied_bits(module: &str, info: &TensorInfo, checkpoint: &Checkpoint) -> Option<u64> {
+    let (_, scales) = checkpoint.get(&format!("{module}.scales"))?;
+    let row = scales.shape.last()?.checked_mul(QUANT_GROUP_ELEMS)?;
+    info.shape.last()?.checked_mul(32)?.checked_div(row)
 }
 
 fn unpacked(info: &TensorInfo, bits: Option<u64>) -> u64 {
@@ -166,7 +171,7 @@ fn unpacked(info: &TensorInfo, bits: Option<u64>) -> u64 {
     }
 }
 
-/// Whether MLX would quantise it: rows of whole groups, at least two dimensions.
+/// Reports whether MLX would quantise the tensor: rows of whole groups, at least two dimensions.
 fn is_matrix(info: &TensorInfo, bits: Option<u64>) -> bool {
     let row = info.shape.last().copied().unwrap_or(0);
     let whole = bits.is_some() || row.checked_rem(QUANT_GROUP_ELEMS) == Some(0);
