@@ -1,7 +1,8 @@
 //! The KV half: a mode per range of context, and what it buys on this model and machine.
 
 use mlxcel_estimator::{
-    Architecture, EstimatorError, Kept, KvMode, MemoryEstimate, ModelSpec, Solver, Workload,
+    Architecture, EstimatorError, KvMode, LayerSpec, LayerState, MemoryEstimate, ModelSpec, Solver,
+    Workload,
 };
 use serde::Serialize;
 
@@ -26,9 +27,9 @@ impl Class {
     /// Classifies a model.
     #[must_use]
     pub fn of(spec: &ModelSpec) -> Self {
-        let kept = || spec.layers.iter().flatten().flat_map(|layer| &layer.kept);
-        let unknown = spec.layers.is_none() || kept().any(|kept| matches!(kept, Kept::Unknown));
-        let latent = kept().any(|kept| matches!(kept, Kept::Latent { .. }));
+        let states = || spec.layers.iter().flatten().flat_map(LayerSpec::states);
+        let unknown = spec.layers.is_none() || states().any(|s| s == LayerState::Unknown);
+        let latent = states().any(|state| matches!(state, LayerState::Latent { .. }));
         let architecture = match spec.architecture {
             _ if unknown => Architecture::Unknown,
             _ if latent => Architecture::Mla,
@@ -72,9 +73,9 @@ impl Class {
 
 /// See [`Class::head_dim`].
 fn head_dim(spec: &ModelSpec) -> u64 {
-    let kept = spec.layers.iter().flatten().flat_map(|layer| &layer.kept);
-    let dims = kept.flat_map(|kept| match kept {
-        Kept::Attention { k_dim, v_dim, .. } => [*k_dim, *v_dim],
+    let states = spec.layers.iter().flatten().flat_map(LayerSpec::states);
+    let dims = states.flat_map(|state| match state {
+        LayerState::Attention { key_dim, value_dim, .. } => [key_dim, value_dim],
         _ => [0, 0],
     });
     let dims: Vec<u64> = dims.filter(|dim| *dim > 0).collect();

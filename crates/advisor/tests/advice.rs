@@ -6,8 +6,8 @@ use mlxcel_advisor::{
     advise,
 };
 use mlxcel_estimator::{
-    Architecture, AvailableSource, Backend, Kept, KvMode, LayerSpec, Machine, ModelSpec,
-    WeightFootprint, WeightQuant, Workload, estimate_total_memory,
+    Architecture, AttentionShape, AvailableSource, Backend, KvMode, LayerSpec, Machine, Mixer,
+    ModelSpec, RecurrentShape, WeightFootprint, WeightQuant, Workload, estimate_total_memory,
 };
 
 /// Llama 3.1 8B.
@@ -173,30 +173,39 @@ fn field_names_of_olmo_and_mpt() {
     }
 }
 
-/// A model whose layers keep `kept`, called `architecture`.
-fn class_of(architecture: Architecture, kept: &[Kept]) -> Class {
+/// The class of a model whose layers have one of `mixers` each, called `architecture`.
+fn class_of(architecture: Architecture, mixers: &[Mixer]) -> Class {
     let mut spec = spec(LLAMA_8B);
     spec.architecture = architecture;
-    spec.layers = Some(kept.iter().map(|kept| LayerSpec { kept: vec![kept.clone()] }).collect());
+    let layers = mixers.iter().map(|mixer| LayerSpec::new(vec![*mixer], Vec::new()));
+    spec.layers = Some(layers.collect());
     Class::of(&spec)
+}
+
+/// The latent attention of DeepSeek V3.
+fn latent() -> Mixer {
+    let spec = spec(r#"{"model_type": "deepseek_v3"}"#);
+    spec.layers.unwrap()[0].mixers[0]
 }
 
 /// One awkward layer decides for all: a mode is chosen once for the whole model.
 #[test]
 fn mixed_layers() {
-    let heads = |k_dim, v_dim| Kept::Attention { kv_heads: 2, k_dim, v_dim, window: None };
-    let state = Kept::State { conv_elems: 8, state_elems: 8, state_elem_bytes: 4 };
-    let head_dim = |kept: &[Kept]| class_of(Architecture::Standard, kept).head_dim;
+    let heads = |key_dim, value_dim| {
+        Mixer::Attention(AttentionShape::new(4, 2, key_dim).with_value_dim(value_dim))
+    };
+    let state = Mixer::Recurrent(RecurrentShape::new(8, 8, 4));
+    let head_dim = |mixers: &[Mixer]| class_of(Architecture::Standard, mixers).head_dim;
     assert_eq!(head_dim(&[heads(64, 64), heads(256, 256)]), 256);
     assert_eq!(head_dim(&[heads(256, 256), heads(80, 80)]), 80);
     assert_eq!(head_dim(&[heads(192, 128)]), 192);
     assert_eq!(head_dim(std::slice::from_ref(&state)), 0);
-    let latents = [Kept::Latent { dim: 576 }, state, heads(128, 128)];
+    let latents = [latent(), state, heads(128, 128)];
     let class = class_of(Architecture::Hybrid, &latents);
     assert_eq!(class.architecture, Architecture::Mla);
     assert_eq!(class.recommend(ContextRange::Long, None).mode, KvMode::Int8);
     assert_eq!(class.offered_modes(None), [KvMode::Int8]);
-    let unknown = class_of(Architecture::Standard, &[heads(64, 64), Kept::Unknown]);
+    let unknown = class_of(Architecture::Standard, &[heads(64, 64), Mixer::Unknown]);
     assert_eq!(unknown.architecture, Architecture::Unknown);
     assert_eq!(unknown.offered_modes(None), []);
 }

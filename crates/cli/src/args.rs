@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 use mlxcel_estimator::{DEFAULT_CONTEXT_TOKENS, KvMode};
+use mlxcel_hub::{self as hub, HubError};
 use mlxcel_runtime::engine::{EngineConfig, ModelSource};
-use mlxcel_runtime::hub::{self, HubError};
 use mlxcel_runtime::loading::Residence;
 use mlxcel_runtime::{ComputeDtype, KernelSet, OpsConfig, Precision};
 

@@ -9,8 +9,8 @@ use mlxcel_estimator::{
     AvailableSource, Backend, DEFAULT_CONTEXT_TOKENS, Machine, WeightQuant, Workload, format_bytes,
     parse_bytes,
 };
+use mlxcel_hub::{self as hub, Hub, HubError};
 use mlxcel_runtime::engine::ModelSource;
-use mlxcel_runtime::hub::{self, Hub, HubError};
 use mlxcel_runtime::preflight::{Sized, this_machine};
 
 use crate::advice;
@@ -156,7 +156,7 @@ fn remote(name: &str, missing: HubError) -> Result<Sized> {
     if hub.is_offline() {
         return Err(missing.into());
     }
-    let model = hub
+    let (spec, weights) = hub
         .sized(name, "main")
         .with_context(|| format!("{name} is neither on this machine nor readable on the hub"))?;
     note(&format!(
@@ -164,7 +164,7 @@ fn remote(name: &str, missing: HubError) -> Result<Sized> {
         format_bytes(hub.received_bytes()),
         hub.requests()
     ));
-    Ok(model)
+    Ok(Sized { name: name.to_owned(), spec, weights })
 }
 
 /// This machine, with the memory of `--memory` if given.

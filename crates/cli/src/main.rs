@@ -66,6 +66,7 @@ const USAGE: u8 = 2;
 /// True for the error that only reports Ctrl-C, which is not printed.
 fn is_interrupt(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(mlxcel_runtime::Error::Interrupted))
+        || matches!(error.downcast_ref(), Some(mlxcel_hub::HubError::Interrupted))
 }
 
 fn main() -> ExitCode {

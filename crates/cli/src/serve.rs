@@ -12,7 +12,7 @@ use mlxcel_runtime::ModelText;
 use mlxcel_runtime::engine::{EngineConfig, ModelSource};
 use mlxcel_runtime::loading::Residence;
 use mlxcel_runtime::preflight::{self as checks, Load, Outcome, Proposal, Reason, Sized};
-use mlxcel_runtime::server::{ServerConfig, Serving, serve};
+use mlxcel_server::{ServerConfig, Serving, serve};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::args::{Activations, ComputeArgs, KvArgs, ModelArgs, context_size_or_default};

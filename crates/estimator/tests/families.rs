@@ -5,7 +5,9 @@
 //! architecture does not have (a tied head stored twice, causal-mask buffers).
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use mlxcel_estimator::{Architecture, ComputeDtype, Kept, KvMode, ModelSpec, kv_bytes_per_token};
+use mlxcel_estimator::{
+    Architecture, ComputeDtype, KvMode, LayerSpec, ModelSpec, kv_bytes_per_token,
+};
 
 #[track_caller]
 fn check(config: &str, parameters: u64, architecture: Architecture, per_token: u64, state: u64) {
@@ -14,8 +16,8 @@ fn check(config: &str, parameters: u64, architecture: Architecture, per_token: u
     let layers = spec.layers.unwrap();
     let fixed: u64 = layers
         .iter()
-        .flat_map(|l| &l.kept)
-        .map(|kept| kept.state_bytes(ComputeDtype::Checkpoint))
+        .flat_map(LayerSpec::states)
+        .map(|state| state.state_bytes(ComputeDtype::Checkpoint))
         .sum();
     let growth = kv_bytes_per_token(&layers, KvMode::Fp16).unwrap();
     assert_eq!((spec.architecture, growth, fixed), (architecture, per_token, state));
@@ -293,9 +295,8 @@ fn hunyuan_large_shares_every_second_cache() {
 /// The layers of `config` that have a window.
 fn windowed(config: &str) -> Vec<usize> {
     let layers = ModelSpec::from_config(config).unwrap().layers.unwrap();
-    let has_window = |kept: &Kept| matches!(kept, Kept::Attention { window: Some(_), .. });
-    let found = layers.iter().enumerate().filter(|(_, layer)| layer.kept.iter().any(has_window));
-    found.map(|(layer, _)| layer).collect()
+    let has_window = |layer: &LayerSpec| layer.attention().is_some_and(|a| a.window.is_some());
+    (0..layers.len()).filter(|index| has_window(&layers[*index])).collect()
 }
 
 /// Without `layer_types` each class has a rule of its own, by the configuration classes of transformers.

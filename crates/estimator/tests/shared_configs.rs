@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use mlxcel_estimator::{Architecture, KvMode, ModelSpec};
+use mlxcel_estimator::{Architecture, KvMode, LayerSpec, ModelSpec};
 
 type Row = BTreeMap<String, String>;
 
@@ -47,8 +47,8 @@ fn rows() -> Vec<(Row, ModelSpec)> {
 }
 
 fn per_token(spec: &ModelSpec) -> u64 {
-    let kept = spec.layers.iter().flatten().flat_map(|layer| &layer.kept);
-    kept.map(|kept| kept.bytes_per_token(KvMode::Fp16).unwrap()).sum()
+    let states = spec.layers.iter().flatten().flat_map(LayerSpec::states);
+    states.map(|state| state.bytes_per_token(KvMode::Fp16).unwrap()).sum()
 }
 
 /// The architecture's unique parameters, by the published count and the note about it.
