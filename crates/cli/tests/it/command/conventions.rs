@@ -1,4 +1,4 @@
-//! Completions, manual pages, llama.cpp's names, colours, plots.
+//! Completions, manual pages, llama.cpp's flags, colours, plots.
 
 use std::process::Command;
 
@@ -32,7 +32,7 @@ fn the_manual_has_a_page_per_command() {
 }
 
 #[test]
-fn names_of_llama_cpp() {
+fn flags_of_llama_cpp() {
     let refused = |args: &[&str], code, expected: &str| {
         let output = mlxcel(args);
         assert_eq!(output.status.code(), Some(code), "{args:?}");
@@ -48,7 +48,7 @@ fn names_of_llama_cpp() {
 }
 
 #[test]
-fn no_colours_where_nobody_sees_them() {
+fn no_colours_without_a_terminal() {
     for args in [&["--help"][..], &["generate", "--nonsense"], &["inspect"], &["list"]] {
         for no_color in [None, Some("1")] {
             let mut command = Command::new(MLXCEL);
@@ -62,7 +62,7 @@ fn no_colours_where_nobody_sees_them() {
 }
 
 #[test]
-fn a_plot_of_memory() {
+fn inspect_plots_memory() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("memory.svg");
     stdout(&["inspect", "--memory", "16MiB", "--plot", file.to_str().unwrap()]);
