@@ -162,8 +162,8 @@ impl ModelSpec {
         };
         if layers.iter().any(|layer| layer.mixers.contains(&Mixer::Unknown)) {
             let reason = match chosen.guess {
-                Some(_) => "is not known, and its fields do not say what every layer keeps",
-                None => "is known, but its fields do not say what every layer keeps",
+                Some(_) => "is not known, and its fields do not state what every layer caches",
+                None => "is known, but its fields do not state what every layer caches",
             };
             return Ok(Self { max_context_tokens, ..Self::unknown(fields, reason) });
         }

@@ -1,9 +1,8 @@
 //! Advice about models written down by their published fields.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use mlxcel_advisor::{
-    Advice, Class, ContextRange, Measurements, ModeMeasurement, Source, Stored, WeightAdvice,
-    advise,
+    Advice, Class, ContextRange, Measurements, ModeMeasurement, RecommendationSource,
+    StoredPrecision, WeightAdvice, advise,
 };
 use mlxcel_estimator::{
     Architecture, AttentionShape, AvailableSource, Backend, KvMode, LayerSpec, Machine, Mixer,
@@ -90,7 +89,7 @@ fn a_quantised_checkpoint_is_never_advised_upwards() {
         let config = with(LLAMA_8B, field);
         let plenty = ask(&config, &gib(512), 8192);
         let advice = weights(&plenty);
-        assert_eq!(advice.stored, Stored::Quantised { bits, method: method.to_owned() });
+        assert_eq!(advice.stored, StoredPrecision::Quantised { bits, method: method.to_owned() });
         assert_eq!(advice.quant, WeightQuant::Default, "{field}");
         let widths: Vec<_> = advice.considered.iter().map(|s| s.weights_bytes).collect();
         assert!(widths.is_sorted_by(|a, b| a > b), "{field}: {widths:?}");
@@ -109,12 +108,15 @@ fn a_quantised_checkpoint_is_never_advised_upwards() {
 fn a_quantised_checkpoint_is_seen_by_its_size() {
     let spec = spec(LLAMA_8B);
     let full = WeightFootprint::analytical(&spec).unwrap();
-    let stored = |quant| Stored::of(&spec, &full.requantised(quant));
-    let by_size = |bits| Stored::Quantised { bits, method: "by_size".to_owned() };
-    assert_eq!(stored(WeightQuant::Default), Stored::Unquantised);
+    let stored = |quant| StoredPrecision::of(&spec, &full.requantised(quant));
+    let by_size = |bits| StoredPrecision::Quantised { bits, method: "by_size".to_owned() };
+    assert_eq!(stored(WeightQuant::Default), StoredPrecision::Unquantised);
     assert_eq!(stored(WeightQuant::Int8), by_size(8));
     assert_eq!(stored(WeightQuant::Int4), by_size(4));
-    assert_eq!(Stored::of(&spec, &WeightFootprint::stated(5 << 30)), Stored::Unknown);
+    assert_eq!(
+        StoredPrecision::of(&spec, &WeightFootprint::stated(5 << 30)),
+        StoredPrecision::Unknown
+    );
 }
 
 /// Sizes are the estimator's own.
@@ -126,7 +128,7 @@ fn bytes_and_contexts_are_the_estimators() {
     let long = &advice.kv_cache[2];
     assert_eq!((long.range, long.context_tokens), (ContextRange::Long, 131_072));
     assert_eq!(long.recommendation.mode, KvMode::Turbo4);
-    assert_eq!(long.recommendation.source, Source::ReportedUpstream);
+    assert_eq!(long.recommendation.source, RecommendationSource::ReportedUpstream);
     let estimate = |mode, context| {
         let workload =
             Workload::uniform(context, 1).with_kv_mode(mode).with_quant(WeightQuant::Fp16);

@@ -1,8 +1,8 @@
 //! Every combination that the rules are keyed by, measured and not.
 
 use mlxcel_advisor::{
-    ADVISED_MODES, ContextRange, Measurements, ModeMeasurement, Recommendation, Source,
-    recommend_kv_cache_mode, recommend_measured, symmetric_turbo4,
+    ADVISED_MODES, ContextRange, Measurements, ModeMeasurement, Recommendation,
+    RecommendationSource, recommend_kv_cache_mode, recommend_measured, symmetric_turbo4,
 };
 use mlxcel_estimator::{Architecture, KvMode};
 
@@ -72,7 +72,7 @@ fn invariants(architecture: Architecture, head: u64, got: &Recommendation) {
     assert_ne!(Some(got.mode), got.alternative, "{keyed}");
     assert!(!got.reason.is_empty(), "{keyed}");
     let classified = architecture != Architecture::Unknown;
-    assert_eq!(got.source == Source::CannotClassify, !classified, "{keyed}");
+    assert_eq!(got.source == RecommendationSource::CannotClassify, !classified, "{keyed}");
 }
 
 /// The table of the design, written a second time.
@@ -106,7 +106,7 @@ fn every_combination_follows_the_table() {
             expected(architecture, family, head, range),
             "{keyed}"
         );
-        let upstream = got.source == Source::ReportedUpstream;
+        let upstream = got.source == RecommendationSource::ReportedUpstream;
         assert_eq!(upstream, modes(&got).any(|mode| mode == KvMode::Turbo4), "{keyed}");
         assert_eq!(
             upstream,

@@ -2,7 +2,6 @@
 //!
 //! Ignored by default: the folder stays outside the repository. `MLXCEL_SHARED` names it where
 //! it is not beside the checkout.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

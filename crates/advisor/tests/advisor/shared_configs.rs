@@ -3,7 +3,6 @@
 //!
 //! Ignored by default: the folder stays outside the repository. `MLXCEL_SHARED` names it where
 //! it is not beside the checkout.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,5 @@
 //! The figures that the design promises, from configurations written down by their published
 //! fields.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use mlxcel_estimator::{
     Architecture, AvailableSource, Backend, KvMode, Machine, ModelSpec, Phase, Sequence, Solver,

@@ -1,5 +1,4 @@
 //! Hostile and broken input: one clear sentence, or a labelled unknown; never a panic or a zero.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
 
