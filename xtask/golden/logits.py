@@ -1,7 +1,7 @@
 """Goldens of logits: logits.py CHECKPOINTS GOLDENS NAME..., called by `cargo xtask golden`.
 
 CHECKPOINTS/NAME/VARIANT are the checkpoints that xtask made; GOLDENS/NAME.safetensors is
-written. xtask/src/golden.rs says what is in it. The prompt of a golden that is there stays.
+written. crates/testing/src/golden.rs says what is in it. The prompt of a golden that is there stays.
 """
 
 import json

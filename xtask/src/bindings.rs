@@ -23,7 +23,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut command = std::process::Command::new("cargo");
     command.args(["run", "--quiet", "--locked", "--package", "xtask", "--features", "bindgen"]);
     command.args(["--", "bindgen"]).args(arguments.check.then_some("--check"));
-    let status = command.current_dir(crate::paths::workspace_root()).status()?;
+    let status = command.current_dir(mlxcel_testing::paths::workspace_root()).status()?;
     if !status.success() {
         anyhow::bail!("bindgen: {status}");
     }
@@ -38,7 +38,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 pub fn run(arguments: &Arguments) -> Result<()> {
     use anyhow::{Context, bail};
 
-    let root = crate::paths::workspace_root();
+    let root = mlxcel_testing::paths::workspace_root();
     let path = root.join("crates/mlx-ffi/src/bindings.rs");
     let made = generate(&root)?;
     if !arguments.check {

@@ -2,9 +2,9 @@
 //!
 //! Each step is a command that a person can repeat alone; `cargo xtask ci --only NAME` does.
 
-use crate::paths::{shared_folder, workspace_root};
 use crate::tidy;
 use anyhow::{Context, Result, bail};
+use mlxcel_testing::paths::{shared_folder, workspace_root};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -146,9 +146,12 @@ fn openai_client() -> Result<Outcome> {
         }
     }
     let folder = folder.to_str().context("the path is not UTF-8")?;
-    let tests = ["api::the_official_client_is_content", "images::the_official_client_sends_images"];
+    let tests = [
+        "server::api::the_official_client_is_content",
+        "server::images::the_official_client_sends_images",
+    ];
     let client = [&["--", "--ignored", "--exact"][..], &tests].concat();
-    let test = ["test", "--workspace", "--locked", "--test", "server"];
+    let test = ["test", "-p", "cli", "--locked", "--test", "it"];
     cargo(&[&test[..], &client].concat(), &[("PYTHONPATH", folder)])
 }
 
@@ -162,8 +165,9 @@ fn page() -> Result<Outcome> {
     if !BROWSERS.into_iter().any(there) {
         return Ok(Outcome::Skipped("there is no chromium"));
     }
-    let test = ["test", "--workspace", "--locked", "--test", "server"];
-    let tests = ["page::the_page_works_in_a_browser", "page::the_page_sends_images"];
+    let test = ["test", "-p", "cli", "--locked", "--test", "it"];
+    let tests =
+        ["server::page::the_page_works_in_a_browser", "server::page::the_page_sends_images"];
     let browser = [&["--", "--ignored", "--exact"][..], &tests].concat();
     cargo(&[&test[..], &browser].concat(), &[])
 }

@@ -4,8 +4,8 @@
 //! library for its own in `../../*.libs`, which is how a wheel lays them out: so this folder can be
 //! moved anywhere. It needs the C and C++ libraries of a system that is not older than this one.
 
-use crate::paths::workspace_root;
 use anyhow::{Context, Result, bail, ensure};
+use mlxcel_testing::paths::workspace_root;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,51 +1,12 @@
-//! Goldens: what a pinned mlx-lm computes on random-weights checkpoints of every family.
-//!
-//! `crates/runtime/tests/configs/NAME.json` is a tiny model. Its checkpoints are never
-//! committed, since [`checkpoint`] makes the same bits everywhere; what mlx-lm says about them
-//! is, as `crates/runtime/tests/golden/NAME.safetensors`. Tensors, per variant of
-//! [`VARIANTS`], logits in f32:
-//!
-//! | tensor | shape | |
-//! |---|---|---|
-//! | `tokens` | `[300]` i32 | the prompt of every variant |
-//! | `positions` | `[p]` i32 | which rows of the full forward pass are stored |
-//! | `VARIANT.one` | `[1, vocab]` | of the first token alone |
-//! | `VARIANT.full` | `[p, vocab]` | of all 300 tokens in one pass, at `positions` |
-//! | `VARIANT.top1` | `[300]` i32 | argmax at every position of that pass |
-//! | `VARIANT.decode` | `[d, vocab]` | the last d tokens one by one, after a prefill of the rest |
-//!
-//! `golden/NAME-images.safetensors` is what mlx-vlm computes from pictures on checkpoints of a
-//! configuration with an image encoder (`xtask/golden/vision_FAMILY.py` says what is in it).
-//!
-//! The metadata holds the versions and the checksum of each checkpoint (`VARIANT.crc32`).
+//! `cargo xtask golden`: makes the goldens anew with the pinned mlx-lm. Their contents are described
+//! in `mlxcel_testing::golden`.
 
-use crate::paths::workspace_root;
-use crate::synth::{self, Dtype, Options, Weights};
 use anyhow::{Context, Result, bail};
+use mlxcel_testing::golden::{VARIANTS, checkpoint, configurations, tests_folder};
+use mlxcel_testing::paths::workspace_root;
+use mlxcel_testing::synth;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-/// A checkpoint and the precision in which its goldens are computed.
-#[derive(Clone, Copy, Debug)]
-pub struct Variant {
-    /// The first part of its tensors' names.
-    pub name: &'static str,
-    /// How the checkpoint stores its weights.
-    pub weights: Weights,
-    /// The type of activations, caches and (where they are floats) weights.
-    pub compute: Dtype,
-}
-
-/// Every configuration has goldens of these.
-pub const VARIANTS: [Variant; 3] = [
-    Variant { name: "f32", weights: Weights::Plain(Dtype::F32), compute: Dtype::F32 },
-    Variant {
-        name: "q4",
-        weights: Weights::Affine { bits: 4, group_size: 64, scales: Dtype::Bf16 },
-        compute: Dtype::F32,
-    },
-    Variant { name: "bf16", weights: Weights::Plain(Dtype::Bf16), compute: Dtype::Bf16 },
-];
 
 /// Command-line options of `cargo xtask golden`.
 #[derive(clap::Args)]
@@ -55,41 +16,6 @@ pub struct Arguments {
     python: PathBuf,
     /// Make only the logits of these configurations
     names: Vec<String>,
-}
-
-/// Names of the configurations, in order.
-///
-/// # Errors
-/// A folder that cannot be read.
-pub fn configurations() -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(tests_folder().join("configs"))? {
-        let path = entry?.path();
-        let stem = path.file_stem().context("a file has a name")?;
-        names.push(stem.to_string_lossy().into_owned());
-    }
-    names.sort();
-    Ok(names)
-}
-
-/// Makes the checkpoint of configuration `name` in `folder`.
-///
-/// # Errors
-/// As [`synth::checkpoint`], and a configuration that is not there.
-pub fn checkpoint(name: &str, variant: &Variant, folder: &Path) -> Result<()> {
-    let config = synth::read_config(&tests_folder().join(format!("configs/{name}.json")))?;
-    synth::checkpoint(&config, &Options::new(variant.weights), folder)?;
-    Ok(())
-}
-
-/// The goldens of configuration `name`.
-pub fn path(name: &str) -> PathBuf {
-    tests_folder().join(format!("golden/{name}.safetensors"))
-}
-
-/// The goldens of configuration `name` with images.
-pub fn images_path(name: &str) -> PathBuf {
-    tests_folder().join(format!("golden/{name}-images.safetensors"))
 }
 
 /// Makes all goldens anew, or the logits of some configurations.
@@ -138,34 +64,4 @@ fn family_with_images(name: &str) -> Result<Option<String>> {
     let config = synth::read_config(&tests_folder().join(format!("configs/{name}.json")))?;
     let family = config["model_type"].as_str().map(str::to_owned);
     Ok(family.filter(|_| config["vision_config"].is_object()))
-}
-
-fn tests_folder() -> PathBuf {
-    workspace_root().join("crates/runtime/tests")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use safetensors::SafeTensors;
-
-    /// The checkpoints that tests make are those that mlx-lm saw.
-    #[test]
-    fn checkpoints_are_reproducible() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut names = configurations().unwrap();
-        assert!(names.len() >= 6);
-        for name in names.drain(..) {
-            let golden = std::fs::read(path(&name)).unwrap();
-            let (_, header) = SafeTensors::read_metadata(&golden).unwrap();
-            let metadata = header.metadata().as_ref().unwrap().clone();
-            for variant in &VARIANTS {
-                checkpoint(&name, variant, folder.path()).unwrap();
-                let bytes = std::fs::read(folder.path().join("model.safetensors")).unwrap();
-                let checksum = crc32fast::hash(&bytes).to_string();
-                let recorded = &metadata[&format!("{}.crc32", variant.name)];
-                assert_eq!(&checksum, recorded, "{name}, {}", variant.name);
-            }
-        }
-    }
 }

@@ -1,11 +1,13 @@
 //! The command line of the maintenance tasks: `cargo xtask <task>`.
 
 use anyhow::Result;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
+use mlxcel_testing::synth::{self, Dtype};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
-use xtask::{bench, bindings, calibrate, ci, dist, golden, synth, tidy};
+use xtask::{bench, bindings, calibrate, ci, dist, golden, tidy};
 
 /// Maintenance tasks of mlxcel. A user of mlxcel needs none of them.
 #[derive(Parser)]
@@ -47,8 +49,8 @@ struct SynthModel {
     #[arg(long, default_value_t = 64)]
     group_size: u16,
     /// Of the weights, or of the scales and whatever is not quantised
-    #[arg(long, value_enum, default_value_t = synth::Dtype::Bf16)]
-    dtype: synth::Dtype,
+    #[arg(long, default_value = "bf16", value_parser = dtypes())]
+    dtype: Dtype,
     /// The folder to write
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -58,6 +60,11 @@ struct SynthModel {
     /// Largest size of a file, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 5 << 10)]
     shard_size: u64,
+}
+
+fn dtypes() -> impl TypedValueParser<Value = Dtype> {
+    let names = PossibleValuesParser::new(Dtype::ALL.map(Dtype::name));
+    names.try_map(|name| Dtype::parse(&name).ok_or("not a floating-point type"))
 }
 
 impl SynthModel {

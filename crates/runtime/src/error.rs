@@ -68,9 +68,6 @@ pub enum Error {
     /// An operation failed.
     #[error(transparent)]
     Core(#[from] mlxcel_core::Error),
-    /// The model's name, or the hub that has it.
-    #[error(transparent)]
-    Hub(#[from] crate::hub::HubError),
     /// The tokenizer or the chat template.
     #[error(transparent)]
     Text(#[from] crate::text::TextError),

@@ -13,13 +13,13 @@ pub mod engine;
 mod error;
 pub mod eval;
 pub mod families;
-pub mod hub;
 pub mod loading;
 pub mod memory;
 mod model_text;
 pub mod preflight;
+mod progress;
 pub mod sampling;
-pub mod server;
+mod source;
 pub mod text;
 pub mod vision;
 

@@ -4,9 +4,10 @@ use mlxcel_estimator::Workload;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::engine::ModelSource;
-use crate::loading::{read_config, size_of};
+use crate::families::read_config;
+use crate::loading::size_of;
 use crate::sampling::SamplingOptions;
+use crate::source::ModelSource;
 use crate::text::{ChatPrompt, ChatTemplate, TextError, TextFiles, Tokenizer};
 use crate::vision::{ImagePlaces, Reading, RgbImage};
 use crate::{Result, builtin};

@@ -19,8 +19,8 @@ use mlxcel_estimator::{
 use serde::Serialize;
 
 pub use self::proposal::{Proposal, proposals};
-use crate::engine::ModelSource;
 use crate::memory::{Available, Usage, memory_limit};
+use crate::source::ModelSource;
 use crate::{Error, Result, builtin};
 
 /// What the JSON of a refusal calls its format.

@@ -8,9 +8,9 @@
 mod peers;
 mod sweep;
 
-use crate::paths::workspace_root;
-use crate::synth::{self, Dtype, Options, Weights};
 use anyhow::{Context, Result, bail};
+use mlxcel_testing::paths::workspace_root;
+use mlxcel_testing::synth::{self, Dtype, Options, Weights};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,8 +1,8 @@
 //! This project beside llama.cpp and mlx-lm, in alternating turns.
 
 use super::{Arguments, Model, json, median, mlxcel_bench};
-use crate::paths::workspace_root;
 use anyhow::{Context, Result};
+use mlxcel_testing::paths::workspace_root;
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::path::Path;

@@ -1,9 +1,9 @@
 //! Which loads are measured: shapes × contexts × cache modes × chunks.
 
 use super::Arguments;
-use crate::synth;
 use anyhow::{Context, Result, ensure};
 use mlxcel_estimator::{KvMode, read_dir};
+use mlxcel_testing::synth;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 

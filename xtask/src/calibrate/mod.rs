@@ -10,11 +10,11 @@ mod plot;
 mod sample;
 mod taken;
 
-use crate::paths::workspace_root;
 use anyhow::{Context, Result, ensure};
 use mlxcel_estimator::{
     Backend, CALIBRATION_SCHEMA, Calibration, CalibrationEntry, MlxVersion, calibration_path,
 };
+use mlxcel_testing::paths::workspace_root;
 use sample::Sample;
 use serde_json::Value;
 use std::path::{Path, PathBuf};

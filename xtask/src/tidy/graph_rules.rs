@@ -33,18 +33,42 @@ const CRATES: &[Crate] = &[
         folder: "crates/runtime",
         name: "mlxcel-runtime",
         uses: &["mlxcel-core", "mlxcel-estimator"],
-        tests_use: &["xtask"],
+        tests_use: &["mlxcel-testing"],
+    },
+    Crate {
+        folder: "crates/hub",
+        name: "mlxcel-hub",
+        uses: &["mlxcel-estimator"],
+        tests_use: &["mlxcel-testing"],
+    },
+    Crate {
+        folder: "crates/server",
+        name: "mlxcel-server",
+        uses: &["mlxcel-runtime", "mlxcel-core", "mlxcel-estimator"],
+        tests_use: &["mlxcel-testing"],
+    },
+    Crate {
+        folder: "crates/testing",
+        name: "mlxcel-testing",
+        uses: &["mlxcel-estimator", "mlxcel-kernels"],
+        tests_use: &[],
     },
     Crate {
         folder: "crates/cli",
         name: "cli",
-        uses: &["mlxcel-runtime", "mlxcel-estimator", "mlxcel-advisor"],
-        tests_use: &["xtask"],
+        uses: &[
+            "mlxcel-runtime",
+            "mlxcel-hub",
+            "mlxcel-server",
+            "mlxcel-estimator",
+            "mlxcel-advisor",
+        ],
+        tests_use: &["mlxcel-testing"],
     },
     Crate {
         folder: "xtask",
         name: "xtask",
-        uses: &["mlxcel-estimator", "mlxcel-kernels"],
+        uses: &["mlxcel-estimator", "mlxcel-testing"],
         tests_use: &[],
     },
     Crate {
@@ -56,7 +80,7 @@ const CRATES: &[Crate] = &[
             "mlxcel-estimator",
             "mlxcel-core",
             "mlxcel-runtime",
-            "xtask",
+            "mlxcel-testing",
         ],
         tests_use: &[],
     },
@@ -108,7 +132,8 @@ pub(super) fn package_names(workspace: &Workspace, violations: &mut Vec<Violatio
 
 /// These build with no C or C++ compiler on the machine: sizing is for embedding anywhere,
 /// and xtask must build in seconds.
-const NO_NATIVE_CODE: &[&str] = &["mlxcel-estimator", "mlxcel-advisor", "mlxcel-kernels", "xtask"];
+const NO_NATIVE_CODE: &[&str] =
+    &["mlxcel-estimator", "mlxcel-advisor", "mlxcel-kernels", "mlxcel-testing", "xtask"];
 
 /// Crates that call a native tool chain from build scripts.
 const NATIVE_TOOLS: &[&str] = &["cc", "cmake", "bindgen", "pkg-config", "mlx-sys", "mlx-ffi"];
@@ -136,11 +161,13 @@ pub(super) fn no_native_code(workspace: &Workspace, violations: &mut Vec<Violati
 
 /// Crates that only these members may depend on, tests aside.
 const RESERVED: &[(&[&str], &[&str])] = &[
-    (&["anyhow", "clap"], &["cli", "xtask", "mlxcel-benches"]),
-    (&["axum", "hyper", "hyper-util", "tower"], &["mlxcel-runtime"]),
+    (&["anyhow"], &["cli", "xtask", "mlxcel-benches", "mlxcel-testing"]),
+    (&["clap"], &["cli", "xtask", "mlxcel-benches"]),
+    (&["axum", "hyper", "hyper-util", "tower"], &["mlxcel-server"]),
+    (&["ureq"], &["mlxcel-hub"]),
 ];
 
-/// Argument parsing and untyped errors belong to front ends, HTTP to the runtime.
+/// Argument parsing and untyped errors belong to front ends, HTTP to the server and the hub.
 pub(super) fn front_end_crates(workspace: &Workspace, violations: &mut Vec<Violation>) {
     for package in workspace.graph.members() {
         let used = package.dependencies.iter().filter_map(|id| workspace.graph.packages.get(id));
@@ -176,15 +203,14 @@ mod tests {
 
     #[test]
     fn tests_may_use_what_the_table_says_and_no_more() {
-        let xtask = ("xtask", "xtask", &[][..]);
         let mut workspace = Workspace::of_packages(&[
             ("mlxcel-runtime", "crates/runtime", &[]),
             ("mlxcel-core", "crates/core", &[]),
-            xtask,
+            ("mlxcel-testing", "crates/testing", &[]),
         ]);
         for name in ["mlxcel-runtime", "mlxcel-core"] {
             let package = workspace.graph.packages.get_mut(name).unwrap();
-            package.dev_dependencies.insert("xtask".into());
+            package.dev_dependencies.insert("mlxcel-testing".into());
         }
         assert_eq!(workspace.broken_by(crate_arrows), ["mlxcel-core"]);
     }
@@ -227,12 +253,12 @@ mod tests {
     #[test]
     fn argument_parsing_outside_front_ends_is_reported() {
         let workspace = Workspace::of_packages(&[
-            ("mlxcel-runtime", "crates/runtime", &["clap", "axum"]),
+            ("mlxcel-server", "crates/server", &["clap", "axum"]),
             ("cli", "crates/cli", &["clap", "hyper"]),
             ("clap", "", &[]),
             ("axum", "", &[]),
             ("hyper", "", &[]),
         ]);
-        assert_eq!(workspace.broken_by(front_end_crates), ["cli", "mlxcel-runtime"]);
+        assert_eq!(workspace.broken_by(front_end_crates), ["cli", "mlxcel-server"]);
     }
 }

@@ -12,9 +12,9 @@ mod source_rules;
 #[cfg(test)]
 mod testing;
 
-use crate::paths::workspace_root;
 use anyhow::{Context, Result, bail};
 use graph::Graph;
+use mlxcel_testing::paths::workspace_root;
 use source::SourceFile;
 use std::path::Path;
 

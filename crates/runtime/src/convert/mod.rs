@@ -24,8 +24,8 @@ use mlxcel_estimator::{ModelSpec, format_bytes};
 
 pub use self::error::ConvertError;
 pub use self::mixed::Mixed;
-use crate::engine::ModelSource;
-use crate::loading::read_config;
+use crate::families::read_config;
+use crate::source::ModelSource;
 use crate::{Error, Result, disk};
 
 /// What a thread needs at most: a block of source bytes, its values, its codes.

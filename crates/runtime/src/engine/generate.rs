@@ -1,12 +1,12 @@
 //! The decode loop of one sequence: sample, detokenise, watch for stops, count.
 
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mlxcel_core::{SequenceCache, SequenceRun};
 
 use super::text_stream::TextStream;
-use super::{Engine, LogitRows, Progress};
+use super::{Engine, LogitRows, Progress, Statistics};
 use crate::sampling::{Sampler, SamplingParams};
 use crate::text::Tokenizer;
 use crate::vision::PlacedImage;
@@ -59,42 +59,6 @@ pub struct Outcome {
     pub tokens: Vec<u32>,
     /// Counts and times.
     pub statistics: Statistics,
-}
-
-/// Counts and times of one generation.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Statistics {
-    /// Tokens of the prompt.
-    pub prompt_tokens: usize,
-    /// Those of them that the cache held already.
-    pub reused_tokens: usize,
-    /// Time from the start to the first sampled token.
-    pub prompt_time: Duration,
-    /// Tokens sampled.
-    pub generated_tokens: usize,
-    /// Time from the first sampled token to the last.
-    pub decode_time: Duration,
-    /// Bytes of the sequence's cache at the end.
-    pub kv_cache_bytes: usize,
-}
-
-impl Statistics {
-    /// Prompt tokens that were read, per second.
-    #[must_use]
-    pub fn prompt_rate(&self) -> Option<f64> {
-        rate(self.prompt_tokens.saturating_sub(self.reused_tokens), self.prompt_time)
-    }
-
-    /// Decoded tokens per second; the first token belongs to the prompt.
-    #[must_use]
-    pub fn decode_rate(&self) -> Option<f64> {
-        rate(self.generated_tokens.saturating_sub(1), self.decode_time)
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "token counts are far below 2^52")]
-fn rate(tokens: usize, time: Duration) -> Option<f64> {
-    (tokens > 0 && !time.is_zero()).then(|| tokens as f64 / time.as_secs_f64())
 }
 
 /// Generates from a prompt; `emit` receives text as soon as it is final, and may break off.

@@ -4,10 +4,7 @@
 //! program does talks to its thread through channels.
 
 mod generate;
-mod progress;
 mod text_stream;
-
-use std::path::PathBuf;
 
 use mlxcel_core::recurrent::StateLayout;
 use mlxcel_core::{
@@ -16,27 +13,18 @@ use mlxcel_core::{
 use mlxcel_estimator::KvMode;
 
 pub use self::generate::{
-    Finish, Generation, Outcome, Statistics, generate, generate_into, generate_with_images, room,
+    Finish, Generation, Outcome, generate, generate_into, generate_with_images, room,
 };
-pub use self::progress::{NoProgress, Progress};
-pub(crate) use self::text_stream::TextStream;
+pub use self::text_stream::TextStream;
 use crate::families::{self, ImageEncoder, LanguageModel};
 use crate::loading::{Checkpoint, Residence, Source};
+pub use crate::progress::{NoProgress, Progress, Statistics};
+pub use crate::source::ModelSource;
 use crate::text::TextFiles;
 use crate::vision::{
     self, EncodedImage, ImageError, ImageInput, Pixels, PlacedImage, Preprocessor,
 };
 use crate::{Error, Result};
-
-/// Which model to load.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ModelSource {
-    /// The small model that ships inside the program.
-    BuiltIn,
-    /// A folder in the Hugging Face layout.
-    Folder(PathBuf),
-}
 
 /// How an engine computes and caches.
 #[derive(Clone, Debug)]
@@ -88,7 +76,12 @@ impl Engine {
         config: EngineConfig,
         progress: &mut dyn Progress,
     ) -> Result<Self> {
-        let checkpoint = Checkpoint::open(source, config.weights, config.ops.kernels)?;
+        let checkpoint = Checkpoint::open(
+            source,
+            families::read_config(source)?,
+            config.weights,
+            config.ops.kernels,
+        )?;
         crate::memory::apply_limit()?;
         let ops = Ops::new(&config.ops)?;
         let weights = Source::new(&checkpoint, &ops, progress)?;

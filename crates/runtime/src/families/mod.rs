@@ -55,7 +55,8 @@ use mlxcel_core::{Array, Batch, CrossImage, LayerLayout, Ops, SequenceCache};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::loading::Weights;
+use crate::loading::{self, Weights};
+use crate::source::ModelSource;
 use crate::vision::{EncodedImage, Pixels};
 use crate::{Error, Result};
 
@@ -185,6 +186,16 @@ pub fn check_supported(config: &Value) -> Result<()> {
     check::sizes(config)?;
     check::layer_types(config)?;
     check::numbered_layers(config)
+}
+
+/// Reads a model's `config.json`, and checks what can be checked without its tensors.
+///
+/// # Errors
+/// A file that cannot be read or is no JSON object, and what [`check_supported`] refuses.
+pub fn read_config(source: &ModelSource) -> Result<Value> {
+    let config = loading::read_config(source)?;
+    check_supported(&config)?;
+    Ok(config)
 }
 
 fn model_type(config: &Value) -> Result<&str> {

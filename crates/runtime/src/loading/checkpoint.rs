@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::Residence;
 use super::fingerprint::Fnv;
-use crate::engine::ModelSource;
+use crate::source::ModelSource;
 use crate::{Error, Result, builtin};
 
 /// A range of a matrix's rows.
@@ -45,22 +45,27 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a model: reads `config.json`, maps the safetensors files or makes room for them, checks
-    /// their headers.
+    /// Opens a model of the configuration `config`: maps the safetensors files or makes room for
+    /// them, checks their headers.
     ///
     /// # Errors
-    /// A folder without `config.json` or weights, and whatever is wrong with them. An unsupported
-    /// `model_type` is named before any weight file is opened.
-    pub fn open(source: &ModelSource, residence: Residence, kernels: KernelSet) -> Result<Self> {
+    /// A folder without weights, and whatever is wrong with them.
+    pub fn open(
+        source: &ModelSource,
+        config: Value,
+        residence: Residence,
+        kernels: KernelSet,
+    ) -> Result<Self> {
         match source {
-            ModelSource::BuiltIn => Self::embedded(),
-            ModelSource::Folder(dir) => Self::folder(dir, |bytes| residence.reads(bytes, kernels)),
+            ModelSource::BuiltIn => Self::embedded(config),
+            ModelSource::Folder(dir) => {
+                Self::folder(dir, config, |bytes| residence.reads(bytes, kernels))
+            }
         }
     }
 
-    fn embedded() -> Result<Self> {
+    fn embedded(config: Value) -> Result<Self> {
         let origin = PathBuf::from("built-in model");
-        let config = read_config(&ModelSource::BuiltIn)?;
         let length = builtin::WEIGHTS.len() as u64;
         let header = headers::parse_header(&origin, builtin::WEIGHTS, length)?;
         let mut checkpoint = Self { origin, config, files: Vec::new(), tensors: HashMap::new() };
@@ -68,8 +73,7 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn folder(dir: &Path, reads: impl Fn(u64) -> bool) -> Result<Self> {
-        let config = read_config(&ModelSource::Folder(dir.to_owned()))?;
+    fn folder(dir: &Path, config: Value, reads: impl Fn(u64) -> bool) -> Result<Self> {
         let found = headers::Checkpoint::open(dir)?;
         let found = found.ok_or_else(|| Error::NoWeights { dir: dir.to_owned() })?;
         let mut checkpoint =
@@ -163,14 +167,13 @@ fn row_range(info: &TensorInfo, rows: Rows) -> Range<usize> {
 }
 
 /// Reads a model's `config.json`, its language part flat and with its class's sizes
-/// ([`mlxcel_estimator::resolved_config`]), and checks what can be checked without its tensors.
+/// ([`mlxcel_estimator::resolved_config`]). Whether a family runs it is not checked here.
 ///
 /// `Infinity` and `NaN`, which Python's tools write, are read as strings.
 ///
 /// # Errors
-/// A folder without `config.json`, text that is no JSON object, an unsupported `model_type`, sizes
-/// that contradict each other.
-pub fn read_config(source: &ModelSource) -> Result<Value> {
+/// A folder without `config.json`, text that is no JSON object, sizes that contradict each other.
+pub(crate) fn read_config(source: &ModelSource) -> Result<Value> {
     let (path, bytes) = match source {
         ModelSource::BuiltIn => (PathBuf::from("built-in/config.json"), builtin::CONFIG.to_vec()),
         ModelSource::Folder(dir) => {
@@ -184,9 +187,7 @@ pub fn read_config(source: &ModelSource) -> Result<Value> {
     let text = std::str::from_utf8(&bytes)
         .map_err(|_| Error::config(format!("{} is not UTF-8 text", path.display())))?;
     let config = mlxcel_estimator::parse_object(text, &path.display().to_string())?;
-    let config = Value::Object(mlxcel_estimator::resolved_config(&config)?);
-    crate::families::check_supported(&config)?;
-    Ok(config)
+    Ok(Value::Object(mlxcel_estimator::resolved_config(&config)?))
 }
 
 /// A whole number of a configuration, where it has one.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use mlxcel_estimator::headers::{self, TensorInfo};
 
-use crate::engine::ModelSource;
+use crate::source::ModelSource;
 use crate::{Error, Result, builtin};
 
 /// Bytes of every tensor that are hashed.

@@ -14,8 +14,8 @@ mod residence;
 mod vision;
 mod weights;
 
-pub(crate) use self::checkpoint::size_of;
-pub use self::checkpoint::{Checkpoint, read_config};
+pub use self::checkpoint::Checkpoint;
+pub(crate) use self::checkpoint::{read_config, size_of};
 pub use self::experts::ExpertShape;
 pub use self::fingerprint::Fingerprint;
 pub use self::residence::Residence;

@@ -8,7 +8,7 @@ use mlxcel_core::{Array, Ops};
 use super::Checkpoint;
 use super::checkpoint::Rows;
 use super::quantization::{Quantization, Scheme};
-use crate::engine::Progress;
+use crate::progress::Progress;
 use crate::{Error, Result};
 
 /// Whether a projection has a bias.

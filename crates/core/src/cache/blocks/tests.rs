@@ -3,7 +3,7 @@
 
 use std::num::NonZeroUsize;
 
-use mlxcel_estimator::{CacheType, Kept, KvMode, SequenceTokens};
+use mlxcel_estimator::{CacheType, KvMode, LayerState, SequenceTokens};
 use mlxcel_kernels::Order;
 use mlxcel_kernels::attention::{AttentionParams, AttentionRun, Mask, attention};
 use mlxcel_kernels::kv::BlockSide;
@@ -249,7 +249,7 @@ proptest! {
 fn formula(mode: KvMode, window: Option<usize>, context: usize, chunk: usize) -> u64 {
     let (heads, dim) = (HEADS as u64, DIM as u64);
     let window = window.map(|window| window as u64);
-    let kept = Kept::Attention { kv_heads: heads, k_dim: dim, v_dim: dim, window };
+    let kept = LayerState::Attention { kv_heads: heads, key_dim: dim, value_dim: dim, window };
     let beyond_window = chunk as u64 - 1;
     let tokens = SequenceTokens { context: context as u64, beyond_window, images: 0 };
     kept.cache_bytes(mode, tokens).unwrap().total()

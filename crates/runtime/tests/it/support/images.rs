@@ -1,0 +1,101 @@
+//! Goldens of images, and their images at their places in the prompt.
+
+use image::RgbImage;
+use mlxcel_runtime::KernelSet;
+use mlxcel_runtime::engine::{Engine, ModelSource};
+use mlxcel_runtime::vision::{EncodedImage, Pixels, PlacedImage};
+use safetensors::SafeTensors;
+use tempfile::TempDir;
+
+use super::Setup;
+
+/// The token that stands for a row of an image in every configuration.
+const IMAGE_TOKEN: u32 = 507;
+
+/// A checkpoint and what the references say of it.
+pub(crate) struct Golden {
+    pub(crate) name: &'static str,
+    pub(crate) pictures: Vec<RgbImage>,
+    pub(crate) pixels: Vec<Pixels>,
+    pub(crate) embeddings: Vec<Vec<f32>>,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) positions: Vec<usize>,
+    pub(crate) logits: Vec<f32>,
+    folder: TempDir,
+}
+
+impl Golden {
+    /// That of configuration `name`. A golden of one picture, whose tensors have no number and no
+    /// variant, has it at both places.
+    pub(crate) fn load(name: &'static str, variant: &str) -> Self {
+        let folder = TempDir::new().unwrap();
+        let known =
+            mlxcel_testing::golden::VARIANTS.iter().find(|known| known.name == variant).unwrap();
+        mlxcel_testing::golden::checkpoint(name, known, folder.path()).unwrap();
+        let bytes = std::fs::read(mlxcel_testing::golden::images_path(name)).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let one = file.tensor("picture").is_ok();
+        let of_variant =
+            |name: &str| if one { name.to_owned() } else { format!("{variant}.{name}") };
+        let numbered =
+            |name: &str, i: usize| if one { name.to_owned() } else { format!("{name}.{i}") };
+        let weights = std::fs::read(folder.path().join("model.safetensors")).unwrap();
+        let crc32 = &header.metadata().as_ref().unwrap()[&of_variant("crc32")];
+        assert_eq!(*crc32, crc32fast::hash(&weights).to_string(), "another checkpoint");
+        let words = |name: &str| {
+            let data = file.tensor(name).unwrap().data().to_vec();
+            data.chunks_exact(4).map(|word| word.try_into().unwrap()).collect::<Vec<[u8; 4]>>()
+        };
+        let floats = |name: &str| words(name).into_iter().map(f32::from_le_bytes).collect();
+        let ints = |name: &str| words(name).into_iter().map(u32::from_le_bytes);
+        let picture = |i| {
+            let picture = file.tensor(&numbered("picture", i)).unwrap();
+            let [height, width, 3] = *picture.shape() else { panic!("{:?}", picture.shape()) };
+            let size = [width, height].map(|side| u32::try_from(side).unwrap());
+            RgbImage::from_raw(size[0], size[1], picture.data().to_vec()).unwrap()
+        };
+        let pixels = |i| {
+            let name = numbered("pixels", i);
+            let [3, height, width] = *file.tensor(&name).unwrap().shape() else { panic!("{name}") };
+            Pixels { width, height, values: floats(&name) }
+        };
+        let count = if one { 1 } else { 2 };
+        Self {
+            name,
+            pictures: (0..count).map(picture).collect(),
+            pixels: (0..count).map(pixels).collect(),
+            embeddings: (0..count)
+                .map(|i| floats(&numbered(&of_variant("embeddings"), i)))
+                .collect(),
+            tokens: ints("tokens").collect(),
+            positions: ints("positions").map(|it| it as usize).collect(),
+            logits: floats(&of_variant("logits")),
+            folder,
+        }
+    }
+
+    pub(crate) fn source(&self) -> ModelSource {
+        ModelSource::Folder(self.folder.path().to_owned())
+    }
+
+    pub(crate) fn engine(&self, kernels: KernelSet, prefill_chunk: usize) -> Engine {
+        Setup { kernels, prefill_chunk, ..Setup::default() }.engine(&self.source())
+    }
+
+    /// Image `index`, encoded.
+    pub(crate) fn image(&self, engine: &Engine, index: usize) -> EncodedImage {
+        engine.encode_image(&self.pixels[index]).unwrap()
+    }
+
+    /// The images at both places.
+    pub(crate) fn placed(&self, engine: &Engine) -> Vec<PlacedImage> {
+        let mut placed: Vec<PlacedImage> = Vec::new();
+        for index in [0, self.pixels.len() - 1] {
+            let free = placed.last().map_or(0, |image| image.tokens().end);
+            let next = self.tokens[free..].iter().position(|token| *token == IMAGE_TOKEN).unwrap();
+            placed.push(PlacedImage { start: free + next, image: self.image(engine, index) });
+        }
+        placed
+    }
+}

@@ -1,0 +1,329 @@
+//! Images: preparation, encoders and decoders against the references, and what must hold without one.
+//!
+//! `xtask/golden/vision_FAMILY.py` says what the goldens are. Gemma's window (96 tokens) is shorter than
+//! its images (256), so that what rows of an image see of each other shows in both kinds of layers;
+//! Qwen's images are of different sizes, the second of 256 tokens, and their rows stand on grids.
+
+use crate::support::images::Golden;
+use crate::support::{Setup, argmax, cosine, on_engine, relative_difference};
+use mlxcel_core::{SavedCache, SequenceCache};
+use mlxcel_estimator::KvMode;
+use mlxcel_runtime::engine::{Engine, LogitRows, ModelSource, NoProgress};
+use mlxcel_runtime::vision::{Pixels, PlacedImage};
+use mlxcel_runtime::{KernelSet, SequenceRun};
+
+const KERNELS: [KernelSet; 2] = [KernelSet::Host, KernelSet::Mlx];
+/// Configurations and variants that have goldens.
+const CASES: [[&str; 2]; 3] =
+    [["gemma3-vision", "f32"], ["qwen2_5_vl", "f32"], ["qwen2_5_vl", "q4"]];
+/// Differences between orders of summation.
+const ROUNDING: f32 = 2e-4;
+
+/// Runs `check` on every case's golden, with both kernel sets.
+fn each(check: impl Fn(&Golden, KernelSet) + Send + 'static) {
+    on_engine(move || {
+        for [name, variant] in CASES {
+            let golden = Golden::load(name, variant);
+            KERNELS.into_iter().for_each(|kernels| check(&golden, kernels));
+        }
+    });
+}
+
+/// Logits of `tokens` one after the other, behind what `cache` holds.
+fn decode(engine: &Engine, tokens: &[u32], cache: &SequenceCache) -> Vec<f32> {
+    let one = |token| {
+        let run = SequenceRun { tokens: std::slice::from_ref(token), cache };
+        engine.forward(&[run], LogitRows::Last).unwrap()
+    };
+    tokens.iter().flat_map(one).collect()
+}
+
+fn prefill(
+    engine: &Engine,
+    tokens: &[u32],
+    images: &[PlacedImage],
+    to: &SequenceCache,
+) -> Vec<f32> {
+    engine.prefill_with_images(tokens, images, to, &mut NoProgress).unwrap()
+}
+
+#[track_caller]
+fn assert_rows(what: &str, ours: &[f32], theirs: &[f32], width: usize) {
+    assert_eq!(ours.len(), theirs.len(), "{what}");
+    for (row, (ours, theirs)) in
+        ours.chunks_exact(width).zip(theirs.chunks_exact(width)).enumerate()
+    {
+        let cosine = cosine(ours, theirs);
+        assert!(cosine > 0.9999, "{what}: row {row}: cosine {cosine}");
+        assert_eq!(argmax(ours), argmax(theirs), "{what}: row {row}");
+    }
+}
+
+#[test]
+fn pixels_are_those_of_the_processor() {
+    on_engine(|| {
+        for [name, variant] in CASES {
+            let golden = Golden::load(name, variant);
+            let engine = golden.engine(KernelSet::Host, 512);
+            let preprocessor = engine.preprocessor(&golden.source()).unwrap();
+            for (picture, theirs) in golden.pictures.iter().zip(&golden.pixels) {
+                let ours = preprocessor.pixels(picture).unwrap();
+                assert_eq!((ours.width, ours.height), (theirs.width, theirs.height), "{name}");
+                // A level of 256 is more than 0.007 here.
+                let far = |(a, b): &(&f32, &f32)| (*a - *b).abs() > 1e-5;
+                let different = ours.values.iter().zip(&theirs.values).filter(far).count();
+                assert_eq!(different, 0, "{name}: of {}", ours.values.len());
+            }
+        }
+    });
+}
+
+#[test]
+fn embeddings_are_those_of_mlx_vlm() {
+    each(|golden, kernels| {
+        let engine = golden.engine(kernels, 512);
+        for (index, theirs) in golden.embeddings.iter().enumerate() {
+            let image = golden.image(&engine, index);
+            let width = usize::try_from(image.embeddings.shape()[1]).unwrap();
+            let ours = engine.ops().to_f32(&image.embeddings).unwrap();
+            let what = format!("{} {kernels:?} image {index}", golden.name);
+            assert_rows(&what, &ours, theirs, width);
+            let difference = relative_difference(&ours, theirs);
+            assert!(difference < 1e-3, "{what}: {difference}");
+        }
+    });
+}
+
+/// All logits of the prompt at the golden's positions, read in one pass.
+#[test]
+fn logits_with_images_are_those_of_the_reference() {
+    each(|golden, kernels| {
+        let engine = golden.engine(kernels, 1024);
+        let cache = engine.new_cache().unwrap();
+        let run = SequenceRun { tokens: &golden.tokens, cache: &cache };
+        let images = golden.placed(&engine).iter().map(|placed| placed.rows(0)).collect();
+        let all = engine.forward_with_images(&[run], images, LogitRows::All).unwrap();
+        let vocab = engine.vocab();
+        let row = |at: &usize| all[at * vocab..(at + 1) * vocab].to_vec();
+        let ours: Vec<f32> = golden.positions.iter().flat_map(row).collect();
+        assert_rows(&format!("{} {kernels:?}", golden.name), &ours, &golden.logits, vocab);
+    });
+}
+
+/// Passes of any length, which end within an image only where its rows do not see each other, and
+/// decoding after them.
+#[test]
+fn chunks_change_nothing() {
+    each(|golden, kernels| {
+        for chunk in [1, 100, 300] {
+            let engine = golden.engine(kernels, chunk);
+            let images = golden.placed(&engine);
+            let cache = engine.new_cache().unwrap();
+            let (prompt, rest) = golden.tokens.split_at(golden.tokens.len() - 3);
+            let mut logits = prefill(&engine, prompt, &images, &cache);
+            logits.extend(decode(&engine, rest, &cache));
+            let vocab = engine.vocab();
+            let theirs = &golden.logits[golden.logits.len() - 4 * vocab..];
+            let what = format!("{} {kernels:?} chunks of {chunk}", golden.name);
+            assert_rows(&what, &logits, theirs, vocab);
+        }
+    });
+}
+
+/// Images of 256 tokens and a text in one batch, in either order: both end as they do alone.
+#[test]
+fn images_and_a_text_in_one_batch_equal_their_single_runs() {
+    each(|golden, kernels| {
+        let text: Vec<u32> = (0..70).map(|i| i * 7919 % 500 + 1).collect();
+        let engine = golden.engine(kernels, 1024);
+        let images = golden.placed(&engine);
+        let alone = [
+            prefill(&engine, &golden.tokens, &images, &engine.new_cache().unwrap()),
+            prefill(&engine, &text, &[], &engine.new_cache().unwrap()),
+        ];
+        for image_first in [true, false] {
+            let caches = [engine.new_cache().unwrap(), engine.new_cache().unwrap()];
+            let mut runs = vec![
+                SequenceRun { tokens: &golden.tokens, cache: &caches[0] },
+                SequenceRun { tokens: &text, cache: &caches[1] },
+            ];
+            let mut expected = alone.clone();
+            let mut first = 0;
+            if !image_first {
+                runs.reverse();
+                expected.reverse();
+                first = text.len();
+            }
+            let mut rows: Vec<_> = images.iter().map(|placed| placed.rows(0)).collect();
+            rows.iter_mut().for_each(|image| image.start += first);
+            let both = engine.forward_with_images(&runs, rows, LogitRows::Last).unwrap();
+            let difference = relative_difference(&both, &expected.concat());
+            assert!(difference < ROUNDING, "{} {kernels:?}: {difference}", golden.name);
+            // The next token of both, which stands behind the images of the one alone.
+            let next = caches.each_ref().map(|cache| SequenceRun { tokens: &[7], cache });
+            let next = engine.forward(&next, LogitRows::Last).unwrap();
+            let single = |tokens: &[u32], images: &[PlacedImage]| {
+                let cache = engine.new_cache().unwrap();
+                prefill(&engine, tokens, images, &cache);
+                decode(&engine, &[7], &cache)
+            };
+            let expected = [single(&golden.tokens, &images), single(&text, &[])].concat();
+            let difference = relative_difference(&next, &expected);
+            assert!(difference < ROUNDING, "{} {kernels:?} next: {difference}", golden.name);
+        }
+    });
+}
+
+/// What stays of a prompt with images is as good as reading it again: cut back behind the first image,
+/// before it, and in a fork.
+#[test]
+fn a_kept_prefix_knows_its_images() {
+    each(|golden, kernels| {
+        let engine = golden.engine(kernels, 1024);
+        let images = golden.placed(&engine);
+        let cache = engine.new_cache().unwrap();
+        let expected = prefill(&engine, &golden.tokens, &images, &cache);
+        let behind = images[0].tokens().end + 2;
+        for keep in [behind, images[0].start, 3] {
+            let fork = cache.fork();
+            fork.trim(keep).unwrap();
+            let rest: Vec<PlacedImage> = images
+                .iter()
+                .filter(|placed| placed.start >= keep)
+                .map(|placed| PlacedImage { start: placed.start - keep, ..placed.clone() })
+                .collect();
+            let again = prefill(&engine, &golden.tokens[keep..], &rest, &fork);
+            let difference = relative_difference(&again, &expected);
+            let what = format!("{} {kernels:?} from {keep}", golden.name);
+            assert!(difference < ROUNDING, "{what}: {difference}");
+        }
+        let next = decode(&engine, &[9], &cache.fork());
+        assert_eq!(decode(&engine, &[9], &cache), next, "{} {kernels:?}", golden.name);
+    });
+}
+
+/// A saved cache remembers where its images are.
+#[test]
+fn a_saved_cache_goes_on_behind_its_images() {
+    each(|golden, kernels| {
+        let engine = golden.engine(kernels, 1024);
+        let images = golden.placed(&engine);
+        let cache = engine.new_cache().unwrap();
+        prefill(&engine, &golden.tokens, &images, &cache);
+        let saved = cache.save(engine.ops(), "m").unwrap();
+        let restore = |saved: &SavedCache| {
+            SequenceCache::restore(engine.ops(), engine.layout(), KvMode::Fp16, "m", saved)
+        };
+        let restored = restore(&saved).unwrap();
+        assert_eq!(decode(&engine, &[9], &cache), decode(&engine, &[9], &restored));
+        let mut broken = saved.clone();
+        broken.header.insert("images".to_owned(), "5 2 0 0".to_owned());
+        let refused = restore(&broken).err().unwrap().to_string();
+        assert!(refused.contains("images at \"5 2 0 0\""), "{refused}");
+    });
+}
+
+#[test]
+fn a_place_within_an_image_can_be_kept_where_rows_do_not_see_what_follows() {
+    on_engine(|| {
+        for [name, variant] in CASES {
+            let golden = Golden::load(name, variant);
+            let engine = golden.engine(KernelSet::Host, 1024);
+            let images = golden.placed(&engine);
+            let cache = engine.new_cache().unwrap();
+            let expected = prefill(&engine, &golden.tokens, &images, &cache);
+            let keep = images[1].start + 100;
+            if name.starts_with("gemma3") {
+                let refused = cache.trim(keep).unwrap_err().to_string();
+                assert!(refused.contains("within an image at"), "{refused}");
+                assert_eq!(cache.tokens(), golden.tokens.len());
+                continue;
+            }
+            cache.trim(keep).unwrap();
+            let tokens = &golden.tokens[keep..];
+            let rows = images[1].rows_in(keep..golden.tokens.len()).unwrap();
+            assert_eq!((rows.start, rows.part.start), (0, 100));
+            let run = SequenceRun { tokens, cache: &cache };
+            let again = engine.forward_with_images(&[run], vec![rows], LogitRows::Last).unwrap();
+            let difference = relative_difference(&again, &expected);
+            assert!(difference < ROUNDING, "{name}: {difference}");
+        }
+    });
+}
+
+#[test]
+fn what_the_image_shows_matters() {
+    on_engine(|| {
+        for [name, variant] in CASES {
+            let golden = Golden::load(name, variant);
+            let engine = golden.engine(KernelSet::Host, 512);
+            let mut images = golden.placed(&engine);
+            let last = |images: &[PlacedImage]| {
+                prefill(&engine, &golden.tokens, images, &engine.new_cache().unwrap())
+            };
+            let before = last(&images);
+            let mut negative = golden.pixels[0].clone();
+            negative.values.iter_mut().for_each(|value| *value = -*value);
+            images[0].image = engine.encode_image(&negative).unwrap();
+            assert!(relative_difference(&last(&images), &before) > 1e-3, "{name}");
+        }
+    });
+}
+
+#[test]
+fn every_cache_mode_takes_images_or_says_why_not() {
+    on_engine(|| {
+        for ([name, variant], kernels) in
+            CASES.into_iter().flat_map(|case| KERNELS.map(|k| (case, k)))
+        {
+            let golden = Golden::load(name, variant);
+            let engine = golden.engine(kernels, 512);
+            let images = golden.placed(&engine);
+            let run = |mode: KvMode| {
+                let cache = engine.new_cache_in(mode).unwrap();
+                engine.prefill_with_images(&golden.tokens, &images, &cache, &mut NoProgress)
+            };
+            let exact = run(KvMode::Fp16).unwrap();
+            for mode in KvMode::ALL {
+                match run(mode) {
+                    Ok(logits) => {
+                        let cosine = cosine(&logits, &exact);
+                        assert!(cosine > 0.8, "{name} {mode} {kernels:?}: cosine {cosine}");
+                    }
+                    Err(error) => {
+                        let error = error.to_string();
+                        assert_eq!(mode, KvMode::Turbo4Delegated, "{error}");
+                        assert!(error.contains("cannot run: an image"), "{error}");
+                    }
+                }
+            }
+            let sealed = run(KvMode::Turbo4Delegated);
+            assert_eq!(sealed.is_err(), name.starts_with("gemma3"), "{name} {kernels:?}");
+        }
+    });
+}
+
+#[test]
+fn images_that_do_not_fit_are_refused() {
+    on_engine(|| {
+        for ([name, variant], expected) in [
+            (CASES[0], "an image of 9 × 8 pixels for 64²"),
+            (CASES[1], "an image of 9 × 8 pixels in squares of 8²"),
+        ] {
+            let golden = Golden::load(name, variant);
+            let engine = golden.engine(KernelSet::Host, 512);
+            let mut image = golden.placed(&engine).remove(0);
+            image.start = golden.tokens.len() - image.tokens().len() + 1;
+            let cache = engine.new_cache().unwrap();
+            let refused =
+                engine.prefill_with_images(&golden.tokens, &[image], &cache, &mut NoProgress);
+            assert!(refused.unwrap_err().to_string().contains("an image"), "{name}");
+            let small = Pixels { width: 9, height: 8, values: vec![0.0; 3 * 72] };
+            let refused = engine.encode_image(&small).err().unwrap().to_string();
+            assert!(refused.contains(expected), "{refused}");
+            let text = Setup::default().engine(&ModelSource::BuiltIn);
+            let refused = text.encode_image(&small).err().unwrap().to_string();
+            assert!(refused.contains("no image encoder"), "{refused}");
+        }
+    });
+}
