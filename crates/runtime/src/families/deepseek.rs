@@ -1,14 +1,14 @@
 //! `deepseek_v2` (also V2-Lite) and `deepseek_v3` (also R1, V3.1): latent attention, experts chosen
 //! from the best groups, experts that every token passes. Kimi K2 says `deepseek_v3`, too.
 
-use mlxcel_core::Absorbed;
+use mlxcel_core::AbsorbedStorage;
 use mlxcel_core::experts::{GroupLimit, GroupScore, RouteRule, Scores};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::config::{DecoderConfig, RopeDefaults};
-use super::dense::{Block, FeedForward, Mlp, Model};
-use super::mla::{Attention, LatentSizes};
+use super::dense::{DecoderBlock, FeedForward, Mlp, Model};
+use super::mla::{LatentAttention, LatentSizes};
 use super::moe::{Moe, NAMES, swiglu};
 use crate::loading::{Bias, ExpertShape, NormKind, Weights};
 use crate::{Error, Result};
@@ -100,13 +100,13 @@ fn unknown(key: &str, word: &str) -> Error {
 }
 
 pub(super) fn load_v2(w: &Weights, decoder: &DecoderConfig, c: &Config) -> Result<Model> {
-    load(w, decoder, c, Absorbed::Float, |w, shape, experts| {
+    load(w, decoder, c, AbsorbedStorage::Float, |w, shape, experts| {
         Moe::load(w, shape, c.rule_v2(experts)?, None)
     })
 }
 
 pub(super) fn load_v3(w: &Weights, decoder: &DecoderConfig, c: &Config) -> Result<Model> {
-    load(w, decoder, c, Absorbed::AsStored, |w, shape, experts| {
+    load(w, decoder, c, AbsorbedStorage::AsStored, |w, shape, experts| {
         Moe::load(w, shape, c.rule_v3(experts)?, Some("gate.e_score_correction_bias"))
     })
 }
@@ -115,7 +115,7 @@ fn load(
     w: &Weights,
     decoder: &DecoderConfig,
     c: &Config,
-    storage: Absorbed,
+    storage: AbsorbedStorage,
     moe: impl Fn(&Weights, ExpertShape, usize) -> Result<Moe>,
 ) -> Result<Model> {
     let s = &decoder.sizes;
@@ -137,7 +137,8 @@ fn load(
     };
     Model::load(w, s, norm, |w, layer| {
         let turn = (rope.clone(), c.temperature());
-        let attention = Attention::load(&w.at("self_attn"), hidden, &c.latent, turn, storage)?;
-        Block::pre_norm(w, hidden, norm, attention, feed_forward(&w.at("mlp"), layer)?)
+        let attention =
+            LatentAttention::load(&w.at("self_attn"), hidden, &c.latent, turn, storage)?;
+        DecoderBlock::pre_norm(w, hidden, norm, attention, feed_forward(&w.at("mlp"), layer)?)
     })
 }

@@ -3,12 +3,12 @@
 
 use mlxcel_core::layers::{Linear, RmsNorm};
 use mlxcel_core::recurrent::{Convolution, GatedDelta, Scan, StateLayout};
-use mlxcel_core::{Activation, Array, Batch, Ops};
+use mlxcel_core::{Activation, Array, Ops, Pass};
 use serde::Deserialize;
 
 use super::config::positive;
 use super::dense::Mixer;
-use super::kept::{Kept, Slot};
+use super::layer_state::{LayerState, StateIndex};
 use crate::Result;
 use crate::loading::{Bias, NormRule, Weights};
 
@@ -143,15 +143,15 @@ impl DeltaNet {
 }
 
 impl Mixer for DeltaNet {
-    fn kept(&self) -> Kept {
+    fn layer_state(&self) -> LayerState {
         StateLayout::new(&self.convolution, Some(&self.scan)).into()
     }
 
-    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
-        let ops = cx.ops();
+    fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
+        let ops = pass.ops();
         let [mut qkv, z, b, a] = self.inputs.forward(ops, x, &self.shape)?;
-        qkv = cx.convolve(slot.state, &qkv, &self.convolution)?;
-        let mut y = cx.scan(slot.state, &[&qkv, &a, &b], &self.scan)?;
+        qkv = pass.convolve(index.state, &qkv, &self.convolution)?;
+        let mut y = pass.scan(index.state, &[&qkv, &a, &b], &self.scan)?;
         y = ops.rms_norm(&y, &self.norm)?;
         y = ops.gated(&z, &y, Activation::Silu)?;
         Ok(ops.linear(&y, &self.out_proj)?)

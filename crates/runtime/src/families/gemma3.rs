@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::config::{DecoderConfig, HeadShape, RopeDefaults};
 use super::dense::{Attention, Model, ProjectionBias};
 use super::gemma2::{block, embed_scale, norm, score_scale};
-use super::siglip::{self, Tower};
+use super::siglip::{self, SiglipTower};
 use super::with_encoder::WithEncoder;
 use crate::Result;
 use crate::loading::{Bias, Weights};
@@ -73,12 +73,12 @@ fn rounded_scale(c: &DecoderConfig) -> f32 {
 }
 
 /// The decoder, with the encoder where the configuration and the files have one.
-pub(super) fn load_with_images(w: &Weights, c: &Config) -> Result<WithEncoder<Tower>> {
+pub(super) fn load_with_images(w: &Weights, c: &Config) -> Result<WithEncoder<SiglipTower>> {
     let complete = w.has("vision_tower.vision_model.post_layernorm.weight");
     let encoder = match c.vision_config.as_ref().filter(|_| complete) {
         Some(vision) => {
             let hidden = c.decoder.sizes.hidden_size;
-            Some(Tower::load(w, vision, c.mm_tokens_per_image, hidden)?)
+            Some(SiglipTower::load(w, vision, c.mm_tokens_per_image, hidden)?)
         }
         None => None,
     };

@@ -7,7 +7,7 @@ use mlxcel_core::layers::Linear;
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, HeadShape, activation};
-use super::dense::{Around, Attention, Block, Layer, Model, PlainMlp};
+use super::dense::{Attention, DecoderBlock, DecoderLayer, Model, PlainMlp, Residual};
 use crate::Result;
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 
@@ -20,12 +20,12 @@ pub(super) struct Config {
 
 /// How a checkpoint holds matrices.
 #[derive(Clone, Copy)]
-enum Stored {
+enum ProjectionLayout {
     InOut,
     OutIn,
 }
 
-impl Stored {
+impl ProjectionLayout {
     /// The tensors of the decoder, and how matrices are held there.
     fn find<'a>(w: &Weights<'a>) -> (Self, Weights<'a>) {
         let holds = |prefix: &str| w.at(prefix).has("wte.weight");
@@ -50,14 +50,19 @@ impl Stored {
     }
 }
 
-fn attention(w: &Weights, stored: Stored, hidden: usize, heads: HeadShape) -> Result<Attention> {
+fn attention(
+    w: &Weights,
+    stored: ProjectionLayout,
+    hidden: usize,
+    heads: HeadShape,
+) -> Result<Attention> {
     let [q_proj, k_proj, v_proj] = stored.linears(w, "c_attn", hidden, [hidden; 3])?;
     let [o_proj] = stored.linears(w, "c_proj", hidden, [hidden])?;
     let spec = heads.attention();
     Ok(Attention { q_proj, k_proj, v_proj, o_proj, qk_norm: None, rope: None, spec })
 }
 
-fn mlp(w: &Weights, stored: Stored, c: &Config) -> Result<PlainMlp> {
+fn mlp(w: &Weights, stored: ProjectionLayout, c: &Config) -> Result<PlainMlp> {
     let (hidden, inner) = (c.decoder.sizes.hidden_size, c.decoder.sizes.intermediate_size);
     let [input] = stored.linears(w, "c_fc", hidden, [inner])?;
     let [output] = stored.linears(w, "c_proj", inner, [hidden])?;
@@ -65,25 +70,30 @@ fn mlp(w: &Weights, stored: Stored, c: &Config) -> Result<PlainMlp> {
     Ok(PlainMlp { input, output, activation })
 }
 
-fn block(w: &Weights, stored: Stored, c: &Config, norm: NormRule) -> Result<Block> {
+fn block(
+    w: &Weights,
+    stored: ProjectionLayout,
+    c: &Config,
+    norm: NormRule,
+) -> Result<DecoderBlock> {
     let hidden = c.decoder.sizes.hidden_size;
-    let before = |name| -> Result<Around> {
-        Ok(Around { before: Some(w.norm(name, hidden, norm)?), ..Around::default() })
+    let before = |name| -> Result<Residual> {
+        Ok(Residual { before: Some(w.norm(name, hidden, norm)?), ..Residual::default() })
     };
-    Ok(Block {
+    Ok(DecoderBlock {
         mixer: Box::new(attention(&w.at("attn"), stored, hidden, c.decoder.heads()?)?),
         mlp: Box::new(mlp(&w.at("mlp"), stored, c)?),
-        around_mixer: before("ln_1")?,
-        around_mlp: before("ln_2")?,
+        mixer_residual: before("ln_1")?,
+        mlp_residual: before("ln_2")?,
     })
 }
 
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     let s = &c.decoder.sizes;
     let norm = s.norm_or(NormKind::Layer, 1e-5);
-    let (stored, model) = Stored::find(w);
+    let (stored, model) = ProjectionLayout::find(w);
     let layers = model.layers("h", s.num_hidden_layers, |w, _| {
-        Ok(Box::new(block(w, stored, c, norm)?) as Box<dyn Layer>)
+        Ok(Box::new(block(w, stored, c, norm)?) as Box<dyn DecoderLayer>)
     })?;
     Ok(Model {
         embed_tokens: model.embedding("wte", s.vocab_size, s.hidden_size)?,

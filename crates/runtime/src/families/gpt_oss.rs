@@ -8,7 +8,7 @@ use mlxcel_core::experts::{RouteRule, Scores};
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, RopeDefaults};
-use super::dense::{Attention, Block, Model, ProjectionBias};
+use super::dense::{Attention, DecoderBlock, Model, ProjectionBias};
 use super::moe::{Moe, NAMES};
 use crate::loading::{Bias, ExpertShape, NormKind, Weights};
 use crate::{Error, Result};
@@ -56,6 +56,12 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     let norm = c.decoder.sizes.norm(NormKind::Rms)?;
     Model::load(w, &c.decoder.sizes, norm, |w, layer| {
         let attention = attention(&w.at("self_attn"), c, layer)?;
-        Block::pre_norm(w, c.decoder.sizes.hidden_size, norm, attention, mlp(&w.at("mlp"), c)?)
+        DecoderBlock::pre_norm(
+            w,
+            c.decoder.sizes.hidden_size,
+            norm,
+            attention,
+            mlp(&w.at("mlp"), c)?,
+        )
     })
 }

@@ -6,8 +6,8 @@ use mlxcel_core::{Activation, Map};
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, HeadShape};
-use super::dense::{Attention, Block, FeedForward, Mixer, Mlp, Model, ProjectionBias};
-use super::granite::Multipliers;
+use super::dense::{Attention, DecoderBlock, FeedForward, Mixer, Mlp, Model, ProjectionBias};
+use super::granite::GraniteMultipliers;
 use super::mamba2::{Factors, Mamba2Mixer, MixerShape, TimeStepLimit, check_shape};
 use super::moe::{Moe, NAMES, swiglu};
 use crate::loading::{Bias, ExpertShape, NormKind, NormRule, Weights};
@@ -17,7 +17,7 @@ use crate::{Error, Result};
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(flatten)]
-    factors: Multipliers,
+    factors: GraniteMultipliers,
     layer_types: Vec<String>,
     #[serde(default)]
     attention_bias: bool,
@@ -129,9 +129,9 @@ pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> 
             false => Box::new(Mamba2Mixer::load(&w.at("mamba"), &shape)?),
         };
         let mlp = feed_forward(w, d, c)?;
-        let mut block = Block::pre_norm(w, d.sizes.hidden_size, norm, mixer, mlp)?;
-        block.around_mixer.scale = Some(c.factors.residual_multiplier);
-        block.around_mlp.scale = Some(c.factors.residual_multiplier);
+        let mut block = DecoderBlock::pre_norm(w, d.sizes.hidden_size, norm, mixer, mlp)?;
+        block.mixer_residual.scale = Some(c.factors.residual_multiplier);
+        block.mlp_residual.scale = Some(c.factors.residual_multiplier);
         Ok(block)
     })?;
     Ok(Model {

@@ -2,12 +2,12 @@
 
 use mlxcel_core::layers::Linear;
 use mlxcel_core::recurrent::{Convolution, StateLayout};
-use mlxcel_core::{Activation, Array, Batch};
+use mlxcel_core::{Activation, Array, Pass};
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, HeadShape, positive};
-use super::dense::{Around, Attention, Block, Mixer, Mlp, Model};
-use super::kept::{Kept, Slot};
+use super::dense::{Attention, DecoderBlock, Mixer, Mlp, Model, Residual};
+use super::layer_state::{LayerState, StateIndex};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
@@ -84,15 +84,15 @@ impl ShortConv {
 }
 
 impl Mixer for ShortConv {
-    fn kept(&self) -> Kept {
+    fn layer_state(&self) -> LayerState {
         StateLayout::new(&self.convolution, None).into()
     }
 
-    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
-        let ops = cx.ops();
+    fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
+        let ops = pass.ops();
         let [b, c, mut x] = ops.linears(x, self.in_proj.each_ref())?;
         x = ops.gated(&b, &x, Activation::Identity)?;
-        x = cx.convolve(slot.state, &x, &self.convolution)?;
+        x = pass.convolve(index.state, &x, &self.convolution)?;
         x = ops.gated(&c, &x, Activation::Identity)?;
         Ok(ops.linear(&x, &self.out_proj)?)
     }
@@ -132,11 +132,11 @@ pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> 
             false => Box::new(ShortConv::load(&w.at("conv"), c, hidden)?),
         };
         let mlp = feed_forward(&w.at("feed_forward"), hidden, inner)?;
-        Ok(Block {
+        Ok(DecoderBlock {
             mixer,
             mlp: Box::new(mlp),
-            around_mixer: Around::before(w, "operator_norm", hidden, norm)?,
-            around_mlp: Around::before(w, "ffn_norm", hidden, norm)?,
+            mixer_residual: Residual::before(w, "operator_norm", hidden, norm)?,
+            mlp_residual: Residual::before(w, "ffn_norm", hidden, norm)?,
         })
     })
 }

@@ -3,14 +3,14 @@
 
 use mlxcel_core::layers::{Linear, RmsNorm};
 use mlxcel_core::recurrent::{self, Convolution, Scan, StateLayout};
-use mlxcel_core::{Activation, Array, Batch};
+use mlxcel_core::{Activation, Array, Pass};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::config::positive;
 use super::dense::{Mixer, Model};
-use super::kept::{Kept, Slot};
-use super::single::{Sizes, backbone};
+use super::layer_state::{LayerState, StateIndex};
+use super::single::{BackboneSizes, backbone};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
@@ -64,9 +64,9 @@ impl Config {
         ])
     }
 
-    fn sizes(&self) -> Sizes {
+    fn sizes(&self) -> BackboneSizes {
         let eps = self.layer_norm_epsilon.unwrap_or(1e-5);
-        Sizes {
+        BackboneSizes {
             vocab_size: self.vocab_size,
             hidden_size: self.hidden_size,
             layers: self.num_hidden_layers,
@@ -125,14 +125,14 @@ impl MambaMixer {
 }
 
 impl Mixer for MambaMixer {
-    fn kept(&self) -> Kept {
+    fn layer_state(&self) -> LayerState {
         StateLayout::new(&self.convolution, Some(&self.scan)).into()
     }
 
-    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
-        let ops = cx.ops();
+    fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
+        let ops = pass.ops();
         let [mut x, z] = ops.linears(x, [&self.x_proj, &self.z_proj])?;
-        x = cx.convolve(slot.state, &x, &self.convolution)?;
+        x = pass.convolve(index.state, &x, &self.convolution)?;
         let [mut dt, mut b, mut c] = ops.linears(&x, self.inputs.each_ref())?;
         if let Some([dt_norm, b_norm, c_norm]) = &self.norms {
             dt = ops.rms_norm(&dt, dt_norm)?;
@@ -140,7 +140,7 @@ impl Mixer for MambaMixer {
             c = ops.rms_norm(&c, c_norm)?;
         }
         dt = ops.linear(&dt, &self.dt_proj)?;
-        let mut y = cx.scan(slot.state, &[&x, &dt, &b, &c], &self.scan)?;
+        let mut y = pass.scan(index.state, &[&x, &dt, &b, &c], &self.scan)?;
         y = ops.gated(&z, &y, Activation::Silu)?;
         Ok(ops.linear(&y, &self.out_proj)?)
     }

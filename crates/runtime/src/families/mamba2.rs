@@ -3,14 +3,14 @@
 
 use mlxcel_core::layers::{Linear, RmsNorm};
 use mlxcel_core::recurrent::{self, Convolution, Scan, StateLayout};
-use mlxcel_core::{Activation, Array, Batch, Map};
+use mlxcel_core::{Activation, Array, Map, Pass};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::config::positive;
 use super::dense::{Mixer, Model};
-use super::kept::{Kept, Slot};
-use super::single::{Sizes, backbone};
+use super::layer_state::{LayerState, StateIndex};
+use super::single::{BackboneSizes, backbone};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
@@ -155,12 +155,12 @@ fn gated_norm(w: &Weights, s: &MixerShape, rule: NormRule) -> Result<RmsNorm> {
 }
 
 impl Mixer for Mamba2Mixer {
-    fn kept(&self) -> Kept {
+    fn layer_state(&self) -> LayerState {
         StateLayout::new(&self.convolution, Some(&self.scan)).into()
     }
 
-    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
-        let ops = cx.ops();
+    fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
+        let ops = pass.ops();
         let projections = [&self.gate_proj, &self.conv_proj, &self.dt_proj];
         let [mut gate, mut xbc, mut dt] = ops.linears(x, projections)?;
         for (part, factor) in [(&mut gate, self.factors.gate), (&mut dt, self.factors.dt)] {
@@ -168,8 +168,8 @@ impl Mixer for Mamba2Mixer {
                 *part = ops.map(part, Map::Scale(factor))?;
             }
         }
-        xbc = cx.convolve(slot.state, &xbc, &self.convolution)?;
-        let mut y = cx.scan(slot.state, &[&xbc, &dt], &self.scan)?;
+        xbc = pass.convolve(index.state, &xbc, &self.convolution)?;
+        let mut y = pass.scan(index.state, &[&xbc, &dt], &self.scan)?;
         y = ops.gated(&gate, &y, Activation::Silu)?;
         if let Some(norm) = &self.norm {
             y = ops.rms_norm(&y, norm)?;
@@ -217,7 +217,7 @@ fn shape(c: &Config, norm: NormRule) -> Result<MixerShape> {
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     let norm = NormRule { kind: NormKind::Rms, eps: c.layer_norm_epsilon.unwrap_or(1e-5) };
     let (sizes, shape) = (
-        Sizes {
+        BackboneSizes {
             vocab_size: c.vocab_size,
             hidden_size: c.hidden_size,
             layers: c.num_hidden_layers,

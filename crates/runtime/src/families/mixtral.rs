@@ -6,7 +6,7 @@ use mlxcel_core::experts::RouteRule;
 use serde::Deserialize;
 
 use super::config::DecoderConfig;
-use super::dense::{Attention, Block, Model, ProjectionBias};
+use super::dense::{Attention, DecoderBlock, Model, ProjectionBias};
 use super::moe::Moe;
 use crate::Result;
 use crate::loading::{Bias, ExpertShape, NormKind, Weights};
@@ -31,6 +31,6 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
             Attention::load(&w.at("self_attn"), hidden, heads, bias, Some(rope.clone()))?
                 .windowed(c.decoder.windows.of(layer, true)?)?;
         let moe = Moe::load(&w.at("block_sparse_moe"), shape, rule, None)?;
-        Block::pre_norm(w, hidden, norm, attention, moe)
+        DecoderBlock::pre_norm(w, hidden, norm, attention, moe)
     })
 }

@@ -4,12 +4,12 @@
 //! rotary part of the key, and what it gets is carried on to the head's value (`unembed_out`).
 
 use mlxcel_core::layers::{Linear, RmsNorm, Weight};
-use mlxcel_core::{Absorbed, Array, AttentionSpec, Batch, Rope};
+use mlxcel_core::{AbsorbedStorage, Array, AttentionSpec, Pass, Rope};
 use serde::Deserialize;
 
 use super::config::MAX_SIZE;
 use super::dense::Mixer;
-use super::kept::{Kept, Slot};
+use super::layer_state::{LayerState, StateIndex};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
@@ -59,7 +59,7 @@ enum Query {
 }
 
 /// Latent attention.
-pub(super) struct Attention {
+pub(super) struct LatentAttention {
     sizes: LatentSizes,
     query: Query,
     kv_a_proj_with_mqa: Linear,
@@ -71,14 +71,14 @@ pub(super) struct Attention {
     spec: AttentionSpec,
 }
 
-impl Attention {
+impl LatentAttention {
     /// Reads the attention; `temperature` is a factor on the scores beside `1/√head_dim`.
     pub(super) fn load(
         w: &Weights,
         hidden: usize,
         sizes: &LatentSizes,
         (rope, temperature): (Rope, f32),
-        storage: Absorbed,
+        storage: AbsorbedStorage,
     ) -> Result<Self> {
         sizes.check()?;
         let (heads, latent) = (sizes.num_attention_heads, sizes.kv_lora_rank);
@@ -110,9 +110,9 @@ impl Attention {
         })
     }
 
-    /// Absorbed queries `[total tokens, heads · (latent + rotary)]`.
-    fn queries(&self, cx: &Batch, x: &Array) -> Result<Array> {
-        let (ops, heads) = (cx.ops(), self.sizes.num_attention_heads);
+    /// AbsorbedStorage queries `[total tokens, heads · (latent + rotary)]`.
+    fn queries(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array> {
+        let (ops, heads) = (pass.ops(), self.sizes.num_attention_heads);
         let q = match &self.query {
             Query::Plain(q_proj) => ops.linear(x, q_proj)?,
             Query::Compressed { q_a_proj, q_a_layernorm, q_b_proj } => {
@@ -121,29 +121,29 @@ impl Attention {
             }
         };
         let [nope, rotary] = ops.split_heads(&q, heads, self.sizes.qk_nope_head_dim)?;
-        let rotary = cx.rope(&rotary, heads, &self.rope)?;
-        Ok(ops.join_heads(&ops.heads(&nope, &self.embed_q, heads)?, &rotary, heads)?)
+        let rotary = pass.rope(&rotary, heads, &self.rope)?;
+        Ok(ops.join_heads(&ops.linear_per_head(&nope, &self.embed_q, heads)?, &rotary, heads)?)
     }
 
     /// Latents, each with the rotary part of its key behind it.
-    fn keys(&self, cx: &Batch, x: &Array) -> Result<Array> {
-        let compressed = cx.ops().linear(x, &self.kv_a_proj_with_mqa)?;
-        let [latent, rotary] = cx.ops().split_heads(&compressed, 1, self.sizes.kv_lora_rank)?;
-        let latent = cx.ops().rms_norm(&latent, &self.kv_a_layernorm)?;
-        Ok(cx.ops().join_heads(&latent, &cx.rope(&rotary, 1, &self.rope)?, 1)?)
+    fn keys(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array> {
+        let compressed = pass.ops().linear(x, &self.kv_a_proj_with_mqa)?;
+        let [latent, rotary] = pass.ops().split_heads(&compressed, 1, self.sizes.kv_lora_rank)?;
+        let latent = pass.ops().rms_norm(&latent, &self.kv_a_layernorm)?;
+        Ok(pass.ops().join_heads(&latent, &pass.rope(&rotary, 1, &self.rope)?, 1)?)
     }
 }
 
-impl Mixer for Attention {
-    fn kept(&self) -> Kept {
+impl Mixer for LatentAttention {
+    fn layer_state(&self) -> LayerState {
         self.spec.layout().into()
     }
 
-    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
-        let (q, keys) = (self.queries(cx, x)?, self.keys(cx, x)?);
-        let latents = cx.latent_attention(slot.cache, &q, &keys, &self.spec)?;
+    fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
+        let (q, keys) = (self.queries(pass, x)?, self.keys(pass, x)?);
+        let latents = pass.latent_attention(index.cache, &q, &keys, &self.spec)?;
         let heads = self.sizes.num_attention_heads;
-        let values = cx.ops().heads(&latents, &self.unembed_out, heads)?;
-        Ok(cx.ops().linear(&values, &self.o_proj)?)
+        let values = pass.ops().linear_per_head(&latents, &self.unembed_out, heads)?;
+        Ok(pass.ops().linear(&values, &self.o_proj)?)
     }
 }

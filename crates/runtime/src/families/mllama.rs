@@ -4,13 +4,13 @@
 //! feed-forward part of these layers out, as in transformers.)
 
 use mlxcel_core::layers::{Embedding, Linear, RmsNorm};
-use mlxcel_core::{Array, AttentionSpec, Batch, CrossImage, LayerLayout, Ops, SequenceCache};
+use mlxcel_core::{Array, AttentionSpec, CrossImage, LayerLayout, Ops, Pass, SequenceCache};
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, HeadShape};
-use super::dense::{Attention, Block, FeedForward, Layer as _, Mlp, ProjectionBias};
-use super::kept::Slot;
-use super::mllama_vit::{self, Tower};
+use super::dense::{Attention, DecoderBlock, DecoderLayer as _, FeedForward, Mlp, ProjectionBias};
+use super::layer_state::StateIndex;
+use super::mllama_vit::{self, MllamaVisionTower};
 use super::{ImageEncoder, LanguageModel};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
@@ -63,18 +63,18 @@ struct CrossBlock {
 }
 
 /// A layer of either kind.
-enum Layer {
-    Tokens(Block),
+enum MllamaLayer {
+    Tokens(DecoderBlock),
     Images(Box<CrossBlock>),
 }
 
 /// The decoder, with the encoder where the configuration and the files have one.
-pub(super) struct Model {
+pub(super) struct MllamaModel {
     embed_tokens: Embedding,
-    layers: Vec<Layer>,
+    layers: Vec<MllamaLayer>,
     norm: RmsNorm,
     lm_head: Option<Linear>,
-    encoder: Option<Tower>,
+    encoder: Option<MllamaVisionTower>,
 }
 
 impl CrossAttention {
@@ -91,10 +91,10 @@ impl CrossAttention {
         })
     }
 
-    fn forward(&self, cx: &Batch, layer: usize, x: &Array) -> Result<Array> {
-        let q = cx.ops().rms_norm(&cx.ops().linear(x, &self.q_proj)?, &self.q_norm)?;
-        let attended = cx.cross_attention(layer, &q, &self.spec)?;
-        Ok(cx.ops().linear(&attended, &self.o_proj)?)
+    fn forward(&self, pass: &mut Pass<'_>, layer: usize, x: &Array) -> Result<Array> {
+        let q = pass.ops().rms_norm(&pass.ops().linear(x, &self.q_proj)?, &self.q_norm)?;
+        let attended = pass.cross_attention(layer, &q, &self.spec)?;
+        Ok(pass.ops().linear(&attended, &self.o_proj)?)
     }
 
     /// Keys and values of the images' rows.
@@ -117,13 +117,13 @@ impl CrossBlock {
         })
     }
 
-    fn forward(&self, cx: &Batch, layer: usize, x: &Array) -> Result<Array> {
-        let ops = cx.ops();
+    fn forward(&self, pass: &mut Pass<'_>, layer: usize, x: &Array) -> Result<Array> {
+        let ops = pass.ops();
         let seen = ops.rms_norm(x, &self.input_layernorm)?;
-        let seen = self.cross_attn.forward(cx, layer, &seen)?;
+        let seen = self.cross_attn.forward(pass, layer, &seen)?;
         let x = ops.add(x, &ops.map(&seen, mlxcel_core::Map::Scale(self.attn_gate))?)?;
-        let y = self.mlp.forward(cx, &ops.rms_norm(&x, &self.post_attention_layernorm)?)?;
-        Ok(ops.add(&x, &cx.scale_behind_images(&y, self.mlp_gate)?)?)
+        let y = self.mlp.forward(pass, &ops.rms_norm(&x, &self.post_attention_layernorm)?)?;
+        Ok(ops.add(&x, &pass.scale_after_images(&y, self.mlp_gate)?)?)
     }
 }
 
@@ -133,7 +133,7 @@ pub(super) fn gate(w: &Weights, name: &str) -> Result<f32> {
 }
 
 /// The decoder, with the encoder where the configuration and the files have one.
-pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, c: &Config) -> Result<MllamaModel> {
     let at = |name: &str| if name.is_empty() { w.root() } else { w.at(name) };
     let encodes = |[_, _, vision, _]: &&[&str; 4]| at(vision).has("layernorm_post.weight");
     let decodes = |[model, ..]: &&[&str; 4]| at(model).has("norm.weight");
@@ -147,42 +147,44 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     }
     let norm = sizes.norm_or(NormKind::Rms, 1e-5);
     let described = c.vision_config.as_ref().filter(|_| vision.has("layernorm_post.weight"));
-    Ok(Model {
+    Ok(MllamaModel {
         embed_tokens: model.embedding("embed_tokens", sizes.vocab_size + EXTRA_TOKENS, hidden)?,
         layers: model.layers("layers", layers, |w, index| layer(w, c, norm, index))?,
         norm: model.rms_norm("norm", hidden, norm)?,
         lm_head: head.lm_head(Some(false), hidden, sizes.vocab_size)?,
-        encoder: described.map(|c| Tower::load([&vision, &projector], c, hidden)).transpose()?,
+        encoder: described
+            .map(|c| MllamaVisionTower::load([&vision, &projector], c, hidden))
+            .transpose()?,
     })
 }
 
-fn layer(w: &Weights, c: &Config, norm: NormRule, index: usize) -> Result<Layer> {
+fn layer(w: &Weights, c: &Config, norm: NormRule, index: usize) -> Result<MllamaLayer> {
     let (sizes, heads) = (&c.decoder.sizes, c.decoder.heads()?);
     if c.cross_attention_layers.contains(&index) {
         let block = CrossBlock::load(w, &c.decoder, heads, norm)?;
-        return Ok(Layer::Images(Box::new(block)));
+        return Ok(MllamaLayer::Images(Box::new(block)));
     }
     let (bias, rope) = (ProjectionBias::all(Bias::None), c.decoder.rope.build(heads.head_dim)?);
     let hidden = sizes.hidden_size;
     let attention = Attention::load(&w.at("self_attn"), hidden, heads, bias, Some(rope))?;
     let mlp = Mlp::load(&w.at("mlp"), sizes, Bias::None)?;
-    Block::pre_norm(w, hidden, norm, attention, mlp).map(Layer::Tokens)
+    DecoderBlock::pre_norm(w, hidden, norm, attention, mlp).map(MllamaLayer::Tokens)
 }
 
-impl Model {
+impl MllamaModel {
     fn cross_layers(&self) -> impl Iterator<Item = &CrossAttention> {
         self.layers.iter().filter_map(|layer| match layer {
-            Layer::Images(block) => Some(&block.cross_attn),
-            Layer::Tokens(_) => None,
+            MllamaLayer::Images(block) => Some(&block.cross_attn),
+            MllamaLayer::Tokens(_) => None,
         })
     }
 }
 
-impl LanguageModel for Model {
+impl LanguageModel for MllamaModel {
     fn cache_layout(&self) -> Vec<LayerLayout> {
-        let kept = |layer: &Layer| match layer {
-            Layer::Tokens(block) => block.kept().cache,
-            Layer::Images(_) => None,
+        let kept = |layer: &MllamaLayer| match layer {
+            MllamaLayer::Tokens(block) => block.layer_state().cache,
+            MllamaLayer::Images(_) => None,
         };
         self.layers.iter().filter_map(kept).collect()
     }
@@ -195,25 +197,25 @@ impl LanguageModel for Model {
         EXTRA_TOKENS
     }
 
-    fn forward(&self, cx: &Batch) -> Result<Array> {
-        let mut x = cx.ops().embed(cx.tokens(), &self.embed_tokens)?;
-        let (mut slot, mut cross) = (Slot::default(), 0);
+    fn forward(&self, pass: &mut Pass<'_>) -> Result<Array> {
+        let mut x = pass.embed_tokens(&self.embed_tokens)?;
+        let (mut index, mut cross) = (StateIndex::default(), 0);
         for layer in &self.layers {
             match layer {
-                Layer::Tokens(block) => {
-                    x = block.forward(cx, slot, &x)?;
-                    slot = slot.after(block.kept());
+                MllamaLayer::Tokens(block) => {
+                    x = block.forward(pass, index, &x)?;
+                    index = index.after(block.layer_state());
                 }
-                Layer::Images(block) => {
-                    if cx.sees_images() {
-                        x = block.forward(cx, cross, &x)?;
+                MllamaLayer::Images(block) => {
+                    if pass.has_cross_images() {
+                        x = block.forward(pass, cross, &x)?;
                     }
                     cross += 1;
                 }
             }
-            cx.ops().settle(&x)?;
+            pass.ops().eval_layer(&x)?;
         }
-        Ok(cx.ops().rms_norm(&x, &self.norm)?)
+        Ok(pass.ops().rms_norm(&x, &self.norm)?)
     }
 
     fn logits(&self, ops: &Ops, hidden: &Array) -> Result<Array> {
@@ -227,8 +229,13 @@ impl LanguageModel for Model {
         self.encoder.as_ref().map(|encoder| encoder as &dyn ImageEncoder)
     }
 
-    fn show(&self, ops: &Ops, cache: &SequenceCache, images: &[CrossImage]) -> Result<()> {
+    fn attach_images(
+        &self,
+        ops: &Ops,
+        cache: &mut SequenceCache,
+        images: &[CrossImage],
+    ) -> Result<()> {
         let layers: Vec<_> = self.cross_layers().collect();
-        cache.show(ops, images, |index, rows| layers[index].project(ops, rows))
+        cache.attach_images(ops, images, |index, rows| layers[index].project(ops, rows))
     }
 }

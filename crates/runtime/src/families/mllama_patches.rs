@@ -55,15 +55,14 @@ impl TileEmbedding {
 
     /// Of arrangement `number`, in `rows` rows.
     pub(super) fn of(&self, ops: &Ops, number: i32, rows: usize) -> Result<Array> {
-        let number = Array::from_slice(&[number], &[1]).map_err(mlxcel_core::Error::from)?;
-        let row = ops.embed(&number, &self.embedding)?;
-        Ok(ops.parted_rows(&ops.map(&row, Map::Scale(self.gate))?, rows)?)
+        let row = ops.embed(&[number], &self.embedding)?;
+        Ok(ops.split_rows(&ops.map(&row, Map::Scale(self.gate))?, rows)?)
     }
 }
 
 impl Arrangement {
     /// Tiles that show something of the picture.
-    pub(super) fn shown(self) -> usize {
+    pub(super) fn visible_tiles(self) -> usize {
         self.tiles[0] * self.tiles[1]
     }
 }
@@ -115,7 +114,7 @@ impl Embeddings {
         let x = self.patches_of(ops, pixels, at)?;
         let before = self.before.of(ops, at.number, self.tiles)?;
         let x = ops.add(&x, &ops.rows(&before, &repeated(self.tiles, patches))?)?;
-        let x = ops.stacked_rows(&[&self.class_embedding, &x])?;
+        let x = ops.concatenate_rows(&[&self.class_embedding, &x])?;
         let tile = |tile| [0].into_iter().chain(1 + tile * patches..1 + (tile + 1) * patches);
         let x = ops.rows(&x, &(0..self.tiles).flat_map(tile).collect::<Vec<_>>())?;
         let within: Vec<usize> = (0..self.tiles).flat_map(|_| 0..self.rows).collect();
@@ -129,7 +128,7 @@ impl Embeddings {
     fn patches_of(&self, ops: &Ops, pixels: &Pixels, at: Arrangement) -> Result<Array> {
         let (along, [_, columns]) = (self.image_size / self.patches.size, at.tiles);
         let patches = along * along;
-        let places = (0..at.shown() * patches).map(|i| {
+        let places = (0..at.visible_tiles() * patches).map(|i| {
             let (tile, patch) = (i / patches, i % patches);
             let (down, right) = (tile / columns, tile % columns);
             (down * along + patch / along, right * along + patch % along)

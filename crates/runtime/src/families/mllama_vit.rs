@@ -7,7 +7,7 @@
 //! says. Rows lie in the order [the picture's tiles, empty tiles, padding].
 
 use mlxcel_core::layers::{Linear, Norm};
-use mlxcel_core::{Activation, Array, ImagePositions, Map, Ops, Sight};
+use mlxcel_core::{Activation, Array, ImageAttention, ImagePositions, Map, Ops};
 use serde::Deserialize;
 
 use super::ImageEncoder;
@@ -114,8 +114,8 @@ impl Config {
     }
 }
 
-/// Attention among all rows.
-struct Attention {
+/// MllamaVisionAttention among all rows.
+struct MllamaVisionAttention {
     q_proj: Linear,
     k_proj: Linear,
     v_proj: Linear,
@@ -124,27 +124,27 @@ struct Attention {
 }
 
 /// One layer, and how far the gates of its parts are open, where it has any.
-struct Block {
+struct MllamaVisionBlock {
     input_layernorm: Norm,
-    self_attn: Attention,
+    self_attn: MllamaVisionAttention,
     post_attention_layernorm: Norm,
     mlp: PlainMlp,
     gates: Option<[f32; 2]>,
 }
 
 /// The encoder, and the projector to the decoder's width.
-pub(super) struct Tower {
+pub(super) struct MllamaVisionTower {
     embeddings: Embeddings,
-    transformer: Vec<Block>,
+    transformer: Vec<MllamaVisionBlock>,
     /// Layers whose output is projected too.
     kept: Vec<usize>,
     layernorm_post: Norm,
     after: TileEmbedding,
-    global_transformer: Vec<Block>,
+    global_transformer: Vec<MllamaVisionBlock>,
     multi_modal_projector: Linear,
 }
 
-impl Attention {
+impl MllamaVisionAttention {
     fn load(w: &Weights, c: &Config) -> Result<Self> {
         let project = |name| w.linear(name, c.hidden_size, c.hidden_size, Bias::None);
         Ok(Self {
@@ -164,7 +164,7 @@ impl Attention {
     }
 }
 
-impl Block {
+impl MllamaVisionBlock {
     fn load(w: &Weights, c: &Config, activation: Activation, gated: bool) -> Result<Self> {
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
         let norm = NormRule { kind: NormKind::Layer, eps: c.norm_eps };
@@ -173,7 +173,7 @@ impl Block {
         let [attention, feed_forward] = gates.map(Option::transpose);
         Ok(Self {
             input_layernorm: w.norm("input_layernorm", hidden, norm)?,
-            self_attn: Attention::load(&w.at("self_attn"), c)?,
+            self_attn: MllamaVisionAttention::load(&w.at("self_attn"), c)?,
             post_attention_layernorm: w.norm("post_attention_layernorm", hidden, norm)?,
             mlp: PlainMlp {
                 input: mlp.linear("fc1", hidden, inner, Bias::Required)?,
@@ -196,14 +196,14 @@ impl Block {
     }
 }
 
-impl Tower {
+impl MllamaVisionTower {
     /// Reads the encoder and the projector, for a decoder of `hidden` elements.
     pub(super) fn load([w, projector]: [&Weights; 2], c: &Config, hidden: usize) -> Result<Self> {
         c.check()?;
         let (own, width) = (c.hidden_size, c.vision_output_dim);
         let activation = activation(&c.hidden_act)?;
         let layers = |name: &str, count: usize, gated: bool| {
-            w.layers(name, count, |w, _| Block::load(w, c, activation, gated))
+            w.layers(name, count, |w, _| MllamaVisionBlock::load(w, c, activation, gated))
         };
         let after = w.at("post_tile_positional_embedding");
         Ok(Self {
@@ -223,18 +223,19 @@ impl Tower {
     }
 }
 
-impl ImageEncoder for Tower {
+impl ImageEncoder for MllamaVisionTower {
     fn encode(&self, ops: &Ops, pixels: &Pixels) -> Result<EncodedImage> {
         let at = self.embeddings.arrangement(pixels)?;
         let Embeddings { tiles, rows, .. } = self.embeddings;
-        let (shown, padding) = (at.shown() * rows, rows.next_multiple_of(8) - rows);
+        let visible = at.visible_tiles() * rows;
+        let padding = rows.next_multiple_of(8) - rows;
         let all: Vec<usize> = (0..tiles * rows).collect();
         let x = self.embeddings.rows_of(ops, pixels, at)?;
-        let mut x = ops.padded_rows(&x, tiles * padding)?;
+        let mut x = ops.pad_rows(&x, tiles * padding)?;
         let mut outputs = Vec::new();
         for (index, layer) in self.transformer.iter().enumerate() {
-            x = layer.forward(ops, &x, shown)?;
-            ops.settle(&x)?;
+            x = layer.forward(ops, &x, visible)?;
+            ops.eval_layer(&x)?;
             if self.kept.contains(&index) {
                 outputs.push((index, ops.rows(&x, &all)?));
             }
@@ -243,14 +244,14 @@ impl ImageEncoder for Tower {
         let after = ops.rows(&self.after.of(ops, at.number, tiles)?, &of_rows)?;
         x = ops.add(&ops.norm(&x, &self.layernorm_post)?, &after)?;
         for layer in &self.global_transformer {
-            x = layer.forward(ops, &x, shown)?;
-            ops.settle(&x)?;
+            x = layer.forward(ops, &x, visible)?;
+            ops.eval_layer(&x)?;
         }
         let output = |wanted: &usize| outputs.iter().find(|(index, _)| index == wanted);
         let kept = self.kept.iter().filter_map(output).map(|(_, x)| x.clone());
-        let x = ops.joined_in_turn(&ops.rows(&x, &all)?, &kept.collect::<Vec<_>>())?;
+        let x = ops.append_interleaved(&ops.rows(&x, &all)?, &kept.collect::<Vec<_>>())?;
         let embeddings = ops.linear(&x, &self.multi_modal_projector)?;
-        let sight = Sight::Beside { shown };
-        Ok(EncodedImage { embeddings, sight, positions: ImagePositions::Line })
+        let attention = ImageAttention::Cross { visible };
+        Ok(EncodedImage { embeddings, attention, positions: ImagePositions::Line })
     }
 }

@@ -1,5 +1,5 @@
 //! Model families: one file each, and the registry that picks one by `model_type`.
-//! A file holds the family's `Config` and whatever of the blocks `Attention`, `Mlp`, `Block`,
+//! A file holds the family's `Config` and whatever of the blocks `Attention`, `Mlp`, `DecoderBlock`,
 //! `Model` is its own; `dense` holds those blocks for the families that share them.
 //!
 //! Field names are the checkpoint's. Masks, rotary embeddings, norms, attention and caches live in
@@ -18,7 +18,7 @@ mod gpt2;
 mod gpt_oss;
 mod granite;
 mod granitemoehybrid;
-mod kept;
+mod layer_state;
 mod lfm2;
 mod llama;
 mod mamba;
@@ -51,7 +51,7 @@ mod starcoder2;
 mod with_encoder;
 
 use mlxcel_core::recurrent::StateLayout;
-use mlxcel_core::{Array, Batch, CrossImage, LayerLayout, Ops, SequenceCache};
+use mlxcel_core::{Array, CrossImage, LayerLayout, Ops, Pass, SequenceCache};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -84,7 +84,7 @@ pub trait LanguageModel {
     ///
     /// # Errors
     /// When an operation cannot be built; evaluation errors come later.
-    fn forward(&self, cx: &Batch) -> Result<Array>;
+    fn forward(&self, pass: &mut Pass<'_>) -> Result<Array>;
 
     /// Logits `[rows, vocab]` of hidden states `[rows, hidden]`.
     ///
@@ -97,12 +97,17 @@ pub trait LanguageModel {
         None
     }
 
-    /// Shows images to a sequence's cross-attention layers, all of them before its first token.
+    /// Attaches images to a sequence's cross-attention layers, all of them before its first token.
     ///
     /// # Errors
-    /// A model without such layers, and what [`SequenceCache::show`] fails with.
-    fn show(&self, ops: &Ops, cache: &SequenceCache, images: &[CrossImage]) -> Result<()> {
-        cache.show(ops, images, |_, _| {
+    /// A model without such layers, and errors of [`SequenceCache::attach_images`].
+    fn attach_images(
+        &self,
+        ops: &Ops,
+        cache: &mut SequenceCache,
+        images: &[CrossImage],
+    ) -> Result<()> {
+        cache.attach_images(ops, images, |_, _| {
             Err(Error::config("the model has no cross-attention layers to see images"))
         })
     }

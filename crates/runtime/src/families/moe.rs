@@ -2,7 +2,7 @@
 
 use mlxcel_core::experts::{Experts, RouteRule};
 use mlxcel_core::layers::Linear;
-use mlxcel_core::{Activation, Array, Batch};
+use mlxcel_core::{Activation, Array, Pass};
 
 use super::dense::{FeedForward, Mlp};
 use crate::Result;
@@ -34,11 +34,11 @@ impl Moe {
 }
 
 impl FeedForward for Moe {
-    fn forward(&self, cx: &Batch, x: &Array) -> Result<Array> {
-        let logits = cx.ops().linear(x, &self.gate)?;
-        let y = cx.ops().experts(x, &logits, &self.experts)?;
+    fn forward(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array> {
+        let logits = pass.ops().linear(x, &self.gate)?;
+        let y = pass.ops().experts(x, &logits, &self.experts)?;
         match &self.shared_experts {
-            Some(shared) => Ok(cx.ops().add(&y, &shared.forward(cx, x)?)?),
+            Some(shared) => Ok(pass.ops().add(&y, &shared.forward(pass, x)?)?),
             None => Ok(y),
         }
     }
@@ -46,8 +46,8 @@ impl FeedForward for Moe {
 
 /// Layers of both kinds in one model.
 impl FeedForward for Box<dyn FeedForward> {
-    fn forward(&self, cx: &Batch, x: &Array) -> Result<Array> {
-        self.as_ref().forward(cx, x)
+    fn forward(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array> {
+        self.as_ref().forward(pass, x)
     }
 }
 

@@ -1,14 +1,14 @@
 //! `nemotron_h`: Nemotron-H and Nemotron Nano 2: layers of one part each, in the order of a pattern:
-//! Mamba 2, attention without positions, or an MLP. Sizes whose pattern has experts are refused.
+//! Mamba 2, attention without positions, or an MLP. BackboneSizes whose pattern has experts are refused.
 
-use mlxcel_core::{Activation, Array, Batch};
+use mlxcel_core::{Activation, Array, Pass};
 use serde::Deserialize;
 
 use super::config::{Heads, positive};
 use super::dense::{Attention, FeedForward, Mixer, Model, PlainMlp, ProjectionBias};
-use super::kept::{Kept, Slot};
+use super::layer_state::{LayerState, StateIndex};
 use super::mamba2::{Factors, Mamba2Mixer, MixerShape, TimeStepLimit, check_shape};
-use super::single::{Sizes, backbone};
+use super::single::{BackboneSizes, backbone};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
@@ -148,12 +148,12 @@ impl Config {
 struct Alone<F>(F);
 
 impl<F: FeedForward> Mixer for Alone<F> {
-    fn kept(&self) -> Kept {
-        Kept::default()
+    fn layer_state(&self) -> LayerState {
+        LayerState::default()
     }
 
-    fn forward(&self, cx: &Batch, _: Slot, x: &Array) -> Result<Array> {
-        self.0.forward(cx, x)
+    fn forward(&self, pass: &mut Pass<'_>, _: StateIndex, x: &Array) -> Result<Array> {
+        self.0.forward(pass, x)
     }
 }
 
@@ -165,7 +165,7 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     let (parts, shape) = (c.parts()?, c.mixer()?);
     let heads = c.heads.shape(c.hidden_size)?;
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));
-    let sizes = Sizes {
+    let sizes = BackboneSizes {
         vocab_size: c.vocab_size,
         hidden_size: c.hidden_size,
         layers: parts.len(),

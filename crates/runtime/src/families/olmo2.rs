@@ -6,7 +6,7 @@ use mlxcel_core::layers::Norm;
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, HeadShape};
-use super::dense::{Around, Attention, Block, Mlp, Model, ProjectionBias};
+use super::dense::{Attention, DecoderBlock, Mlp, Model, ProjectionBias, Residual};
 use crate::Result;
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 
@@ -27,16 +27,16 @@ fn attention(w: &Weights, c: &Config, heads: HeadShape, rope: Rope) -> Result<At
     Ok(Attention { qk_norm: Some((q_norm, k_norm)), ..plain })
 }
 
-fn block(w: &Weights, c: &Config, norm: NormRule, attention: Attention) -> Result<Block> {
-    let after = |name| -> Result<Around> {
+fn block(w: &Weights, c: &Config, norm: NormRule, attention: Attention) -> Result<DecoderBlock> {
+    let after = |name| -> Result<Residual> {
         let norm: Norm = w.norm(name, c.decoder.sizes.hidden_size, norm)?;
-        Ok(Around { after: Some(norm), ..Around::default() })
+        Ok(Residual { after: Some(norm), ..Residual::default() })
     };
-    Ok(Block {
+    Ok(DecoderBlock {
         mixer: Box::new(attention),
         mlp: Box::new(Mlp::load(&w.at("mlp"), &c.decoder.sizes, Bias::None)?),
-        around_mixer: after("post_attention_layernorm")?,
-        around_mlp: after("post_feedforward_layernorm")?,
+        mixer_residual: after("post_attention_layernorm")?,
+        mlp_residual: after("post_feedforward_layernorm")?,
     })
 }
 

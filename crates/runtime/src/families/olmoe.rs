@@ -4,7 +4,7 @@ use mlxcel_core::experts::RouteRule;
 use serde::Deserialize;
 
 use super::config::DecoderConfig;
-use super::dense::{Attention, Block, Model, ProjectionBias};
+use super::dense::{Attention, DecoderBlock, Model, ProjectionBias};
 use super::moe::{Moe, NAMES};
 use crate::Result;
 use crate::loading::{Bias, ExpertShape, NormKind, Weights};
@@ -37,6 +37,6 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
         );
         let attention = Attention { qk_norm: Some(norms), ..plain };
         let moe = Moe::load(&w.at("mlp"), shape, rule, None)?;
-        Block::pre_norm(w, hidden, norm, attention, moe)
+        DecoderBlock::pre_norm(w, hidden, norm, attention, moe)
     })
 }

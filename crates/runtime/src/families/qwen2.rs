@@ -4,7 +4,7 @@ use mlxcel_core::Rope;
 use serde::Deserialize;
 
 use super::config::DecoderConfig;
-use super::dense::{Attention, Block, Mlp, Model, ProjectionBias};
+use super::dense::{Attention, DecoderBlock, Mlp, Model, ProjectionBias};
 use crate::Result;
 use crate::loading::{Bias, NormKind, Weights};
 
@@ -29,6 +29,6 @@ pub(super) fn load_at(places: [&Weights; 2], c: &Config, rope: &Rope) -> Result<
             Attention::load(&w.at("self_attn"), hidden, heads, bias, Some(rope.clone()))?
                 .windowed(d.windows.opt_in(layer)?)?;
         let mlp = Mlp::load(&w.at("mlp"), &d.sizes, Bias::None)?;
-        Block::pre_norm(w, hidden, norm, attention, mlp)
+        DecoderBlock::pre_norm(w, hidden, norm, attention, mlp)
     })
 }

@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use super::qwen_vit::{self, Tower};
+use super::qwen_vit::{self, QwenVisionTower};
 use super::qwen2;
 use super::with_encoder::WithEncoder;
 use crate::loading::Weights;
@@ -24,7 +24,11 @@ const PLACES: [[&str; 3]; 3] = [
 ];
 
 /// The decoder, with the encoder where the configuration and the files have one.
-pub(super) fn load(w: &Weights, c: &Config, text: &qwen2::Config) -> Result<WithEncoder<Tower>> {
+pub(super) fn load(
+    w: &Weights,
+    c: &Config,
+    text: &qwen2::Config,
+) -> Result<WithEncoder<QwenVisionTower>> {
     let at = |name: &str| if name.is_empty() { w.root() } else { w.at(name) };
     let holds = |places: &&[&str; 3]| at(places[0]).has("norm.weight");
     let [model, head, visual] = PLACES.iter().find(holds).unwrap_or(&PLACES[0]).map(at);
@@ -41,7 +45,7 @@ pub(super) fn load(w: &Weights, c: &Config, text: &qwen2::Config) -> Result<With
     let hidden = text.decoder.sizes.hidden_size;
     let vision = c.vision_config.as_ref().filter(|_| complete);
     Ok(WithEncoder {
-        encoder: vision.map(|c| Tower::load(&visual, c, hidden)).transpose()?,
+        encoder: vision.map(|c| QwenVisionTower::load(&visual, c, hidden)).transpose()?,
         language_model: qwen2::load_at([&model, &head], text, &rope)?,
     })
 }

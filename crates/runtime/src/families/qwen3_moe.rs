@@ -4,7 +4,7 @@ use mlxcel_core::experts::RouteRule;
 use serde::Deserialize;
 
 use super::config::DecoderConfig;
-use super::dense::{Attention, Block, FeedForward, Mlp, Model, ProjectionBias};
+use super::dense::{Attention, DecoderBlock, FeedForward, Mlp, Model, ProjectionBias};
 use super::moe::{Moe, NAMES};
 use crate::Result;
 use crate::loading::{Bias, ExpertShape, NormKind, Weights};
@@ -59,6 +59,6 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     Model::load(w, &c.decoder.sizes, norm, |w, layer| {
         let attention = attention(&w.at("self_attn"), c, layer)?;
         let mlp = feed_forward(&w.at("mlp"), c, layer)?;
-        Block::pre_norm(w, c.decoder.sizes.hidden_size, norm, attention, mlp)
+        DecoderBlock::pre_norm(w, c.decoder.sizes.hidden_size, norm, attention, mlp)
     })
 }

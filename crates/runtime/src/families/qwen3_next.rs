@@ -4,13 +4,13 @@
 
 use mlxcel_core::experts::RouteRule;
 use mlxcel_core::layers::{Linear, RmsNorm};
-use mlxcel_core::{Activation, Array, AttentionSpec, Batch, Rope};
+use mlxcel_core::{Activation, Array, AttentionSpec, Pass, Rope};
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, HeadShape, RopeDefaults, positive};
 use super::delta::{DeltaNet, DeltaShape, Projections};
-use super::dense::{Block, FeedForward, Mixer, Mlp, Model};
-use super::kept::{Kept, Slot};
+use super::dense::{DecoderBlock, FeedForward, Mixer, Mlp, Model};
+use super::layer_state::{LayerState, StateIndex};
 use super::moe::{Moe, NAMES, swiglu};
 use crate::loading::{Bias, ExpertShape, NormKind, NormRule, Weights};
 use crate::{Error, Result};
@@ -92,20 +92,20 @@ impl GatedAttention {
 }
 
 impl Mixer for GatedAttention {
-    fn kept(&self) -> Kept {
+    fn layer_state(&self) -> LayerState {
         self.spec.layout().into()
     }
 
-    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
-        let (ops, heads) = (cx.ops(), self.spec.query_heads());
+    fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
+        let (ops, heads) = (pass.ops(), self.spec.query_heads());
         let [mut q, mut k, v] = ops.linears(x, [&self.q_proj, &self.k_proj, &self.v_proj])?;
         let gate;
         [q, gate] = ops.split_heads(&q, heads, self.spec.layout().key_dim)?;
         q = ops.rms_norm(&q, &self.q_norm)?;
-        q = cx.rope(&q, heads, &self.rope)?;
+        q = pass.rope(&q, heads, &self.rope)?;
         k = ops.rms_norm(&k, &self.k_norm)?;
-        k = cx.rope(&k, self.spec.kv_heads(), &self.rope)?;
-        let attended = cx.attention(slot.cache, &q, &k, &v, &self.spec)?;
+        k = pass.rope(&k, self.spec.kv_heads(), &self.rope)?;
+        let attended = pass.attention(index.cache, &q, &k, &v, &self.spec)?;
         let gated = ops.gated(&gate, &attended, Activation::Sigmoid)?;
         Ok(ops.linear(&gated, &self.o_proj)?)
     }
@@ -144,12 +144,12 @@ impl GatedMoe {
 }
 
 impl FeedForward for GatedMoe {
-    fn forward(&self, cx: &Batch, x: &Array) -> Result<Array> {
-        let ops = cx.ops();
+    fn forward(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array> {
+        let ops = pass.ops();
         let gate = ops.linear(x, &self.shared_expert_gate)?;
-        let shared = self.shared_expert.forward(cx, x)?;
+        let shared = self.shared_expert.forward(pass, x)?;
         let shared = ops.gated(&gate, &shared, Activation::Sigmoid)?;
-        Ok(ops.add(&self.moe.forward(cx, x)?, &shared)?)
+        Ok(ops.add(&self.moe.forward(pass, x)?, &shared)?)
     }
 }
 
@@ -161,7 +161,7 @@ pub(super) struct Frame<'a> {
     pub(super) projections: Projections,
 }
 
-fn block(w: &Weights, f: &Frame<'_>, layer: usize) -> Result<Block> {
+fn block(w: &Weights, f: &Frame<'_>, layer: usize) -> Result<DecoderBlock> {
     let (hidden, heads) = (f.d.sizes.hidden_size, f.d.heads()?);
     let mixer: Box<dyn Mixer> = match f.c.attends(layer)? {
         true => Box::new(GatedAttention::load(&w.at("self_attn"), hidden, heads, f)?),
@@ -176,7 +176,7 @@ fn block(w: &Weights, f: &Frame<'_>, layer: usize) -> Result<Block> {
         true => Box::new(GatedMoe::load(&w.at("mlp"), hidden, f.c)?),
         false => Box::new(swiglu(&w.at("mlp"), hidden, f.d.sizes.intermediate_size)?),
     };
-    Block::pre_norm(w, hidden, f.norm, mixer, mlp)
+    DecoderBlock::pre_norm(w, hidden, f.norm, mixer, mlp)
 }
 
 /// Where the language model's tensors are, and its head: published files of a model with an image

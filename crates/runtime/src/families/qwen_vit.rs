@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use mlxcel_core::layers::{Linear, Norm};
-use mlxcel_core::{Activation, Array, ImagePositions, Map, Ops, Rope, Sight};
+use mlxcel_core::{Activation, Array, ImageAttention, ImagePositions, Map, Ops, Rope};
 use serde::Deserialize;
 
 use super::ImageEncoder;
@@ -102,17 +102,17 @@ impl Config {
     }
 }
 
-/// Attention within segments of patches.
-struct Attention {
+/// QwenVisionAttention within segments of patches.
+struct QwenVisionAttention {
     qkv: [Linear; 3],
     proj: Linear,
     heads: usize,
 }
 
 /// One layer.
-struct Block {
+struct QwenVisionBlock {
     norm1: Norm,
-    attn: Attention,
+    attn: QwenVisionAttention,
     norm2: Norm,
     mlp: Mlp,
     /// Whether it attends among all patches.
@@ -120,11 +120,11 @@ struct Block {
 }
 
 /// The encoder with the merger behind it.
-pub(super) struct Tower {
+pub(super) struct QwenVisionTower {
     patch_embed: Linear,
     patches: PatchShape,
     rope: Rope,
-    blocks: Vec<Block>,
+    blocks: Vec<QwenVisionBlock>,
     ln_q: Norm,
     merger: PlainMlp,
     /// Patches along a side of a square that becomes a row.
@@ -174,13 +174,13 @@ impl Layout {
     }
 }
 
-impl Block {
+impl QwenVisionBlock {
     fn load(w: &Weights, c: &Config, layer: usize, activation: Activation) -> Result<Self> {
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
         let (attn, mlp) = (w.at("attn"), w.at("mlp"));
         Ok(Self {
             norm1: w.norm("norm1", hidden, NORM)?,
-            attn: Attention {
+            attn: QwenVisionAttention {
                 qkv: attn.fused_linear("qkv", hidden, [hidden; 3], Bias::Required)?,
                 proj: attn.linear("proj", hidden, hidden, Bias::Required)?,
                 heads: c.num_heads,
@@ -206,7 +206,7 @@ impl Block {
     ) -> Result<Array> {
         let all = [windows.iter().sum()];
         let segments = if self.full { &all } else { windows };
-        let Attention { qkv: [q, k, v], proj, heads } = &self.attn;
+        let QwenVisionAttention { qkv: [q, k, v], proj, heads } = &self.attn;
         let [q, k, v] = ops.linears(&ops.norm(x, &self.norm1)?, [q, k, v])?;
         let attended = ops.encoder_attention([&turn(&q)?, &turn(&k)?, &v], *heads, segments)?;
         let x = ops.add(x, &ops.linear(&attended, proj)?)?;
@@ -216,7 +216,7 @@ impl Block {
     }
 }
 
-impl Tower {
+impl QwenVisionTower {
     /// Reads the encoder at `w`, whose rows have `hidden` elements.
     pub(super) fn load(w: &Weights, c: &Config, hidden: usize) -> Result<Self> {
         c.check(hidden)?;
@@ -230,7 +230,9 @@ impl Tower {
             patch_embed: Linear { weight, bias: None },
             patches: shape,
             rope: Rope::grid(c.hidden_size / c.num_heads, THETA)?,
-            blocks: w.layers("blocks", c.depth, |w, layer| Block::load(w, c, layer, activation))?,
+            blocks: w.layers("blocks", c.depth, |w, layer| {
+                QwenVisionBlock::load(w, c, layer, activation)
+            })?,
             ln_q: merger.norm("ln_q", c.hidden_size, NORM)?,
             merger: PlainMlp {
                 input: merger.linear("mlp.0", merged, merged, Bias::Required)?,
@@ -255,7 +257,7 @@ impl Tower {
     }
 }
 
-impl ImageEncoder for Tower {
+impl ImageEncoder for QwenVisionTower {
     fn encode(&self, ops: &Ops, pixels: &Pixels) -> Result<EncodedImage> {
         let (height, width) = self.grid(pixels)?;
         let layout = Layout::new((height, width), self.merge, self.window);
@@ -267,14 +269,14 @@ impl ImageEncoder for Tower {
         let turn = |x: &Array| Ok(ops.rope_on_grid(x, heads, &self.rope, &places)?);
         for block in &self.blocks {
             x = block.forward(ops, &x, &turn, &layout.windows)?;
-            ops.settle(&x)?;
+            ops.eval_layer(&x)?;
         }
-        let x = ops.joined_rows(&ops.norm(&x, &self.ln_q)?, self.merge * self.merge)?;
+        let x = ops.merge_rows(&ops.norm(&x, &self.ln_q)?, self.merge * self.merge)?;
         let PlainMlp { input, output, activation } = &self.merger;
         let inner = ops.map(&ops.linear(&x, input)?, Map::Activation(*activation))?;
         let embeddings = ops.rows(&ops.linear(&inner, output)?, &layout.reading)?;
         let positions = ImagePositions::Grid { height, width };
-        Ok(EncodedImage { embeddings, sight: Sight::Causal, positions })
+        Ok(EncodedImage { embeddings, attention: ImageAttention::Causal, positions })
     }
 }
 

@@ -2,7 +2,7 @@
 //! of them, means over squares, a norm and a projection to the decoder's width.
 
 use mlxcel_core::layers::{Linear, Norm, RmsNorm};
-use mlxcel_core::{Activation, Array, ImagePositions, Ops, Sight};
+use mlxcel_core::{Activation, Array, ImageAttention, ImagePositions, Ops};
 use serde::Deserialize;
 
 use super::ImageEncoder;
@@ -96,8 +96,8 @@ impl Config {
     }
 }
 
-/// Attention among all patches.
-struct Attention {
+/// SiglipAttention among all patches.
+struct SiglipAttention {
     q_proj: Linear,
     k_proj: Linear,
     v_proj: Linear,
@@ -106,20 +106,20 @@ struct Attention {
 }
 
 /// One layer.
-struct Block {
+struct SiglipBlock {
     layer_norm1: Norm,
-    self_attn: Attention,
+    self_attn: SiglipAttention,
     layer_norm2: Norm,
     mlp: PlainMlp,
 }
 
 /// The encoder, and the projector to the decoder's width.
-pub(super) struct Tower {
+pub(super) struct SiglipTower {
     image_size: usize,
     patch_embedding: Linear,
     patches: PatchShape,
     position_embedding: Array,
-    layers: Vec<Block>,
+    layers: Vec<SiglipBlock>,
     post_layernorm: Norm,
     /// Patches along a side of a square that becomes a token.
     pool: usize,
@@ -127,7 +127,7 @@ pub(super) struct Tower {
     mm_input_projection: Linear,
 }
 
-impl Attention {
+impl SiglipAttention {
     fn load(w: &Weights, c: &Config) -> Result<Self> {
         let project = |name| w.linear(name, c.hidden_size, c.hidden_size, Bias::Required);
         Ok(Self {
@@ -147,13 +147,13 @@ impl Attention {
     }
 }
 
-impl Block {
+impl SiglipBlock {
     fn load(w: &Weights, c: &Config, activation: Activation) -> Result<Self> {
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
         let mlp = w.at("mlp");
         Ok(Self {
             layer_norm1: w.norm("layer_norm1", hidden, c.norm())?,
-            self_attn: Attention::load(&w.at("self_attn"), c)?,
+            self_attn: SiglipAttention::load(&w.at("self_attn"), c)?,
             layer_norm2: w.norm("layer_norm2", hidden, c.norm())?,
             mlp: PlainMlp {
                 input: mlp.linear("fc1", hidden, inner, Bias::Required)?,
@@ -171,7 +171,7 @@ impl Block {
     }
 }
 
-impl Tower {
+impl SiglipTower {
     /// Reads `vision_tower` and `multi_modal_projector`, for `tokens` rows of `hidden` elements an
     /// image.
     pub(super) fn load(w: &Weights, c: &Config, tokens: usize, hidden: usize) -> Result<Self> {
@@ -191,7 +191,7 @@ impl Tower {
             patches: shape,
             position_embedding: position.float_matrix("weight", side * side, c.hidden_size)?,
             layers: tower.layers("encoder.layers", c.num_hidden_layers, |w, _| {
-                Block::load(w, c, activation)
+                SiglipBlock::load(w, c, activation)
             })?,
             post_layernorm: tower.norm("post_layernorm", c.hidden_size, c.norm())?,
             pool,
@@ -205,7 +205,7 @@ impl Tower {
     }
 }
 
-impl ImageEncoder for Tower {
+impl ImageEncoder for SiglipTower {
     fn encode(&self, ops: &Ops, pixels: &Pixels) -> Result<EncodedImage> {
         let (width, height) = (pixels.width, pixels.height);
         if [width, height] != [self.image_size; 2] {
@@ -220,11 +220,15 @@ impl ImageEncoder for Tower {
         let mut x = ops.add(&x, &self.position_embedding)?;
         for layer in &self.layers {
             x = layer.forward(ops, &x, side * side)?;
-            ops.settle(&x)?;
+            ops.eval_layer(&x)?;
         }
         let x = ops.average_pool(&ops.norm(&x, &self.post_layernorm)?, self.pool)?;
         let x = ops.rms_norm(&x, &self.mm_soft_emb_norm)?;
         let embeddings = ops.linear(&x, &self.mm_input_projection)?;
-        Ok(EncodedImage { embeddings, sight: Sight::Mutual, positions: ImagePositions::Line })
+        Ok(EncodedImage {
+            embeddings,
+            attention: ImageAttention::Bidirectional,
+            positions: ImagePositions::Line,
+        })
     }
 }

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, activation};
-use super::dense::{Attention, Block, Model, PlainMlp, ProjectionBias};
+use super::dense::{Attention, DecoderBlock, Model, PlainMlp, ProjectionBias};
 use crate::Result;
 use crate::loading::{Bias, NormKind, Weights};
 
@@ -36,7 +36,7 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
         let attention =
             Attention::load(&w.at("self_attn"), s.hidden_size, heads, all, Some(rope.clone()))?
                 .windowed(c.decoder.windows.everywhere())?;
-        Block::pre_norm(w, s.hidden_size, norm, attention, mlp(&w.at("mlp"), c, bias)?)
+        DecoderBlock::pre_norm(w, s.hidden_size, norm, attention, mlp(&w.at("mlp"), c, bias)?)
     };
     Model::load(w, s, norm, layer)
 }

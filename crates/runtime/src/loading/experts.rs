@@ -1,6 +1,6 @@
 //! The matrices of a layer's experts, stacked or one by one, and those of latent attention.
 
-use mlxcel_core::Absorbed;
+use mlxcel_core::AbsorbedStorage;
 use mlxcel_core::experts::{ExpertMatrices, Experts, RouteRule};
 use mlxcel_core::layers::Weight;
 
@@ -109,7 +109,7 @@ impl Weights<'_> {
         heads: usize,
         latent: usize,
         (nope, value): (usize, usize),
-        storage: Absorbed,
+        storage: AbsorbedStorage,
     ) -> Result<[Weight; 2]> {
         let (embed, unembed) = (self.at("embed_q"), self.at("unembed_out"));
         if embed.has("weight") {

@@ -43,14 +43,14 @@ impl Weights<'_> {
     ) -> Result<([ExpertMatrices; 3], [Array; 3])> {
         let ExpertShape { hidden, inner, .. } = shape;
         let pair = self.blocks("gate_up_proj", Rows::stack(experts, 2 * inner), hidden)?;
-        let pair = self.ops().take_turns(&pair, 2)?;
+        let pair = self.ops().deinterleave(&pair, 2)?;
         let [gate, up] = pair
             .try_into()
             .map_err(|_| Error::config("gate and up of the experts are not a pair"))?;
         let down = self.blocks("down_proj", Rows::stack(experts, hidden), inner)?;
         let down = ExpertMatrices::Stacked(self.ops().matrix(down)?);
         let both = self.expert_bias("gate_up_proj_bias", experts, 2 * inner)?;
-        let turn = |part| Ok::<_, Error>(self.ops().every_nth_value(&both, part, 2)?);
+        let turn = |part| Ok::<_, Error>(self.ops().deinterleave_values(&both, part, 2)?);
         let bias = |array| Ok::<_, Error>(self.ops().vector(array)?);
         let down_bias = bias(self.expert_bias("down_proj_bias", experts, hidden)?)?;
         Ok(([gate, up, down], [bias(turn(0)?)?, bias(turn(1)?)?, down_bias]))

@@ -2,7 +2,7 @@
 //! runs or fails as it says, and none touches a weight.
 
 use crate::support::{cosine, on_engine};
-use mlxcel_core::{Batch, Ops};
+use mlxcel_core::{Ops, Pass};
 use mlxcel_estimator::{
     Backend, KvMode, Machine, ModelSpec, Phase, Workload, cache_bytes, estimate_dir,
 };
@@ -58,7 +58,7 @@ impl Loaded {
 
     fn cache(&self, mode: KvMode) -> mlxcel_core::Result<SequenceCache> {
         let cache = SequenceCache::new(&self.ops, &self.model.cache_layout(), mode)?;
-        Ok(cache.with_states(&self.ops, &self.model.state_layout()))
+        Ok(cache.with_states(&self.model.state_layout()))
     }
 
     /// Bytes of a sequence of `tokens`, prefilled in one chunk, by the estimator.
@@ -71,17 +71,18 @@ impl Loaded {
     }
 
     /// Logits of the last of `tokens`.
-    fn forward(&self, tokens: &[u32], cache: &SequenceCache) -> Vec<f32> {
-        let batch = Batch::new(&self.ops, &[SequenceRun { tokens, cache }]).unwrap();
-        let hidden = self.model.forward(&batch).unwrap();
+    fn forward(&self, tokens: &[u32], cache: &mut SequenceCache) -> Vec<f32> {
+        let mut runs = [SequenceRun { tokens, cache }];
+        let mut pass = Pass::new(&self.ops, &mut runs, Vec::new()).unwrap();
+        let hidden = self.model.forward(&mut pass).unwrap();
         let hidden = self.ops.rows(&hidden, &[tokens.len() - 1]).unwrap();
         let logits = self.ops.to_f32(&self.model.logits(&self.ops, &hidden).unwrap()).unwrap();
-        batch.commit();
+        pass.commit();
         logits
     }
 
     /// Prefills, goes on, and decodes a token; checks the cache's bytes after the first and last.
-    fn run(&self, what: &str, mode: KvMode, cache: &SequenceCache) -> Vec<f32> {
+    fn run(&self, what: &str, mode: KvMode, cache: &mut SequenceCache) -> Vec<f32> {
         let tokens: Vec<u32> =
             (0..TOKENS).map(|i| u32::try_from(i * 7919 % 511).unwrap()).collect();
         self.forward(&tokens[..PROMPT_TOKENS], cache);
@@ -122,13 +123,13 @@ fn least_cosine(mode: KvMode) -> f64 {
 fn check_modes(name: &str, kernels: KernelSet, variant: &str) {
     let loaded = Loaded::new(name, kernels, variant, ComputeDtype::Checkpoint);
     let weights = loaded.checkpoint.checksum().unwrap();
-    let fp16 = || loaded.run(name, KvMode::Fp16, &loaded.cache(KvMode::Fp16).unwrap());
+    let fp16 = || loaded.run(name, KvMode::Fp16, &mut loaded.cache(KvMode::Fp16).unwrap());
     let before = fp16();
     for mode in KvMode::ALL {
         let what = format!("{name} {mode}");
         match (loaded.cache(mode), loaded.estimate(mode, 1, Phase::Decode)) {
-            (Ok(cache), Ok(_)) => {
-                let cosine = cosine(&loaded.run(&what, mode, &cache), &before);
+            (Ok(mut cache), Ok(_)) => {
+                let cosine = cosine(&loaded.run(&what, mode, &mut cache), &before);
                 assert!(cosine > least_cosine(mode) - 1e-9, "{what}: cosine {cosine}");
             }
             (Err(ours), Err(theirs)) => {
@@ -172,7 +173,7 @@ fn fp32_caches_take_what_the_estimator_says() {
                 for mode in modes {
                     let what = format!("{name} {mode} {kernels:?}");
                     match loaded.cache(mode) {
-                        Ok(cache) => drop(loaded.run(&what, mode, &cache)),
+                        Ok(mut cache) => drop(loaded.run(&what, mode, &mut cache)),
                         Err(refused) => assert_ne!(mode, KvMode::Fp16, "{what}: {refused}"),
                     }
                 }
@@ -190,8 +191,8 @@ fn a_checkpoint_in_fp32_is_cached_in_fp32_by_mlx() {
             [("f32", KernelSet::Mlx), ("bf16", KernelSet::Mlx), ("f32", KernelSet::Host)]
         {
             let loaded = Loaded::new("qwen3", kernels, variant, ComputeDtype::Checkpoint);
-            let cache = loaded.cache(KvMode::Fp16).unwrap();
-            loaded.forward(&tokens, &cache);
+            let mut cache = loaded.cache(KvMode::Fp16).unwrap();
+            loaded.forward(&tokens, &mut cache);
             let mut machine = Machine::new(Backend::Cpu);
             if kernels == KernelSet::Mlx {
                 machine.kernels = mlxcel_estimator::KernelSet::Mlx;
@@ -240,7 +241,7 @@ fn windows_without_layer_types_are_the_estimators() {
             let ours = loaded.model.cache_layout();
             let ours: Vec<_> = ours.iter().map(|layer| layer.window.is_some()).collect();
             assert_eq!(ours, expected, "{name} {changes}");
-            loaded.run(name, KvMode::Fp16, &loaded.cache(KvMode::Fp16).unwrap());
+            loaded.run(name, KvMode::Fp16, &mut loaded.cache(KvMode::Fp16).unwrap());
         }
     });
 }

@@ -71,12 +71,12 @@ fn check_variant(what: &str, golden: &Golden, variant: &Variant, kernels: Kernel
     }
     let decoded = golden.decode.len() / vocab;
     let split = golden.tokens.len() - decoded;
-    let cache = engine.new_cache().unwrap();
-    engine.prefill(&golden.tokens[..split], &cache, &mut NoProgress).unwrap();
+    let mut cache = engine.new_cache().unwrap();
+    engine.prefill(&golden.tokens[..split], &mut cache, &mut NoProgress).unwrap();
     let mut rows = Vec::new();
     for token in &golden.tokens[split..] {
-        let run = SequenceRun { tokens: std::slice::from_ref(token), cache: &cache };
-        rows.extend(engine.forward(&[run], LogitRows::Last).unwrap());
+        let run = SequenceRun { tokens: std::slice::from_ref(token), cache: &mut cache };
+        rows.extend(engine.forward(&mut [run], LogitRows::Last).unwrap());
     }
     assert_rows(what, "decode", &rows, &golden.decode, vocab, least);
 }
@@ -85,10 +85,10 @@ fn check_variant(what: &str, golden: &Golden, variant: &Variant, kernels: Kernel
 fn check_batch(what: &str, engine: &Engine, golden: &Golden, least: f64) {
     let vocab = engine.vocab();
     let stored = [2, 7, golden.positions.len() - 1];
-    let caches = stored.map(|_| engine.new_cache().unwrap());
-    let runs: Vec<_> = stored
+    let mut caches = stored.map(|_| engine.new_cache().unwrap());
+    let mut runs: Vec<_> = stored
         .iter()
-        .zip(&caches)
+        .zip(&mut caches)
         .map(|(&row, cache)| SequenceRun {
             tokens: &golden.tokens[..=golden.positions[row]],
             cache,
@@ -99,14 +99,14 @@ fn check_batch(what: &str, engine: &Engine, golden: &Golden, least: f64) {
         .flat_map(|row| &golden.full[row * vocab..(row + 1) * vocab])
         .copied()
         .collect();
-    let last = engine.forward(&runs, LogitRows::Last).unwrap();
+    let last = engine.forward(&mut runs, LogitRows::Last).unwrap();
     assert_rows(what, "batch", &last, &expected, vocab, least);
 }
 
 fn logits(engine: &Engine, tokens: &[u32], expected: usize) -> Vec<f32> {
-    let cache = engine.new_cache().unwrap();
-    let run = SequenceRun { tokens, cache: &cache };
-    let logits = engine.forward(&[run], LogitRows::All).unwrap();
+    let mut cache = engine.new_cache().unwrap();
+    let run = SequenceRun { tokens, cache: &mut cache };
+    let logits = engine.forward(&mut [run], LogitRows::All).unwrap();
     assert_eq!(logits.len(), expected * engine.vocab());
     logits
 }

@@ -6,8 +6,7 @@ use mlx_ffi::{Array, Dtype};
 use crate::shape::{ints, rows_cols};
 use crate::{Error, Result};
 
-/// The rows `rows` of `x`, all of which it has.
-pub(crate) fn take(x: &Array, rows: &[usize]) -> Result<Array> {
+pub(super) fn take(x: &Array, rows: &[usize]) -> Result<Array> {
     let (_, width) = rows_cols(x);
     let bytes = width * x.dtype().size_bytes();
     let shape = ints([rows.len(), width])?;
@@ -20,8 +19,7 @@ pub(crate) fn take(x: &Array, rows: &[usize]) -> Result<Array> {
     })
 }
 
-/// The first `at` elements of each head of `x`, and the others.
-pub(crate) fn split_heads(x: &Array, heads: usize, at: usize) -> Result<[Array; 2]> {
+pub(super) fn split_heads(x: &Array, heads: usize, at: usize) -> Result<[Array; 2]> {
     let (rows, width) = rows_cols(x);
     let dim = width / heads;
     let shapes = [ints([rows, heads * at])?, ints([rows, heads * (dim - at)])?];
@@ -35,15 +33,16 @@ pub(crate) fn split_heads(x: &Array, heads: usize, at: usize) -> Result<[Array; 
         }
         Ok::<_, Error>(())
     })?;
-    parts.try_into().map_err(|_| Error::Config { what: "a head has two parts".into() })
+    Ok(parts.try_into().expect("a call returns as many arrays as it was asked for"))
 }
 
-/// The heads of `a` and `b`, one after the other within each head.
-pub(crate) fn join_heads(a: &Array, b: &Array, heads: usize) -> Result<Array> {
-    let ((rows, first), (_, second)) = (rows_cols(a), rows_cols(b));
+pub(super) fn join_heads(a: &Array, b: &Array, heads: usize) -> Result<Array> {
+    let (rows, first) = rows_cols(a);
+    let (_, second) = rows_cols(b);
     let shape = ints([rows, first + second])?;
     call_one("join_heads", &[a, b], (&shape, Dtype::Float32), |inputs, mut outputs| {
-        let (at, dim) = (first / heads, (first + second) / heads);
+        let at = first / heads;
+        let dim = (first + second) / heads;
         let firsts = inputs.f32(0)?.chunks_exact(at);
         let seconds = inputs.f32(1)?.chunks_exact(dim - at);
         let heads = outputs.f32(0)?.chunks_exact_mut(dim);

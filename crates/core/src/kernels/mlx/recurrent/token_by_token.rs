@@ -3,9 +3,9 @@
 
 use mlx_ffi::{Array, Dtype, fast, ops};
 
+use crate::Result;
 use crate::recurrent::{GatedDelta, Mamba};
 use crate::shape::{dims, int, ints};
-use crate::{Error, Result};
 
 /// Added to the squared length of a query or key before it is divided by.
 const EPS: f32 = 1e-6;
@@ -49,9 +49,12 @@ pub(super) fn mamba(
     state: Option<Array>,
     scan: &Mamba,
 ) -> Result<(Array, Array)> {
-    let (tokens, channels) = (dims(x)[1], scan.d.size());
+    let tokens = dims(x)[1];
+    let channels = scan.d.size();
     let state = or_zeros(state, [channels, scan.state_size()])?;
-    let (x, b, c) = (fp32(x)?, fp32(b)?, fp32(c)?);
+    let x = fp32(x)?;
+    let b = fp32(b)?;
+    let c = fp32(c)?;
     let dt = ops::softplus(&fp32(dt)?)?;
     let input = ops::multiply(&dt, &x)?;
     let (y, state) = through(tokens, state, |state, token| {
@@ -73,8 +76,8 @@ pub(super) fn gated_delta(
     scan: &GatedDelta,
 ) -> Result<(Array, Array)> {
     let tokens = dims(qkv)[1];
-    let (heads, dim, value_dim) = (scan.heads(), scan.key_dim, scan.value_dim);
-    let state = or_zeros(state, [heads, value_dim, dim])?;
+    let heads = scan.heads();
+    let state = or_zeros(state, [heads, scan.value_dim, scan.key_dim])?;
     let [q, k, v] = queries_keys_values(&fp32(qkv)?, scan)?;
     let steps = ops::softplus(&ops::add(&fp32(a)?, &scan.dt_bias)?)?;
     let rates = ops::negative(&ops::exp(&scan.a_log)?)?;
@@ -97,21 +100,29 @@ pub(super) fn gated_delta(
 /// Queries, keys and values by value head, `[1, tokens, value_heads, …]`: queries of length
 /// `1/√key_dim`, keys of length 1.
 fn queries_keys_values(qkv: &Array, scan: &GatedDelta) -> Result<[Array; 3]> {
-    let (tokens, heads, keys, dim) = (dims(qkv)[1], scan.heads(), scan.keys(), scan.key_dim);
-    let part = |from: usize, to: usize, heads: usize| {
-        let part = ops::slice_axis(qkv, -1, int(from)?, int(to)?)?;
-        let shape = ints([1, tokens, heads, (to - from) / heads])?;
-        Ok::<_, Error>(ops::reshape(&part, &shape)?)
-    };
+    let keys = scan.keys();
     #[expect(clippy::cast_precision_loss, reason = "a head's dimension is below 2^24")]
-    let size = dim as f32;
-    let with_length = |from: usize, length: f32| {
-        let x = part(from, from + keys, scan.key_heads)?;
-        // The mean of squares is their sum over the dimension: so is what is added.
-        let x = fast::rms_norm(&x, None, EPS / size)?;
-        let x = ops::multiply_scalar(&x, f64::from(length / size.sqrt()))?;
-        Ok::<_, Error>(ops::repeat(&x, int(heads / scan.key_heads)?, 2)?)
-    };
-    let (q, k) = (with_length(0, size.sqrt().recip())?, with_length(keys, 1.0)?);
-    Ok([q, k, part(2 * keys, 2 * keys + heads * scan.value_dim, heads)?])
+    let root = (scan.key_dim as f32).sqrt();
+    let q = with_length(&head_part(qkv, 0, keys, scan.key_heads)?, root.recip(), scan)?;
+    let k = with_length(&head_part(qkv, keys, 2 * keys, scan.key_heads)?, 1.0, scan)?;
+    let values = 2 * keys + scan.heads() * scan.value_dim;
+    Ok([q, k, head_part(qkv, 2 * keys, values, scan.heads())?])
+}
+
+/// Elements from `from` up to `to` of each row, `[1, tokens, heads, …]`.
+fn head_part(qkv: &Array, from: usize, to: usize, heads: usize) -> Result<Array> {
+    let part = ops::slice_axis(qkv, -1, int(from)?, int(to)?)?;
+    let shape = ints([1, dims(qkv)[1], heads, (to - from) / heads])?;
+    Ok(ops::reshape(&part, &shape)?)
+}
+
+/// Queries or keys, `[1, tokens, key_heads, key_dim]`, scaled to `length` and repeated for each value
+/// head.
+#[expect(clippy::cast_precision_loss, reason = "a head's dimension is below 2^24")]
+fn with_length(x: &Array, length: f32, scan: &GatedDelta) -> Result<Array> {
+    let dim = scan.key_dim as f32;
+    // The mean of squares is their sum over the dimension, and so is the epsilon.
+    let x = fast::rms_norm(x, None, EPS / dim)?;
+    let x = ops::multiply_scalar(&x, f64::from(length / dim.sqrt()))?;
+    Ok(ops::repeat(&x, int(scan.heads() / scan.key_heads)?, 2)?)
 }

@@ -1,76 +1,70 @@
-//! Recurrent layers of the operations that mlx-lm emits, run by run.
+//! Recurrent layers, run by run.
+
+mod token_by_token;
 
 use mlx_ffi::ops::Conv;
 use mlx_ffi::{Array, Dtype, ops};
 
-use super::join;
-use crate::batch::{Batch, Span};
-use crate::cache::{ArrayState, StateCache};
+use super::activations::activate;
+use super::heads::concatenate_runs;
+use crate::Result;
+use crate::batch::Span;
+use crate::cache::{ArrayCaches, ArrayState};
+use crate::kernels::Runs;
 use crate::recurrent::{Convolution, Mamba2, Scan};
 use crate::shape::{dims, int, ints};
-use crate::{Error, Result};
-
-mod token_by_token;
 
 /// Tokens that the quadratic form of the scan takes at once.
-const STEP: usize = 256;
+const CHUNK_TOKENS: usize = 256;
 
-/// Calls `run` with each run of the batch, its state checked by `check`, and joins what it returns,
-/// `[tokens, width]` each.
-fn by_run(
-    batch: &Batch,
-    index: usize,
-    check: impl Fn(&mut ArrayState, &Span) -> Result<()>,
-    run: impl Fn(&mut ArrayState, &Span) -> Result<Array>,
-) -> Result<Array> {
-    let mut outputs = Vec::with_capacity(batch.spans().len());
-    for (span, cache) in batch.spans().iter().zip(batch.caches()) {
-        let StateCache::Arrays(state) = cache.state(index)? else {
-            return Err(Error::Cache {
-                what: "a host state was given to the mlx kernel set".into(),
-            });
-        };
-        let mut state = state.borrow_mut();
-        check(&mut state, span)?;
-        let y = run(&mut state, span)?;
-        outputs.push(ops::squeeze(&y, 0)?);
-    }
-    join(&outputs)
-}
-
-pub(crate) fn convolve(
-    batch: &Batch,
+pub(super) fn convolve(
+    runs: Runs<'_, '_>,
     index: usize,
     x: &Array,
     layer: &Convolution,
 ) -> Result<Array> {
-    let advance = |state: &mut ArrayState, span: &Span| state.advance(span.position, span.len);
-    by_run(batch, index, advance, |state, span| {
+    let mut outputs = Vec::with_capacity(runs.caches.len());
+    for (span, cache) in runs.batch.spans().iter().zip(runs.caches) {
+        let state = cache.storage_mut::<ArrayCaches>().state_mut(index)?;
+        state.advance(span.position, span.len)?;
         let (y, window) = filtered(&rows(x, span)?, state.window.take(), layer)?;
         state.window = Some(window);
-        Ok(y)
-    })
+        outputs.push(ops::squeeze(&y, 0)?);
+    }
+    concatenate_runs(&outputs)
 }
 
-pub(crate) fn scan(batch: &Batch, index: usize, steps: &[&Array], scan: &Scan) -> Result<Array> {
-    let expect = |state: &mut ArrayState, span: &Span| state.expect(span.position + span.len);
-    by_run(batch, index, expect, |state, span| {
-        let inputs: Vec<_> = steps.iter().map(|x| rows(x, span)).collect::<Result<_>>()?;
-        let before = state.sums.take();
-        let (y, sums) = match (scan, inputs.as_slice()) {
-            (Scan::Mamba2(scan), [xbc, dt]) => mamba2(xbc, dt, before, scan)?,
-            (Scan::Mamba(scan), [x, dt, b, c]) => {
-                token_by_token::mamba([x, dt, b, c], before, scan)?
-            }
-            (Scan::GatedDelta(scan), [qkv, a, b]) => {
-                token_by_token::gated_delta([qkv, a, b], before, scan)?
-            }
-            _ => return Err(Error::Config { what: "a scan with other inputs".into() }),
-        };
-        state.sums = Some(sums);
-        let shape = ints([1, span.len, scan.width()])?;
-        Ok(ops::astype(&ops::reshape(&y, &shape)?, steps[0].dtype())?)
-    })
+pub(super) fn scan(
+    runs: Runs<'_, '_>,
+    index: usize,
+    steps: &[&Array],
+    scan: &Scan,
+) -> Result<Array> {
+    let mut outputs = Vec::with_capacity(runs.caches.len());
+    for (span, cache) in runs.batch.spans().iter().zip(runs.caches) {
+        let state = cache.storage_mut::<ArrayCaches>().state_mut(index)?;
+        state.expect(span.position + span.len)?;
+        let y = scan_run(state, span, steps, scan)?;
+        outputs.push(ops::squeeze(&y, 0)?);
+    }
+    concatenate_runs(&outputs)
+}
+
+/// The scan over one run, `[1, tokens, width]`.
+fn scan_run(state: &mut ArrayState, span: &Span, steps: &[&Array], scan: &Scan) -> Result<Array> {
+    let inputs: Vec<_> = steps.iter().map(|x| rows(x, span)).collect::<Result<_>>()?;
+    let before = state.sums.take();
+    let (y, sums) = match (scan, inputs.as_slice()) {
+        (Scan::Mamba2(scan), [xbc, dt]) => mamba2(xbc, dt, before, scan)?,
+        (Scan::Mamba(scan), [x, dt, b, c]) => token_by_token::mamba([x, dt, b, c], before, scan)?,
+        (Scan::GatedDelta(scan), [qkv, a, b]) => {
+            token_by_token::gated_delta([qkv, a, b], before, scan)?
+        }
+        _ => unreachable!("`Pass::scan` checked the number of inputs"),
+    };
+    state.sums = Some(sums);
+    let shape = ints([1, span.len, scan.width()])?;
+    Ok(ops::astype(&ops::reshape(&y, &shape)?, steps[0].dtype())?)
 }
 
 /// Rows of one run as `[1, tokens, width]`.
@@ -81,7 +75,8 @@ fn rows(x: &Array, span: &Span) -> Result<Array> {
 
 /// The causal convolution with its activation, and its last inputs.
 fn filtered(x: &Array, window: Option<Array>, layer: &Convolution) -> Result<(Array, Array)> {
-    let (kept, channels) = (layer.kernel() - 1, layer.channels());
+    let kept = layer.kernel() - 1;
+    let channels = layer.channels();
     let window = match window {
         Some(window) => window,
         None => Array::zeros(&ints([1, kept, channels])?, x.dtype())?,
@@ -96,7 +91,7 @@ fn filtered(x: &Array, window: Option<Array>, layer: &Convolution) -> Result<(Ar
         y = ops::add(&y, &ops::astype(bias, x.dtype())?)?;
     }
     if let Some(activation) = layer.activation() {
-        y = super::activate(&y, activation)?;
+        y = activate(&y, activation)?;
     }
     // A copy: a view would keep all inputs of the run alive.
     Ok((y, ops::contiguous(&last)?))
@@ -121,40 +116,44 @@ fn mamba2(
     layer: &Mamba2,
 ) -> Result<(Array, Array)> {
     let tokens = dims(mixed)[1];
-    let (heads, inner) = (layer.heads(), layer.inner());
+    let inner = layer.inner();
     let wide = layer.groups * layer.state_size;
-    let part = |from: usize, to: usize, shape: [usize; 4]| {
-        let part = ops::slice_axis(mixed, -1, int(from)?, int(to)?)?;
-        Ok::<_, Error>(ops::reshape(&part, &ints(shape)?)?)
-    };
-    let x = part(0, inner, [1, tokens, heads, layer.head_dim])?;
-    let grouped = [1, tokens, layer.groups, layer.state_size];
-    let b = part(inner, inner + wide, grouped)?;
-    let c = part(inner + wide, inner + 2 * wide, grouped)?;
+    let x = ops::slice_axis(mixed, -1, 0, int(inner)?)?;
+    let x = ops::reshape(&x, &ints([1, tokens, layer.heads(), layer.head_dim])?)?;
+    let grouped = ints([1, tokens, layer.groups, layer.state_size])?;
+    let b = ops::slice_axis(mixed, -1, int(inner)?, int(inner + wide)?)?;
+    let b = ops::reshape(&b, &grouped)?;
+    let c = ops::slice_axis(mixed, -1, int(inner + wide)?, int(inner + 2 * wide)?)?;
+    let c = ops::reshape(&c, &grouped)?;
     let dt = step_sizes(dt, layer)?;
     let dta = ops::multiply(&dt, &ops::negative(&ops::exp(&layer.a_log)?)?)?;
     let dtx = ops::multiply(&ops::expand_dims(&dt, -1)?, &x)?;
-    let mut outputs = Vec::with_capacity(tokens.div_ceil(STEP));
-    for first in (0..tokens).step_by(STEP) {
-        let cut = |a: &Array| {
-            ops::slice_axis(a, 1, int(first)?, int(tokens.min(first + STEP))?).map_err(Error::from)
+    let mut outputs = Vec::with_capacity(tokens.div_ceil(CHUNK_TOKENS));
+    for first in (0..tokens).step_by(CHUNK_TOKENS) {
+        let start = int(first)?;
+        let end = int(tokens.min(first + CHUNK_TOKENS))?;
+        let steps = Steps {
+            dtx: ops::slice_axis(&dtx, 1, start, end)?,
+            dta: ops::slice_axis(&dta, 1, start, end)?,
+            b: ops::slice_axis(&b, 1, start, end)?,
+            c: ops::slice_axis(&c, 1, start, end)?,
         };
-        let steps = Steps { dtx: cut(&dtx)?, dta: cut(&dta)?, b: cut(&b)?, c: cut(&c)? };
         let (y, next) = chunk(&steps, sums.as_ref(), layer)?;
         outputs.push(ops::astype(&y, x.dtype())?);
         sums = Some(next);
     }
     let y = ops::concatenate(&outputs.iter().collect::<Vec<_>>(), 1)?;
     let d = ops::astype(&ops::expand_dims(&layer.d, -1)?, x.dtype())?;
-    let none = || Error::Cache { what: "a run of no tokens".into() };
-    Ok((ops::add(&y, &ops::multiply(&x, &d)?)?, sums.ok_or_else(none)?))
+    let sums = sums.expect("a run has at least one token");
+    Ok((ops::add(&y, &ops::multiply(&x, &d)?)?, sums))
 }
 
 fn step_sizes(dt: &Array, layer: &Mamba2) -> Result<Array> {
     let dt = ops::add(&ops::astype(dt, Dtype::Float32)?, &layer.dt_bias)?;
-    let number = |value: f32| Array::scalar(value.into(), Dtype::Float32);
-    let dt = ops::logaddexp(&dt, &number(0.0)?)?;
-    Ok(ops::minimum(&ops::maximum(&dt, &number(layer.limits.0)?)?, &number(layer.limits.1)?)?)
+    let dt = ops::logaddexp(&dt, &Array::scalar(0.0, Dtype::Float32)?)?;
+    let least = Array::scalar(layer.limits.0.into(), Dtype::Float32)?;
+    let most = Array::scalar(layer.limits.1.into(), Dtype::Float32)?;
+    Ok(ops::minimum(&ops::maximum(&dt, &least)?, &most)?)
 }
 
 /// The scan over a few tokens in its quadratic form (state space duality, arXiv 2405.21060): the
@@ -180,7 +179,7 @@ fn chunk(steps: &Steps, sums: Option<&Array>, layer: &Mamba2) -> Result<(Array, 
     }
 }
 
-/// Adds what the sums before these tokens contribute.
+/// Adds the contribution of the sums before these tokens.
 fn with_earlier(
     y: &Array,
     next: &Array,
@@ -188,8 +187,11 @@ fn with_earlier(
     steps: &Steps,
     layer: &Mamba2,
 ) -> Result<(Array, Array)> {
-    let (tokens, heads, groups) = (dims(&steps.dta)[1], layer.heads(), layer.groups);
-    let (dim, size) = (layer.head_dim, layer.state_size);
+    let tokens = dims(&steps.dta)[1];
+    let heads = layer.heads();
+    let groups = layer.groups;
+    let dim = layer.head_dim;
+    let size = layer.state_size;
     let left = ops::exp(&ops::cumsum(&steps.dta, -2, false, true)?)?;
     let last = ops::slice_axis(&left, 1, int(tokens - 1)?, int(tokens)?)?;
     let last = ops::reshape(&last, &ints([1, heads, 1, 1])?)?;
