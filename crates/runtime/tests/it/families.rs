@@ -1,6 +1,8 @@
 //! Every family with every KV cache mode: what the caches take is what the estimator says, a mode
 //! runs or fails as it says, and none touches a weight.
 
+use std::collections::HashSet;
+
 use crate::support::{cosine, on_engine};
 use mlxcel_core::{Ops, Pass};
 use mlxcel_estimator::{
@@ -23,6 +25,19 @@ const TOKENS: usize = 400;
 fn configurations() -> impl Iterator<Item = String> {
     let all = mlxcel_testing::golden::configurations().unwrap().into_iter();
     all.filter(|name| !name.contains('-') || name.ends_with("-sliding"))
+}
+
+/// One configuration for every distinct cache: families whose layers keep the same are left out.
+/// For what depends on the cache alone, and is slow with MLX's kernels on a CPU.
+fn distinct_caches() -> Vec<String> {
+    let mut layouts = HashSet::new();
+    let mut names: Vec<String> = configurations().collect();
+    names.retain(|name| {
+        let loaded = Loaded::new(name, KernelSet::Host, "bf16", ComputeDtype::Checkpoint);
+        let model = &loaded.model;
+        layouts.insert(format!("{:?} {:?}", model.cache_layout(), model.state_layout()))
+    });
+    names
 }
 
 /// A family's checkpoint, loaded.
@@ -110,15 +125,27 @@ fn model(checkpoint: &Checkpoint, ops: &Ops) -> Box<dyn LanguageModel> {
     families::load(&source.root(), checkpoint.config()).unwrap()
 }
 
-/// What a mode may cost: the cosine of its logits to those of fp16, on random weights, where the
-/// choice of experts hangs on little. A mode that read another's codes would have none at all.
-fn least_cosine(mode: KvMode) -> f64 {
+/// Smallest cosine of a mode's logits to those of fp16, on random weights.
+///
+/// In a family with random routers an expert that is nearly tied with another may be exchanged by
+/// the codes' rounding; only those of [`ROUTED`] met such a tie here. A mode that read the codes of
+/// another would be near 0.
+fn least_cosine(name: &str, mode: KvMode) -> f64 {
+    let routed = ROUTED.contains(&name);
     match mode {
         KvMode::Fp16 => 1.0,
-        KvMode::Int8 => 0.99,
-        _ => 0.8,
+        KvMode::Int8 if routed => 0.99,
+        KvMode::Int8 => 0.9995,
+        _ if routed => 0.85,
+        KvMode::Fp16Turbo3 => 0.965,
+        KvMode::Turbo4 => 0.98,
+        KvMode::Turbo4Delegated => 0.996,
+        _ => 0.99,
     }
 }
+
+/// Families in which a quantised cache changed the choice of an expert.
+const ROUTED: [&str; 5] = ["gpt_oss", "mixtral", "olmoe", "qwen3_moe", "qwen3_next"];
 
 fn check_modes(name: &str, kernels: KernelSet, variant: &str) {
     let loaded = Loaded::new(name, kernels, variant, ComputeDtype::Checkpoint);
@@ -130,7 +157,7 @@ fn check_modes(name: &str, kernels: KernelSet, variant: &str) {
         match (loaded.cache(mode), loaded.estimate(mode, 1, Phase::Decode)) {
             (Ok(mut cache), Ok(_)) => {
                 let cosine = cosine(&loaded.run(&what, mode, &mut cache), &before);
-                assert!(cosine > least_cosine(mode) - 1e-9, "{what}: cosine {cosine}");
+                assert!(cosine > least_cosine(name, mode) - 1e-9, "{what}: cosine {cosine}");
             }
             (Err(ours), Err(theirs)) => {
                 let ours = ours.to_string();
@@ -158,7 +185,11 @@ fn every_mode_takes_what_the_estimator_says_and_touches_no_weight() {
 
 #[test]
 fn every_mode_of_the_mlx_set_takes_what_the_estimator_says() {
-    on_engine(|| configurations().for_each(|name| check_modes(&name, KernelSet::Mlx, "bf16")));
+    on_engine(|| {
+        let names = distinct_caches();
+        eprintln!("DISTINCT {} {names:?}", names.len());
+        names.iter().for_each(|name| check_modes(name, KernelSet::Mlx, "bf16"))
+    });
 }
 
 /// What is not quantised takes 32 bits where everything is computed in fp32: both sides, keys, and the
@@ -167,7 +198,7 @@ fn every_mode_of_the_mlx_set_takes_what_the_estimator_says() {
 fn fp32_caches_take_what_the_estimator_says() {
     let modes = [KvMode::Fp16, KvMode::Fp16Turbo4, KvMode::Turbo4Delegated];
     on_engine(move || {
-        for name in configurations() {
+        for name in distinct_caches() {
             for kernels in [KernelSet::Host, KernelSet::Mlx] {
                 let loaded = Loaded::new(&name, kernels, "bf16", ComputeDtype::Fp32);
                 for mode in modes {
