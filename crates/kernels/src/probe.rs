@@ -79,6 +79,7 @@ struct Arithmetic {
 }
 
 impl Kernel for Arithmetic {
+    const INTEGER_DOTS: bool = true;
     type Output = f32;
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f32 {

@@ -7,44 +7,35 @@
 //! many query rows, through one decoded tile in the second-level cache. With Turbo caches the
 //! queries are rotated once and the outputs rotated back once; no vector of the cache is.
 //!
-//! [`plan`] cuts a call into units, [`mod@unit`] attends one of them, [`ops`] holds the kernels of
-//! each instruction set; quantisation and layout of blocks belong to [`crate::kv`].
+//! [`plan`] cuts a call into units and [`mod@unit`] attends one of them, each step a kernel of
+//! [`crate::simd`] ([`products`] has those on integers); quantisation and layout of blocks belong
+//! to [`crate::kv`].
 
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
+mod ahead;
 mod codec;
 #[cfg(target_arch = "x86_64")]
-mod codec256;
-mod lanes;
+pub(crate) mod int16_avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod int8_avx512;
 mod matmul;
-mod ops;
 mod plan;
-#[cfg(target_arch = "x86_64")]
-mod round256;
-#[cfg(target_arch = "x86_64")]
-mod round512;
+mod products;
 mod rounding;
 mod scratch;
 mod softmax;
 mod tiles;
 mod unit;
-#[cfg(target_arch = "x86_64")]
-mod vnni;
-#[cfg(target_arch = "x86_64")]
-mod words256;
 
 use crate::error::{KernelError, Result, check_len};
 use crate::kv::{BlockLayout, KV_BLOCK_TOKENS, KvBlock};
 use crate::order::Order;
 use crate::pool::Pool;
-use ops::{ByteOps, Ops};
 use plan::{Part, Unit};
 use scratch::Sizes;
 use std::f32::consts::LOG2_E;
 use unit::{Context, Scratch, attend};
 
+pub(crate) use products::{CodeProducts, NoProducts};
 pub use scratch::scratch_bytes;
 
 /// Which keys a query may see, besides the window.
@@ -176,7 +167,7 @@ pub fn attention(
     let tokens: usize = runs.iter().map(|run| run.tokens(params)).sum();
     check_len("out", out.len(), tokens * params.query_heads * params.value_dim)?;
     let cpu = pool.cpu();
-    let context = Context { params, runs, ops: Ops::of(cpu), bytes: ByteOps::of(cpu) };
+    let context = Context { params, runs, cpu, integer_dim: products::max_dim(cpu) };
     let mut units = plan::units(params, runs, out);
     let parts = plan::parts(&units, pool.threads(), params.order);
     if parts.is_empty() {

@@ -2,7 +2,7 @@
 
 use super::AttentionParams;
 use super::plan::{most_parts, unit_rows};
-use super::rounding::{ByteScratch, MAX_ROWS, PLANES};
+use super::rounding::{MAX_ROWS, PLANES, RoundedRows};
 use super::softmax::State;
 use super::unit::{Scratch, TILE_TOKENS};
 use crate::kv::KV_BLOCK_TOKENS;
@@ -31,7 +31,8 @@ pub(crate) struct Sizes {
 impl Sizes {
     /// The scratch of one thread for `params`.
     pub(crate) fn of(params: &AttentionParams<'_>) -> Self {
-        let (rows, stride) = (unit_rows(params), params.value_dim.next_multiple_of(16));
+        let rows = unit_rows(params);
+        let stride = params.value_dim.next_multiple_of(16);
         Self {
             q: (rows * params.key_dim).next_multiple_of(16),
             keys: TILE_TOKENS * params.key_dim,
@@ -96,7 +97,7 @@ pub(crate) fn with<R>(sizes: &Sizes, body: impl FnOnce(&mut Scratch<'_>) -> R) -
         let (weight_steps, rest) = rest.split_at_mut(MAX_ROWS);
         let (offsets, rest) = rest.split_at_mut(PLANES * MAX_ROWS);
         let (max, sum) = rest.split_at_mut(sizes.rows);
-        let bytes = ByteScratch {
+        let rounded = RoundedRows {
             queries: bytemuck::cast_slice_mut(queries),
             query_steps,
             weight_steps,
@@ -104,7 +105,7 @@ pub(crate) fn with<R>(sizes: &Sizes, body: impl FnOnce(&mut Scratch<'_>) -> R) -
             weights: bytemuck::cast_slice_mut(weights),
         };
         let state = State { max, sum, acc, stride: sizes.stride };
-        body(&mut Scratch { q, keys, values, scores, bytes, state })
+        body(&mut Scratch { q, keys, values, scores, rounded, state })
     })
 }
 
@@ -116,7 +117,8 @@ trait Floats {
 impl Floats for Vec<Line> {
     fn as_flattened_floats(&mut self) -> &mut [f32] {
         let len = self.len() * 16;
-        // SAFETY: a `Line` is 16 f32 without padding, and the slice borrows `self` mutably.
+        // SAFETY: a `Line` is 16 initialised f32 without padding (its alignment is its size), so the
+        // vector's lines are `len` of them; the slice borrows `self` mutably.
         unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), len) }
     }
 }

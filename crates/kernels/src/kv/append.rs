@@ -4,8 +4,8 @@ use super::block::{HeadSlots, KvBlock};
 use super::layout::{BlockLayout, KV_BLOCK_TOKENS};
 use super::store::{Coding, Work};
 use crate::error::{KernelError, Result, check_len};
-use crate::isa::{Cpu, Isa};
 use crate::pool::Pool;
+use crate::simd::{Kernel, Simd, dispatch};
 use crate::turbo::Side;
 use std::ops::Range;
 
@@ -64,7 +64,7 @@ pub fn append(
     let chunk = if tokens * layout.kv_heads() < PARALLEL_VECTORS { jobs.len() } else { 1 };
     pool.for_rows_mut(&mut jobs, 1, chunk, |_, _, jobs| {
         for job in jobs {
-            write(pool.cpu(), &rows, job);
+            dispatch(pool.cpu(), Write { rows: &rows, job });
         }
     });
     Ok(())
@@ -98,50 +98,37 @@ fn check(
     Ok(tokens)
 }
 
-/// Writes one job with the instructions of `cpu`.
-fn write(cpu: Cpu, rows: &Rows<'_>, job: &mut Job<'_>) {
-    match cpu.isa() {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => {
-            // SAFETY: a `Cpu` of this kind exists only on a processor with these features.
-            unsafe { write_avx512(rows, job) }
+/// Writes one job.
+struct Write<'a, 'j> {
+    rows: &'a Rows<'a>,
+    job: &'a mut Job<'j>,
+}
+
+impl Kernel for Write<'_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Self { rows, job } = self;
+        let slots = &mut job.slots;
+        let heads = rows.layout.kv_heads();
+        let head = job.head;
+        if let Some(coding) = rows.layout.coding(Side::Key) {
+            let source = Source { rows: rows.k, heads, head };
+            write_side(
+                coding,
+                &source,
+                slots.key_codes,
+                slots.key_scales,
+                &job.tokens,
+                job.first_row,
+            );
         }
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => {
-            // SAFETY: as above.
-            unsafe { write_avx2(rows, job) }
+        if let Some(coding) = rows.layout.coding(Side::Value) {
+            let source = Source { rows: rows.v, heads, head };
+            let codes = &mut *slots.value_codes;
+            let scales = &mut *slots.value_scales;
+            write_side(coding, &source, codes, scales, &job.tokens, job.first_row);
         }
-        _ => write_job(rows, job),
-    }
-}
-
-/// # Safety
-/// The processor must have these features.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-unsafe fn write_avx512(rows: &Rows<'_>, job: &mut Job<'_>) {
-    write_job(rows, job);
-}
-
-/// # Safety
-/// The processor must have these features.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn write_avx2(rows: &Rows<'_>, job: &mut Job<'_>) {
-    write_job(rows, job);
-}
-
-#[inline(always)]
-fn write_job(rows: &Rows<'_>, job: &mut Job<'_>) {
-    let slots = &mut job.slots;
-    if let Some(coding) = rows.layout.coding(Side::Key) {
-        let source = Source { rows: rows.k, heads: rows.layout.kv_heads(), head: job.head };
-        write_side(coding, &source, slots.key_codes, slots.key_scales, &job.tokens, job.first_row);
-    }
-    if let Some(coding) = rows.layout.coding(Side::Value) {
-        let source = Source { rows: rows.v, heads: rows.layout.kv_heads(), head: job.head };
-        let (codes, scales) = (&mut *slots.value_codes, &mut *slots.value_scales);
-        write_side(coding, &source, codes, scales, &job.tokens, job.first_row);
     }
 }
 

@@ -169,7 +169,8 @@ impl<'a> Coding<'a> for E2m1<'a> {
     unsafe fn unpack<S: Simd>(simd: S, ptr: *const u8, readable: usize) -> (S::B, S::B) {
         // SAFETY: by contract.
         let (even, odd) = unsafe { simd.unpack::<4>(ptr, readable) };
-        (simd.lookup(&E2M1_BYTES, even), simd.lookup(&E2M1_BYTES, odd))
+        let table = simd.byte_table(&E2M1_BYTES);
+        (simd.lookup(table, even), simd.lookup(table, odd))
     }
     #[inline(always)]
     fn dot_unit<S: Simd>(simd: S, u: (S::B, S::B), s: (S::B, S::B)) -> S::I {

@@ -88,6 +88,7 @@ struct BlockDot<'a, C, const T: usize, const D: usize> {
 }
 
 impl<'c, C: Coding<'c>, const T: usize, const D: usize> Kernel for BlockDot<'_, C, T, D> {
+    const INTEGER_DOTS: bool = true;
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {

@@ -127,6 +127,7 @@ impl<'c, C: Coding<'c>> Kernel for Pack<'_, C> {
 struct Multiply<'a, const BITS: u32>(&'a CodeTiles<'a>, usize, usize);
 
 impl<const BITS: u32> Kernel for Multiply<'_, BITS> {
+    const INTEGER_DOTS: bool = true;
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {

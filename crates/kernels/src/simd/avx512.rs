@@ -1,13 +1,14 @@
 //! AVX-512 with VBMI and VNNI: one register per logical vector.
 
 use super::tables::{Places, code_shifts, spread_bytes};
-use super::{Kernel, LANES, Simd, intrinsics};
+use super::{EXP2, Kernel, LANES, Simd, intrinsics};
+use crate::attention::int8_avx512::Int8Products;
 use crate::weights::FloatType;
 use std::arch::x86_64::*;
 
 /// Token of AVX-512; made by [`run`] only.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512(());
+pub(crate) struct Avx512(());
 
 /// Runs `kernel` with AVX-512.
 ///
@@ -27,6 +28,11 @@ const ODD_DWORDS: [i32; LANES] = [1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25,
 
 impl Simd for Avx512 {
     const WIDE_TILES: bool = true;
+    /// Six rows would fit, but their loop comes out with 42 copies between registers.
+    const ATTENTION_ROWS: usize = 5;
+    const ATTENTION_VECTORS: usize = 4;
+    const ATTENTION_LEAD_BYTES: usize = 4096;
+    type CodeProducts = Int8Products;
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
@@ -46,6 +52,26 @@ impl Simd for Avx512 {
             let biased = _mm512_add_epi32(n, _mm512_set1_epi32(127));
             _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
         }
+        fn exp2(x: __m512) -> __m512 {
+            // Adding 1.5·2²³ rounds to an integer; that is cheaper than `vrndscaleps`.
+            let magic = _mm512_set1_ps(12_582_912.0);
+            let whole = _mm512_sub_ps(_mm512_add_ps(x, magic), magic);
+            let fraction = _mm512_sub_ps(x, whole);
+            let mut sum = _mm512_set1_ps(EXP2[5]);
+            for coefficient in EXP2[..5].iter().rev() {
+                sum = _mm512_fmadd_ps(sum, fraction, _mm512_set1_ps(*coefficient));
+            }
+            _mm512_scalef_ps(sum, whole)
+        }
+        fn hadamard(x: __m512) -> __m512 {
+            let x = butterfly(x, _mm512_permute_ps::<0b10_11_00_01>(x), 0xAAAA);
+            let x = butterfly(x, _mm512_permute_ps::<0b01_00_11_10>(x), 0xCCCC);
+            let x = butterfly(x, _mm512_shuffle_f32x4::<0b10_11_00_01>(x, x), 0xF0F0);
+            butterfly(x, _mm512_shuffle_f32x4::<0b01_00_11_10>(x, x), 0xFF00)
+        }
+        fn select(from: usize, to: usize, a: __m512, b: __m512) -> __m512 {
+            _mm512_mask_blend_ps(lanes_below(to) & !lanes_below(from), b, a)
+        }
         fn sum(a: __m512) -> f32 { _mm512_reduce_add_ps(a) }
         fn max_lane(a: __m512) -> f32 { _mm512_reduce_max_ps(a) }
         fn to_int(a: __m512) -> __m512i { _mm512_cvtps_epi32(a) }
@@ -53,9 +79,17 @@ impl Simd for Avx512 {
         fn float_bits(a: __m512) -> __m512i { _mm512_castps_si512(a) }
         fn bits_float(a: __m512i) -> __m512 { _mm512_castsi512_ps(a) }
         fn zero_int() -> __m512i { _mm512_setzero_si512() }
-        fn lookup(table: &[u8; 16], indices: __m512i) -> __m512i {
-            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+        fn byte_table(entries: &[u8; 16]) -> __m512i {
+            _mm512_broadcast_i32x4(_mm_loadu_si128(entries.as_ptr().cast()))
+        }
+        fn lookup(table: __m512i, indices: __m512i) -> __m512i {
             _mm512_shuffle_epi8(table, indices)
+        }
+        fn flip_sign(bytes: __m512i) -> __m512i {
+            _mm512_xor_si512(bytes, _mm512_set1_epi8(-128))
+        }
+        fn add_where(bytes: __m512i, mask: u64, value: u8) -> __m512i {
+            _mm512_mask_add_epi8(bytes, mask, bytes, _mm512_set1_epi8(value.cast_signed()))
         }
         fn times_256(a: __m512i) -> __m512i { _mm512_slli_epi32::<8>(a) }
         fn split_digit(a: __m512i) -> (__m512i, __m512i) {
@@ -64,6 +98,31 @@ impl Simd for Avx512 {
         }
     }
 
+    #[inline(always)]
+    fn bit_field<const SHIFT: u32>(self, bytes: __m512i, mask: u8) -> __m512i {
+        // SAFETY: `self` proves AVX-512. The mask drops the bits that cross a byte.
+        unsafe {
+            let mask = _mm512_set1_epi8(mask.cast_signed());
+            _mm512_and_si512(_mm512_srli_epi16::<SHIFT>(bytes), mask)
+        }
+    }
+    #[inline(always)]
+    fn byte_to_float<const COLUMN: u32>(self, bytes: __m512i) -> __m512 {
+        // SAFETY: `self` proves AVX-512. The left shift brings the byte to the top of its lane.
+        unsafe {
+            let top = match COLUMN {
+                0 => _mm512_slli_epi32::<24>(bytes),
+                1 => _mm512_slli_epi32::<16>(bytes),
+                2 => _mm512_slli_epi32::<8>(bytes),
+                _ => bytes,
+            };
+            _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(top))
+        }
+    }
+    #[inline(always)]
+    fn prefetch_kv(self, ptr: *const u8) {
+        self.prefetch(ptr);
+    }
     #[inline(always)]
     fn table(self, values: __m512) -> __m512 {
         values
@@ -115,8 +174,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn load_some_floats(self, ty: FloatType, ptr: *const u8, count: usize) -> __m512 {
-        // A count of 0 shifts all sixteen bits out, which `>>` does not define.
-        let mask = u16::MAX.checked_shr((LANES - count.min(LANES)) as u32).unwrap_or(0);
+        let mask = lanes_below(count);
         // SAFETY: the mask keeps the loads to the first `count` values, which are readable.
         unsafe {
             if ty == FloatType::F32 {
@@ -177,6 +235,32 @@ impl Simd for Avx512 {
         // SAFETY: the contract is the same.
         unsafe { transpose(rows, dst, dst_stride) }
     }
+}
+
+/// Mask of the lanes below `n`; all of them from 16 on.
+#[inline(always)]
+fn lanes_below(n: usize) -> __mmask16 {
+    /// By number of lanes. A shift would have to shift all sixteen bits out for one end.
+    static BELOW: [__mmask16; LANES + 1] = {
+        let mut masks = [0; LANES + 1];
+        let mut n = 1;
+        while n <= LANES {
+            masks[n] = (masks[n - 1] << 1) | 1;
+            n += 1;
+        }
+        masks
+    };
+    BELOW[n.min(LANES)]
+}
+
+/// One stage of a Walsh–Hadamard transform: `x + partner`, or `partner − x` in the lanes `second`.
+///
+/// # Safety
+/// AVX-512.
+#[inline(always)]
+unsafe fn butterfly(x: __m512, partner: __m512, second: __mmask16) -> __m512 {
+    // SAFETY: registers only.
+    unsafe { _mm512_mask_sub_ps(_mm512_add_ps(x, partner), second, partner, x) }
 }
 
 /// Shuffles for codes of at most 4 bits, where 16 codes fit into a qword.

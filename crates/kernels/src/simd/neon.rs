@@ -1,7 +1,8 @@
 //! AArch64 Advanced SIMD: four registers per logical vector.
 
 use super::tables::Places;
-use super::{Kernel, LANES, Simd, intrinsics};
+use super::{EXP2, Kernel, LANES, Simd, intrinsics};
+use crate::attention::NoProducts;
 use std::arch::aarch64::*;
 
 /// Token of Advanced SIMD; made by [`run`] only.
@@ -33,6 +34,13 @@ const EVEN_ODD: [u8; 16] = [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15
 
 impl Simd for Neon {
     const WIDE_TILES: bool = false;
+    /// Twenty of 32 registers are sums, four a row of keys or values.
+    const ATTENTION_ROWS: usize = 5;
+    const ATTENTION_VECTORS: usize = 1;
+    const ATTENTION_LEAD_BYTES: usize = 0;
+    /// A dot product of bytes takes about twelve instructions without `dotprod`, more than decoding
+    /// the codes and multiplying floats.
+    type CodeProducts = NoProducts;
     type F = F;
     type I = I;
     type B = B;
@@ -49,6 +57,30 @@ impl Simd for Neon {
         fn min(a: F, b: F) -> F { each!(vminq_f32; a, b) }
         fn abs(a: F) -> F { each!(vabsq_f32; a) }
         fn pow2(n: I) -> F { each!(pow2; n) }
+        fn exp2(x: F) -> F { each!(exp2; x) }
+        fn hadamard(x: F) -> F {
+            let [a, b, c, d] = each!(hadamard4; x);
+            let low = vaddq_f32(a, b);
+            let low_difference = vsubq_f32(a, b);
+            let high = vaddq_f32(c, d);
+            let high_difference = vsubq_f32(c, d);
+            [
+                vaddq_f32(low, high),
+                vaddq_f32(low_difference, high_difference),
+                vsubq_f32(low, high),
+                vsubq_f32(low_difference, high_difference),
+            ]
+        }
+        fn select(from: usize, to: usize, a: F, b: F) -> F {
+            let from = vdupq_n_u32(from.min(LANES) as u32);
+            let to = vdupq_n_u32(to.min(LANES) as u32);
+            [
+                pick_lanes(0, from, to, a[0], b[0]),
+                pick_lanes(4, from, to, a[1], b[1]),
+                pick_lanes(8, from, to, a[2], b[2]),
+                pick_lanes(12, from, to, a[3], b[3]),
+            ]
+        }
         fn sum(a: F) -> f32 {
             vaddvq_f32(vaddq_f32(vaddq_f32(a[0], a[2]), vaddq_f32(a[1], a[3])))
         }
@@ -64,11 +96,15 @@ impl Simd for Neon {
             let [a, b, c, d] = each!(vreinterpretq_u8_f32; values);
             uint8x16x4_t(a, b, c, d)
         }
-        fn lookup(table: &[u8; 16], indices: B) -> B {
-            let table = vld1q_u8(table.as_ptr());
+        fn byte_table(entries: &[u8; 16]) -> B { [vld1q_u8(entries.as_ptr()); 4] }
+        fn lookup(table: B, indices: B) -> B { each!(vqtbl1q_u8; table, indices) }
+        fn flip_sign(bytes: B) -> B { each!(flip_sign; bytes) }
+        fn add_where(bytes: B, mask: u64, value: u8) -> B {
             [
-                vqtbl1q_u8(table, indices[0]), vqtbl1q_u8(table, indices[1]),
-                vqtbl1q_u8(table, indices[2]), vqtbl1q_u8(table, indices[3]),
+                add_where(bytes[0], mask as u16, value),
+                add_where(bytes[1], (mask >> 16) as u16, value),
+                add_where(bytes[2], (mask >> 32) as u16, value),
+                add_where(bytes[3], (mask >> 48) as u16, value),
             ]
         }
         fn times_256(a: I) -> I { each!(vshlq_n_s32::<8>; a) }
@@ -78,6 +114,25 @@ impl Simd for Neon {
         }
     }
 
+    #[inline(always)]
+    fn bit_field<const SHIFT: u32>(self, bytes: B, mask: u8) -> B {
+        // SAFETY: `self` proves Advanced SIMD; registers only.
+        unsafe {
+            let count = vdupq_n_s8(-(SHIFT as i8));
+            let mask = vdupq_n_u8(mask);
+            [
+                vandq_u8(vshlq_u8(bytes[0], count), mask),
+                vandq_u8(vshlq_u8(bytes[1], count), mask),
+                vandq_u8(vshlq_u8(bytes[2], count), mask),
+                vandq_u8(vshlq_u8(bytes[3], count), mask),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn byte_to_float<const COLUMN: u32>(self, bytes: B) -> F {
+        // SAFETY: `self` proves Advanced SIMD; registers only.
+        unsafe { each!(byte_to_float::<COLUMN>; bytes) }
+    }
     #[inline(always)]
     fn expand<const NARROW: bool>(self, table: &uint8x16x4_t, places: Places, unit: usize) -> F {
         let lanes = places.lanes(unit).as_ptr();
@@ -213,6 +268,106 @@ impl Simd for Neon {
 unsafe fn pow2(n: int32x4_t) -> float32x4_t {
     // SAFETY: registers only.
     unsafe { vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(n, vdupq_n_s32(127)))) }
+}
+
+/// # Safety
+/// Advanced SIMD.
+#[inline(always)]
+unsafe fn exp2(x: float32x4_t) -> float32x4_t {
+    // SAFETY: registers only. `vmaxq_f32` keeps a NaN; below −126 the result is 2^−126, which is
+    // 0 beside 1.
+    unsafe {
+        let x = vmaxq_f32(vdupq_n_f32(-126.0), x);
+        let whole = vrndnq_f32(x);
+        let fraction = vsubq_f32(x, whole);
+        let mut sum = vdupq_n_f32(EXP2[5]);
+        for coefficient in EXP2[..5].iter().rev() {
+            sum = vfmaq_f32(vdupq_n_f32(*coefficient), sum, fraction);
+        }
+        let exponent = vshlq_n_s32::<23>(vcvtnq_s32_f32(whole));
+        vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(sum), exponent))
+    }
+}
+
+/// Walsh–Hadamard transform of four lanes. Each stage adds every lane's partner to the lane,
+/// negated where the lane is the second of the pair.
+///
+/// # Safety
+/// Advanced SIMD.
+#[inline(always)]
+unsafe fn hadamard4(x: float32x4_t) -> float32x4_t {
+    const ODD: [u32; 4] = [0, u32::MAX, 0, u32::MAX];
+    const UPPER: [u32; 4] = [0, 0, u32::MAX, u32::MAX];
+    // SAFETY: both masks have four values; otherwise registers only.
+    unsafe {
+        let partner = vrev64q_f32(x);
+        let x = vbslq_f32(vld1q_u32(ODD.as_ptr()), vsubq_f32(partner, x), vaddq_f32(x, partner));
+        let partner = vextq_f32::<2>(x, x);
+        vbslq_f32(vld1q_u32(UPPER.as_ptr()), vsubq_f32(partner, x), vaddq_f32(x, partner))
+    }
+}
+
+/// `a` in the lanes whose number is in `from..to`, `b` in the others; the first lane is `first`.
+///
+/// # Safety
+/// Advanced SIMD.
+#[inline(always)]
+unsafe fn pick_lanes(
+    first: u32,
+    from: uint32x4_t,
+    to: uint32x4_t,
+    a: float32x4_t,
+    b: float32x4_t,
+) -> float32x4_t {
+    const NUMBERS: [u32; 4] = [0, 1, 2, 3];
+    // SAFETY: `NUMBERS` has four values; otherwise registers only.
+    unsafe {
+        let lanes = vaddq_u32(vld1q_u32(NUMBERS.as_ptr()), vdupq_n_u32(first));
+        vbslq_f32(vandq_u32(vcgeq_u32(lanes, from), vcltq_u32(lanes, to)), a, b)
+    }
+}
+
+/// # Safety
+/// Advanced SIMD.
+#[inline(always)]
+unsafe fn flip_sign(bytes: uint8x16_t) -> uint8x16_t {
+    // SAFETY: registers only.
+    unsafe { veorq_u8(bytes, vdupq_n_u8(128)) }
+}
+
+/// Adds `value` to the bytes whose bit is set in `mask`.
+///
+/// # Safety
+/// Advanced SIMD.
+#[inline(always)]
+unsafe fn add_where(bytes: uint8x16_t, mask: u16, value: u8) -> uint8x16_t {
+    const BITS: [u8; 16] = [1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128];
+    let [low, high] = mask.to_le_bytes();
+    // SAFETY: `BITS` has 16 values; otherwise registers only.
+    unsafe {
+        let spread = vcombine_u8(vdup_n_u8(low), vdup_n_u8(high));
+        let set = vtstq_u8(spread, vld1q_u8(BITS.as_ptr()));
+        vaddq_u8(bytes, vandq_u8(set, vdupq_n_u8(value)))
+    }
+}
+
+/// The signed byte `COLUMN` of each dword as a float.
+///
+/// # Safety
+/// Advanced SIMD.
+#[inline(always)]
+unsafe fn byte_to_float<const COLUMN: u32>(bytes: uint8x16_t) -> float32x4_t {
+    // SAFETY: registers only.
+    unsafe {
+        let lanes = vreinterpretq_s32_u8(bytes);
+        let top = match COLUMN {
+            0 => vshlq_n_s32::<24>(lanes),
+            1 => vshlq_n_s32::<16>(lanes),
+            2 => vshlq_n_s32::<8>(lanes),
+            _ => lanes,
+        };
+        vcvtq_f32_s32(vshrq_n_s32::<24>(top))
+    }
 }
 
 /// # Safety

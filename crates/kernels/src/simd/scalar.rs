@@ -7,6 +7,7 @@
 
 use super::tables::Places;
 use super::{LANES, Simd};
+use crate::attention::NoProducts;
 use half::{bf16, f16};
 
 /// Token of the portable implementation.
@@ -30,6 +31,10 @@ fn zip<A: Copy, B: Copy, C>(a: [A; LANES], b: [B; LANES], f: impl Fn(A, B) -> C)
 
 impl Simd for Scalar {
     const WIDE_TILES: bool = false;
+    const ATTENTION_ROWS: usize = 2;
+    const ATTENTION_VECTORS: usize = 1;
+    const ATTENTION_LEAD_BYTES: usize = 0;
+    type CodeProducts = NoProducts;
     type F = F;
     type I = I;
     type B = [u8; 64];
@@ -55,16 +60,33 @@ impl Simd for Scalar {
         zip(zip(a, b, |a, b| a * b), c, |ab, c| ab + c)
     }
     fn max(self, a: F, b: F) -> F {
-        zip(a, b, f32::max)
+        zip(a, b, |a, b| if a > b { a } else { b })
     }
     fn min(self, a: F, b: F) -> F {
-        zip(a, b, f32::min)
+        zip(a, b, |a, b| if a < b { a } else { b })
     }
     fn abs(self, a: F) -> F {
         map(a, f32::abs)
     }
     fn pow2(self, n: I) -> F {
         map(n, |n| f32::from_bits(((n + 127) << 23) as u32))
+    }
+    fn exp2(self, x: F) -> F {
+        map(x, f32::exp2)
+    }
+    fn hadamard(self, x: F) -> F {
+        let mut x = x;
+        for half in [1, 2, 4, 8] {
+            x = std::array::from_fn(|i| {
+                let first = x[i & !half];
+                let second = x[i | half];
+                if i & half == 0 { first + second } else { first - second }
+            });
+        }
+        x
+    }
+    fn select(self, from: usize, to: usize, a: F, b: F) -> F {
+        std::array::from_fn(|i| if (from..to).contains(&i) { a[i] } else { b[i] })
     }
     fn sum(self, a: F) -> f32 {
         let mut width = LANES / 2;
@@ -165,8 +187,26 @@ impl Simd for Scalar {
         }
         (even, odd)
     }
-    fn lookup(self, table: &[u8; 16], indices: [u8; 64]) -> [u8; 64] {
+    fn byte_table(self, entries: &[u8; 16]) -> [u8; 64] {
+        std::array::from_fn(|i| entries[i % 16])
+    }
+    fn lookup(self, table: [u8; 64], indices: [u8; 64]) -> [u8; 64] {
         indices.map(|index| table[usize::from(index % 16)])
+    }
+    fn flip_sign(self, bytes: [u8; 64]) -> [u8; 64] {
+        bytes.map(|byte| byte ^ 128)
+    }
+    fn bit_field<const SHIFT: u32>(self, bytes: [u8; 64], mask: u8) -> [u8; 64] {
+        bytes.map(|byte| byte >> SHIFT & mask)
+    }
+    fn add_where(self, bytes: [u8; 64], mask: u64, value: u8) -> [u8; 64] {
+        std::array::from_fn(|i| {
+            let added = if mask >> i & 1 == 1 { value } else { 0 };
+            bytes[i].wrapping_add(added)
+        })
+    }
+    fn byte_to_float<const COLUMN: u32>(self, bytes: [u8; 64]) -> F {
+        std::array::from_fn(|i| f32::from(bytes[4 * i + COLUMN as usize].cast_signed()))
     }
     unsafe fn store_low_bytes(self, ptr: *mut u8, ints: I) {
         // SAFETY: 16 bytes are writable by contract.

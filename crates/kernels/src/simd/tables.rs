@@ -15,6 +15,7 @@ static LANE_GROUPS: [[[i32; LANES]; LANES]; 3] =
 #[derive(Clone, Copy)]
 pub(crate) struct Places {
     units: &'static [[i32; LANES]; LANES],
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read by AVX2"))]
     shift: u32,
 }
 
