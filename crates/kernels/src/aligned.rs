@@ -25,7 +25,7 @@ pub struct AlignedBuf {
     _share: Share,
 }
 
-/// Where a buffer lives.
+/// Memory of a buffer.
 #[derive(Debug)]
 enum Memory {
     Heap(NonNull<u8>, Layout),
@@ -33,9 +33,9 @@ enum Memory {
     Slab(Part),
 }
 
-// SAFETY: the memory is owned, and handed out only by the usual borrowing rules.
+// SAFETY: the memory is owned by this value alone, so it may move to another thread with it.
 unsafe impl Send for Memory {}
-// SAFETY: as above; a shared buffer only gives `&[T]` of plain data.
+// SAFETY: a shared buffer only gives `&[T]` of plain data, which any thread may read.
 unsafe impl Sync for Memory {}
 
 impl AlignedBuf {
@@ -79,9 +79,12 @@ impl AlignedBuf {
         Ok(buf)
     }
 
-    /// The first `len` bytes of a part of a slab, which has them.
+    /// The first `len` bytes of a part of a slab.
+    ///
+    /// # Panics
+    /// If the part is shorter.
     pub(crate) fn part(part: Part, len: usize) -> Result<Self> {
-        debug_assert!(len <= part.len());
+        assert!(len <= part.len(), "{len} bytes of a part of {}", part.len());
         let share = Share::take(part.len())?;
         Ok(Self { memory: Memory::Slab(part), len, _share: share })
     }
@@ -97,7 +100,7 @@ impl AlignedBuf {
         self.len
     }
 
-    /// Whether the buffer has no bytes.
+    /// Returns true if the buffer has no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -186,7 +189,7 @@ fn layout(bytes: usize, align: usize) -> Result<Layout> {
 /// The range is a live allocation of the caller.
 #[cfg(target_os = "linux")]
 unsafe fn advise_huge(ptr: *mut u8, bytes: usize) {
-    // SAFETY: by contract, and MADV_HUGEPAGE keeps the contents.
+    // SAFETY: the caller owns the range, and MADV_HUGEPAGE keeps its contents.
     unsafe { libc::madvise(ptr.cast(), bytes, libc::MADV_HUGEPAGE) };
 }
 

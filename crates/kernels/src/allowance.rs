@@ -1,4 +1,4 @@
-//! How many bytes the buffers of this crate hold in the whole process, and how many they may.
+//! Process-wide count of the bytes that the buffers of this crate hold, and its limit.
 //!
 //! Blocks of caches and scratch are [`crate::AlignedBuf`]s, and what is not a buffer is small or
 //! mapped from files: an allowance here is what keeps a cache within a limit that no allocator

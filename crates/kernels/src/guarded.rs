@@ -2,7 +2,7 @@
 //! without access begins, or begins where one ends, and results are those of other memory.
 
 use crate::elementwise::{Glu, Map, add_assign, glu, map};
-use crate::matmul::{Precision, matmul, matmul_glu};
+use crate::matmul::{GatedPair, Precision, matmul, matmul_glu};
 use crate::norm::{layer_norm, rms_norm};
 use crate::pool::Pool;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
@@ -14,7 +14,7 @@ const FLOATS: [FloatType; 3] = [FloatType::F32, FloatType::F16, FloatType::Bf16]
 const PRECISIONS: [Precision; 3] = [Precision::Exact, Precision::Int16, Precision::Int8];
 const PAGE: usize = 4096;
 
-/// Where the data of a [`Guarded`] touches a page without access.
+/// End at which the data of a [`Guarded`] touches a page without access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Edge {
     Front,
@@ -54,7 +54,7 @@ impl<T: Pod> Guarded<T> {
     }
 
     fn get_mut(&mut self) -> &mut [T] {
-        // SAFETY: as above, borrowed alone.
+        // SAFETY: written by `new`; `&mut self` is the only access.
         unsafe { std::slice::from_raw_parts_mut(self.first, self.len) }
     }
 }
@@ -123,24 +123,26 @@ fn check(pool: &Pool, rng: &mut Rng, shape: (usize, usize), kind: Kind, tokens: 
         let mut plain = vec![f32::NAN; tokens * rows];
         matmul(pool, &x, &[weights], &mut [&mut plain], precision).unwrap();
         let mut plain_glu = vec![f32::NAN; tokens * rows];
-        matmul_glu(pool, &x, (weights, weights), Glu::Silu, &mut plain_glu, precision).unwrap();
+        matmul_glu(pool, &x, silu(weights), &mut plain_glu, precision).unwrap();
         for edge in [Edge::Back, Edge::Front] {
-            let (codes, scales, biases) = (
-                Guarded::new(&parts.codes, edge),
-                Guarded::new(&parts.scales, edge),
-                Guarded::new(&parts.biases, edge),
-            );
+            let codes = Guarded::new(&parts.codes, edge);
+            let scales = Guarded::new(&parts.scales, edge);
+            let biases = Guarded::new(&parts.biases, edge);
             let weights = parts.matrix(codes.get(), scales.get(), biases.get());
             let x = Guarded::new(&x, edge);
             let mut out = Guarded::new(&vec![f32::NAN; tokens * rows], edge);
             matmul(pool, x.get(), &[weights], &mut [out.get_mut()], precision).unwrap();
             let what = format!("{pool:?} {shape:?} {kind:?} {tokens} {precision:?} {edge:?}");
             assert!(same(out.get(), &plain), "{what}");
-            matmul_glu(pool, x.get(), (weights, weights), Glu::Silu, out.get_mut(), precision)
-                .unwrap();
+            matmul_glu(pool, x.get(), silu(weights), out.get_mut(), precision).unwrap();
             assert!(same(out.get(), &plain_glu), "glu {what}");
         }
     }
+}
+
+/// A matrix as both halves of a gated pair.
+fn silu(weights: WeightMatrix<'_>) -> GatedPair<'_> {
+    GatedPair { gate: weights, up: weights, activation: Glu::Silu }
 }
 
 fn same(a: &[f32], b: &[f32]) -> bool {
@@ -238,14 +240,16 @@ fn norms_and_functions_of_elements() {
     let mut rng = Rng::fresh();
     for pool in pools() {
         for len in (1..70).chain([127, 128, 129, 1000]) {
-            let (x, y, z) = (rng.normals(3 * len), rng.normals(3 * len), rng.normals(3 * len));
+            let x = rng.normals(3 * len);
+            let y = rng.normals(3 * len);
+            let z = rng.normals(3 * len);
             let run = |x: &[f32], y: &[f32], z: &[f32], out: &mut [f32]| {
                 let mut all = Vec::new();
                 rms_norm(&pool, x, &y[..len], 1e-5, out).unwrap();
                 all.extend_from_slice(out);
                 rms_norm(&pool, x, &y[2 * len..], 1e-5, out).unwrap();
                 all.extend_from_slice(out);
-                layer_norm(&pool, x, (&y[2 * len..], &z[2 * len..]), 1e-5, out).unwrap();
+                layer_norm(&pool, x, &y[2 * len..], &z[2 * len..], 1e-5, out).unwrap();
                 all.extend_from_slice(out);
                 glu(&pool, Glu::Silu, out, y).unwrap();
                 all.extend_from_slice(out);

@@ -17,17 +17,18 @@ const CHUNK: usize = 16 << 10;
 /// # Errors
 /// [`KernelError::Length`] when `x` is not whole rows or `out` has another length.
 pub fn rms_norm(pool: &Pool, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> Result<()> {
-    grouped_rms_norm(pool, x, (weight, weight.len()), eps, out)
+    grouped_rms_norm(pool, x, weight, weight.len(), eps, out)
 }
 
 /// [`rms_norm`] where each `group` values of a row have a mean of their own.
 ///
 /// # Errors
-/// As [`rms_norm`], and a group that does not divide a row.
+/// Errors of [`rms_norm`], and [`KernelError::Dimension`] for a group that does not divide a row.
 pub fn grouped_rms_norm(
     pool: &Pool,
     x: &[f32],
-    (weight, group): (&[f32], usize),
+    weight: &[f32],
+    group: usize,
     eps: f32,
     out: &mut [f32],
 ) -> Result<()> {
@@ -35,7 +36,8 @@ pub fn grouped_rms_norm(
         let rule = "a divisor of the norm's weight";
         return Err(KernelError::Dimension { what: "group of a norm", value: group, rule });
     }
-    let (kind, bias) = (Kind::Rms, &[][..]);
+    let kind = Kind::Rms;
+    let bias = &[][..];
     rows(pool, x, weight.len(), out, |x, out| Row { kind, x, weight, bias, group, eps, out })
 }
 
@@ -48,14 +50,16 @@ pub fn grouped_rms_norm(
 pub fn layer_norm(
     pool: &Pool,
     x: &[f32],
-    (weight, bias): (&[f32], &[f32]),
+    weight: &[f32],
+    bias: &[f32],
     eps: f32,
     out: &mut [f32],
 ) -> Result<()> {
     if !bias.is_empty() {
         check_len("bias of a norm", bias.len(), weight.len())?;
     }
-    let (kind, group) = (Kind::Layer, weight.len());
+    let kind = Kind::Layer;
+    let group = weight.len();
     rows(pool, x, group, out, |x, out| Row { kind, x, weight, bias, group, eps, out })
 }
 
@@ -150,12 +154,13 @@ mod tests {
     }
 
     fn check(pool: &Pool, rng: &mut Rng, len: usize, kind: Kind) {
-        let (weight, bias) = (rng.normals(len), rng.normals(len));
+        let weight = rng.normals(len);
+        let bias = rng.normals(len);
         let x = rng.normals(3 * len);
         let mut out = vec![0.0; x.len()];
         match kind {
             Kind::Rms => rms_norm(pool, &x, &weight, 1e-5, &mut out).unwrap(),
-            Kind::Layer => layer_norm(pool, &x, (&weight, &bias), 1e-5, &mut out).unwrap(),
+            Kind::Layer => layer_norm(pool, &x, &weight, &bias, 1e-5, &mut out).unwrap(),
         }
         let bias = if kind == Kind::Layer { &bias[..] } else { &[] };
         for (x, out) in x.chunks_exact(len).zip(out.chunks_exact(len)) {
@@ -183,8 +188,9 @@ mod tests {
         assert!(rms_norm(&pool, &[0.0; 4], &[], 1e-5, &mut [0.0; 4]).is_err());
         assert!(rms_norm(&pool, &[0.0; 4], &[1.0; 4], 1e-5, &mut [0.0; 8]).is_err());
         for group in [0, 3] {
-            let weight = (&[1.0; 4][..], group);
-            assert!(grouped_rms_norm(&pool, &[0.0; 4], weight, 1e-5, &mut [0.0; 4]).is_err());
+            assert!(
+                grouped_rms_norm(&pool, &[0.0; 4], &[1.0; 4], group, 1e-5, &mut [0.0; 4]).is_err()
+            );
         }
     }
 
@@ -193,10 +199,13 @@ mod tests {
     fn groups_have_means_of_their_own() {
         let mut rng = Rng::fresh();
         for pool in pools() {
-            let (rows, len, group) = (5, 42, 14);
-            let (x, weight) = (rng.normals(rows * len), rng.normals(len));
+            let rows = 5;
+            let len = 42;
+            let group = 14;
+            let x = rng.normals(rows * len);
+            let weight = rng.normals(len);
             let mut grouped = vec![0.0; x.len()];
-            grouped_rms_norm(&pool, &x, (&weight, group), 1e-5, &mut grouped).unwrap();
+            grouped_rms_norm(&pool, &x, &weight, group, 1e-5, &mut grouped).unwrap();
             for (at, x) in x.chunks_exact(group).enumerate() {
                 let first = at * group % len;
                 let mut alone = vec![0.0; group];

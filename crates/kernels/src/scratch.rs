@@ -8,7 +8,7 @@ use crate::aligned::AlignedBuf;
 use crate::error::Result;
 use std::cell::Cell;
 
-/// What a buffer is for.
+/// Purpose of a buffer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Slot {
     /// Prepared activations, read by all workers.
@@ -17,9 +17,9 @@ pub(crate) enum Slot {
     Panel,
     /// Partial results, per worker.
     Output,
-    /// What the first products of the experts give, for every token and expert of it.
+    /// Results of the experts' first products, for every token and expert of it.
     Hidden,
-    /// What the second ones give.
+    /// Results of the experts' second products.
     Down,
 }
 

@@ -15,7 +15,7 @@ pub(super) trait Codec {
     /// `UNIT_BYTES` bytes are readable at `ptr`.
     unsafe fn unit<S: Simd>(simd: S, ptr: *const u8, table: S::B) -> [S::B; 4];
 
-    /// Whether keys are stored plus 128.
+    /// True if keys are stored plus 128.
     #[cfg(target_arch = "x86_64")]
     const KEYS_OFFSET: bool;
 

@@ -188,7 +188,7 @@ impl<const VNNI: bool> KeyPass<'_, VNNI> {
     /// Sums of `R` rows and `Q` quarters over all coordinates.
     ///
     /// # Safety
-    /// As [`Self::tile`]; the quarters exist.
+    /// See [`Self::tile`]; the quarters exist.
     #[inline(always)]
     unsafe fn quarters<C: Codec, const R: usize, const Q: usize>(
         &self,
@@ -257,7 +257,7 @@ fn gather_values<C: Codec, const VNNI: bool>(simd: Avx2<VNNI>, mut chunks: Value
 struct ValuePass<'a, const VNNI: bool> {
     simd: Avx2<VNNI>,
     table: __m128i,
-    /// Where reading continues; `None` where the codes were read before.
+    /// Lines to ask for; `None` for codes that were read before.
     ahead: Option<Ahead>,
     /// Value of one unit of each row's sums.
     steps: &'a [f32],
@@ -298,7 +298,7 @@ impl<const VNNI: bool> ValuePass<'_, VNNI> {
     /// Sums of `R` rows, `G` groups and `Q` quarters over all quads of tokens.
     ///
     /// # Safety
-    /// As [`Self::run`]; the quarters exist.
+    /// See [`Self::run`]; the quarters exist.
     #[inline(always)]
     unsafe fn quarters<C: Codec, const R: usize, const G: usize, const Q: usize>(
         &self,

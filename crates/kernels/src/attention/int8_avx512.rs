@@ -208,7 +208,7 @@ unsafe fn key_tiles<C: Codec, const R: usize, const N: usize>(
 /// Multiplies sums by the units of queries and keys and stores them as scores.
 ///
 /// # Safety
-/// As [`key_tiles`].
+/// See [`key_tiles`].
 #[inline(always)]
 unsafe fn finish_scores<const R: usize, const N: usize>(
     simd: Avx512,

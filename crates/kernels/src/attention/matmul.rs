@@ -22,7 +22,7 @@ pub(super) struct Shape {
     pub(super) b_block: usize,
     /// Elements between rows of C.
     pub(super) c_row: usize,
-    /// Whether the product is added to C.
+    /// Adds the product to C instead of replacing it.
     pub(super) accumulate: bool,
 }
 
@@ -130,7 +130,7 @@ impl<S: Simd> Tiles<S> {
     /// All rows of `N` vectors of columns; returns `N`.
     ///
     /// # Safety
-    /// As [`Self::tile`], for all rows.
+    /// See [`Self::tile`]; here for all rows.
     #[inline(always)]
     unsafe fn strip<T: Element, const N: usize>(
         &self,
@@ -200,11 +200,11 @@ impl<S: Simd> Tiles<S> {
                 // SAFETY: the caller's `c` is valid for vector `n` of row `m`.
                 unsafe {
                     let target = c.add(m * shape.c_row + n * LANES);
-                    let before = simd.load(target);
-                    simd.store(
-                        target,
-                        if shape.accumulate { simd.add(*sum, before) } else { *sum },
-                    );
+                    if shape.accumulate {
+                        simd.store(target, simd.add(*sum, simd.load(target)));
+                    } else {
+                        simd.store(target, *sum);
+                    }
                 }
             }
         }

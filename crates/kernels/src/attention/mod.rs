@@ -38,7 +38,7 @@ use unit::{Context, Scratch, attend};
 pub(crate) use products::{CodeProducts, NoProducts};
 pub use scratch::scratch_bytes;
 
-/// Which keys a query may see, besides the window.
+/// Keys that a query may see, besides the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mask {
     /// Keys at its own position and before.
@@ -47,7 +47,7 @@ pub enum Mask {
     Full,
 }
 
-/// What all runs of a call have in common.
+/// Shapes and rules of an attention call, common to all of its runs.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionParams<'a> {
     /// Query heads, a multiple of `kv_heads`.
@@ -58,7 +58,7 @@ pub struct AttentionParams<'a> {
     pub key_dim: usize,
     /// Coordinates of values and outputs.
     pub value_dim: usize,
-    /// What q·k is multiplied by.
+    /// Factor of q·k.
     pub scale: f32,
     /// Scores s become cap·tanh(s/cap).
     pub softcap: Option<f32>,
@@ -142,7 +142,8 @@ impl AttentionRun<'_> {
         }
         let end = self.first_position.checked_add(self.tokens(params));
         if end.is_none_or(|end| end > usize::MAX / 2) {
-            let (value, rule) = (self.first_position, "below 2^63");
+            let value = self.first_position;
+            let rule = "below 2^63";
             return Err(KernelError::Dimension { what: "first_position", value, rule });
         }
         self.blocks.iter().try_for_each(|block| params.fits(block.layout()))
@@ -191,7 +192,7 @@ fn whole(pool: &Pool, context: &Context<'_>, units: &mut [Unit<'_>]) {
     });
 }
 
-/// What attention over some keys leaves: unnormalised outputs `[rows, stride]`, and per row the
+/// Result of attention over some keys: unnormalised outputs `[rows, stride]`, and per row the
 /// largest score and the sum of weights.
 #[derive(Default)]
 struct Partial {
@@ -246,12 +247,14 @@ fn merge(parts: &[(Part, Partial)], scratch: &mut Scratch<'_>) {
 
 /// Adds the sinks, normalises and writes the outputs of a unit.
 fn finish(context: &Context<'_>, unit: &mut Unit<'_>, scratch: &mut Scratch<'_>) {
-    let (params, state) = (context.params, &mut scratch.state);
+    let params = context.params;
+    let state = &mut scratch.state;
     let group = params.group();
     for (token, out) in unit.out.iter_mut().enumerate() {
         for (member, out) in out.chunks_exact_mut(params.value_dim).enumerate() {
             let row = token * group + member;
-            let (mut sum, mut factor) = (state.sum[row], 1.0);
+            let mut sum = state.sum[row];
+            let mut factor = 1.0;
             if let Some(sinks) = params.sinks {
                 let sink = sinks[unit.head * group + member] * LOG2_E;
                 let max = state.max[row].max(sink);

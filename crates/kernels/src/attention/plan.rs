@@ -52,7 +52,8 @@ pub(crate) fn units<'a>(
     runs: &[AttentionRun<'_>],
     out: &'a mut [f32],
 ) -> Vec<Unit<'a>> {
-    let (heads, step) = (params.kv_heads, unit_tokens(params));
+    let heads = params.kv_heads;
+    let step = unit_tokens(params);
     let mut rows = out.chunks_exact_mut(params.group() * params.value_dim);
     let mut units: Vec<Unit<'a>> = Vec::new();
     for (index, run) in runs.iter().enumerate() {

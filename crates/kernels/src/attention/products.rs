@@ -47,7 +47,7 @@ pub(crate) trait CodeProducts<S: Simd> {
     /// Stores 64 weights.
     ///
     /// # Safety
-    /// As [`Self::store_weights`] for four vectors from `column` on.
+    /// See [`Self::store_weights`]; here for four vectors from `column` on.
     #[inline(always)]
     unsafe fn store_many_weights(
         simd: S,
@@ -90,7 +90,7 @@ impl<S: Simd> CodeProducts<S> for NoProducts {
     }
 }
 
-/// Why [`NoProducts`] is never reached.
+/// Reason that [`NoProducts`] is never reached.
 const NOT_CHOSEN: &str = "no key has so few coordinates that integer products are chosen";
 
 /// [`CodeProducts::MAX_DIM`] of `cpu`.

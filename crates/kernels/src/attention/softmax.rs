@@ -130,7 +130,7 @@ fn tanh<S: Simd>(simd: S, x: S::F) -> S::F {
 /// Replaces visible scores by 2^(score − max), the others of their vectors by 0; returns the sum.
 ///
 /// # Panics
-/// As [`cap_and_max`].
+/// See [`cap_and_max`].
 #[inline(always)]
 fn exponentials<S: Simd>(simd: S, scores: &mut [f32], visible: &Range<usize>, max: f32) -> f32 {
     assert!(scores.len().is_multiple_of(LANES) && visible.end <= scores.len());

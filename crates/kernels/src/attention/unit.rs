@@ -22,7 +22,7 @@ const DIRECT_ROWS: usize = MAX_ROWS;
 /// Tokens of a decoded tile: keys and values of it stay in the second-level cache.
 pub(crate) const TILE_TOKENS: usize = 128;
 
-/// What all units of a call share.
+/// The parts of a call that all of its units share.
 #[derive(Clone, Copy)]
 pub(crate) struct Context<'a> {
     pub(crate) params: &'a AttentionParams<'a>,
@@ -54,11 +54,11 @@ struct Pass<'c, 's, 'u> {
     scratch: &'c mut Scratch<'s>,
     unit: &'c Unit<'u>,
     rows: usize,
-    /// Whether `q` is in the rotated basis of Turbo keys.
+    /// True while `q` is in the rotated basis of Turbo keys.
     q_rotated: bool,
-    /// Whether `scratch.bytes` has the queries in this basis.
+    /// True while `scratch.rounded` has the queries in this basis.
     q_rounded: bool,
-    /// Whether `acc` is in the rotated basis of Turbo values.
+    /// True while `acc` is in the rotated basis of Turbo values.
     acc_rotated: bool,
     visible: Vec<Range<usize>>,
 }
@@ -119,7 +119,7 @@ fn load_queries(context: &Context<'_>, unit: &Unit<'_>, q: &mut [f32]) {
     }
 }
 
-/// How a pass reads one side of a block.
+/// Way of reading one side of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reading {
     /// Floats, straight from the block.
@@ -130,6 +130,13 @@ enum Reading {
     Decoded,
     /// Values taken from the decoded key tile.
     KeyPrefix,
+}
+
+impl Reading {
+    /// Returns true if it needs a decoded tile.
+    fn decodes(self) -> bool {
+        matches!(self, Self::Decoded | Self::KeyPrefix)
+    }
 }
 
 impl Pass<'_, '_, '_> {
@@ -145,8 +152,7 @@ impl Pass<'_, '_, '_> {
         };
         self.turn_q(key.coding.format.turbo().is_some());
         self.turn_acc(value.coding.format.turbo().is_some());
-        let decoded = |how| matches!(how, Reading::Decoded | Reading::KeyPrefix);
-        let tile = if decoded(how.0) || decoded(how.1) { TILE_TOKENS } else { KV_BLOCK_TOKENS };
+        let tile = if how.0.decodes() || how.1.decodes() { TILE_TOKENS } else { KV_BLOCK_TOKENS };
         // Where a window begins depends on the unit's first token, a tile need not.
         let align = if self.context.params.order == Order::Fixed { tile } else { 16 };
         let mut start = keys.start / align * align;
@@ -207,13 +213,14 @@ impl Pass<'_, '_, '_> {
     /// Notes which columns of the tile each row sees; returns their hull, `None` when empty.
     fn look(&mut self, base: usize, tokens: &Range<usize>) -> Option<Range<usize>> {
         let Context { params, runs, .. } = self.context;
-        let (start, width) = (base + tokens.start, tokens.len());
+        let start = base + tokens.start;
+        let width = tokens.len();
         self.visible.clear();
         let mut hull: Option<Range<usize>> = None;
         for token in self.unit.tokens.clone() {
             let seen = visible(params, &runs[self.unit.run], token);
-            let column = |at: usize| at.saturating_sub(start).min(width);
-            let seen = column(seen.start)..column(seen.end);
+            let first = seen.start.saturating_sub(start).min(width);
+            let seen = first..seen.end.saturating_sub(start).min(width);
             if !seen.is_empty() {
                 let so_far = hull.unwrap_or_else(|| seen.clone());
                 hull = Some(so_far.start.min(seen.start)..so_far.end.max(seen.end));

@@ -37,7 +37,7 @@ pub(crate) struct HeadSlots<'a> {
 }
 
 impl BlockLayout {
-    /// How `side` is stored; `None` for values that are a prefix of their keys.
+    /// Coding of `side`; `None` for values that are a prefix of their keys.
     pub(crate) fn coding(&self, side: Side) -> Option<Coding> {
         let (format, dim, rule) = match (side, self.value()) {
             (Side::Key, _) => (self.key(), self.key_dim(), ScaleRule::Unbiased),
@@ -59,7 +59,7 @@ impl KvBlock {
         Ok(Self { layout, data: AlignedBuf::zeroed(layout.bytes())? })
     }
 
-    /// The same, in memory of `slab`.
+    /// An empty block in memory of `slab`.
     ///
     /// # Errors
     /// [`KernelError::OutOfMemory`].
@@ -125,7 +125,8 @@ impl KvBlock {
         let mut heads = sealed.head_slots();
         pool.for_rows_mut(&mut heads, 1, 1, |_, head, slots| {
             let view = self.head_of(from, head);
-            let (mut value, mut work) = (vec![0.0; to.dim], Work::new(to.dim));
+            let mut value = vec![0.0; to.dim];
+            let mut work = Work::new(to.dim);
             for token in 0..tokens {
                 view.coding.read(view.codes, view.scales, token, &mut value);
                 let slots = &mut slots[0];
@@ -141,7 +142,8 @@ impl KvBlock {
     /// [`KernelError::Dimension`] for tokens beyond the block, [`KernelError::Length`] for `out`.
     pub fn dequantise(&self, side: BlockSide, tokens: Range<usize>, out: &mut [f32]) -> Result<()> {
         check_tokens(&tokens)?;
-        let (heads, prefix) = (self.layout.kv_heads(), self.layout.coding(side).is_none());
+        let heads = self.layout.kv_heads();
+        let prefix = self.layout.coding(side).is_none();
         let dim = match side {
             Side::Key => self.layout.key_dim(),
             Side::Value => self.layout.value_dim(),
@@ -156,7 +158,7 @@ impl KvBlock {
         Ok(())
     }
 
-    /// What holds `side` of `head`: the keys, when values are a prefix of them.
+    /// View of the area that holds `side` of `head`: the keys, when values are a prefix of them.
     pub(crate) fn head(&self, side: Side, head: usize) -> HeadView<'_> {
         let coding = self.layout.coding(side).or_else(|| self.layout.coding(Side::Key));
         self.head_of(coding.expect("a layout always has a key coding"), head)
@@ -173,7 +175,8 @@ impl KvBlock {
 
     /// The writable parts of every head.
     pub(crate) fn head_slots(&mut self) -> Vec<HeadSlots<'_>> {
-        let (heads, areas) = (self.layout.kv_heads(), self.layout.areas());
+        let heads = self.layout.kv_heads();
+        let areas = self.layout.areas();
         let (key_codes, rest) = self.data.bytes_mut().split_at_mut(areas.key_codes);
         let (key_scales, rest) = rest.split_at_mut(areas.key_scales);
         let (value_codes, value_scales) = rest.split_at_mut(areas.value_codes);

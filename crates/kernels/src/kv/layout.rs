@@ -1,4 +1,4 @@
-//! Where every byte of a cache block lies.
+//! Layout of every byte of a cache block.
 //!
 //! A block is four areas, in this order: key codes, key scales, value codes, value scales. Each
 //! area holds its KV heads one after the other, each head [`KV_BLOCK_TOKENS`] tokens. Scales are
@@ -30,7 +30,7 @@ use std::ops::Range;
 /// Tokens per block: allocation step, rounding unit of estimates, unit of sharing.
 pub const KV_BLOCK_TOKENS: usize = 256;
 
-/// What a block keeps for the values.
+/// Storage of the values of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ValueStore {
     /// Their own area in this format.
@@ -106,16 +106,16 @@ impl BlockLayout {
         Ok(Self { kv_heads, key_dim, value_dim, key, value, value_scale })
     }
 
-    /// The same layout whose Turbo values are written with `rule`.
+    /// This layout with Turbo values written by `rule`.
     #[must_use]
     pub fn with_value_scale(self, rule: ScaleRule) -> Self {
         Self { value_scale: rule, ..self }
     }
 
-    /// The same layout with values stored in `format`.
+    /// This layout with values stored in `format`.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// See [`Self::new`].
     pub fn with_value_format(self, format: KvFormat) -> Result<Self> {
         let own = ValueStore::Own(format);
         let layout = Self::new(self.kv_heads, self.key_dim, self.value_dim, self.key, own)?;

@@ -16,7 +16,7 @@ pub const INT8_LARGEST: f32 = 127.0;
 /// A coordinate of more than this many scales would clip: its vector takes the next fp16 as scale.
 pub const INT8_CLIPS: f32 = 127.5;
 
-/// How one side of a head is stored.
+/// Coding of one side of a head.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Coding {
     pub(crate) side: Side,
@@ -63,7 +63,7 @@ impl Coding {
         }
     }
 
-    /// What is added to an int8 code in storage.
+    /// Offset of an int8 code in storage.
     #[inline(always)]
     fn int8_offset(&self) -> u8 {
         match self.side {
@@ -92,7 +92,8 @@ impl Coding {
             }
             KvFormat::Int8 => {
                 let scale = int8_scale(x);
-                let (inverse, offset) = (inverse(scale.to_f32()), self.int8_offset());
+                let inverse = inverse(scale.to_f32());
+                let offset = self.int8_offset();
                 for (coord, &x) in x.iter().enumerate() {
                     let code = to_int8(x * inverse);
                     codes[self.int8_index(token, coord)] = code.cast_unsigned() ^ offset;
@@ -151,7 +152,8 @@ impl Coding {
             KvFormat::F16 => fill(out, |coord| f16::from_bits(word16(float(coord, 2))).to_f32()),
             KvFormat::Bf16 => fill(out, |coord| bf16::from_bits(word16(float(coord, 2))).to_f32()),
             KvFormat::Int8 => {
-                let (scale, offset) = (get_scale(scales, token), self.int8_offset());
+                let scale = get_scale(scales, token);
+                let offset = self.int8_offset();
                 fill(out, |coord| {
                     let code = codes[self.int8_index(token, coord)] ^ offset;
                     f32::from(code.cast_signed()) * scale

@@ -63,7 +63,7 @@ pub(super) struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// How its tokens are multiplied.
+    /// The way its tokens are multiplied.
     fn way(&self) -> Way {
         match self.order {
             Order::Fastest if self.tokens.len() <= FEW_TOKENS => Way::Dots,
@@ -72,7 +72,7 @@ impl Job<'_> {
     }
 }
 
-/// How tokens are multiplied with a matrix.
+/// Way of multiplying tokens with a matrix.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// Row by row, up to [`FEW_TOKENS`] of them.
@@ -81,7 +81,7 @@ enum Way {
     Tiles,
 }
 
-/// What the activations must be prepared as.
+/// Form in which a matrix needs the activations.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Digits { group: usize },
@@ -98,7 +98,7 @@ impl Kind {
     }
 }
 
-/// Whether the activations for both matrices are prepared the same way.
+/// Returns true if both matrices need the activations in one form.
 pub(super) fn same_kind(a: &WeightMatrix<'_>, b: &WeightMatrix<'_>) -> bool {
     Kind::of(a) == Kind::of(b)
 }
@@ -196,7 +196,8 @@ fn chunk_rows(job: &Job<'_>, share: usize) -> usize {
 
 /// Computes rows `rows` of a job, with its gate if it has one.
 fn run_chunk(pool: &Pool, job: &Job<'_>, input: Prepared<'_>, rows: RowRange) -> Result<()> {
-    let (tokens, way) = (job.tokens.clone(), job.way());
+    let tokens = job.tokens.clone();
+    let way = job.way();
     let part = Part { tokens: tokens.clone(), way, rows, out: job.out };
     run_rows(pool, &job.layer.weights, input, part)?;
     // SAFETY: these rows of the output belong to this chunk.
@@ -248,32 +249,48 @@ fn run_rows(
             code_rows(pool, Quantised::Mxfp4(weights), input, part)
         }
         (&Format::Dense(ty, weights), Prepared::Floats(source, floats)) => {
-            dense_rows(pool, (ty, weights), (*source, *floats), part)
+            dense_rows(pool, Dense { ty, weights }, *source, floats.as_ref(), part)
         }
         _ => unreachable!("jobs are grouped by the kind of their weights"),
     }
 }
 
+/// A matrix of floats.
+#[derive(Clone, Copy)]
+struct Dense<'a> {
+    ty: FloatType,
+    weights: &'a [u8],
+}
+
 fn dense_rows(
     pool: &Pool,
-    (ty, weights): (FloatType, &[u8]),
-    (source, floats): (Source<'_>, Option<Floats<'_>>),
-    Part { tokens, way, rows, out }: Part<'_>,
+    matrix: Dense<'_>,
+    source: Source<'_>,
+    floats: Option<&Floats<'_>>,
+    part: Part<'_>,
 ) -> Result<()> {
-    let (first_token, count) = (tokens.start, tokens.len());
-    match (way, &floats) {
+    let Dense { ty, weights } = matrix;
+    let Part { tokens, way, rows, out } = part;
+    let first_token = tokens.start;
+    let count = tokens.len();
+    match (way, floats) {
         (Way::Tiles, Some(input)) => {
             scratch::with(Slot::Panel, PANEL_ROWS / LANES * TILE_FLOATS * 4, |buf| {
-                let (tokens, panel) = (count, bytemuck::cast_slice_mut(buf));
-                DenseTiles { ty, weights, input, first_token, tokens, rows, out, panel }
-                    .dispatch(pool.cpu());
+                let tokens = count;
+                let panel = bytemuck::cast_slice_mut(buf);
+                let mut tiles =
+                    DenseTiles { ty, weights, input, first_token, tokens, rows, out, panel };
+                // SAFETY: these rows of the output belong to this chunk alone.
+                unsafe { tiles.dispatch(pool.cpu()) };
             })
         }
         _ => {
             let mut x: [&[f32]; FEW_TOKENS] = [&[]; FEW_TOKENS];
             tokens.zip(&mut x).for_each(|(token, x)| *x = source.row(token));
             let x = &x[..count];
-            DenseDot { ty, weights, x, first_token, rows, out }.dispatch(pool.cpu());
+            let dots = DenseDot { ty, weights, x, first_token, rows, out };
+            // SAFETY: these rows of the output belong to this chunk alone.
+            unsafe { dots.dispatch(pool.cpu()) };
             Ok(())
         }
     }
@@ -283,15 +300,21 @@ fn code_rows(
     pool: &Pool,
     weights: Quantised<'_>,
     input: &Digits<'_>,
-    Part { tokens, way, rows, out }: Part<'_>,
+    part: Part<'_>,
 ) -> Result<()> {
-    let (first_token, tokens) = (tokens.start, tokens.len());
+    let Part { tokens, way, rows, out } = part;
+    let first_token = tokens.start;
+    let tokens = tokens.len();
     if way == Way::Dots {
-        CodeDot { weights, input, first_token, tokens, rows, out }.dispatch(pool.cpu());
+        let dots = CodeDot { weights, input, first_token, tokens, rows, out };
+        // SAFETY: these rows of the output belong to this chunk alone.
+        unsafe { dots.dispatch(pool.cpu()) };
         return Ok(());
     }
     scratch::with(Slot::Panel, PANEL_BYTES, |buf| {
         let panel = CodePanel::new(buf);
-        CodeTiles { weights, input, first_token, tokens, rows, out, panel }.dispatch(pool.cpu());
+        let tiles = CodeTiles { weights, input, first_token, tokens, rows, out, panel };
+        // SAFETY: these rows of the output belong to this chunk alone, and the panel to this thread.
+        unsafe { tiles.dispatch(pool.cpu()) };
     })
 }

@@ -14,6 +14,7 @@ pub(crate) struct Avx2<const VNNI: bool>(());
 ///
 /// # Safety
 /// The processor has the features enabled here.
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx2::<false>(()))
@@ -23,6 +24,7 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 ///
 /// # Safety
 /// The processor has the features enabled here.
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 pub(super) unsafe fn run_vnni<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx2::<true>(()))
@@ -32,6 +34,8 @@ type F = [__m256; 2];
 type I = [__m256i; 2];
 
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
+    const NARROW_DOTS: bool = !VNNI;
+    const NARROW_EXPAND: bool = true;
     const WIDE_TILES: bool = false;
     const ATTENTION_ROWS: usize = 6;
     const ATTENTION_VECTORS: usize = 1;
@@ -43,6 +47,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type I = I;
     type B = I;
     type Table = [f32; LANES];
+
+    #[inline(always)]
+    fn outline<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: `self` proves AVX2, and AVX-VNNI where `VNNI`.
+        unsafe { if VNNI { run_vnni(kernel) } else { run(kernel) } }
+    }
 
     intrinsics! {
         fn splat(value: f32) -> F { [_mm256_set1_ps(value); 2] }
@@ -197,7 +207,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
         // SAFETY: `self` proves AVX2.
         unsafe {
-            let (first, second) = ((u.0[0], u.1[0]), (u.0[1], u.1[1]));
+            let first = (u.0[0], u.1[0]);
+            let second = (u.0[1], u.1[1]);
             [
                 wide(pairs(first, (high.0[0], high.1[0])), pairs(first, (low.0[0], low.1[0]))),
                 wide(pairs(second, (high.0[1], high.1[1])), pairs(second, (low.0[1], low.1[1]))),
@@ -216,12 +227,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
     #[inline(always)]
     unsafe fn load(self, ptr: *const f32) -> F {
-        // SAFETY: 64 bytes are readable by contract.
+        // SAFETY: the caller keeps 64 bytes readable at `ptr`.
         unsafe { [_mm256_loadu_ps(ptr), _mm256_loadu_ps(ptr.add(8))] }
     }
     #[inline(always)]
     unsafe fn store(self, ptr: *mut f32, value: F) {
-        // SAFETY: 64 bytes are writable by contract.
+        // SAFETY: the caller keeps 64 bytes writable at `ptr`.
         unsafe {
             _mm256_storeu_ps(ptr, value[0]);
             _mm256_storeu_ps(ptr.add(8), value[1]);
@@ -229,7 +240,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
     #[inline(always)]
     unsafe fn load_f16(self, ptr: *const u8) -> F {
-        // SAFETY: 32 bytes are readable by contract.
+        // SAFETY: the caller keeps 32 bytes readable at `ptr`.
         unsafe {
             let low = _mm256_cvtph_ps(_mm_loadu_si128(ptr.cast()));
             [low, _mm256_cvtph_ps(_mm_loadu_si128(ptr.add(16).cast()))]
@@ -237,7 +248,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
     #[inline(always)]
     unsafe fn load_bf16(self, ptr: *const u8) -> F {
-        // SAFETY: 32 bytes are readable by contract.
+        // SAFETY: the caller keeps 32 bytes readable at `ptr`.
         unsafe {
             let low = _mm_loadu_si128(ptr.cast());
             [widen_bf16(low), widen_bf16(_mm_loadu_si128(ptr.add(16).cast()))]
@@ -246,7 +257,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn load_some_floats(self, ty: FloatType, ptr: *const u8, count: usize) -> F {
         if count >= LANES {
-            // SAFETY: the caller's contract, with `count >= 16`.
+            // SAFETY: the caller keeps `count >= 16` values readable.
             return unsafe { self.load_floats(ty, ptr) };
         }
         // SAFETY: masks keep the loads to `count` values.
@@ -265,8 +276,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
                 let last = _mm256_and_si256(dword, _mm256_set1_epi32(i32::from(last)));
                 halves = _mm256_or_si256(halves, last);
             }
-            let (low, high) =
-                (_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
+            let low = _mm256_castsi256_si128(halves);
+            let high = _mm256_extracti128_si256::<1>(halves);
             if ty == FloatType::F16 {
                 return [_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)];
             }
@@ -275,12 +286,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
     #[inline(always)]
     unsafe fn load_bytes(self, ptr: *const u8) -> I {
-        // SAFETY: 64 bytes are readable by contract.
+        // SAFETY: the caller keeps 64 bytes readable at `ptr`.
         unsafe { [_mm256_loadu_si256(ptr.cast()), _mm256_loadu_si256(ptr.add(32).cast())] }
     }
     #[inline(always)]
     unsafe fn store_bytes(self, ptr: *mut u8, value: I) {
-        // SAFETY: 64 bytes are writable by contract.
+        // SAFETY: the caller keeps 64 bytes writable at `ptr`.
         unsafe {
             _mm256_storeu_si256(ptr.cast(), value[0]);
             _mm256_storeu_si256(ptr.add(32).cast(), value[1]);
@@ -288,7 +299,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
     #[inline(always)]
     unsafe fn splat_quad(self, ptr: *const u8) -> I {
-        // SAFETY: 4 bytes are readable by contract.
+        // SAFETY: the caller keeps 4 bytes readable at `ptr`.
         unsafe { [_mm256_set1_epi32(ptr.cast::<i32>().read_unaligned()); 2] }
     }
     #[inline(always)]
@@ -320,20 +331,21 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
     #[inline(always)]
     unsafe fn store_low_bytes(self, ptr: *mut u8, ints: I) {
-        // SAFETY: 16 bytes are writable by contract.
+        // SAFETY: the caller keeps 16 bytes writable at `ptr`.
         unsafe {
             let low = _mm256_set1_epi32(255);
             let words =
                 _mm256_packs_epi32(_mm256_and_si256(ints[0], low), _mm256_and_si256(ints[1], low));
             let words = _mm256_permute4x64_epi64::<0xd8>(words);
-            let (a, b) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            let a = _mm256_castsi256_si128(words);
+            let b = _mm256_extracti128_si256::<1>(words);
             _mm_storeu_si128(ptr.cast(), _mm_packus_epi16(a, b));
         }
     }
     #[inline(always)]
     unsafe fn transpose(self, rows: &[*const u32; LANES], dst: *mut u32, dst_stride: usize) {
         for (row, column) in [(0, 0), (0, 8), (8, 0), (8, 8)] {
-            // SAFETY: the four 8×8 blocks are inside the blocks that the contract names.
+            // SAFETY: the four 8×8 blocks are inside the rows and columns that the caller keeps valid.
             unsafe {
                 let target = dst.add(column * dst_stride + row);
                 transpose8(&rows[row..row + 8], column, target, dst_stride);
@@ -508,7 +520,7 @@ unsafe fn dot_plain<const BITS: u32>(acc: __m256i, u: __m256i, s: __m256i) -> __
     }
 }
 
-/// Whether sums of four products of a code and a signed byte fit into an `i16`.
+/// Returns true if sums of four products of a code and a signed byte fit into an `i16`.
 const fn pairs_fit(bits: u32) -> bool {
     bits <= 6
 }
@@ -575,7 +587,8 @@ unsafe fn even_odd(ptr: *const u8) -> __m256i {
 unsafe fn split_dwords(first: __m256i, second: __m256i) -> (__m256i, __m256i) {
     // SAFETY: registers only.
     unsafe {
-        let (a, b) = (_mm256_castsi256_ps(first), _mm256_castsi256_ps(second));
+        let a = _mm256_castsi256_ps(first);
+        let b = _mm256_castsi256_ps(second);
         let even = _mm256_castps_si256(_mm256_shuffle_ps::<0x88>(a, b));
         let odd = _mm256_castps_si256(_mm256_shuffle_ps::<0xdd>(a, b));
         (_mm256_permute4x64_epi64::<0xd8>(even), _mm256_permute4x64_epi64::<0xd8>(odd))
@@ -607,7 +620,7 @@ unsafe fn unpack_words<const BITS: u32>(ptr: *const u8) -> (I, I) {
 unsafe fn unpack_quarter<const BITS: u32>(ptr: *const u8) -> __m256i {
     let words = const { WordShuffle::new(BITS as usize) };
     let step = BITS as usize;
-    // SAFETY: four 8-byte loads at the places that the contract names; the tables are 32 bytes.
+    // SAFETY: the caller keeps 8 bytes readable at these four places; the tables are 32 bytes.
     unsafe {
         let shuffle = _mm256_loadu_si256(words.bytes.as_ptr().cast());
         let factor = _mm256_loadu_si256(words.factors.as_ptr().cast());
@@ -627,7 +640,7 @@ unsafe fn unpack_quarter<const BITS: u32>(ptr: *const u8) -> __m256i {
 /// AVX2; 8 bytes are readable at both.
 #[inline(always)]
 unsafe fn load_pair(low: *const u8, high: *const u8) -> __m256i {
-    // SAFETY: by contract.
+    // SAFETY: the caller keeps 8 bytes readable at both.
     unsafe {
         let low = _mm256_castsi128_si256(_mm_loadl_epi64(low.cast()));
         _mm256_inserti128_si256::<1>(low, _mm_loadl_epi64(high.cast()))
@@ -664,7 +677,8 @@ impl WordShuffle {
 /// AVX2; 32 bytes are readable there and writable at `dst + r·dst_stride`, `r` in 0..8.
 #[inline(always)]
 unsafe fn transpose8(rows: &[*const u32], column: usize, dst: *mut u32, dst_stride: usize) {
-    // SAFETY: by contract.
+    // SAFETY: the caller keeps 32 bytes readable in each row from `column` on and writable in each
+    // column of the target.
     unsafe {
         let mut r = [_mm256_setzero_ps(); 8];
         for (i, row) in r.iter_mut().enumerate() {

@@ -14,6 +14,7 @@ pub(crate) struct Avx512(());
 ///
 /// # Safety
 /// The processor has the features enabled here.
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx512(()))
@@ -37,6 +38,12 @@ impl Simd for Avx512 {
     type I = __m512i;
     type B = __m512i;
     type Table = __m512;
+
+    #[inline(always)]
+    fn outline<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: `self` proves the features that `run` enables.
+        unsafe { run(kernel) }
+    }
 
     intrinsics! {
         fn splat(value: f32) -> __m512 { _mm512_set1_ps(value) }
@@ -150,23 +157,23 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn load(self, ptr: *const f32) -> __m512 {
-        // SAFETY: 64 bytes are readable by contract.
+        // SAFETY: the caller keeps 64 bytes readable at `ptr`.
         unsafe { _mm512_loadu_ps(ptr) }
     }
     #[inline(always)]
     unsafe fn store(self, ptr: *mut f32, value: __m512) {
-        // SAFETY: 64 bytes are writable by contract.
+        // SAFETY: the caller keeps 64 bytes writable at `ptr`.
         unsafe { _mm512_storeu_ps(ptr, value) }
     }
     #[inline(always)]
     unsafe fn load_f16(self, ptr: *const u8) -> __m512 {
-        // SAFETY: 32 bytes are readable by contract. `_mm512_cvtph_ps` could not read from memory
+        // SAFETY: the caller keeps 32 bytes readable at `ptr`. `_mm512_cvtph_ps` could not read from memory
         // itself.
         unsafe { _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(ptr.cast())) }
     }
     #[inline(always)]
     unsafe fn load_bf16(self, ptr: *const u8) -> __m512 {
-        // SAFETY: 32 bytes are readable by contract; a bfloat16 is the upper half of an `f32`.
+        // SAFETY: the caller keeps 32 bytes readable at `ptr`; a bfloat16 is the upper half of an `f32`.
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(ptr.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
@@ -190,17 +197,17 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn load_bytes(self, ptr: *const u8) -> __m512i {
-        // SAFETY: 64 bytes are readable by contract.
+        // SAFETY: the caller keeps 64 bytes readable at `ptr`.
         unsafe { _mm512_loadu_si512(ptr.cast()) }
     }
     #[inline(always)]
     unsafe fn store_bytes(self, ptr: *mut u8, value: __m512i) {
-        // SAFETY: 64 bytes are writable by contract.
+        // SAFETY: the caller keeps 64 bytes writable at `ptr`.
         unsafe { _mm512_storeu_si512(ptr.cast(), value) }
     }
     #[inline(always)]
     unsafe fn splat_quad(self, ptr: *const u8) -> __m512i {
-        // SAFETY: 4 bytes are readable by contract.
+        // SAFETY: the caller keeps 4 bytes readable at `ptr`.
         unsafe { _mm512_set1_epi32(ptr.cast::<i32>().read_unaligned()) }
     }
     #[inline(always)]
@@ -213,7 +220,8 @@ impl Simd for Avx512 {
         unsafe {
             match BITS {
                 4 => {
-                    let (codes, mask) = (_mm512_loadu_si512(ptr.cast()), _mm512_set1_epi8(15));
+                    let codes = _mm512_loadu_si512(ptr.cast());
+                    let mask = _mm512_set1_epi8(15);
                     let high = _mm512_srli_epi16::<4>(codes);
                     (_mm512_and_si512(codes, mask), _mm512_and_si512(high, mask))
                 }
@@ -227,12 +235,12 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn store_low_bytes(self, ptr: *mut u8, ints: __m512i) {
-        // SAFETY: 16 bytes are writable by contract.
+        // SAFETY: the caller keeps 16 bytes writable at `ptr`.
         unsafe { _mm_storeu_si128(ptr.cast(), _mm512_cvtepi32_epi8(ints)) }
     }
     #[inline(always)]
     unsafe fn transpose(self, rows: &[*const u32; LANES], dst: *mut u32, dst_stride: usize) {
-        // SAFETY: the contract is the same.
+        // SAFETY: `self` proves AVX-512; the rows and columns are the caller's.
         unsafe { transpose(rows, dst, dst_stride) }
     }
 }
@@ -316,7 +324,8 @@ unsafe fn unpack_wide(ptr: *const u8, bits: u32, shuffle: &Wide) -> (__m512i, __
         let load = (1 << (2 * bits)) - 1;
         let first = _mm512_maskz_loadu_epi32(load, ptr.cast());
         let second = _mm512_maskz_loadu_epi32(load, ptr.add(8 * bits as usize).cast());
-        let (bytes, shifts) = (table(&shuffle.bytes), table(&shuffle.shifts));
+        let bytes = table(&shuffle.bytes);
+        let shifts = table(&shuffle.shifts);
         let mask = code_mask(bits);
         let first = _mm512_multishift_epi64_epi8(shifts, _mm512_permutexvar_epi8(bytes, first));
         let second = _mm512_multishift_epi64_epi8(shifts, _mm512_permutexvar_epi8(bytes, second));
@@ -372,13 +381,13 @@ unsafe fn code_mask(bits: u32) -> __m512i {
     unsafe { _mm512_set1_epi8((1 << bits) - 1) }
 }
 
-/// Transposes 16×16 dwords; the contract of [`Simd::transpose`].
+/// Transposes 16×16 dwords; see [`Simd::transpose`].
 ///
 /// # Safety
 /// AVX-512, and as for [`Simd::transpose`].
 #[inline(always)]
 unsafe fn transpose(rows: &[*const u32; LANES], dst: *mut u32, dst_stride: usize) {
-    // SAFETY: rows 0..16 of 64 bytes are readable, columns 0..16 writable, by contract.
+    // SAFETY: the caller keeps rows 0..16 of 64 bytes readable and columns 0..16 writable.
     unsafe {
         let mut r = [_mm512_setzero_si512(); LANES];
         for (i, row) in r.iter_mut().enumerate() {

@@ -36,7 +36,13 @@ pub(crate) const UNIT: usize = 128;
 
 /// Operations on logical vectors; see the module documentation.
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
-    /// Whether a matrix tile may use 24 accumulators (32 registers) or only 8 (16 registers).
+    /// True for the portable set, for which kernels are not specialised.
+    const PORTABLE: bool = false;
+    /// True if [`Simd::dot`] is faster when its unsigned bytes are known to stay below 128.
+    const NARROW_DOTS: bool = false;
+    /// True if [`Simd::expand`] differs for the narrowest groups.
+    const NARROW_EXPAND: bool = false;
+    /// True if a matrix tile may use 24 accumulators (32 registers) instead of 8 (16 registers).
     const WIDE_TILES: bool;
     /// Rows of the register tile of attention's `f32` products, at most 6.
     const ATTENTION_ROWS: usize;
@@ -53,9 +59,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type I: Copy;
     /// 64 bytes.
     type B: Copy;
-    /// What [`Simd::expand`] looks values up in.
+    /// Table for [`Simd::expand`].
     type Table: Copy;
 
+    /// Runs `kernel` as a function of its own, compiled for this instruction set.
+    fn outline<K: Kernel>(self, kernel: K) -> K::Output;
     /// All lanes `value`.
     fn splat(self, value: f32) -> Self::F;
     /// All lanes zero.
@@ -124,12 +132,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `acc + Σ₄ u·s` per dword lane: `u` unsigned and `s` signed bytes.
     /// With `BITS` ≤ 7, `u` must stay below 2^`BITS`; the sum must fit into an `i32`.
     fn dot<const BITS: u32>(self, acc: Self::I, u: Self::B, s: Self::B) -> Self::I;
-    /// The same over both vectors of a unit, from zero.
+    /// [`Simd::dot`] over both vectors of a unit, from zero.
     #[inline(always)]
     fn dot_unit<const BITS: u32>(self, u: (Self::B, Self::B), s: (Self::B, Self::B)) -> Self::I {
         self.dot::<BITS>(self.dot::<BITS>(self.zero_int(), u.0, s.0), u.1, s.1)
     }
-    /// The same with numbers of two digits: `Σ u·(256·high + low)`.
+    /// [`Simd::dot_unit`] with numbers of two digits: `Σ u·(256·high + low)`.
     #[inline(always)]
     fn dot_unit_wide<const BITS: u32>(
         self,
@@ -237,7 +245,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `16 * ty.bytes()` bytes are readable at `ptr`; no alignment is needed.
     #[inline(always)]
     unsafe fn load_floats(self, ty: FloatType, ptr: *const u8) -> Self::F {
-        // SAFETY: the caller's contract is that of each arm.
+        // SAFETY: the caller keeps 16 values of `ty` readable, which is what each arm reads.
         unsafe {
             match ty {
                 FloatType::F32 => self.load(ptr.cast()),
@@ -254,7 +262,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     #[inline(always)]
     unsafe fn load_some_floats(self, ty: FloatType, ptr: *const u8, count: usize) -> Self::F {
         if count >= LANES {
-            // SAFETY: the caller's contract, with `count >= 16`.
+            // SAFETY: the caller keeps `count >= 16` values readable.
             return unsafe { self.load_floats(ty, ptr) };
         }
         let mut padded = [0u16; 32];
@@ -282,7 +290,7 @@ use intrinsics;
 
 /// A computation that runs on any instruction set.
 pub(crate) trait Kernel {
-    /// Whether it takes 8-bit dot products. Kernels that do not are the same code on processors
+    /// True if it takes 8-bit dot products. Kernels that do not are identical code on processors
     /// that differ in nothing else, and are compiled once for both.
     #[cfg_attr(
         not(target_arch = "x86_64"),
@@ -296,23 +304,22 @@ pub(crate) trait Kernel {
 }
 
 /// Runs `kernel` compiled for the instruction set of `cpu`.
+#[inline(always)]
 pub(crate) fn dispatch<K: Kernel>(cpu: Cpu, kernel: K) -> K::Output {
     match cpu.isa() {
-        // SAFETY (all arms): a `Cpu` with this instruction set (and extension) exists only
-        // where the processor has the features that the function enables.
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: see above.
+        // SAFETY: a `Cpu` with this instruction set exists only where `probe` found its features.
         Isa::Avx512 => unsafe { avx512::run(kernel) },
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: see above.
+        // SAFETY: a `Cpu` with this instruction set exists only where `probe` found its features.
         Isa::Avx2 if K::INTEGER_DOTS && cpu.has_vnni() => unsafe { avx2::run_vnni(kernel) },
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: see above.
+        // SAFETY: a `Cpu` with this instruction set exists only where `probe` found its features.
         Isa::Avx2 => unsafe { avx2::run(kernel) },
         #[cfg(target_arch = "aarch64")]
-        // SAFETY: see above.
+        // SAFETY: a `Cpu` with this instruction set exists only where `probe` found its features.
         Isa::Neon => unsafe { neon::run(kernel) },
-        _ => kernel.run(scalar::Scalar),
+        _ => scalar::run(kernel),
     }
 }
 

@@ -13,6 +13,7 @@ pub(super) struct Neon(());
 ///
 /// # Safety
 /// The processor has the features enabled here.
+#[inline(never)]
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Neon(()))
@@ -45,6 +46,12 @@ impl Simd for Neon {
     type I = I;
     type B = B;
     type Table = uint8x16x4_t;
+
+    #[inline(always)]
+    fn outline<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: `self` proves the features that `run` enables.
+        unsafe { run(kernel) }
+    }
 
     intrinsics! {
         fn splat(value: f32) -> F { [vdupq_n_f32(value); 4] }
@@ -153,7 +160,7 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn load(self, ptr: *const f32) -> F {
-        // SAFETY: 64 bytes are readable by contract.
+        // SAFETY: the caller keeps 64 bytes readable at `ptr`.
         unsafe {
             [vld1q_f32(ptr), vld1q_f32(ptr.add(4)), vld1q_f32(ptr.add(8)), vld1q_f32(ptr.add(12))]
         }
@@ -161,7 +168,7 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn store(self, ptr: *mut f32, value: F) {
         for (i, value) in value.into_iter().enumerate() {
-            // SAFETY: 64 bytes are writable by contract.
+            // SAFETY: the caller keeps 64 bytes writable at `ptr`.
             unsafe { vst1q_f32(ptr.add(4 * i), value) };
         }
     }
@@ -169,7 +176,7 @@ impl Simd for Neon {
     unsafe fn load_f16(self, ptr: *const u8) -> F {
         let mut wide = [0.0f32; LANES];
         for (i, wide) in wide.iter_mut().enumerate() {
-            // SAFETY: 32 bytes are readable by contract.
+            // SAFETY: the caller keeps 32 bytes readable at `ptr`.
             *wide = unsafe { ptr.add(2 * i).cast::<half::f16>().read_unaligned() }.to_f32();
         }
         // SAFETY: 16 floats are readable.
@@ -177,22 +184,21 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn load_bf16(self, ptr: *const u8) -> F {
-        // SAFETY: 32 bytes are readable by contract; a bfloat16 is the upper half of an `f32`.
+        // SAFETY: the caller keeps 32 bytes readable at `ptr`; a bfloat16 is the upper half of an `f32`.
         unsafe {
             let low = vreinterpretq_u16_u8(vld1q_u8(ptr));
             let high = vreinterpretq_u16_u8(vld1q_u8(ptr.add(16)));
-            let widen = |half| vreinterpretq_f32_u32(vshll_n_u16::<16>(half));
             [
-                widen(vget_low_u16(low)),
-                widen(vget_high_u16(low)),
-                widen(vget_low_u16(high)),
-                widen(vget_high_u16(high)),
+                widen_bf16(vget_low_u16(low)),
+                widen_bf16(vget_high_u16(low)),
+                widen_bf16(vget_low_u16(high)),
+                widen_bf16(vget_high_u16(high)),
             ]
         }
     }
     #[inline(always)]
     unsafe fn load_bytes(self, ptr: *const u8) -> B {
-        // SAFETY: 64 bytes are readable by contract.
+        // SAFETY: the caller keeps 64 bytes readable at `ptr`.
         unsafe {
             [vld1q_u8(ptr), vld1q_u8(ptr.add(16)), vld1q_u8(ptr.add(32)), vld1q_u8(ptr.add(48))]
         }
@@ -200,13 +206,13 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn store_bytes(self, ptr: *mut u8, value: B) {
         for (i, value) in value.into_iter().enumerate() {
-            // SAFETY: 64 bytes are writable by contract.
+            // SAFETY: the caller keeps 64 bytes writable at `ptr`.
             unsafe { vst1q_u8(ptr.add(16 * i), value) };
         }
     }
     #[inline(always)]
     unsafe fn splat_quad(self, ptr: *const u8) -> B {
-        // SAFETY: 4 bytes are readable by contract.
+        // SAFETY: the caller keeps 4 bytes readable at `ptr`.
         unsafe { [vreinterpretq_u8_u32(vdupq_n_u32(ptr.cast::<u32>().read_unaligned())); 4] }
     }
     #[inline(always)]
@@ -241,7 +247,7 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn store_low_bytes(self, ptr: *mut u8, ints: I) {
-        // SAFETY: 16 bytes are writable by contract.
+        // SAFETY: the caller keeps 16 bytes writable at `ptr`.
         unsafe {
             let low = vcombine_s16(vmovn_s32(ints[0]), vmovn_s32(ints[1]));
             let high = vcombine_s16(vmovn_s32(ints[2]), vmovn_s32(ints[3]));
@@ -252,14 +258,25 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn transpose(self, rows: &[*const u32; LANES], dst: *mut u32, dst_stride: usize) {
         for block in 0..16 {
-            let (row, column) = (block / 4 * 4, block % 4 * 4);
-            // SAFETY: the 4×4 blocks are inside the blocks that the contract names.
+            let row = block / 4 * 4;
+            let column = block % 4 * 4;
+            // SAFETY: the 4×4 blocks are inside the rows and columns that the caller keeps valid.
             unsafe {
                 let target = dst.add(column * dst_stride + row);
                 transpose4(&rows[row..row + 4], column, target, dst_stride);
             }
         }
     }
+}
+
+/// Four bfloat16 as floats, whose upper halves they are.
+///
+/// # Safety
+/// Advanced SIMD.
+#[inline(always)]
+unsafe fn widen_bf16(halves: uint16x4_t) -> float32x4_t {
+    // SAFETY: registers only.
+    unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(halves)) }
 }
 
 /// # Safety
@@ -400,7 +417,7 @@ unsafe fn low_nibbles(codes: uint8x16_t) -> uint8x16_t {
 /// Advanced SIMD; four indices below 16 are readable.
 #[inline(always)]
 unsafe fn pick(table: uint8x16x4_t, lanes: *const i32) -> float32x4_t {
-    // SAFETY: by contract. Byte `b` of float `i` is byte `4i + b` of the table.
+    // SAFETY: the caller keeps four indices readable. Byte `b` of float `i` is byte `4i + b` of the table.
     unsafe {
         let first = vmulq_u32(vld1q_u32(lanes.cast()), vdupq_n_u32(0x0404_0404));
         let bytes = vaddq_u32(first, vdupq_n_u32(0x0302_0100));
@@ -417,7 +434,8 @@ unsafe fn pick(table: uint8x16x4_t, lanes: *const i32) -> float32x4_t {
 unsafe fn dot(acc: int32x4_t, u: uint8x16_t, s: uint8x16_t) -> int32x4_t {
     // SAFETY: registers only.
     unsafe {
-        let (s, half) = (vreinterpretq_s8_u8(s), vdup_n_s16(128));
+        let s = vreinterpretq_s8_u8(s);
+        let half = vdup_n_s16(128);
         let signed = vreinterpretq_s8_u8(veorq_u8(u, vdupq_n_u8(128)));
         let low = vmull_s8(vget_low_s8(signed), vget_low_s8(s));
         let high = vmull_high_s8(signed, s);
@@ -445,7 +463,8 @@ unsafe fn even_odd(bytes: uint8x16_t) -> uint8x16_t {
 unsafe fn split_dwords(first: uint8x16_t, second: uint8x16_t) -> (uint8x16_t, uint8x16_t) {
     // SAFETY: registers only.
     unsafe {
-        let (a, b) = (vreinterpretq_u32_u8(first), vreinterpretq_u32_u8(second));
+        let a = vreinterpretq_u32_u8(first);
+        let b = vreinterpretq_u32_u8(second);
         (vreinterpretq_u8_u32(vuzp1q_u32(a, b)), vreinterpretq_u8_u32(vuzp2q_u32(a, b)))
     }
 }
@@ -476,7 +495,7 @@ unsafe fn unpack_words<const BITS: u32>(ptr: *const u8) -> (B, B) {
 #[inline(always)]
 unsafe fn unpack_16<const BITS: u32>(ptr: *const u8) -> uint8x16_t {
     let words = const { WordShuffle::new(BITS as usize) };
-    // SAFETY: two 8-byte loads that the contract allows; the tables are 16 bytes each.
+    // SAFETY: the caller keeps 8 bytes readable at both places; the tables are 16 bytes each.
     unsafe {
         let mask = vdupq_n_u16(0xff >> (8 - BITS));
         let shuffle = vld1q_u8(words.bytes.as_ptr());
@@ -520,19 +539,22 @@ impl WordShuffle {
 /// Advanced SIMD; 16 bytes are readable there, and writable at `dst + r·dst_stride`.
 #[inline(always)]
 unsafe fn transpose4(rows: &[*const u32], column: usize, dst: *mut u32, dst_stride: usize) {
-    // SAFETY: by contract.
+    // SAFETY: the caller keeps 16 bytes readable in each row from `column` on and writable in each
+    // column of the target.
     unsafe {
-        let (r0, r1) = (vld1q_u32(rows[0].add(column)), vld1q_u32(rows[1].add(column)));
-        let (r2, r3) = (vld1q_u32(rows[2].add(column)), vld1q_u32(rows[3].add(column)));
-        let (a, b) = (vtrn1q_u32(r0, r1), vtrn2q_u32(r0, r1));
-        let (c, d) = (vtrn1q_u32(r2, r3), vtrn2q_u32(r2, r3));
-        let wide = |v| vreinterpretq_u64_u32(v);
-        let columns = [
-            vtrn1q_u64(wide(a), wide(c)),
-            vtrn1q_u64(wide(b), wide(d)),
-            vtrn2q_u64(wide(a), wide(c)),
-            vtrn2q_u64(wide(b), wide(d)),
-        ];
+        let r0 = vld1q_u32(rows[0].add(column));
+        let r1 = vld1q_u32(rows[1].add(column));
+        let r2 = vld1q_u32(rows[2].add(column));
+        let r3 = vld1q_u32(rows[3].add(column));
+        let a = vtrn1q_u32(r0, r1);
+        let b = vtrn2q_u32(r0, r1);
+        let c = vtrn1q_u32(r2, r3);
+        let d = vtrn2q_u32(r2, r3);
+        let a = vreinterpretq_u64_u32(a);
+        let b = vreinterpretq_u64_u32(b);
+        let c = vreinterpretq_u64_u32(c);
+        let d = vreinterpretq_u64_u32(d);
+        let columns = [vtrn1q_u64(a, c), vtrn1q_u64(b, d), vtrn2q_u64(a, c), vtrn2q_u64(b, d)];
         for (i, column) in columns.into_iter().enumerate() {
             vst1q_u32(dst.add(i * dst_stride), vreinterpretq_u32_u64(column));
         }

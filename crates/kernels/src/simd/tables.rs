@@ -11,7 +11,7 @@ pub(crate) const NARROW_GROUP: usize = 32;
 static LANE_GROUPS: [[[i32; LANES]; LANES]; 3] =
     [expand_rows(32), expand_rows(64), expand_rows(128)];
 
-/// Where the groups of a size lie in the units that 16 of them make, `group / 8` units.
+/// Places of the groups of a size in the units that 16 of them make, `group / 8` units.
 #[derive(Clone, Copy)]
 pub(crate) struct Places {
     units: &'static [[i32; LANES]; LANES],
@@ -20,7 +20,7 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// Those of groups of 32, 64 or 128.
+    /// Places of groups of 32, 64 or 128.
     #[inline(always)]
     pub(crate) fn of(group: usize) -> Self {
         let size = (group / 64).min(2);

@@ -9,7 +9,8 @@ use half::f16;
 /// A uniformly distributed direction, from normal deviates by Box and Muller.
 fn unit_vector(rng: &mut Rng, dim: usize) -> Vec<f32> {
     let mut normal = || {
-        let (r, angle) = (f32::midpoint(rng.uniform(), 1.0), std::f32::consts::PI * rng.uniform());
+        let r = f32::midpoint(rng.uniform(), 1.0);
+        let angle = std::f32::consts::PI * rng.uniform();
         (-2.0 * r.max(1e-9).ln()).sqrt() * angle.cos()
     };
     let mut x: Vec<f32> = (0..dim).map(|_| normal()).collect();
@@ -21,8 +22,10 @@ fn unit_vector(rng: &mut Rng, dim: usize) -> Vec<f32> {
 /// Mean relative squared error of n·S·H·ŷ, mean of ⟨x, x̂⟩/⟨x, x⟩, over random unit vectors.
 fn measure(bits: TurboBits, rule: ScaleRule, dim: usize, vectors: usize) -> (f64, f64) {
     let mut rng = Rng::fresh();
-    let (mut codes, mut back) = (vec![0u8; dim], vec![0f32; dim]);
-    let (mut error, mut inner) = (0.0, 0.0);
+    let mut codes = vec![0u8; dim];
+    let mut back = vec![0f32; dim];
+    let mut error = 0.0;
+    let mut inner = 0.0;
     for _ in 0..vectors {
         let x = unit_vector(&mut rng, dim);
         let mut work = x.clone();

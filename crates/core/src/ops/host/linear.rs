@@ -3,7 +3,7 @@
 use mlx_ffi::host::{HostInputs, call, call_one};
 use mlx_ffi::{Array, Dtype};
 use mlxcel_kernels::elementwise::{self as kernel, Glu};
-use mlxcel_kernels::matmul::{matmul, matmul_glu};
+use mlxcel_kernels::matmul::{GatedPair, matmul, matmul_glu};
 use mlxcel_kernels::weights::{Affine, FloatType, WeightMatrix};
 
 use super::elementwise;
@@ -170,7 +170,7 @@ pub(crate) fn glu(
             return Err(Error::Config { what: "a gated layer has two matrices".into() });
         };
         let (x, out) = (inputs.f32(0)?, outputs.f32(0)?);
-        Ok(matmul_glu(ops.pool(), x, (gate, up), activation, out, ops.sums())?)
+        Ok(matmul_glu(ops.pool(), x, GatedPair { gate, up, activation }, out, ops.sums())?)
     })
 }
 

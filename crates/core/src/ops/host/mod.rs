@@ -40,8 +40,8 @@ fn elementwise(
 
 pub(super) fn rms_norm(ops: &Ops, x: &Array, norm: &RmsNorm) -> Result<Array> {
     elementwise(ops, "rms_norm", &[x, &norm.weight], |pool, inputs, out| {
-        let weight = (inputs.f32(1)?, norm.group);
-        Ok(kernels::grouped_rms_norm(pool, inputs.f32(0)?, weight, norm.eps, out)?)
+        let weight = inputs.f32(1)?;
+        Ok(kernels::grouped_rms_norm(pool, inputs.f32(0)?, weight, norm.group, norm.eps, out)?)
     })
 }
 
@@ -50,7 +50,7 @@ pub(super) fn layer_norm(ops: &Ops, x: &Array, norm: &LayerNorm) -> Result<Array
     inputs.extend(&norm.bias);
     elementwise(ops, "layer_norm", &inputs, |pool, inputs, out| {
         let bias = if norm.bias.is_some() { inputs.f32(2)? } else { &[] };
-        Ok(kernels::layer_norm(pool, inputs.f32(0)?, (inputs.f32(1)?, bias), norm.eps, out)?)
+        Ok(kernels::layer_norm(pool, inputs.f32(0)?, inputs.f32(1)?, bias, norm.eps, out)?)
     })
 }
 
