@@ -40,18 +40,18 @@ thread_local! {
 /// On its own cache line, so that a spinning reader does not slow down its neighbours.
 #[repr(align(128))]
 #[derive(Default)]
-struct Line<T>(T);
+struct CacheLine<T>(T);
 
 /// State shared by the caller and the workers.
 struct Shared {
     /// Number of regions started; a change is the start signal.
-    epoch: Line<AtomicUsize>,
+    epoch: CacheLine<AtomicUsize>,
     /// Workers (without the caller) that have not finished the current region.
-    remaining: Line<AtomicUsize>,
+    remaining: CacheLine<AtomicUsize>,
     /// Per worker `i + 1`: true while it may be parked.
-    parked: Vec<Line<AtomicBool>>,
+    parked: Vec<CacheLine<AtomicBool>>,
     /// Remainder of each worker's share of a region of chunks.
-    shares: Vec<Line<Share>>,
+    shares: Vec<CacheLine<ChunkShare>>,
     /// The current region; written before `epoch` changes, read after.
     body: UnsafeCell<Option<Body>>,
     shutdown: AtomicBool,
@@ -267,10 +267,10 @@ impl Drop for Pool {
 impl Shared {
     fn new(workers: usize) -> Self {
         Self {
-            epoch: Line::default(),
-            remaining: Line::default(),
-            parked: (0..workers).map(|_| Line::default()).collect(),
-            shares: (0..=workers).map(|_| Line::default()).collect(),
+            epoch: CacheLine::default(),
+            remaining: CacheLine::default(),
+            parked: (0..workers).map(|_| CacheLine::default()).collect(),
+            shares: (0..=workers).map(|_| CacheLine::default()).collect(),
             body: UnsafeCell::new(None),
             shutdown: AtomicBool::new(false),
             panic: Mutex::new(None),
@@ -370,9 +370,9 @@ fn spin<T>(ready: impl Fn() -> Option<T>) -> Option<T> {
 /// A range of chunk numbers that its owner uses up from the front and others from the back: the
 /// first number in the low half, the end in the high half.
 #[derive(Default)]
-struct Share(AtomicU64);
+struct ChunkShare(AtomicU64);
 
-impl Share {
+impl ChunkShare {
     /// Sets the range; both ends fit into 32 bits.
     fn set(&self, first: usize, end: usize) {
         self.0.store((end as u64) << 32 | first as u64, Ordering::Relaxed);

@@ -71,7 +71,7 @@ pub fn rope(
         let positions = positions[first * coordinates..].chunks_exact(coordinates);
         for (row, position) in rows.chunks_exact_mut(row).zip(positions) {
             fill(&mut angles, position, rotation);
-            let turn = Turn { row, head_dim, angles: &angles, pairing: rotation.pairing };
+            let turn = RotateRow { row, head_dim, angles: &angles, pairing: rotation.pairing };
             dispatch(pool.cpu(), turn);
         }
     });
@@ -95,14 +95,14 @@ fn fill(angles: &mut [(f32, f32)], position: &[i32], rotation: &Rotation<'_>) {
 }
 
 /// One row, all heads.
-struct Turn<'a> {
+struct RotateRow<'a> {
     row: &'a mut [f32],
     head_dim: usize,
     angles: &'a [(f32, f32)],
     pairing: Pairing,
 }
 
-impl Kernel for Turn<'_> {
+impl Kernel for RotateRow<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {

@@ -27,7 +27,7 @@ struct Mapping {
 
 /// A part of a slab, which nothing else refers to.
 #[derive(Debug)]
-pub(crate) struct Part {
+pub(crate) struct SlabPart {
     mapping: Arc<Mapping>,
     offset: usize,
     bytes: usize,
@@ -57,7 +57,7 @@ impl Slab {
             Some(mapping) if end <= mapping.bytes && bytes > 0 => {
                 let mapping = Arc::clone(mapping);
                 let offset = self.used;
-                let part = Part { mapping, offset, bytes: end - offset };
+                let part = SlabPart { mapping, offset, bytes: end - offset };
                 let buf = AlignedBuf::part(part, bytes)?;
                 self.used = end;
                 Ok(buf)
@@ -86,7 +86,7 @@ impl Mapping {
     }
 }
 
-impl Part {
+impl SlabPart {
     /// First byte of the part: at a multiple of [`ALIGN_BYTES`], with at least `len()` bytes that
     /// were zero at first and are its owner's alone.
     pub(crate) fn as_mut_ptr(&self) -> *mut u8 {
@@ -98,7 +98,7 @@ impl Part {
     }
 }
 
-impl Drop for Part {
+impl Drop for SlabPart {
     /// Gives back the pages that belong to this part alone; the last part unmaps them all.
     fn drop(&mut self) {
         #[cfg(target_os = "linux")]

@@ -128,7 +128,7 @@ unsafe fn row_sums(first: __m256i, second: __m256i) -> __m256i {
 fn score_keys<C: Codec, const VNNI: bool>(simd: Avx2<VNNI>, keys: &KeyTiles<'_>) {
     // SAFETY: the table has 16 bytes.
     let table = unsafe { _mm_loadu_si128(keys.table.as_ptr().cast()) };
-    let pass = KeyPass { simd, keys, table };
+    let pass = Int16KeyPass { simd, keys, table };
     for tile in 0..keys.tiles() {
         for row in (0..keys.rows).step_by(PASS_ROWS) {
             // SAFETY: the rows and tiles exist.
@@ -145,13 +145,13 @@ fn score_keys<C: Codec, const VNNI: bool>(simd: Avx2<VNNI>, keys: &KeyTiles<'_>)
 }
 
 /// A pass of some rows over tiles of keys.
-struct KeyPass<'a, const VNNI: bool> {
+struct Int16KeyPass<'a, const VNNI: bool> {
     simd: Avx2<VNNI>,
     keys: &'a KeyTiles<'a>,
     table: __m128i,
 }
 
-impl<const VNNI: bool> KeyPass<'_, VNNI> {
+impl<const VNNI: bool> Int16KeyPass<'_, VNNI> {
     /// `R` rows from `row` on against the 16 tokens of a tile, `Q` quarters at a time.
     ///
     /// # Safety
@@ -236,7 +236,7 @@ fn gather_values<C: Codec, const VNNI: bool>(simd: Avx2<VNNI>, mut chunks: Value
     while let Some(chunk) = chunks.next() {
         // Rows after the first ones read codes that are in the cache.
         let ahead = (chunk.row == 0).then_some(chunks.ahead);
-        let pass = ValuePass { simd, table, ahead, steps: &chunks.steps[chunk.row..] };
+        let pass = Int16ValuePass { simd, table, ahead, steps: &chunks.steps[chunk.row..] };
         // SAFETY: the chunk has these rows and coordinates.
         unsafe {
             match (chunk.rows, chunk.sixteens) {
@@ -254,7 +254,7 @@ fn gather_values<C: Codec, const VNNI: bool>(simd: Avx2<VNNI>, mut chunks: Value
 }
 
 /// A pass of some rows over a chunk of values.
-struct ValuePass<'a, const VNNI: bool> {
+struct Int16ValuePass<'a, const VNNI: bool> {
     simd: Avx2<VNNI>,
     table: __m128i,
     /// Lines to ask for; `None` for codes that were read before.
@@ -263,7 +263,7 @@ struct ValuePass<'a, const VNNI: bool> {
     steps: &'a [f32],
 }
 
-impl<const VNNI: bool> ValuePass<'_, VNNI> {
+impl<const VNNI: bool> Int16ValuePass<'_, VNNI> {
     /// `R` rows of `G` × 16 coordinates over all quads of tokens, `Q` quarters at a time.
     ///
     /// # Safety

@@ -245,7 +245,7 @@ fn gather_values<C: Codec>(simd: Avx512, mut chunks: ValueChunks<'_>) {
     let table = simd.byte_table(&chunks.table.map(i8::cast_unsigned));
     let ahead = chunks.ahead;
     while let Some(chunk) = chunks.next() {
-        let pass = Pass { simd, table, ahead, steps: &chunks.steps[chunk.row..] };
+        let pass = Int8ValuePass { simd, table, ahead, steps: &chunks.steps[chunk.row..] };
         // SAFETY: the chunk has these rows and coordinates.
         unsafe {
             match (chunk.rows, chunk.sixteens) {
@@ -263,7 +263,7 @@ fn gather_values<C: Codec>(simd: Avx512, mut chunks: ValueChunks<'_>) {
 }
 
 /// One pass of some rows over a chunk of values.
-struct Pass<'a> {
+struct Int8ValuePass<'a> {
     simd: Avx512,
     table: __m512i,
     ahead: super::ahead::Ahead,
@@ -271,7 +271,7 @@ struct Pass<'a> {
     steps: &'a [f32],
 }
 
-impl Pass<'_> {
+impl Int8ValuePass<'_> {
     /// `R` rows of `G` × 16 coordinates over all quads of tokens.
     ///
     /// # Safety

@@ -100,7 +100,7 @@ impl<T: Element> Kernel for Product<'_, T> {
         let lead =
             if by_strips { S::ATTENTION_VECTORS * shape.b_block } else { LEAD_ROWS * shape.b_row };
         let lead_bytes = (lead * size_of::<T>()).max(S::ATTENTION_LEAD_BYTES);
-        let tiles = Tiles { simd, shape, ahead: Ahead::new(b, next, lead_bytes) };
+        let tiles = ProductTiles { simd, shape, ahead: Ahead::new(b, next, lead_bytes) };
         let mut block = 0;
         while block < shape.blocks {
             let left = (shape.blocks - block).min(S::ATTENTION_VECTORS);
@@ -120,13 +120,13 @@ impl<T: Element> Kernel for Product<'_, T> {
 }
 
 /// The parts that all tiles of a product share.
-struct Tiles<S> {
+struct ProductTiles<S> {
     simd: S,
     shape: Shape,
     ahead: Ahead,
 }
 
-impl<S: Simd> Tiles<S> {
+impl<S: Simd> ProductTiles<S> {
     /// All rows of `N` vectors of columns; returns `N`.
     ///
     /// # Safety
@@ -139,7 +139,7 @@ impl<S: Simd> Tiles<S> {
         c: *mut f32,
     ) -> usize {
         let Shape { rows, a_row, c_row, .. } = self.shape;
-        // Tiles of equal height: 8 rows are 4 + 4, not 6 + 2.
+        // ProductTiles of equal height: 8 rows are 4 + 4, not 6 + 2.
         let tiles = rows.div_ceil(S::ATTENTION_ROWS);
         let mut row = 0;
         for tile_index in 0..tiles {

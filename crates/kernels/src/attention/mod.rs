@@ -30,7 +30,7 @@ use crate::error::{KernelError, Result, check_len};
 use crate::kv::{BlockLayout, KV_BLOCK_TOKENS, KvBlock};
 use crate::order::Order;
 use crate::pool::Pool;
-use plan::{Part, Unit};
+use plan::{KeySplit, Unit};
 use scratch::Sizes;
 use std::f32::consts::LOG2_E;
 use unit::{Context, Scratch, attend};
@@ -202,7 +202,7 @@ struct Partial {
 }
 
 /// Attends the parts of units, then merges them by log-sum-exp.
-fn split(pool: &Pool, context: &Context<'_>, units: &mut [Unit<'_>], parts: Vec<Part>) {
+fn split(pool: &Pool, context: &Context<'_>, units: &mut [Unit<'_>], parts: Vec<KeySplit>) {
     let sizes = Sizes::of(context.params);
     let mut parts: Vec<_> = parts.into_iter().map(|part| (part, Partial::default())).collect();
     pool.for_rows_mut(&mut parts, 1, 1, |_, _, parts| {
@@ -227,7 +227,7 @@ fn split(pool: &Pool, context: &Context<'_>, units: &mut [Unit<'_>], parts: Vec<
 }
 
 /// Adds the partial results of one unit up in `scratch.state`.
-fn merge(parts: &[(Part, Partial)], scratch: &mut Scratch<'_>) {
+fn merge(parts: &[(KeySplit, Partial)], scratch: &mut Scratch<'_>) {
     let state = &mut scratch.state;
     let stride = state.stride;
     for row in 0..parts[0].1.max.len() {

@@ -31,7 +31,7 @@ pub(crate) struct Unit<'a> {
 
 /// Some of the keys of a unit.
 #[derive(Clone, Debug)]
-pub(crate) struct Part {
+pub(crate) struct KeySplit {
     pub(crate) unit: usize,
     pub(crate) keys: Range<usize>,
 }
@@ -96,7 +96,7 @@ pub(crate) fn visible(
 
 /// The parts of `units`, where any run has too few of them for `threads`; empty when all have
 /// enough, or none is to be split. Parts of a unit are consecutive.
-pub(crate) fn parts(units: &[Unit<'_>], threads: usize, order: Order) -> Vec<Part> {
+pub(crate) fn parts(units: &[Unit<'_>], threads: usize, order: Order) -> Vec<KeySplit> {
     if order == Order::Fixed {
         return Vec::new();
     }
@@ -106,7 +106,7 @@ pub(crate) fn parts(units: &[Unit<'_>], threads: usize, order: Order) -> Vec<Par
     for run in units.chunk_by(|a, b| a.run == b.run) {
         let splits = wanted.div_ceil(run.len());
         for (unit, of) in (first..).zip(run) {
-            parts.extend(split(&of.keys, splits).into_iter().map(|keys| Part { unit, keys }));
+            parts.extend(split(&of.keys, splits).into_iter().map(|keys| KeySplit { unit, keys }));
         }
         first += run.len();
     }

@@ -11,7 +11,7 @@
 
 use super::ahead::Ahead;
 use super::rounding::{MAX_ROWS, PLANES, RoundedRows};
-use super::softmax::State;
+use super::softmax::SoftmaxState;
 use super::tiles::{elements, meaning};
 use crate::isa::Cpu;
 use crate::kv::KV_BLOCK_TOKENS;
@@ -135,7 +135,7 @@ pub(crate) struct GatherCodes<'a, 's> {
     pub(super) next: &'a [u8],
     pub(super) rows: usize,
     pub(super) from: &'a RoundedRows<'a>,
-    pub(super) state: &'a mut State<'s>,
+    pub(super) state: &'a mut SoftmaxState<'s>,
 }
 
 impl Kernel for GatherCodes<'_, '_> {

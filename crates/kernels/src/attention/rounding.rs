@@ -6,7 +6,7 @@
 //! cost a third more time where memory is not the limit.
 
 use super::products::CodeProducts;
-use super::softmax::{Cap, State, cap_and_max, grow};
+use super::softmax::{Cap, SoftmaxState, cap_and_max, grow};
 use super::tiles::elements;
 use crate::kv::KV_BLOCK_TOKENS;
 use crate::kv::block::HeadView;
@@ -87,7 +87,7 @@ pub(super) struct RoundWeights<'a, 's, 'r> {
     pub(super) visible: &'a [Range<usize>],
     pub(super) scores: &'a mut [f32],
     pub(super) to: &'a mut RoundedRows<'r>,
-    pub(super) state: &'a mut State<'s>,
+    pub(super) state: &'a mut SoftmaxState<'s>,
 }
 
 impl Kernel for RoundWeights<'_, '_, '_> {

@@ -3,7 +3,7 @@
 use super::AttentionParams;
 use super::plan::{most_parts, unit_rows};
 use super::rounding::{MAX_ROWS, PLANES, RoundedRows};
-use super::softmax::State;
+use super::softmax::SoftmaxState;
 use super::unit::{Scratch, TILE_TOKENS};
 use crate::kv::KV_BLOCK_TOKENS;
 use std::cell::RefCell;
@@ -11,7 +11,7 @@ use std::cell::RefCell;
 /// One cache line of f32, so that the buffer is aligned.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line(#[expect(dead_code, reason = "read through a slice of f32")] [f32; 16]);
+struct FloatLine(#[expect(dead_code, reason = "read through a slice of f32")] [f32; 16]);
 
 /// f32 elements of each part of a thread's scratch, each a multiple of 16.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +75,7 @@ pub fn scratch_bytes(params: &AttentionParams<'_>, threads: usize, runs: usize) 
 }
 
 thread_local! {
-    static BUFFER: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+    static BUFFER: RefCell<Vec<FloatLine>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Calls `body` with this thread's scratch. Its contents are whatever the last call left.
@@ -83,9 +83,9 @@ pub(crate) fn with<R>(sizes: &Sizes, body: impl FnOnce(&mut Scratch<'_>) -> R) -
     BUFFER.with_borrow_mut(|buffer| {
         let lines = sizes.elements() / 16;
         if buffer.len() < lines {
-            buffer.resize(lines, Line([0.0; 16]));
+            buffer.resize(lines, FloatLine([0.0; 16]));
         }
-        let all = buffer.as_flattened_floats();
+        let all = elements_of(buffer);
         let (q, rest) = all.split_at_mut(sizes.q);
         let (keys, rest) = rest.split_at_mut(sizes.keys);
         let (values, rest) = rest.split_at_mut(sizes.values);
@@ -104,21 +104,15 @@ pub(crate) fn with<R>(sizes: &Sizes, body: impl FnOnce(&mut Scratch<'_>) -> R) -
             offsets: bytemuck::cast_slice_mut(offsets),
             weights: bytemuck::cast_slice_mut(weights),
         };
-        let state = State { max, sum, acc, stride: sizes.stride };
+        let state = SoftmaxState { max, sum, acc, stride: sizes.stride };
         body(&mut Scratch { q, keys, values, scores, rounded, state })
     })
 }
 
-/// A buffer of lines as f32.
-trait Floats {
-    fn as_flattened_floats(&mut self) -> &mut [f32];
-}
-
-impl Floats for Vec<Line> {
-    fn as_flattened_floats(&mut self) -> &mut [f32] {
-        let len = self.len() * 16;
-        // SAFETY: a `Line` is 16 initialised f32 without padding (its alignment is its size), so the
-        // vector's lines are `len` of them; the slice borrows `self` mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), len) }
-    }
+/// The elements of `lines`.
+fn elements_of(lines: &mut [FloatLine]) -> &mut [f32] {
+    let len = lines.len() * 16;
+    // SAFETY: a `FloatLine` is 16 initialised f32 without padding (its alignment is its size), so the
+    // lines are `len` of them; the slice borrows `lines` mutably.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), len) }
 }

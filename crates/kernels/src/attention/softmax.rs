@@ -20,7 +20,7 @@ pub(super) enum Cap {
 }
 
 /// The running state of all rows of a task.
-pub(crate) struct State<'a> {
+pub(crate) struct SoftmaxState<'a> {
     /// Largest score so far, −∞ at first.
     pub(crate) max: &'a mut [f32],
     /// Sum of 2^(score − max) so far.
@@ -38,7 +38,7 @@ pub(super) struct Softmax<'a, 's> {
     pub(super) width: usize,
     pub(super) scores: &'a mut [f32],
     pub(super) visible: &'a [Range<usize>],
-    pub(super) state: &'a mut State<'s>,
+    pub(super) state: &'a mut SoftmaxState<'s>,
 }
 
 impl Kernel for Softmax<'_, '_> {
@@ -65,7 +65,7 @@ impl Kernel for Softmax<'_, '_> {
 
 /// Raises the maximum of `row` to `largest`, if that is larger, and rescales its sums.
 #[inline(always)]
-pub(super) fn grow<S: Simd>(simd: S, state: &mut State<'_>, row: usize, largest: f32) {
+pub(super) fn grow<S: Simd>(simd: S, state: &mut SoftmaxState<'_>, row: usize, largest: f32) {
     let before = state.max[row];
     if largest > before || before == f32::NEG_INFINITY {
         state.max[row] = largest;

@@ -209,7 +209,7 @@ pub(super) fn values_from_keys(keys: &[f32], key_dim: usize, value_dim: usize, o
 
 /// Rotates rows (`[rows, dim]`, `stride` apart) into or out of the basis of `side`.
 pub(super) struct Rotate<'a> {
-    pub(super) turn: Turn,
+    pub(super) change: BasisChange,
     pub(super) side: Side,
     pub(super) dim: usize,
     pub(super) stride: usize,
@@ -218,7 +218,7 @@ pub(super) struct Rotate<'a> {
 
 /// Direction of a change of basis.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Turn {
+pub(super) enum BasisChange {
     /// From the plain basis to the rotated one.
     Into,
     /// Back to the plain basis.
@@ -231,12 +231,12 @@ impl Kernel for Rotate<'_> {
     fn run<S: Simd>(self, simd: S) {
         for row in self.x.chunks_mut(self.stride) {
             let row = &mut row[..self.dim];
-            match self.turn {
-                Turn::Into => {
+            match self.change {
+                BasisChange::Into => {
                     negate(self.side, row);
                     hadamard(simd, row);
                 }
-                Turn::Back => {
+                BasisChange::Back => {
                     hadamard(simd, row);
                     negate(self.side, row);
                 }

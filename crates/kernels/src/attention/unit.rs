@@ -4,8 +4,8 @@ use super::matmul::{Product, Shape};
 use super::plan::{Unit, visible};
 use super::products::{GatherCodes, ScoreCodes};
 use super::rounding::{MAX_ROWS, RoundQueries, RoundWeights, RoundedRows};
-use super::softmax::{Cap, Softmax, State};
-use super::tiles::{Decode, Rotate, Turn, elements, values_from_keys};
+use super::softmax::{Cap, Softmax, SoftmaxState};
+use super::tiles::{BasisChange, Decode, Rotate, elements, values_from_keys};
 use super::{AttentionParams, AttentionRun};
 use crate::isa::Cpu;
 use crate::kv::block::HeadView;
@@ -45,7 +45,7 @@ pub(crate) struct Scratch<'a> {
     /// Rounded queries and weights.
     pub(crate) rounded: RoundedRows<'a>,
     /// Softmax state; `acc` is `[rows, value_dim rounded up to 16]`.
-    pub(crate) state: State<'a>,
+    pub(crate) state: SoftmaxState<'a>,
 }
 
 /// One pass over keys: the unit's rows and what basis they are in.
@@ -99,7 +99,7 @@ pub(crate) fn attend(
         pass.block(run.blocks[index], base, at - base..end - base, next.unwrap_or(&[]));
         at = end;
     }
-    pass.turn_acc(false);
+    pass.rotate_outputs(false);
 }
 
 /// Copies the unit's queries to `[rows, key_dim]`, times the factor that [`Cap`] expects.
@@ -150,8 +150,8 @@ impl Pass<'_, '_, '_> {
             true => (Reading::Decoded, Reading::KeyPrefix),
             false => (self.reading(&key), self.reading(&value)),
         };
-        self.turn_q(key.coding.format.turbo().is_some());
-        self.turn_acc(value.coding.format.turbo().is_some());
+        self.rotate_queries(key.coding.format.turbo().is_some());
+        self.rotate_outputs(value.coding.format.turbo().is_some());
         let tile = if how.0.decodes() || how.1.decodes() { TILE_TOKENS } else { KV_BLOCK_TOKENS };
         // Where a window begins depends on the unit's first token, a tile need not.
         let align = if self.context.params.order == Order::Fixed { tile } else { 16 };
@@ -159,7 +159,7 @@ impl Pass<'_, '_, '_> {
         while start < keys.end {
             let width = (keys.end - start).min(tile).next_multiple_of(16);
             let tokens = start..start + width;
-            if let Some(seen) = self.look(base, &tokens) {
+            if let Some(seen) = self.mark_visible(base, &tokens) {
                 self.score(&key, &tokens, value.codes, how.0);
                 self.weigh(&value, &tokens, &seen, how.1);
                 self.gather(&value, &tokens, &seen, next, how.1);
@@ -187,31 +187,31 @@ impl Pass<'_, '_, '_> {
     }
 
     /// Brings `q` into or out of the rotated basis of the keys.
-    fn turn_q(&mut self, rotated: bool) {
+    fn rotate_queries(&mut self, rotated: bool) {
         if self.q_rotated != rotated {
             let dim = self.context.params.key_dim;
-            let turn = if rotated { Turn::Into } else { Turn::Back };
+            let change = if rotated { BasisChange::Into } else { BasisChange::Back };
             let x = &mut self.scratch.q[..self.rows * dim];
-            dispatch(self.context.cpu, Rotate { turn, side: Side::Key, dim, stride: dim, x });
+            dispatch(self.context.cpu, Rotate { change, side: Side::Key, dim, stride: dim, x });
             self.q_rotated = rotated;
             self.q_rounded = false;
         }
     }
 
     /// Brings the outputs so far into or out of the rotated basis of the values.
-    fn turn_acc(&mut self, rotated: bool) {
+    fn rotate_outputs(&mut self, rotated: bool) {
         if self.acc_rotated != rotated {
             let dim = self.context.params.value_dim;
             let stride = self.scratch.state.stride;
-            let turn = if rotated { Turn::Into } else { Turn::Back };
+            let change = if rotated { BasisChange::Into } else { BasisChange::Back };
             let x = &mut self.scratch.state.acc[..self.rows * stride];
-            dispatch(self.context.cpu, Rotate { turn, side: Side::Value, dim, stride, x });
+            dispatch(self.context.cpu, Rotate { change, side: Side::Value, dim, stride, x });
             self.acc_rotated = rotated;
         }
     }
 
     /// Notes which columns of the tile each row sees; returns their hull, `None` when empty.
-    fn look(&mut self, base: usize, tokens: &Range<usize>) -> Option<Range<usize>> {
+    fn mark_visible(&mut self, base: usize, tokens: &Range<usize>) -> Option<Range<usize>> {
         let Context { params, runs, .. } = self.context;
         let start = base + tokens.start;
         let width = tokens.len();

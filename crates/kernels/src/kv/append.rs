@@ -1,8 +1,8 @@
 //! Appending tokens to a list of blocks, quantising on the way.
 
-use super::block::{HeadSlots, KvBlock};
+use super::block::{HeadViewMut, KvBlock};
 use super::layout::{BlockLayout, KV_BLOCK_TOKENS};
-use super::store::{Coding, Work};
+use super::store::{SideCoding, Work};
 use crate::error::{KernelError, Result, check_len};
 use crate::pool::Pool;
 use crate::simd::{Kernel, Simd, dispatch};
@@ -13,8 +13,8 @@ use std::ops::Range;
 const PARALLEL_VECTORS: usize = 64;
 
 /// One head of one block and the tokens that it receives.
-struct Job<'a> {
-    slots: HeadSlots<'a>,
+struct HeadJob<'a> {
+    slots: HeadViewMut<'a>,
     head: usize,
     /// Tokens within the block.
     tokens: Range<usize>,
@@ -23,7 +23,7 @@ struct Job<'a> {
 }
 
 /// The rows of a call.
-struct Rows<'a> {
+struct AppendedRows<'a> {
     layout: BlockLayout,
     k: &'a [f32],
     v: &'a [f32],
@@ -53,14 +53,14 @@ pub fn append(
         let base = index * KV_BLOCK_TOKENS;
         let range = start.max(base) - base..(start + tokens).min(base + KV_BLOCK_TOKENS) - base;
         let first_row = (base + range.start) - start;
-        jobs.extend(block.head_slots().into_iter().enumerate().map(|(head, slots)| Job {
+        jobs.extend(block.heads_mut().into_iter().enumerate().map(|(head, slots)| HeadJob {
             slots,
             head,
             tokens: range.clone(),
             first_row,
         }));
     }
-    let rows = Rows { layout, k, v };
+    let rows = AppendedRows { layout, k, v };
     let chunk = if tokens * layout.kv_heads() < PARALLEL_VECTORS { jobs.len() } else { 1 };
     pool.for_rows_mut(&mut jobs, 1, chunk, |_, _, jobs| {
         for job in jobs {
@@ -100,8 +100,8 @@ fn check(
 
 /// Writes one job.
 struct Write<'a, 'j> {
-    rows: &'a Rows<'a>,
-    job: &'a mut Job<'j>,
+    rows: &'a AppendedRows<'a>,
+    job: &'a mut HeadJob<'j>,
 }
 
 impl Kernel for Write<'_, '_> {
@@ -113,7 +113,7 @@ impl Kernel for Write<'_, '_> {
         let heads = rows.layout.kv_heads();
         let head = job.head;
         if let Some(coding) = rows.layout.coding(Side::Key) {
-            let source = Source { rows: rows.k, heads, head };
+            let source = HeadRows { rows: rows.k, heads, head };
             write_side(
                 coding,
                 &source,
@@ -124,7 +124,7 @@ impl Kernel for Write<'_, '_> {
             );
         }
         if let Some(coding) = rows.layout.coding(Side::Value) {
-            let source = Source { rows: rows.v, heads, head };
+            let source = HeadRows { rows: rows.v, heads, head };
             let codes = &mut *slots.value_codes;
             let scales = &mut *slots.value_scales;
             write_side(coding, &source, codes, scales, &job.tokens, job.first_row);
@@ -133,7 +133,7 @@ impl Kernel for Write<'_, '_> {
 }
 
 /// One head of `[tokens, heads, dim]`.
-struct Source<'a> {
+struct HeadRows<'a> {
     rows: &'a [f32],
     heads: usize,
     head: usize,
@@ -141,8 +141,8 @@ struct Source<'a> {
 
 #[inline(always)]
 fn write_side(
-    coding: Coding,
-    source: &Source<'_>,
+    coding: SideCoding,
+    source: &HeadRows<'_>,
     codes: &mut [u8],
     scales: &mut [u8],
     tokens: &Range<usize>,

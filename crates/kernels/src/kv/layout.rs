@@ -234,13 +234,13 @@ pub(crate) fn int8_value_index(dim: usize, token: usize, coord: usize) -> usize 
 
 /// Group and byte within it of a Turbo key coordinate.
 #[inline(always)]
-pub(crate) fn turbo_key_slot(dim: usize, token: usize, coord: usize) -> (usize, usize) {
+pub(crate) fn turbo_key_position(dim: usize, token: usize, coord: usize) -> (usize, usize) {
     (token / 16 * (dim / 4) + coord / 4, token % 16 * 4 + coord % 4)
 }
 
 /// Group and byte within it of a Turbo value coordinate.
 #[inline(always)]
-pub(crate) fn turbo_value_slot(token: usize, coord: usize) -> (usize, usize) {
+pub(crate) fn turbo_value_position(token: usize, coord: usize) -> (usize, usize) {
     let groups_per_chunk = KV_BLOCK_TOKENS / 4 * 2;
     let group = coord / 32 * groups_per_chunk + token / 4 * 2 + coord % 32 / 16;
     (group, coord % 16 * 4 + token % 4)
@@ -287,9 +287,9 @@ mod tests {
     }
 
     #[test]
-    fn turbo_slots_are_permutations() {
+    fn turbo_positions_are_permutations() {
         for dim in [32, 64, 512] {
-            for slot in [turbo_key_slot, |_, token, coord| turbo_value_slot(token, coord)] {
+            for slot in [turbo_key_position, |_, token, coord| turbo_value_position(token, coord)] {
                 let mut seen = vec![false; KV_BLOCK_TOKENS * dim];
                 for token in 0..KV_BLOCK_TOKENS {
                     for coord in 0..dim {

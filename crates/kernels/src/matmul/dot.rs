@@ -151,7 +151,7 @@ impl<'c, C: Coding<'c>, const T: usize, const D: usize> Kernel for BlockDot<'_, 
 }
 
 /// State of `R` rows while their groups are read.
-struct Rows<'a, S: Simd, const T: usize, const R: usize> {
+struct RowSums<'a, S: Simd, const T: usize, const R: usize> {
     /// Each row's codes from its next unit on, and as far as the matrix goes.
     codes: [&'a [u8]; R],
     ahead: ReadAhead,
@@ -180,8 +180,11 @@ impl<'c, C: Coding<'c>, const T: usize, const D: usize> BlockDot<'_, C, T, D> {
     unsafe fn rows<S: Simd, const R: usize>(&self, simd: S, row: usize) {
         let all = self.coding.codes();
         let codes = std::array::from_fn(|r| &all[self.start(row + r) / 8 * C::BITS as usize..]);
-        let mut rows =
-            Rows::<S, T, R> { codes, ahead: ReadAhead::new(codes[0]), acc: [[simd.zero(); T]; R] };
+        let mut rows = RowSums::<S, T, R> {
+            codes,
+            ahead: ReadAhead::new(codes[0]),
+            acc: [[simd.zero(); T]; R],
+        };
         // All groups are 32, 64 or 128: a shift instead of a division.
         let groups = self.cols >> self.coding.group().trailing_zeros();
         for chunk in (0..groups).step_by(LANES) {
@@ -208,7 +211,7 @@ impl<'c, C: Coding<'c>, const T: usize, const D: usize> BlockDot<'_, C, T, D> {
         simd: S,
         row: usize,
         groups: Range<usize>,
-        rows: &mut Rows<'_, S, T, R>,
+        rows: &mut RowSums<'_, S, T, R>,
     ) {
         let group = self.coding.group();
         let shift = group.trailing_zeros();
@@ -253,7 +256,7 @@ impl<'c, C: Coding<'c>, const T: usize, const D: usize> BlockDot<'_, C, T, D> {
         simd: S,
         cols: Range<usize>,
         scales: &[[S::Table; T]; R],
-        rows: &mut Rows<'_, S, T, R>,
+        rows: &mut RowSums<'_, S, T, R>,
     ) {
         let units = cols.len() / UNIT;
         let places = Places::of(self.coding.group());

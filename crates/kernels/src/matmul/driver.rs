@@ -13,7 +13,7 @@ use crate::elementwise::{Glu, glu_serial};
 use crate::error::{Result, check_len};
 use crate::order::Order;
 use crate::pool::Pool;
-use crate::scratch::{self, Slot};
+use crate::scratch::{self, BufferKind};
 use crate::simd::LANES;
 use crate::weights::{FloatType, Format, Mxfp4, WeightMatrix};
 use std::ops::Range;
@@ -83,12 +83,12 @@ enum Way {
 
 /// Form in which a matrix needs the activations.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum InputForm {
     Digits { group: usize },
     Floats,
 }
 
-impl Kind {
+impl InputForm {
     fn of(weights: &WeightMatrix<'_>) -> Self {
         match weights.format() {
             Format::Affine(affine) => Self::Digits { group: affine.group },
@@ -100,10 +100,10 @@ impl Kind {
 
 /// Returns true if both matrices need the activations in one form.
 pub(super) fn same_kind(a: &WeightMatrix<'_>, b: &WeightMatrix<'_>) -> bool {
-    Kind::of(a) == Kind::of(b)
+    InputForm::of(a) == InputForm::of(b)
 }
 
-/// Activations prepared for one [`Kind`].
+/// Activations prepared for one [`InputForm`].
 #[derive(Clone, Copy)]
 enum Prepared<'a> {
     Digits(Digits<'a>),
@@ -125,24 +125,25 @@ pub(super) fn run_jobs(
 ) -> Result<()> {
     let mut rest: Vec<&Job<'_>> = jobs.iter().filter(|job| !job.tokens.is_empty()).collect();
     while let Some(first) = rest.first() {
-        let kind = Kind::of(&first.layer.weights);
-        let (same, other) = rest.into_iter().partition(|job| Kind::of(&job.layer.weights) == kind);
+        let kind = InputForm::of(&first.layer.weights);
+        let (same, other) =
+            rest.into_iter().partition(|job| InputForm::of(&job.layer.weights) == kind);
         rest = other;
         let same: Vec<&Job<'_>> = same;
         let dots = same.iter().all(|job| job.way() == Way::Dots);
         match kind {
-            Kind::Digits { group } => {
+            InputForm::Digits { group } => {
                 let digits = precision.digits();
                 let layout = if dots { DigitLayout::flat } else { DigitLayout::blocked };
                 let layout = layout(tokens, source.cols, group, digits);
-                scratch::with(Slot::Input, layout.bytes(), |buf| {
+                scratch::with(BufferKind::Input, layout.bytes(), |buf| {
                     let input = Prepared::Digits(quantize(pool, source, layout, buf));
                     run_region(pool, &same, input)
                 })??;
             }
-            Kind::Floats if dots => run_region(pool, &same, Prepared::Floats(source, None))?,
-            Kind::Floats => {
-                scratch::with(Slot::Input, Floats::bytes(tokens, source.cols), |buf| {
+            InputForm::Floats if dots => run_region(pool, &same, Prepared::Floats(source, None))?,
+            InputForm::Floats => {
+                scratch::with(BufferKind::Input, Floats::bytes(tokens, source.cols), |buf| {
                     let floats = pad(pool, source, tokens, buf);
                     run_region(pool, &same, Prepared::Floats(source, Some(floats)))
                 })??;
@@ -198,7 +199,7 @@ fn chunk_rows(job: &Job<'_>, share: usize) -> usize {
 fn run_chunk(pool: &Pool, job: &Job<'_>, input: Prepared<'_>, rows: RowRange) -> Result<()> {
     let tokens = job.tokens.clone();
     let way = job.way();
-    let part = Part { tokens: tokens.clone(), way, rows, out: job.out };
+    let part = ProductPart { tokens: tokens.clone(), way, rows, out: job.out };
     run_rows(pool, &job.layer.weights, input, part)?;
     // SAFETY: these rows of the output belong to this chunk.
     let products = |token| unsafe {
@@ -211,10 +212,10 @@ fn run_chunk(pool: &Pool, job: &Job<'_>, input: Prepared<'_>, rows: RowRange) ->
         return Ok(());
     };
     let len = tokens.len() * rows.len();
-    scratch::with(Slot::Output, len * size_of::<f32>(), |buf| {
+    scratch::with(BufferKind::Output, len * size_of::<f32>(), |buf| {
         let buf = &mut bytemuck::cast_slice_mut::<u8, f32>(buf)[..len];
         let out = Out::chunk(buf, tokens.start, rows);
-        let part = Part { tokens: tokens.clone(), way, rows, out };
+        let part = ProductPart { tokens: tokens.clone(), way, rows, out };
         run_rows(pool, &up.weights, input, part)?;
         for (token, other) in tokens.zip(buf.chunks_exact_mut(rows.len())) {
             let gate = products(token);
@@ -227,7 +228,7 @@ fn run_chunk(pool: &Pool, job: &Job<'_>, input: Prepared<'_>, rows: RowRange) ->
 }
 
 /// Some rows of a product for some of the prepared tokens.
-struct Part<'a> {
+struct ProductPart<'a> {
     tokens: Range<usize>,
     way: Way,
     rows: RowRange,
@@ -239,7 +240,7 @@ fn run_rows(
     pool: &Pool,
     weights: &WeightMatrix<'_>,
     input: Prepared<'_>,
-    part: Part<'_>,
+    part: ProductPart<'_>,
 ) -> Result<()> {
     match (weights.format(), &input) {
         (Format::Affine(weights), Prepared::Digits(input)) => {
@@ -267,15 +268,15 @@ fn dense_rows(
     matrix: Dense<'_>,
     source: Source<'_>,
     floats: Option<&Floats<'_>>,
-    part: Part<'_>,
+    part: ProductPart<'_>,
 ) -> Result<()> {
     let Dense { ty, weights } = matrix;
-    let Part { tokens, way, rows, out } = part;
+    let ProductPart { tokens, way, rows, out } = part;
     let first_token = tokens.start;
     let count = tokens.len();
     match (way, floats) {
         (Way::Tiles, Some(input)) => {
-            scratch::with(Slot::Panel, PANEL_ROWS / LANES * TILE_FLOATS * 4, |buf| {
+            scratch::with(BufferKind::Panel, PANEL_ROWS / LANES * TILE_FLOATS * 4, |buf| {
                 let tokens = count;
                 let panel = bytemuck::cast_slice_mut(buf);
                 let mut tiles =
@@ -300,9 +301,9 @@ fn code_rows(
     pool: &Pool,
     weights: Quantised<'_>,
     input: &Digits<'_>,
-    part: Part<'_>,
+    part: ProductPart<'_>,
 ) -> Result<()> {
-    let Part { tokens, way, rows, out } = part;
+    let ProductPart { tokens, way, rows, out } = part;
     let first_token = tokens.start;
     let tokens = tokens.len();
     if way == Way::Dots {
@@ -311,7 +312,7 @@ fn code_rows(
         unsafe { dots.dispatch(pool.cpu()) };
         return Ok(());
     }
-    scratch::with(Slot::Panel, PANEL_BYTES, |buf| {
+    scratch::with(BufferKind::Panel, PANEL_BYTES, |buf| {
         let panel = CodePanel::new(buf);
         let tiles = CodeTiles { weights, input, first_token, tokens, rows, out, panel };
         // SAFETY: these rows of the output belong to this chunk alone, and the panel to this thread.

@@ -16,7 +16,7 @@ use crate::elementwise::Glu;
 use crate::error::{KernelError, Result, check_len};
 use crate::order::Order;
 use crate::pool::Pool;
-use crate::scratch::{self, Slot};
+use crate::scratch::{self, BufferKind};
 use crate::weights::WeightMatrix;
 use std::ops::Range;
 
@@ -113,8 +113,8 @@ pub fn experts(
     check_len("activations of the experts", x.len(), slots / routes.active * hidden)?;
     check_len("output of the experts", out.len(), x.len())?;
     experts.iter().try_for_each(|expert| check_expert(expert, hidden, inner))?;
-    scratch::with(Slot::Hidden, slots * inner * size_of::<f32>(), |middle| {
-        scratch::with(Slot::Down, slots * hidden * size_of::<f32>(), |down| {
+    scratch::with(BufferKind::Hidden, slots * inner * size_of::<f32>(), |middle| {
+        scratch::with(BufferKind::Down, slots * hidden * size_of::<f32>(), |down| {
             let middle = &mut bytemuck::cast_slice_mut(middle)[..slots * inner];
             let down = &mut bytemuck::cast_slice_mut(down)[..slots * hidden];
             let source = Source { x, cols: hidden, gather: Some(&routes.tokens) };

@@ -105,7 +105,7 @@ pub fn gated_delta(
     let mut jobs: Vec<_> = states.zip(outputs).enumerate().collect();
     pool.for_rows_mut(&mut jobs, 1, 1, |_, _, jobs| {
         for (head, (state, out)) in jobs {
-            dispatch(pool.cpu(), Head { layer, steps, head: *head, state, out });
+            dispatch(pool.cpu(), DeltaHead { layer, steps, head: *head, state, out });
         }
     });
     interleave(pool, &by_head, value_dim, heads * value_dim, out);
@@ -113,7 +113,7 @@ pub fn gated_delta(
 }
 
 /// One value head over all tokens.
-struct Head<'a> {
+struct DeltaHead<'a> {
     layer: &'a Delta<'a>,
     steps: &'a DeltaSteps<'a>,
     head: usize,
@@ -130,7 +130,7 @@ struct Gates {
     correction: f32,
 }
 
-impl Kernel for Head<'_> {
+impl Kernel for DeltaHead<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {

@@ -26,7 +26,7 @@ pub struct Scan1<'a> {
 pub struct Steps1<'a> {
     /// `[tokens, channels]`.
     pub x: &'a [f32],
-    /// Step sizes before the softplus, `[tokens, channels]`.
+    /// ChannelStep sizes before the softplus, `[tokens, channels]`.
     pub dt: &'a [f32],
     /// `[tokens, state_size]`.
     pub b: &'a [f32],
@@ -67,7 +67,10 @@ pub fn scan1(
     let mut jobs: Vec<_> = states.zip(outputs).enumerate().collect();
     pool.for_rows_mut(&mut jobs, 1, 1, |_, _, jobs| {
         for (block, (sums, out)) in jobs {
-            dispatch(pool.cpu(), Block { scan, steps, first: *block * BLOCK, size, sums, out });
+            dispatch(
+                pool.cpu(),
+                ChannelBlock { scan, steps, first: *block * BLOCK, size, sums, out },
+            );
         }
     });
     interleave(pool, &by_block, BLOCK, channels, out);
@@ -75,7 +78,7 @@ pub fn scan1(
 }
 
 /// A block of channels over all tokens.
-struct Block<'a> {
+struct ChannelBlock<'a> {
     scan: &'a Scan1<'a>,
     steps: &'a Steps1<'a>,
     /// Its first channel.
@@ -87,7 +90,7 @@ struct Block<'a> {
     out: &'a mut [f32],
 }
 
-impl Kernel for Block<'_> {
+impl Kernel for ChannelBlock<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
@@ -103,7 +106,8 @@ impl Kernel for Block<'_> {
             let c = &steps.c[range];
             for (i, sums) in sums.chunks_exact_mut(size).enumerate() {
                 let rates = &scan.rates[(first + i) * size..][..size];
-                let y = Step { step: dt[i], input: dt[i] * x[i], rates, b, c }.run(simd, sums);
+                let y =
+                    ChannelStep { step: dt[i], input: dt[i] * x[i], rates, b, c }.run(simd, sums);
                 out[i] = y + scan.d[first + i] * x[i];
             }
         }
@@ -126,7 +130,7 @@ fn step_sizes<S: Simd>(simd: S, dt: &[f32]) -> [f32; BLOCK] {
 }
 
 /// One token's step of one channel's state.
-struct Step<'a> {
+struct ChannelStep<'a> {
     step: f32,
     input: f32,
     rates: &'a [f32],
@@ -134,7 +138,7 @@ struct Step<'a> {
     c: &'a [f32],
 }
 
-impl Step<'_> {
+impl ChannelStep<'_> {
     /// `s = exp(step · rates) · s + input · b`; returns `s · c`.
     #[inline(always)]
     fn run<S: Simd>(&self, simd: S, s: &mut [f32]) -> f32 {

@@ -94,7 +94,7 @@ pub fn scan2(
     let mut jobs: Vec<_> = states.zip(outputs).enumerate().collect();
     pool.for_rows_mut(&mut jobs, 1, 1, |_, _, jobs| {
         for (head, (sums, out)) in jobs {
-            dispatch(pool.cpu(), Head { scan, steps, head: *head, sums, out });
+            dispatch(pool.cpu(), ScanHead { scan, steps, head: *head, sums, out });
         }
     });
     interleave(pool, &by_head, head_dim, heads * head_dim, out);
@@ -102,7 +102,7 @@ pub fn scan2(
 }
 
 /// One head over all tokens.
-struct Head<'a> {
+struct ScanHead<'a> {
     scan: &'a Scan2<'a>,
     steps: &'a Steps2<'a>,
     head: usize,
@@ -112,7 +112,7 @@ struct Head<'a> {
     out: &'a mut [f32],
 }
 
-impl Kernel for Head<'_> {
+impl Kernel for ScanHead<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
