@@ -3,7 +3,7 @@
 use mlx_ffi::host::{HostInputs, call, call_one};
 use mlx_ffi::{Array, Dtype};
 use mlxcel_kernels::elementwise::Glu;
-use mlxcel_kernels::matmul::{matmul, matmul_glu, matmul_heads};
+use mlxcel_kernels::matmul::{GatedPair, matmul, matmul_glu, matmul_heads};
 use mlxcel_kernels::weights::{Affine, FloatType, WeightMatrix};
 
 use super::HostKernels;
@@ -169,10 +169,10 @@ pub(super) fn glu(
     let shape = ints([rows_cols(x).0, gate.weight.shape().0])?;
     call_one("glu", &inputs, (&shape, Dtype::Float32), |inputs, mut outputs| {
         let views = shapes.views(&inputs)?;
-        let matrices = (views[0].matrix, views[1].matrix);
+        let pair = GatedPair { gate: views[0].matrix, up: views[1].matrix, activation };
         let x = inputs.f32(0)?;
         let out = outputs.f32(0)?;
-        Ok(matmul_glu(&kernels.pool, x, matrices, activation, out, kernels.sums)?)
+        Ok(matmul_glu(&kernels.pool, x, pair, out, kernels.sums)?)
     })
 }
 
