@@ -21,7 +21,7 @@ pub use self::generate::{
 pub use self::progress::{NoProgress, Progress};
 pub(crate) use self::text_stream::TextStream;
 use crate::families::{self, ImageEncoder, LanguageModel};
-use crate::loading::{Checkpoint, Residence, Source};
+use crate::loading::{Checkpoint, Residence, WeightSource};
 use crate::text::TextFiles;
 use crate::vision::{
     self, EncodedImage, ImageError, ImageInput, Pixels, PlacedImage, Preprocessor,
@@ -91,7 +91,7 @@ impl Engine {
         let checkpoint = Checkpoint::open(source, config.weights, config.ops.kernels)?;
         crate::memory::apply_limit()?;
         let ops = Ops::new(&config.ops)?;
-        let weights = Source::new(&checkpoint, &ops, progress)?;
+        let weights = WeightSource::new(&checkpoint, &ops, progress)?;
         let model = families::load(&weights.root(), checkpoint.config())?;
         let layout = model.cache_layout();
         SequenceCache::check(&ops, &layout, config.kv_mode)?;
