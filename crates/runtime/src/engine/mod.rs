@@ -17,9 +17,13 @@ pub use self::generate::{
 };
 pub use self::text_stream::TextStream;
 use crate::families::{self, ImageEncoder, LanguageModel};
+<<<<<<< HEAD
 use crate::loading::{Checkpoint, Residence, Source};
 pub use crate::progress::{NoProgress, Progress, Statistics};
 pub use crate::source::ModelSource;
+=======
+use crate::loading::{Checkpoint, Residence, WeightSource};
+>>>>>>> house-core
 use crate::text::TextFiles;
 use crate::vision::{
     self, EncodedImage, ImageError, ImageInput, Pixels, PlacedImage, Preprocessor,
@@ -84,7 +88,7 @@ impl Engine {
         )?;
         crate::memory::apply_limit()?;
         let ops = Ops::new(&config.ops)?;
-        let weights = Source::new(&checkpoint, &ops, progress)?;
+        let weights = WeightSource::new(&checkpoint, &ops, progress)?;
         let model = families::load(&weights.root(), checkpoint.config())?;
         let layout = model.cache_layout();
         SequenceCache::check(&ops, &layout, config.kv_mode)?;

@@ -12,7 +12,7 @@ use super::mamba2::{Factors, Mamba2Mixer, MixerShape, check_shape, is_one};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
-/// What is not in [`DecoderConfig`].
+/// Configuration beyond [`DecoderConfig`].
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(flatten)]
@@ -101,7 +101,7 @@ impl Config {
         }
         if self.mamba_rms_norm && (self.mamba_norm_before_gate || self.mamba_n_groups > 1) {
             return Err(Error::config(
-                "mamba_rms_norm is only supported behind the gate and with one group",
+                "mamba_rms_norm is only supported after the gate and with one group",
             ));
         }
         Ok(shape)
@@ -118,7 +118,8 @@ struct ScaledMlp {
 
 impl ScaledMlp {
     fn load(w: &Weights, d: &DecoderConfig, bias: Bias, gate_factor: f32) -> Result<Self> {
-        let (hidden, inner) = (d.sizes.hidden_size, d.sizes.intermediate_size);
+        let hidden = d.sizes.hidden_size;
+        let inner = d.sizes.intermediate_size;
         Ok(Self {
             gate_proj: w.linear("gate_proj", hidden, inner, bias)?,
             up_proj: w.linear("up_proj", hidden, inner, bias)?,
@@ -150,7 +151,8 @@ struct FalconH1Block {
 
 impl FalconH1Block {
     fn load(w: &Weights, d: &DecoderConfig, c: &Config, m: &FalconMultipliers) -> Result<Self> {
-        let (hidden, heads) = (d.sizes.hidden_size, d.heads()?);
+        let hidden = d.sizes.hidden_size;
+        let heads = d.heads()?;
         let norm = d.sizes.norm_or(NormKind::Rms, 1e-5);
         let [gate, x, b, c_factor, dt] = m.ssm_multipliers;
         let shape = c.mixer(hidden, norm, Factors { gate, x, b, c: c_factor, dt })?;
@@ -160,7 +162,8 @@ impl FalconH1Block {
         let plain = Attention::load(&w.at("self_attn"), hidden, heads, bias, Some(rope))?;
         // A factor on the keys is one on the scores.
         let spec = plain.spec.clone().with_scale(plain.spec.scale() * m.key_multiplier);
-        let (mlp, gate_factor) = (w.at("feed_forward"), m.mlp_multipliers[0]);
+        let mlp = w.at("feed_forward");
+        let gate_factor = m.mlp_multipliers[0];
         Ok(Self {
             input_layernorm: w.norm("input_layernorm", hidden, norm)?,
             mamba: Mamba2Mixer::load(&w.at("mamba"), &shape)?,
@@ -181,7 +184,8 @@ impl DecoderLayer for FalconH1Block {
     }
 
     fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
-        let (ops, m) = (pass.ops(), &self.multipliers);
+        let ops = pass.ops();
+        let m = &self.multipliers;
         let normed = ops.norm(x, &self.input_layernorm)?;
         let mixed = scaled(ops, &normed, m.ssm_in_multiplier)?;
         let mixed = scaled(ops, &self.mamba.forward(pass, index, &mixed)?, m.ssm_out_multiplier)?;
@@ -194,8 +198,8 @@ impl DecoderLayer for FalconH1Block {
     }
 }
 
-/// What is left to do of the factors, and those on embeddings and logits. Converted files have all
-/// in their weights; a tied head then has the embeddings' factor, which is taken back.
+/// Factors that remain to be applied, and those on embeddings and logits. Converted files have them
+/// in their weights; a tied head then has the embeddings' factor, which is undone.
 fn remaining(
     stated: &FalconMultipliers,
     converted: bool,
@@ -217,7 +221,7 @@ pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> 
     let tied = !w.has("lm_head.weight");
     let (multipliers, [embed, logits]) = remaining(&c.multipliers, converted, tied);
     let places = [&w.at("model"), w];
-    let model = Model::load_with(places, &d.sizes, ("final_layernorm", norm), |w, _| {
+    let model = Model::load_with(places, &d.sizes, "final_layernorm", norm, |w, _| {
         FalconH1Block::load(w, d, c, &multipliers)
     })?;
     Ok(Model { embed_scale: Some(embed), logits: Some(Map::Scale(logits)), ..model })

@@ -1,6 +1,6 @@
-//! `gemma2`, and what later Gemmas share with it: four norms a layer whose files hold the weight
-//! minus 1, a GELU-gated MLP, scaled embeddings. Its own are soft caps on scores and logits, and a
-//! window over every other layer.
+//! `gemma2`, and the parts that later Gemmas share: four norms a layer whose files hold the weight
+//! minus 1, a GELU-gated MLP, scaled embeddings. Gemma 2 alone has soft caps on scores and logits, and
+//! a window over every other layer.
 
 use mlxcel_core::{Activation, Map};
 use serde::Deserialize;
@@ -53,7 +53,8 @@ pub(super) fn embed_scale(c: &DecoderConfig) -> f32 {
 
 /// A layer of Gemma 2 or 3 around `attention`.
 pub(super) fn block(w: &Weights, c: &DecoderConfig, attention: Attention) -> Result<DecoderBlock> {
-    let (hidden, norm) = (c.sizes.hidden_size, norm(c));
+    let hidden = c.sizes.hidden_size;
+    let norm = norm(c);
     let mlp = Mlp::load(&w.at("mlp"), &c.sizes, Bias::None)?;
     let mlp = Mlp { activation: Activation::GeluTanh, ..mlp };
     let mut block = DecoderBlock::pre_norm(w, hidden, norm, attention, mlp)?;

@@ -1,7 +1,7 @@
 //! `gemma3_text` and the language model of `gemma3`: Gemma 2's layers with norms over each query
 //! and key head, and five windowed layers to one global, each kind with its own rotary base.
-//! `gemma3` has an image encoder, whose tokens see each other in both directions in every layer, as
-//! in transformers.
+//! `gemma3` has an image encoder, whose tokens attend to each other in both directions in every layer,
+//! as in transformers.
 
 use mlxcel_core::{Rope, RopeScaling};
 use serde::Deserialize;
@@ -14,7 +14,7 @@ use super::with_encoder::WithEncoder;
 use crate::Result;
 use crate::loading::{Bias, Weights};
 
-/// What the class takes for global layers where the configuration does not say.
+/// The class's defaults for global layers.
 const GLOBAL: RopeDefaults = RopeDefaults { theta: 1_000_000.0, traditional: false, partial: 1.0 };
 
 #[derive(Debug, Deserialize)]
@@ -40,7 +40,7 @@ impl Config {
         self.decoder.windows.of(layer, !(layer + 1).is_multiple_of(pattern))
     }
 
-    /// The rotary embedding of windowed layers, then of global ones.
+    /// The rotary embeddings of windowed and of global layers.
     fn ropes(&self, head_dim: usize) -> Result<[Rope; 2]> {
         let rope = &self.decoder.rope;
         let local = match rope.of_layer_type("sliding_attention") {
@@ -61,10 +61,11 @@ fn attention(w: &Weights, c: &Config, heads: HeadShape, layer: usize) -> Result<
     let window = c.window(layer)?;
     let rope = if window.is_some() { local } else { global };
     let plain = Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, Some(rope))?;
-    let head_norm = |name| w.rms_norm(name, heads.head_dim, norm(&c.decoder));
+    let norm = norm(&c.decoder);
+    let q_norm = w.rms_norm("q_norm", heads.head_dim, norm)?;
+    let k_norm = w.rms_norm("k_norm", heads.head_dim, norm)?;
     let spec = plain.spec.with_scale(score_scale(c.query_pre_attn_scalar)?);
-    let qk_norm = Some((head_norm("q_norm")?, head_norm("k_norm")?));
-    Attention { qk_norm, spec, ..plain }.windowed(window)
+    Attention { qk_norm: Some((q_norm, k_norm)), spec, ..plain }.windowed(window)
 }
 
 /// `√hidden` in bfloat16, as the reference implementations have it in every precision.

@@ -18,7 +18,7 @@ pub(super) struct Config {
     activation_function: Option<String>,
 }
 
-/// How a checkpoint holds matrices.
+/// Order of the dimensions of a checkpoint's matrices.
 #[derive(Clone, Copy)]
 enum ProjectionLayout {
     InOut,
@@ -26,13 +26,16 @@ enum ProjectionLayout {
 }
 
 impl ProjectionLayout {
-    /// The tensors of the decoder, and how matrices are held there.
+    /// The tensors of the decoder, and the layout of its matrices.
     fn find<'a>(w: &Weights<'a>) -> (Self, Weights<'a>) {
-        let holds = |prefix: &str| w.at(prefix).has("wte.weight");
-        match () {
-            () if holds("model") => (Self::OutIn, w.at("model")),
-            () if holds("transformer") => (Self::InOut, w.at("transformer")),
-            () => (Self::InOut, w.root()),
+        let converted = w.at("model");
+        let published = w.at("transformer");
+        if converted.has("wte.weight") {
+            (Self::OutIn, converted)
+        } else if published.has("wte.weight") {
+            (Self::InOut, published)
+        } else {
+            (Self::InOut, w.root())
         }
     }
 
@@ -63,7 +66,8 @@ fn attention(
 }
 
 fn mlp(w: &Weights, stored: ProjectionLayout, c: &Config) -> Result<PlainMlp> {
-    let (hidden, inner) = (c.decoder.sizes.hidden_size, c.decoder.sizes.intermediate_size);
+    let hidden = c.decoder.sizes.hidden_size;
+    let inner = c.decoder.sizes.intermediate_size;
     let [input] = stored.linears(w, "c_fc", hidden, [inner])?;
     let [output] = stored.linears(w, "c_proj", inner, [hidden])?;
     let activation = activation(c.activation_function.as_deref().unwrap_or("gelu_new"))?;
@@ -77,14 +81,11 @@ fn block(
     norm: NormRule,
 ) -> Result<DecoderBlock> {
     let hidden = c.decoder.sizes.hidden_size;
-    let before = |name| -> Result<Residual> {
-        Ok(Residual { before: Some(w.norm(name, hidden, norm)?), ..Residual::default() })
-    };
     Ok(DecoderBlock {
         mixer: Box::new(attention(&w.at("attn"), stored, hidden, c.decoder.heads()?)?),
         mlp: Box::new(mlp(&w.at("mlp"), stored, c)?),
-        mixer_residual: before("ln_1")?,
-        mlp_residual: before("ln_2")?,
+        mixer_residual: Residual::before(w, "ln_1", hidden, norm)?,
+        mlp_residual: Residual::before(w, "ln_2", hidden, norm)?,
     })
 }
 

@@ -54,13 +54,14 @@ impl GraniteMultipliers {
 }
 
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    let (s, factors) = (&c.decoder.sizes, c.factors);
+    let s = &c.decoder.sizes;
+    let factors = c.factors;
     factors.check()?;
     let heads = c.decoder.heads()?;
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));
     let rope = c.decoder.rope.build(heads.head_dim)?;
     let norm = s.norm(NormKind::Rms)?;
-    let layer = |w: &Weights, _| {
+    let model = Model::load(w, s, norm, |w, _| {
         let plain =
             Attention::load(&w.at("self_attn"), s.hidden_size, heads, bias, Some(rope.clone()))?;
         let spec = plain.spec.with_scale(factors.attention_multiplier);
@@ -70,10 +71,10 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
         block.mixer_residual.scale = Some(factors.residual_multiplier);
         block.mlp_residual.scale = Some(factors.residual_multiplier);
         Ok(block)
-    };
+    })?;
     Ok(Model {
         embed_scale: Some(factors.embedding_multiplier),
         logits: Some(Map::Scale(factors.logits_scaling.recip())),
-        ..Model::load(w, s, norm, layer)?
+        ..model
     })
 }

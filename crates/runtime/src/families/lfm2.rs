@@ -1,4 +1,4 @@
-//! `lfm2`: LFM2: gated short convolutions with an attention layer here and there.
+//! `lfm2`: LFM2: gated short convolutions with occasional attention layers.
 
 use mlxcel_core::layers::Linear;
 use mlxcel_core::recurrent::{Convolution, StateLayout};
@@ -11,7 +11,7 @@ use super::layer_state::{LayerState, StateIndex};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
-/// What is not in [`DecoderConfig`].
+/// Configuration beyond [`DecoderConfig`].
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     layer_types: Option<Vec<String>>,
@@ -27,7 +27,7 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// Whether layer `layer` attends.
+    /// Returns true if layer `layer` is attention.
     fn attends(&self, layer: usize) -> Result<bool> {
         let kind = self.layer_types.as_ref().and_then(|types| types.get(layer));
         match (kind.map(String::as_str), &self.full_attn_idxs) {
@@ -66,7 +66,7 @@ impl Config {
 
 /// `out(c · convolution(b · x))`.
 struct ShortConv {
-    /// To b, c and x.
+    /// Projections to b, c and x.
     in_proj: [Linear; 3],
     convolution: Convolution,
     out_proj: Linear,
@@ -77,7 +77,7 @@ impl ShortConv {
         let bias = Bias::when(c.conv_bias);
         Ok(Self {
             in_proj: w.fused_linear("in_proj", hidden, [hidden; 3], bias)?,
-            convolution: w.convolution("conv", (hidden, c.conv_l_cache), c.conv_bias, None)?,
+            convolution: w.convolution("conv", hidden, c.conv_l_cache, c.conv_bias, None)?,
             out_proj: w.linear("out_proj", hidden, hidden, bias)?,
         })
     }
@@ -107,10 +107,10 @@ fn attention(
     let hidden = d.sizes.hidden_size;
     let out = w.linear("out_proj", heads.query_size(), hidden, Bias::None)?;
     let rope = d.rope.build(heads.head_dim)?;
-    let norm = |name| w.rms_norm(name, heads.head_dim, rule);
-    let qk_norm = Some((norm("q_layernorm")?, norm("k_layernorm")?));
+    let q_norm = w.rms_norm("q_layernorm", heads.head_dim, rule)?;
+    let k_norm = w.rms_norm("k_layernorm", heads.head_dim, rule)?;
     let plain = Attention::with_output(w, heads, Bias::None, out, Some(rope))?;
-    Ok(Attention { qk_norm, ..plain })
+    Ok(Attention { qk_norm: Some((q_norm, k_norm)), ..plain })
 }
 
 fn feed_forward(w: &Weights, hidden: usize, inner: usize) -> Result<Mlp> {
@@ -124,9 +124,11 @@ fn feed_forward(w: &Weights, hidden: usize, inner: usize) -> Result<Mlp> {
 
 pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
     positive(&[("conv_L_cache", c.conv_l_cache)])?;
-    let (heads, hidden) = (d.heads()?, d.sizes.hidden_size);
-    let (norm, inner) = (d.sizes.norm(NormKind::Rms)?, c.inner(d.sizes.intermediate_size)?);
-    Model::load_with([&w.at("model"), w], &d.sizes, ("embedding_norm", norm), |w, layer| {
+    let heads = d.heads()?;
+    let hidden = d.sizes.hidden_size;
+    let norm = d.sizes.norm(NormKind::Rms)?;
+    let inner = c.inner(d.sizes.intermediate_size)?;
+    Model::load_with([&w.at("model"), w], &d.sizes, "embedding_norm", norm, |w, layer| {
         let mixer: Box<dyn Mixer> = match c.attends(layer)? {
             true => Box::new(attention(&w.at("self_attn"), d, heads, norm)?),
             false => Box::new(ShortConv::load(&w.at("conv"), c, hidden)?),

@@ -43,7 +43,7 @@ fn conv_kernel() -> usize {
 }
 
 impl Config {
-    /// Elements that step sizes are made of; `"auto"` and nothing mean a sixteenth of the width.
+    /// Elements of compressed step sizes; `"auto"`, the default, is a sixteenth of the width.
     fn rank(&self) -> Result<usize> {
         let auto = self.hidden_size.div_ceil(16);
         match &self.time_step_rank {
@@ -70,7 +70,7 @@ impl Config {
             vocab_size: self.vocab_size,
             hidden_size: self.hidden_size,
             layers: self.num_hidden_layers,
-            // The class ties where nothing is said.
+            // The class ties by default.
             tied: Some(self.tie_word_embeddings.unwrap_or(true)),
             norm: NormRule { kind: NormKind::Rms, eps },
         }
@@ -82,7 +82,7 @@ struct MambaMixer {
     x_proj: Linear,
     z_proj: Linear,
     convolution: Convolution,
-    /// From the convolved input to what step sizes are made of, B and C.
+    /// From the convolved input to compressed step sizes, B and C.
     inputs: [Linear; 3],
     /// Over each of these.
     norms: Option<[RmsNorm; 3]>,
@@ -93,7 +93,8 @@ struct MambaMixer {
 
 impl MambaMixer {
     fn load(w: &Weights, c: &Config) -> Result<Self> {
-        let (inner, state) = (c.intermediate_size, c.state_size);
+        let inner = c.intermediate_size;
+        let state = c.state_size;
         let bias = Bias::when(c.use_bias);
         let [x_proj, z_proj] = w.fused_linear("in_proj", c.hidden_size, [inner; 2], bias)?;
         let widths = [c.rank()?, state, state];
@@ -114,7 +115,7 @@ impl MambaMixer {
         Ok(Self {
             x_proj,
             z_proj,
-            convolution: w.convolution("conv1d", (inner, c.conv_kernel), conv_bias, silu)?,
+            convolution: w.convolution("conv1d", inner, c.conv_kernel, conv_bias, silu)?,
             inputs: w.fused_linear("x_proj", inner, widths, Bias::None)?,
             norms,
             dt_proj: w.linear("dt_proj", widths[0], inner, Bias::Required)?,

@@ -1,7 +1,7 @@
 //! Multi-head latent attention in its absorbed form: a cache of one latent for all heads.
 //!
-//! A head's query is carried into the space of the latents (`embed_q`), attends to latents and the
-//! rotary part of the key, and what it gets is carried on to the head's value (`unembed_out`).
+//! A head's query is projected into the space of the latents (`embed_q`) and attends to latents and
+//! the rotary part of the key; the result is projected to the head's value (`unembed_out`).
 
 use mlxcel_core::layers::{Linear, RmsNorm, Weight};
 use mlxcel_core::{AbsorbedStorage, Array, AttentionSpec, Pass, Rope};
@@ -10,10 +10,10 @@ use serde::Deserialize;
 use super::config::MAX_SIZE;
 use super::dense::Mixer;
 use super::layer_state::{LayerState, StateIndex};
-use crate::loading::{Bias, NormKind, NormRule, Weights};
+use crate::loading::{Bias, LatentShape, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
-/// The norms of the compressed queries and of the latents, whatever the model's own epsilon is.
+/// The norms of the compressed queries and of the latents, independent of the model's epsilon.
 const NORM: NormRule = NormRule { kind: NormKind::Rms, eps: 1e-6 };
 
 /// The sizes of latent attention as a configuration states them.
@@ -50,7 +50,7 @@ impl LatentSizes {
     }
 }
 
-/// Where the queries come from.
+/// Projection of the queries.
 enum Query {
     /// One projection.
     Plain(Linear),
@@ -72,18 +72,21 @@ pub(super) struct LatentAttention {
 }
 
 impl LatentAttention {
-    /// Reads the attention; `temperature` is a factor on the scores beside `1/√head_dim`.
+    /// Reads the attention; `temperature` is a factor on the scores besides `1/√head_dim`.
     pub(super) fn load(
         w: &Weights,
         hidden: usize,
         sizes: &LatentSizes,
-        (rope, temperature): (Rope, f32),
+        rope: Rope,
+        temperature: f32,
         storage: AbsorbedStorage,
     ) -> Result<Self> {
         sizes.check()?;
-        let (heads, latent) = (sizes.num_attention_heads, sizes.kv_lora_rank);
-        let (nope, rotary, value) =
-            (sizes.qk_nope_head_dim, sizes.qk_rope_head_dim, sizes.v_head_dim);
+        let heads = sizes.num_attention_heads;
+        let latent = sizes.kv_lora_rank;
+        let nope = sizes.qk_nope_head_dim;
+        let rotary = sizes.qk_rope_head_dim;
+        let value = sizes.v_head_dim;
         let bias = Bias::when(sizes.attention_bias);
         let queries = heads * sizes.head_dim();
         let query = match sizes.q_lora_rank {
@@ -94,7 +97,8 @@ impl LatentAttention {
                 q_b_proj: w.linear("q_b_proj", rank, queries, Bias::None)?,
             },
         };
-        let [embed_q, unembed_out] = w.latent_matrices(heads, latent, (nope, value), storage)?;
+        let shape = LatentShape { heads, latent, nope, value };
+        let [embed_q, unembed_out] = w.latent_matrices(shape, storage)?;
         #[expect(clippy::cast_precision_loss, reason = "head dimensions are small")]
         let scale = temperature / (sizes.head_dim() as f32).sqrt();
         Ok(Self {
@@ -112,7 +116,8 @@ impl LatentAttention {
 
     /// AbsorbedStorage queries `[total tokens, heads · (latent + rotary)]`.
     fn queries(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array> {
-        let (ops, heads) = (pass.ops(), self.sizes.num_attention_heads);
+        let ops = pass.ops();
+        let heads = self.sizes.num_attention_heads;
         let q = match &self.query {
             Query::Plain(q_proj) => ops.linear(x, q_proj)?,
             Query::Compressed { q_a_proj, q_a_layernorm, q_b_proj } => {
@@ -125,7 +130,7 @@ impl LatentAttention {
         Ok(ops.join_heads(&ops.linear_per_head(&nope, &self.embed_q, heads)?, &rotary, heads)?)
     }
 
-    /// Latents, each with the rotary part of its key behind it.
+    /// Latents, each followed by the rotary part of its key.
     fn keys(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array> {
         let compressed = pass.ops().linear(x, &self.kv_a_proj_with_mqa)?;
         let [latent, rotary] = pass.ops().split_heads(&compressed, 1, self.sizes.kv_lora_rank)?;
@@ -140,7 +145,8 @@ impl Mixer for LatentAttention {
     }
 
     fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
-        let (q, keys) = (self.queries(pass, x)?, self.keys(pass, x)?);
+        let q = self.queries(pass, x)?;
+        let keys = self.keys(pass, x)?;
         let latents = pass.latent_attention(index.cache, &q, &keys, &self.spec)?;
         let heads = self.sizes.num_attention_heads;
         let values = pass.ops().linear_per_head(&latents, &self.unembed_out, heads)?;

@@ -1,7 +1,7 @@
 //! `mllama`, Llama 3.2 Vision: Llama with an image encoder (`mllama_vit`) and layers of gated
-//! cross-attention among its own, which see the images beside the text. A sequence without images
-//! skips them. (Tokens before the first image see all rows of all images and leave only the
-//! feed-forward part of these layers out, as in transformers.)
+//! cross-attention, which attend to the images. A sequence without images skips them. (Tokens before
+//! the first image attend to all rows of all images, and skip only the feed-forward part of these
+//! layers, as in transformers.)
 
 use mlxcel_core::layers::{Embedding, Linear, RmsNorm};
 use mlxcel_core::{Array, AttentionSpec, CrossImage, LayerLayout, Ops, Pass, SequenceCache};
@@ -15,15 +15,15 @@ use super::{ImageEncoder, LanguageModel};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
-/// Tokens behind the vocabulary, which are read and never written: `<|image|>` is one.
+/// Tokens after the vocabulary, which are input only: `<|image|>` is one.
 const EXTRA_TOKENS: usize = 8;
 
-/// Every fifth layer, where the configuration does not say.
+/// Every fifth layer, the default of the class.
 fn cross_attention_layers() -> Vec<usize> {
     (0..8).map(|index| 5 * index + 3).collect()
 }
 
-/// What the configuration has beside a decoder's.
+/// Configuration beyond that of a decoder.
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(flatten)]
@@ -33,7 +33,7 @@ pub(super) struct Config {
     vision_config: Option<mllama_vit::Config>,
 }
 
-/// Where the decoder, the head, the encoder and `multi_modal_projector` lie: as published, as mlx-vlm
+/// Paths of the decoder, the head, the encoder and `multi_modal_projector`: as published, as mlx-vlm
 /// converts them, as transformers 5 writes them.
 const PLACES: [[&str; 4]; 3] = [
     ["language_model.model", "language_model", "vision_model", ""],
@@ -41,7 +41,7 @@ const PLACES: [[&str; 4]; 3] = [
     ["model.language_model", "", "model.vision_model", "model"],
 ];
 
-/// Attention to what a token sees of its sequence's images.
+/// Attention of tokens to their sequence's images.
 struct CrossAttention {
     q_proj: Linear,
     k_proj: Linear,
@@ -52,7 +52,7 @@ struct CrossAttention {
     spec: AttentionSpec,
 }
 
-/// A layer of cross-attention; each part is added as much as its gate is open.
+/// A layer of cross-attention; each part has a gate.
 struct CrossBlock {
     input_layernorm: RmsNorm,
     cross_attn: CrossAttention,
@@ -79,7 +79,8 @@ pub(super) struct MllamaModel {
 
 impl CrossAttention {
     fn load(w: &Weights, hidden: usize, heads: HeadShape, norm: NormRule) -> Result<Self> {
-        let (queries, keys) = (heads.query_size(), heads.kv_size());
+        let queries = heads.query_size();
+        let keys = heads.kv_size();
         Ok(Self {
             q_proj: w.linear("q_proj", hidden, queries, Bias::None)?,
             k_proj: w.linear("k_proj", hidden, keys, Bias::None)?,
@@ -127,20 +128,21 @@ impl CrossBlock {
     }
 }
 
-/// How far the gate `name` is open: the hyperbolic tangent of what is stored.
+/// Factor of the gate `name`: the hyperbolic tangent of the stored value.
 pub(super) fn gate(w: &Weights, name: &str) -> Result<f32> {
     Ok(w.values(name, 1)?.first().copied().unwrap_or(0.0).tanh())
 }
 
 /// The decoder, with the encoder where the configuration and the files have one.
 pub(super) fn load(w: &Weights, c: &Config) -> Result<MllamaModel> {
-    let at = |name: &str| if name.is_empty() { w.root() } else { w.at(name) };
-    let encodes = |[_, _, vision, _]: &&[&str; 4]| at(vision).has("layernorm_post.weight");
-    let decodes = |[model, ..]: &&[&str; 4]| at(model).has("norm.weight");
-    let place = PLACES.iter().find(encodes).or_else(|| PLACES.iter().find(decodes));
-    let [model, head, vision, projector] = place.unwrap_or(&PLACES[0]).map(at);
+    let with_encoder =
+        PLACES.iter().find(|[_, _, vision, _]| w.below(vision).has("layernorm_post.weight"));
+    let with_decoder = PLACES.iter().find(|[model, ..]| w.below(model).has("norm.weight"));
+    let place = with_encoder.or(with_decoder).unwrap_or(&PLACES[0]);
+    let [model, head, vision, projector] = place.map(|path| w.below(path));
     let sizes = &c.decoder.sizes;
-    let (hidden, layers) = (sizes.hidden_size, sizes.num_hidden_layers);
+    let hidden = sizes.hidden_size;
+    let layers = sizes.num_hidden_layers;
     if let Some(wrong) = c.cross_attention_layers.iter().find(|index| **index >= layers) {
         let what = format!("cross_attention_layers names layer {wrong} of {layers}");
         return Err(Error::config(what));
@@ -159,12 +161,14 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<MllamaModel> {
 }
 
 fn layer(w: &Weights, c: &Config, norm: NormRule, index: usize) -> Result<MllamaLayer> {
-    let (sizes, heads) = (&c.decoder.sizes, c.decoder.heads()?);
+    let sizes = &c.decoder.sizes;
+    let heads = c.decoder.heads()?;
     if c.cross_attention_layers.contains(&index) {
         let block = CrossBlock::load(w, &c.decoder, heads, norm)?;
         return Ok(MllamaLayer::Images(Box::new(block)));
     }
-    let (bias, rope) = (ProjectionBias::all(Bias::None), c.decoder.rope.build(heads.head_dim)?);
+    let bias = ProjectionBias::all(Bias::None);
+    let rope = c.decoder.rope.build(heads.head_dim)?;
     let hidden = sizes.hidden_size;
     let attention = Attention::load(&w.at("self_attn"), hidden, heads, bias, Some(rope))?;
     let mlp = Mlp::load(&w.at("mlp"), sizes, Bias::None)?;
@@ -182,11 +186,13 @@ impl MllamaModel {
 
 impl LanguageModel for MllamaModel {
     fn cache_layout(&self) -> Vec<LayerLayout> {
-        let kept = |layer: &MllamaLayer| match layer {
-            MllamaLayer::Tokens(block) => block.layer_state().cache,
-            MllamaLayer::Images(_) => None,
-        };
-        self.layers.iter().filter_map(kept).collect()
+        self.layers
+            .iter()
+            .filter_map(|layer| match layer {
+                MllamaLayer::Tokens(block) => block.layer_state().cache,
+                MllamaLayer::Images(_) => None,
+            })
+            .collect()
     }
 
     fn cross_layout(&self) -> Vec<LayerLayout> {
@@ -199,7 +205,8 @@ impl LanguageModel for MllamaModel {
 
     fn forward(&self, pass: &mut Pass<'_>) -> Result<Array> {
         let mut x = pass.embed_tokens(&self.embed_tokens)?;
-        let (mut index, mut cross) = (StateIndex::default(), 0);
+        let mut index = StateIndex::default();
+        let mut cross = 0;
         for layer in &self.layers {
             match layer {
                 MllamaLayer::Tokens(block) => {

@@ -2,7 +2,6 @@
 //! queries and keys.
 
 use mlxcel_core::Rope;
-use mlxcel_core::layers::Norm;
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, HeadShape};
@@ -28,15 +27,12 @@ fn attention(w: &Weights, c: &Config, heads: HeadShape, rope: Rope) -> Result<At
 }
 
 fn block(w: &Weights, c: &Config, norm: NormRule, attention: Attention) -> Result<DecoderBlock> {
-    let after = |name| -> Result<Residual> {
-        let norm: Norm = w.norm(name, c.decoder.sizes.hidden_size, norm)?;
-        Ok(Residual { after: Some(norm), ..Residual::default() })
-    };
+    let hidden = c.decoder.sizes.hidden_size;
     Ok(DecoderBlock {
         mixer: Box::new(attention),
         mlp: Box::new(Mlp::load(&w.at("mlp"), &c.decoder.sizes, Bias::None)?),
-        mixer_residual: after("post_attention_layernorm")?,
-        mlp_residual: after("post_feedforward_layernorm")?,
+        mixer_residual: Residual::after(w, "post_attention_layernorm", hidden, norm)?,
+        mlp_residual: Residual::after(w, "post_feedforward_layernorm", hidden, norm)?,
     })
 }
 
