@@ -3,10 +3,12 @@
 //! This file knows that one quantity has many names and that the language part may be nested;
 //! it does not know any family. Class defaults belong to `families/`, see [`crate::family`].
 
+mod check;
 mod resolved;
 
 use serde_json::{Map, Value};
 
+pub use self::check::check_config;
 pub use self::resolved::resolved_config;
 use crate::{EstimatorError, json};
 
@@ -99,7 +101,7 @@ impl Fields {
     }
 
     /// Takes an object that is parsed already.
-    fn of(root: Map<String, Value>) -> Self {
+    pub(crate) fn of(root: Map<String, Value>) -> Self {
         let text_path = text_path(&root);
         let vision_key = VISION_KEYS.into_iter().find(|key| is_described(root.get(*key)));
         Self { root, text_path, vision_key }
