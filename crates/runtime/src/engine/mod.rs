@@ -17,13 +17,9 @@ pub use self::generate::{
 };
 pub use self::text_stream::TextStream;
 use crate::families::{self, ImageEncoder, LanguageModel};
-<<<<<<< HEAD
-use crate::loading::{Checkpoint, Residence, Source};
+use crate::loading::{Checkpoint, Residence, WeightSource};
 pub use crate::progress::{NoProgress, Progress, Statistics};
 pub use crate::source::ModelSource;
-=======
-use crate::loading::{Checkpoint, Residence, WeightSource};
->>>>>>> house-core
 use crate::text::TextFiles;
 use crate::vision::{
     self, EncodedImage, ImageError, ImageInput, Pixels, PlacedImage, Preprocessor,

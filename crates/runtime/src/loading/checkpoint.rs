@@ -49,19 +49,13 @@ impl Checkpoint {
     /// them, checks their headers.
     ///
     /// # Errors
-<<<<<<< HEAD
-    /// A folder without weights, and whatever is wrong with them.
+    /// A folder without weights, and damaged weight files.
     pub fn open(
         source: &ModelSource,
         config: Value,
         residence: Residence,
         kernels: KernelSet,
     ) -> Result<Self> {
-=======
-    /// A folder without `config.json` or weights, and damaged ones. An unsupported
-    /// `model_type` is named before any weight file is opened.
-    pub fn open(source: &ModelSource, residence: Residence, kernels: KernelSet) -> Result<Self> {
->>>>>>> house-core
         match source {
             ModelSource::BuiltIn => Self::embedded(config),
             ModelSource::Folder(dir) => {
@@ -174,11 +168,7 @@ fn row_range(info: &TensorInfo, rows: Rows) -> Range<usize> {
 }
 
 /// Reads a model's `config.json`, its language part flat and with its class's sizes
-<<<<<<< HEAD
 /// ([`mlxcel_estimator::resolved_config`]). Whether a family runs it is not checked here.
-=======
-/// ([`mlxcel_estimator::resolved_config`]), and makes the checks that need no tensors.
->>>>>>> house-core
 ///
 /// `Infinity` and `NaN`, which Python's tools write, are read as strings.
 ///
