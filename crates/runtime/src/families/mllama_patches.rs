@@ -100,11 +100,8 @@ impl Embeddings {
             Some(number) => Ok(Arrangement { tiles, number }),
             None => {
                 let (width, height) = (pixels.width, pixels.height);
-                let what = format!(
-                    "an image of {width} × {height} pixels for up to {} tiles of {side}²",
-                    self.tiles
-                );
-                Err(ImageError::Preprocessor { what }.into())
+                let expected = format!("up to {} tiles of {side}²", self.tiles);
+                Err(ImageError::PixelSize { width, height, expected }.into())
             }
         }
     }

@@ -250,8 +250,8 @@ impl Tower {
         if whole(width) && whole(height) {
             return Ok((height / unit, width / unit));
         }
-        let what = format!("an image of {width} × {height} pixels in squares of {unit}²");
-        Err(ImageError::Preprocessor { what }.into())
+        let expected = format!("multiples of {unit}");
+        Err(ImageError::PixelSize { width, height, expected }.into())
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use mlxcel_core::KernelSet;
 
-use crate::memory::Available;
+use crate::memory::AvailableMemory;
 
 /// Weights below this are mapped: the processor finds their addresses quickly anyhow.
 const WORTH_READING_BYTES: u64 = 64 << 20;
@@ -46,7 +46,7 @@ fn has_huge_pages(root: &Path) -> bool {
 
 /// Whether so much memory is free beside what the files take in the system's cache.
 fn is_free(bytes: u64) -> bool {
-    let available = Available::find().ok().and_then(|available| available.bytes);
+    let available = AvailableMemory::measure().ok().and_then(|available| available.bytes);
     available.is_some_and(|available| bytes <= available)
 }
 
