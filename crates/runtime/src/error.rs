@@ -72,7 +72,7 @@ pub enum Error {
     EmptyPrompt,
     /// Prompt and requested tokens exceed the context.
     #[error(
-        "the prompt has {tokens} tokens and {wanted} more are requested, but the context is {context} tokens"
+        "the prompt has {tokens} tokens and {wanted} more are wanted, but the context holds {context}"
     )]
     ContextExceeded {
         /// Tokens of the prompt.

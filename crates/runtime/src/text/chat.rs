@@ -69,17 +69,6 @@ impl ChatMessage {
         Self { role: role.into(), content, extra: Map::new() }
     }
 
-    /// Returns `true` if the content is absent or consists of text only.
-    #[must_use]
-    pub fn is_text(&self) -> bool {
-        match &self.content {
-            None | Some(Content::Text(_)) => true,
-            Some(Content::Parts(parts)) => {
-                parts.iter().all(|part| part.kind == "text" && part.text.is_some())
-            }
-        }
-    }
-
     /// Converts the message to its template value. As in mlx-lm's server and in transformers:
     /// content that consists of text parts becomes one string, absent content becomes `""`;
     /// tool-call arguments in a JSON string are parsed; reasoning is called `reasoning_content`,

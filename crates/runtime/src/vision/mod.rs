@@ -59,7 +59,7 @@ impl PlacedImage {
 
     /// Rows for cross-attention layers; `None` for an image in place of tokens.
     #[must_use]
-    pub fn cross_image(&self) -> Option<CrossImage> {
+    pub(crate) fn cross_image(&self) -> Option<CrossImage> {
         let EncodedImage { embeddings, sight, .. } = &self.image;
         let Sight::Beside { shown } = *sight else { return None };
         Some(CrossImage { token: self.start, rows: embeddings.clone(), shown })

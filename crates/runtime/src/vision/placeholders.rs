@@ -136,7 +136,7 @@ impl ImagePlaceholders {
     ///
     /// # Errors
     /// An image that [`ImageProcessor::size`] rejects.
-    pub fn tokens(&self, image: &RgbImage) -> std::result::Result<usize, ImageError> {
+    pub(crate) fn tokens(&self, image: &RgbImage) -> std::result::Result<usize, ImageError> {
         let size = self.processor.size(image)?;
         Ok(self.input.tokens(size.width as usize, size.height as usize))
     }
