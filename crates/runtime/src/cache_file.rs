@@ -19,8 +19,8 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// A cache that cannot be saved, or a file that cannot be written.
-pub fn save(engine: &Engine, model: Fingerprint, cache: &SequenceCache, path: &Path) -> Result<()> {
-    let saved = cache.save(engine.ops(), &model.to_string())?;
+pub fn save(model: Fingerprint, cache: &SequenceCache, path: &Path) -> Result<()> {
+    let saved = cache.save(&model.to_string())?;
     write(&saved, path).map_err(|error| Error::safetensors(path, error))
 }
 

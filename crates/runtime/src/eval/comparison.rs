@@ -60,7 +60,7 @@ impl<'e> Comparison<'e> {
     pub fn add(&mut self, window: &[u32]) -> Result<()> {
         let engine = self.engine;
         let vocab = engine.vocab();
-        let fp16 = engine.new_cache_in(KvMode::Fp16)?;
+        let mut fp16 = engine.new_cache_in(KvMode::Fp16)?;
         let mut caches = Vec::with_capacity(self.modes.len());
         for sums in &self.modes {
             caches.push(engine.new_cache_in(sums.mode)?);
@@ -70,9 +70,9 @@ impl<'e> Comparison<'e> {
             done += chunk.len();
             let first = done - chunk.len() + 1;
             let next = &window[first..(done + 1).min(window.len())];
-            let expected = chunk_logits(engine, chunk, &fp16)?;
+            let expected = chunk_logits(engine, chunk, &mut fp16)?;
             self.baseline.add_rows(next, &expected, vocab);
-            for (sums, cache) in self.modes.iter_mut().zip(&caches) {
+            for (sums, cache) in self.modes.iter_mut().zip(&mut caches) {
                 sums.add(next, &chunk_logits(engine, chunk, cache)?, &expected, vocab);
             }
         }
@@ -112,8 +112,8 @@ impl<'e> Comparison<'e> {
 }
 
 /// Logits of every position of a chunk, `[tokens, vocab]`.
-fn chunk_logits(engine: &Engine, tokens: &[u32], cache: &SequenceCache) -> Result<Vec<f32>> {
-    engine.forward(&[SequenceRun { tokens, cache }], LogitRows::All)
+fn chunk_logits(engine: &Engine, tokens: &[u32], cache: &mut SequenceCache) -> Result<Vec<f32>> {
+    engine.forward(&mut [SequenceRun { tokens, cache }], LogitRows::All)
 }
 
 /// Running sums of one mode.

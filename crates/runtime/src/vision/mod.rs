@@ -24,7 +24,7 @@ pub use self::placeholders::ImagePlaceholders;
 pub(crate) use self::tiles::{MAX_TILES, arrangements};
 
 pub use image::RgbImage;
-use mlxcel_core::{Array, CrossImage, ImagePositions, ImageRows, Sight};
+use mlxcel_core::{Array, CrossImage, ImageAttention, ImagePositions, ImageRows};
 
 /// Output of the image encoder for one image.
 #[derive(Clone)]
@@ -32,7 +32,7 @@ pub struct EncodedImage {
     /// Rows of the image, `[tokens, hidden]`.
     pub embeddings: Array,
     /// Attention of its rows to each other.
-    pub sight: Sight,
+    pub attention: ImageAttention,
     /// Rotary positions of its rows.
     pub positions: ImagePositions,
 }
@@ -50,7 +50,7 @@ impl PlacedImage {
     /// Placeholder tokens of the image: one per row, or a single one for cross-attention.
     #[must_use]
     pub fn tokens(&self) -> Range<usize> {
-        if matches!(self.image.sight, Sight::Beside { .. }) {
+        if matches!(self.image.attention, ImageAttention::Cross { .. }) {
             return self.start..self.start + 1;
         }
         let rows = self.image.embeddings.shape().first().copied().unwrap_or(0);
@@ -60,17 +60,17 @@ impl PlacedImage {
     /// Rows for cross-attention layers; `None` for an image in place of tokens.
     #[must_use]
     pub(crate) fn cross_image(&self) -> Option<CrossImage> {
-        let EncodedImage { embeddings, sight, .. } = &self.image;
-        let Sight::Beside { shown } = *sight else { return None };
-        Some(CrossImage { token: self.start, rows: embeddings.clone(), shown })
+        let EncodedImage { embeddings, attention, .. } = &self.image;
+        let ImageAttention::Cross { visible } = *attention else { return None };
+        Some(CrossImage { token: self.start, rows: embeddings.clone(), visible })
     }
 
     /// All rows of the image in a pass that starts at token `first` of the prompt.
     #[must_use]
     pub fn rows(&self, first: usize) -> ImageRows {
-        let EncodedImage { embeddings, sight, positions } = self.image.clone();
+        let EncodedImage { embeddings, attention, positions } = self.image.clone();
         let part = 0..self.tokens().len();
-        ImageRows { start: self.start - first, part, embeddings, sight, positions }
+        ImageRows { start: self.start - first, part, embeddings, attention, positions }
     }
 
     /// Rows of the image within a pass over the tokens `pass` of the prompt.
@@ -84,16 +84,17 @@ impl PlacedImage {
         if shared.is_empty() {
             return None;
         }
-        let EncodedImage { embeddings, sight, positions } = self.image.clone();
+        let EncodedImage { embeddings, attention, positions } = self.image.clone();
         let part = shared.start - self.start..shared.end - self.start;
-        Some(ImageRows { start: shared.start - pass.start, part, embeddings, sight, positions })
+        Some(ImageRows { start: shared.start - pass.start, part, embeddings, attention, positions })
     }
 }
 
 /// End of the prefill chunk that starts at token `done`: after `chunk` tokens, but not within an image
 /// with bidirectional attention; such an image makes the chunk longer if it starts at `done`.
 pub(crate) fn chunk_end(done: usize, chunk: usize, tokens: usize, images: &[PlacedImage]) -> usize {
-    let whole = images.iter().filter(|placed| placed.image.sight == Sight::Mutual);
+    let whole =
+        images.iter().filter(|placed| placed.image.attention == ImageAttention::Bidirectional);
     cut(done, (done + chunk).min(tokens), whole.map(PlacedImage::tokens))
 }
 
