@@ -264,8 +264,8 @@ impl QwenVisionTower {
         if [width, height].iter().all(|side| *side > 0 && side.is_multiple_of(unit)) {
             return Ok((height / unit, width / unit));
         }
-        let what = format!("an image of {width} × {height} pixels in squares of {unit}²");
-        Err(ImageError::Preprocessor { what }.into())
+        let expected = format!("multiples of {unit}");
+        Err(ImageError::PixelSize { width, height, expected }.into())
     }
 }
 

@@ -52,7 +52,8 @@ impl Fingerprint {
         let bytes =
             std::fs::read(&config).map_err(|source| Error::Io { path: config.clone(), source })?;
         let found = headers::Checkpoint::open(dir)?;
-        let found = found.ok_or_else(|| Error::NoWeights { dir: dir.to_owned() })?;
+        let found =
+            found.ok_or_else(|| Error::invalid_file(dir, crate::error::FileProblem::NoWeights))?;
         let mut hash = Fnv::default();
         hash.field(&bytes);
         let mut files: Vec<Option<File>> = found.files.iter().map(|_| None).collect();
