@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use mlxcel_estimator::{DEFAULT_CONTEXT_TOKENS, Workload, format_bytes};
-use mlxcel_hub::{self as hub, Download, Hub, LIST_SCHEMA, ModelEntry, Planned};
+use mlxcel_hub::{self as hub, Download, DownloadPlan, Hub, LIST_SCHEMA, ModelEntry};
 use mlxcel_runtime::preflight::{Sized, this_machine};
 use serde_json::json;
 
@@ -95,7 +95,7 @@ fn fetch(args: &DownloadArgs, interrupt: &Interrupt) -> Result<Option<PathBuf>> 
     Ok(Some(hub.download(&planned, &mut progress)?))
 }
 
-fn announce(planned: &Planned) {
+fn announce(planned: &DownloadPlan) {
     eprintln!(
         "{}: {} files, {}, of which {} are to be fetched",
         planned.info.name,
@@ -106,7 +106,7 @@ fn announce(planned: &Planned) {
 }
 
 /// Sizes the model by its headers; says so when it cannot fit, and asks where somebody is there.
-fn worth_it(args: &DownloadArgs, hub: &Hub, planned: &Planned) -> Result<bool> {
+fn worth_it(args: &DownloadArgs, hub: &Hub, planned: &DownloadPlan) -> Result<bool> {
     let model = match hub.sized_from(&planned.info) {
         Ok((spec, weights)) => Sized { name: planned.info.name.clone(), spec, weights },
         Err(_) if args.quiet => return Ok(true),

@@ -5,7 +5,7 @@ use std::time::Instant;
 use mlxcel_core::SequenceRun;
 
 use crate::Result;
-use crate::engine::{Engine, LogitRows, NoProgress};
+use crate::engine::{Engine, NoProgress};
 
 /// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl Engine {
             Test::Decode => {
                 for token in &tokens {
                     let run = SequenceRun { tokens: std::slice::from_ref(token), cache: &cache };
-                    self.forward(&[run], LogitRows::Last)?;
+                    self.decode(&[run])?;
                 }
             }
         }
