@@ -1,4 +1,4 @@
-//! `generate --recommend-quant` and `inspect --recommend`: advice, printed instead of anything.
+//! `generate --recommend-quant` and `inspect --recommend`: prints recommendations.
 
 use std::path::PathBuf;
 
@@ -12,8 +12,8 @@ use mlxcel_runtime::preflight::Sized;
 
 use crate::terminal::{Stdout, note};
 
-/// Prints what the advisor says of `model`. `files` are what its fingerprint is taken from;
-/// without them, as with a lone `config.json`, nothing measured is looked up.
+/// Prints the advisor's recommendation for `model`. Measurements are looked up by the fingerprint of
+/// `files`; there are none for a lone `config.json`.
 pub(crate) fn print(
     model: &Sized,
     files: Option<&ModelSource>,
@@ -30,18 +30,18 @@ pub(crate) fn print(
     out.check()
 }
 
-/// What `mlxcel eval` stored of this model. A file that is not understood is left out, aloud.
+/// Loads the measurements that `mlxcel eval` stored for this model. Prints a note for an unreadable file.
 fn measurements(source: &ModelSource) -> Result<Option<Measurements>> {
     let Some(data) = data_folder(|name| std::env::var_os(name).map(PathBuf::from)) else {
         return Ok(None);
     };
-    // A configuration without weights has no fingerprint, and nothing was measured of it.
+    // A configuration without weights has no fingerprint and no measurements.
     let Ok(fingerprint) = Fingerprint::of(source) else { return Ok(None) };
     match Measurement::load(&data, fingerprint) {
         Ok(Some(found)) => Ok(Some(Measurements::from_json(&serde_json::to_string(&found)?)?)),
         Ok(None) => Ok(None),
         Err(error) => {
-            note(&format!("nothing measured is used: {error}"));
+            note(&format!("ignoring the stored measurements: {error}"));
             Ok(None)
         }
     }

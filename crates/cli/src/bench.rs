@@ -1,4 +1,4 @@
-//! `mlxcel bench`: prefill and decode speed at chosen depths, after the manner of llama-bench.
+//! `mlxcel bench`: prefill and decode speed at given depths, modelled on llama-bench.
 
 use std::process::ExitCode;
 
@@ -18,13 +18,13 @@ use crate::terminal::{Bars, INTERRUPTED, Interrupt, print};
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Prompt lengths to measure (0: none)
+    /// Prompt lengths to measure; 0 for none
     #[arg(short = 'p', long, value_delimiter = ',', default_value = "512", value_name = "N,…")]
     n_prompt: Vec<usize>,
-    /// Numbers of decoded tokens to measure (0: none)
+    /// Numbers of decoded tokens to measure; 0 for none
     #[arg(short = 'n', long, value_delimiter = ',', default_value = "64", value_name = "N,…")]
     n_gen: Vec<usize>,
-    /// Tokens in the cache before each measurement, filled synthetically
+    /// Tokens in the KV cache before each measurement, filled with synthetic values
     #[arg(short = 'd', long, value_delimiter = ',', default_value = "0", value_name = "N,…")]
     n_depth: Vec<usize>,
     /// KV cache modes to measure
@@ -35,7 +35,7 @@ pub(crate) struct Args {
     repetitions: usize,
     #[command(flatten)]
     compute: ComputeArgs,
-    /// Print JSON rows
+    /// Print one JSON array of rows
     #[arg(long)]
     json: bool,
 }
@@ -49,9 +49,9 @@ struct Row {
     kv_mode: String,
     tokens_per_second: f64,
     stddev: f64,
-    /// Resident bytes before the first model was loaded.
+    /// Resident memory before the first model was loaded.
     memory_baseline_bytes: Option<u64>,
-    /// Largest resident size of the process so far.
+    /// Peak resident memory of the process so far.
     peak_resident_bytes: Option<u64>,
 }
 
@@ -96,14 +96,14 @@ fn plans(args: &Args) -> impl Iterator<Item = Plan> {
 }
 
 impl Row {
-    fn new(mode: KvMode, m: &Measurement, memory_baseline_bytes: Option<u64>) -> Self {
+    fn new(mode: KvMode, measured: &Measurement, memory_baseline_bytes: Option<u64>) -> Self {
         Self {
-            test: m.plan.test.name(),
-            tokens: m.plan.tokens,
-            depth: m.plan.depth,
+            test: measured.plan.test.name(),
+            tokens: measured.plan.tokens,
+            depth: measured.plan.depth,
             kv_mode: mode.to_string(),
-            tokens_per_second: m.tokens_per_second,
-            stddev: m.stddev,
+            tokens_per_second: measured.tokens_per_second,
+            stddev: measured.stddev,
             memory_baseline_bytes,
             peak_resident_bytes: memory::Usage::now().peak_resident_bytes,
         }

@@ -1,4 +1,4 @@
-//! `mlxcel chat`: a conversation at a terminal, or line by line through a pipe.
+//! `mlxcel chat`: a conversation at a terminal, or with one message per line through a pipe.
 
 use std::io::{self, BufRead, IsTerminal};
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::builder::NonEmptyStringValueParser;
-use mlxcel_estimator::{DEFAULT_CONTEXT_TOKENS, format_bytes};
+use mlxcel_estimator::format_bytes;
 use mlxcel_runtime::ModelText;
 use mlxcel_runtime::conversation::{AnswerOptions, Conversation, was_interrupted};
 use mlxcel_runtime::engine::{Engine, EngineConfig, Outcome};
@@ -14,20 +14,21 @@ use mlxcel_runtime::loading::Residence;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
-use crate::args::{Activations, ComputeArgs, KvArgs, ModelArgs};
-use crate::generate::{SamplingArgs, announce, context_size};
+use crate::args::{Activations, ComputeArgs, KvArgs, ModelArgs, context_size_or_default};
+use crate::generate::{SamplingArgs, announce};
 use crate::preflight::{self, Planned, PreflightArgs};
+use crate::statistics::format_rate;
 use crate::terminal::{Bars, INTERRUPTED, Interrupt, Stdout, note, print, print_error};
 
-/// What `/help` shows.
+/// Output of `/help`.
 const HELP: &str = "\
-/clear       forget the conversation (the model's instructions stay)
-/save FILE   write the conversation as JSON
-/load FILE   go on with a conversation that was saved
-/info        context used, size of the KV cache
-/help        this list
-/exit        end (so does Ctrl-D)
-Ctrl-C breaks off an answer. A line that ends with \\ goes on in the next one.
+/clear       clear the conversation, except for the system message
+/save FILE   save the conversation as JSON
+/load FILE   load a saved conversation
+/info        show the used context and the size of the KV cache
+/help        list the commands
+/exit        quit (also Ctrl-D)
+Ctrl-C stops an answer. End a line with \\ to continue it on the next one.
 ";
 
 /// Arguments of `mlxcel chat`.
@@ -39,15 +40,16 @@ pub(crate) struct Args {
     /// System message for the chat template
     #[arg(long, alias = "system-prompt", value_name = "TEXT")]
     system: Option<String>,
-    /// Tokens that an answer may have [default: what is left of the context]
+    /// Maximum number of tokens per answer [default: the rest of the context]
     #[arg(short = 'n', long, aliases = ["n-predict", "predict"], value_name = "N")]
     max_tokens: Option<usize>,
-    /// Tokens that the conversation may have [default: 8192, or the model's context if shorter]
+    /// Context size in tokens for the whole conversation; 0 is the model's own [default: 8192, or the
+    /// model's own if smaller]
     #[arg(short, long, value_name = "N")]
     ctx_size: Option<usize>,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// End an answer before this text (may be repeated)
+    /// Stop an answer at this text, which is not printed (may be repeated)
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     stop: Vec<String>,
     #[command(flatten)]
@@ -56,14 +58,14 @@ pub(crate) struct Args {
     compute: ComputeArgs,
     #[command(flatten)]
     preflight: PreflightArgs,
-    /// Print nothing but the answers
+    /// Print only the answers
     #[arg(short, long)]
     quiet: bool,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    // The editor catches SIGINT when it is made; ours must be the later one.
+    // The editor installs a SIGINT handler, which ours must replace.
     let lines = Lines::new()?;
     let interrupt = Interrupt::install()?;
     let source = args.model.source()?;
@@ -75,18 +77,17 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if !args.quiet {
         announce(&source, &config);
         if text.template().is_none() {
-            note("this model has no chat template: it continues what you write");
+            note("this model has no chat template: it continues your text");
         }
     }
-    let Some(_) = preflight::check(&args.preflight, &source, &args.planned(&options, &config))?
-    else {
+    let planned = args.planned(&options, &config);
+    if preflight::check(&args.preflight, &source, &planned)?.is_none() {
         return Ok(ExitCode::FAILURE);
-    };
+    }
     let mut bars = Bars::new(interrupt.clone()).quiet(args.quiet).with_title(options.context);
     let engine = Engine::load(&source, config, &mut bars)?;
     let conversation = Conversation::new(&engine, &text, args.system.as_deref())?;
-    let quiet = args.quiet;
-    Chat { conversation, options, interrupt, bars, quiet }.run(lines)
+    Chat { conversation, options, interrupt, bars, quiet: args.quiet }.run(lines)
 }
 
 impl Args {
@@ -94,20 +95,15 @@ impl Args {
         if self.system.is_some() && text.template().is_none() {
             anyhow::bail!("--system needs a model with a chat template");
         }
-        let usual = usize::try_from(DEFAULT_CONTEXT_TOKENS)?;
-        let context = match self.ctx_size {
-            None => text.context().map_or(usual, |most| most.min(usual)),
-            given => context_size(given, text)?.unwrap_or(usual),
-        };
         Ok(AnswerOptions {
-            context: Some(context),
+            context: Some(context_size_or_default(self.ctx_size, text.context())?),
             max_tokens: self.max_tokens,
             sampling: self.sampling.params(text.sampling())?,
             stop: self.stop.clone(),
         })
     }
 
-    /// A conversation that fills the context.
+    /// The load of a conversation that fills the context.
     fn planned<'a>(&'a self, options: &AnswerOptions, config: &'a EngineConfig) -> Planned<'a> {
         let context = options.context.unwrap_or_default();
         let prompt_tokens = context.min(config.prefill_chunk);
@@ -123,7 +119,7 @@ impl Args {
     }
 }
 
-/// A conversation and how it is shown.
+/// A conversation and its display.
 struct Chat<'a> {
     conversation: Conversation<'a>,
     options: AnswerOptions,
@@ -132,84 +128,90 @@ struct Chat<'a> {
     quiet: bool,
 }
 
-/// Whether to go on.
+/// Action after a line.
 enum Next {
+    /// Read the next line.
     Line,
-    End(u8),
+    /// Exit with this code.
+    Exit(u8),
 }
 
 impl Chat<'_> {
     fn run(mut self, mut lines: Lines) -> Result<ExitCode> {
         let interactive = lines.is_terminal();
         if interactive && !self.quiet {
-            note("/help lists commands; Ctrl-D ends");
+            note("/help lists the commands; Ctrl-D quits");
         }
         while let Some(line) = lines.next()? {
-            let next = match command(&line) {
+            let next = match parse_command(&line) {
                 _ if line.trim().is_empty() => Next::Line,
                 Some((name, argument)) => self.command(name, argument)?,
-                None => self.say(&line, interactive)?,
+                None => self.send(&line, interactive)?,
             };
-            if let Next::End(code) = next {
+            if let Next::Exit(code) = next {
                 return Ok(ExitCode::from(code));
             }
         }
         Ok(ExitCode::SUCCESS)
     }
 
-    /// One turn. What goes wrong in it ends a pipe, and at a terminal only the turn.
-    fn say(&mut self, message: &str, interactive: bool) -> Result<Next> {
+    /// Sends a message and prints the answer. An error ends the program, except at a terminal.
+    fn send(&mut self, message: &str, interactive: bool) -> Result<Next> {
         self.interrupt.reset();
         let mut out = Stdout::new();
-        let mut emit = |piece: &str| out.write(piece);
-        let outcome = self.conversation.answer(message, &self.options, &mut self.bars, &mut emit);
+        let outcome =
+            self.conversation.answer(message, &self.options, &mut self.bars, &mut |piece: &str| {
+                out.write(piece)
+            });
         let _ = out.write("\n");
         out.check()?;
         let interrupted = was_interrupted(&outcome);
         match outcome {
-            Ok(outcome) if !self.quiet => eprintln!("{}", self.figures(&outcome)),
+            Ok(outcome) if !self.quiet => eprintln!("{}", self.statistics(&outcome)),
             Ok(_) => {}
             Err(_) if interrupted => {}
             Err(error) if interactive => print_error(&error.into()),
             Err(error) => return Err(error.into()),
         }
-        let end = interrupted && !interactive;
-        Ok(if end { Next::End(INTERRUPTED) } else { Next::Line })
+        let exit = interrupted && !interactive;
+        Ok(if exit { Next::Exit(INTERRUPTED) } else { Next::Line })
     }
 
     fn command(&mut self, name: &str, argument: &str) -> Result<Next> {
-        let done = match (name, argument) {
-            ("exit" | "quit" | "bye", "") => return Ok(Next::End(0)),
+        let result = match (name, argument) {
+            ("exit" | "quit" | "bye", "") => return Ok(Next::Exit(0)),
             ("help" | "?", "") => return print(HELP).map(|()| Next::Line),
             ("clear", "") => {
                 self.conversation.clear();
-                Ok("the conversation is forgotten".to_owned())
+                Ok("the conversation is cleared".to_owned())
             }
-            ("info", "") => Ok(self.state()),
-            ("save" | "load", "") => Err(anyhow::anyhow!("/{name} needs the name of a file")),
-            ("save", file) => self.saved(file),
-            ("load", file) => self.loaded(file),
-            _ => Err(anyhow::anyhow!("there is no command /{name} of this form; /help lists them")),
+            ("info", "") => Ok(self.usage()),
+            ("save" | "load", "") => Err(anyhow::anyhow!("/{name} needs a file name")),
+            ("save", file) => self.save(file),
+            ("load", file) => self.load(file),
+            _ => Err(anyhow::anyhow!(
+                "there is no command /{name} of this form; /help lists the commands"
+            )),
         };
-        match done {
+        match result {
             Ok(text) => note(&text),
             Err(error) => print_error(&error),
         }
         Ok(Next::Line)
     }
 
-    fn saved(&self, file: &str) -> Result<String> {
+    fn save(&self, file: &str) -> Result<String> {
         self.conversation.save(Path::new(file))?;
         Ok(format!("{} messages saved to {file}", self.conversation.messages().len()))
     }
 
-    fn loaded(&mut self, file: &str) -> Result<String> {
+    fn load(&mut self, file: &str) -> Result<String> {
         self.conversation.load(Path::new(file))?;
         Ok(format!("{} messages loaded from {file}", self.conversation.messages().len()))
     }
 
-    /// Context and cache.
-    fn state(&self) -> String {
+    /// Describes the used context and the KV cache.
+    fn usage(&self) -> String {
         let context = self.options.context.map_or(String::new(), |most| format!("/{most}"));
         format!(
             "context {}{context} tokens | KV cache {}",
@@ -218,33 +220,32 @@ impl Chat<'_> {
         )
     }
 
-    /// One line after an answer.
-    fn figures(&self, outcome: &Outcome) -> String {
+    /// Formats the statistics that follow an answer.
+    fn statistics(&self, outcome: &Outcome) -> String {
         let s = &outcome.statistics;
-        let rate = |rate: Option<f64>| rate.map_or("-".to_owned(), |rate| format!("{rate:.1}"));
         format!(
-            "[{} | read {} tokens, {} kept, {} tok/s | wrote {} tokens, {} tok/s]",
-            self.state(),
+            "[{} | prompt: {} tokens, {} cached, {} tok/s | generated: {} tokens, {} tok/s]",
+            self.usage(),
             s.prompt_tokens - s.reused_tokens,
             s.reused_tokens,
-            rate(s.prompt_rate()),
+            format_rate(s.prompt_rate()),
             s.generated_tokens,
-            rate(s.decode_rate()),
+            format_rate(s.decode_rate()),
         )
     }
 }
 
-/// The name and the argument of `/name argument`.
-fn command(line: &str) -> Option<(&str, &str)> {
+/// Splits `/name argument`.
+fn parse_command(line: &str) -> Option<(&str, &str)> {
     let (name, argument) = line
         .strip_prefix('/')
         .map(|rest| rest.split_once(char::is_whitespace).unwrap_or((rest, "")))?;
     Some((name, argument.trim()))
 }
 
-/// Where lines come from.
+/// Source of the lines.
 enum Lines {
-    /// A person, who edits.
+    /// A terminal, with line editing.
     Editor(Box<DefaultEditor>),
     /// A pipe or a file.
     Pipe,
@@ -263,11 +264,11 @@ impl Lines {
         matches!(self, Self::Editor(_))
     }
 
-    /// The next line, with those that a `\` at its end joins to it; `None` at the end.
+    /// Reads a line and its continuations after a `\`; `None` at the end.
     fn next(&mut self) -> Result<Option<String>> {
         let mut whole = String::new();
         loop {
-            let Some(line) = self.one(whole.is_empty())? else {
+            let Some(line) = self.read_line(whole.is_empty())? else {
                 return Ok(Some(whole).filter(|text| !text.is_empty()));
             };
             match line.strip_suffix('\\') {
@@ -277,7 +278,7 @@ impl Lines {
         }
     }
 
-    fn one(&mut self, first: bool) -> Result<Option<String>> {
+    fn read_line(&mut self, first: bool) -> Result<Option<String>> {
         match self {
             Self::Editor(editor) => loop {
                 match editor.readline(if first { "> " } else { "… " }) {
@@ -285,7 +286,7 @@ impl Lines {
                         editor.add_history_entry(&line)?;
                         return Ok(Some(line));
                     }
-                    Err(ReadlineError::Interrupted) => note("Ctrl-D ends the conversation"),
+                    Err(ReadlineError::Interrupted) => note("Ctrl-D quits"),
                     Err(ReadlineError::Eof) => return Ok(None),
                     Err(error) => return Err(error.into()),
                 }

@@ -1,4 +1,4 @@
-//! `mlxcel quantize` and `mlxcel convert`: one checkpoint from another.
+//! `mlxcel quantize` and `mlxcel convert`: conversion of checkpoints.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,23 +14,23 @@ use mlxcel_runtime::engine::ModelSource;
 use crate::args::{ModelArgs, ThreadArgs};
 use crate::terminal::{Bars, Interrupt, Unit, note};
 
-/// Names of dropped tensors that are shown.
+/// Maximum number of dropped tensors to name.
 const SHOWN_NAMES: usize = 3;
 
-/// What both commands need.
+/// Arguments of both commands.
 #[derive(clap::Args)]
 struct CommonArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// The folder to write; it must not exist
+    /// Output folder; it must not exist
     #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
-    /// Type of floats [default: torch_dtype of config.json, else as they are]
+    /// Floating-point type [default: torch_dtype of config.json, else unchanged]
     #[arg(long, value_enum)]
     dtype: Option<FloatName>,
     #[command(flatten)]
     threads: ThreadArgs,
-    /// Print nothing but errors
+    /// Print only errors
     #[arg(short, long)]
     quiet: bool,
 }
@@ -41,7 +41,7 @@ enum FloatName {
     /// IEEE half precision.
     #[value(aliases = ["fp16", "f16"])]
     Float16,
-    /// Half the bits, all of the range.
+    /// Half the bits and the full range of single precision.
     #[value(alias = "bf16")]
     Bfloat16,
     /// IEEE single precision.
@@ -51,17 +51,17 @@ enum FloatName {
 
 /// Arguments of `mlxcel quantize`.
 #[derive(clap::Args)]
-#[command(after_help = "The result is bit for bit that of `mlx_lm.convert -q`, and loads there.")]
+#[command(after_help = "The result is bit-for-bit identical to that of `mlx_lm.convert -q`.")]
 pub(crate) struct QuantizeArgs {
     #[command(flatten)]
     common: CommonArgs,
     /// Bits per weight: 2, 3, 4, 5, 6 or 8
     #[arg(short, long, alias = "q-bits", default_value_t = 4, value_name = "N")]
     bits: u8,
-    /// Weights that share a scale and a bias: 32, 64 or 128
+    /// Weights per scale and bias: 32, 64 or 128
     #[arg(short, long, alias = "q-group-size", default_value_t = 64, value_name = "N")]
     group_size: u16,
-    /// More bits where they matter: mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6
+    /// Use more bits for sensitive layers: mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6
     #[arg(long, alias = "quant-predicate", value_name = "RECIPE", conflicts_with = "bits")]
     #[arg(value_parser = Mixed::parse)]
     mixed: Option<Mixed>,
@@ -69,7 +69,7 @@ pub(crate) struct QuantizeArgs {
 
 /// Arguments of `mlxcel convert`.
 #[derive(clap::Args)]
-#[command(after_help = "Tensors that the model does not use are left out, and named.")]
+#[command(after_help = "Tensors that the model does not use are dropped and listed.")]
 pub(crate) struct ConvertArgs {
     #[command(flatten)]
     common: CommonArgs,
@@ -88,9 +88,11 @@ pub(crate) fn convert(args: &ConvertArgs) -> Result<ExitCode> {
 }
 
 impl CommonArgs {
-    fn run(&self, target: Target, what: &'static str) -> Result<ExitCode> {
+    fn run(&self, target: Target, command: &'static str) -> Result<ExitCode> {
         let ModelSource::Folder(source) = self.model.source()? else {
-            bail!("{what} needs a model: give one with -m DIR (the built-in one is 4-bit already)");
+            bail!(
+                "{command} needs a model: give one with -m DIR (the built-in one is already 4-bit)"
+            );
         };
         let interrupt = Interrupt::install()?;
         let started = Instant::now();
@@ -99,14 +101,17 @@ impl CommonArgs {
             FloatName::Bfloat16 => FloatType::Bf16,
             FloatName::Float32 => FloatType::F32,
         });
-        let options = Options { target, dtype };
         let mut bars = Bars::new(interrupt.clone()).quiet(self.quiet);
-        let mut progress = |done, total| {
-            bars.show(what, Unit::Bytes, done, total);
-            interrupt.flow()
-        };
-        let threads = self.threads.count()?;
-        let summary = convert::convert(&source, &self.out, &options, threads, &mut progress)?;
+        let summary = convert::convert(
+            &source,
+            &self.out,
+            &Options { target, dtype },
+            self.threads.count()?,
+            &mut |done, total| {
+                bars.show(command, Unit::Bytes, done, total);
+                interrupt.flow()
+            },
+        )?;
         drop(bars);
         if !self.quiet {
             self.report(&summary, started);
@@ -120,7 +125,7 @@ impl CommonArgs {
             names.truncate(SHOWN_NAMES);
             let count = summary.dropped.len();
             note(&format!(
-                "left out {count} tensors that the model does not use, such as {}",
+                "dropped {count} tensors that the model does not use, such as {}",
                 names.join(", ")
             ));
         }

@@ -1,11 +1,11 @@
-//! `mlxcel eval`: perplexity of a text or of token ids, cache modes against fp16, and logits for
+//! `mlxcel eval`: perplexity of a text or of token ids, KV cache modes compared with fp16, and logits for
 //! comparison with other programs.
 //!
 //! `--json` prints `mlxcel.eval/1`. One mode: `kv_mode`, `window`, `scored_tokens`, `loss` (nats per
 //! token), `perplexity`. Several modes: `fingerprint`, `window`, `scored_tokens` and `modes`, fp16
 //! first, each with `kv_mode`, `loss`, `perplexity`, `perplexity_change` (relative to fp16, less 1),
 //! `mean_kl_nats` (fp16 to mode), `top1_agreement` (0 to 1), `bytes_per_token` (all layers, scales
-//! included). What cannot be computed is null.
+//! included). Figures that cannot be computed are null.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,8 +26,10 @@ use crate::terminal::{self, Bars, Interrupt};
 
 /// Arguments of `mlxcel eval`.
 #[derive(clap::Args)]
-#[command(after_help = "With several modes, --kv-cache-mode fp16,int8,turbo4 and so on, each is \
-    compared with fp16 on the same text, and the result is kept for the advisor.")]
+#[command(
+    after_help = "Several modes, such as --kv-cache-mode fp16,int8,turbo4, are compared with fp16 \
+    on the same text. The advisor uses the stored result."
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -45,10 +47,10 @@ pub(crate) struct Args {
     /// Tokens per window of a text [default: the model's context, at most 2048]
     #[arg(long, value_name = "N")]
     window: Option<usize>,
-    /// Score at most this many windows
+    /// Maximum number of windows to score
     #[arg(long, value_name = "N")]
     max_windows: Option<usize>,
-    /// Write the logits of the first window, fp32 [tokens, vocab], as safetensors
+    /// Write the logits of the first window, fp32 [tokens, vocab], in safetensors format
     #[arg(long, value_name = "FILE")]
     logits_out: Option<PathBuf>,
     #[command(flatten)]
@@ -65,7 +67,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let interrupt = Interrupt::install()?;
     let modes = modes(&args.kv)?;
     if modes.len() > 1 && args.logits_out.is_some() {
-        bail!("--logits-out writes the logits of one mode: give --kv-cache-mode one");
+        bail!("--logits-out writes the logits of one mode: name one in --kv-cache-mode");
     }
     let source = args.model.source()?;
     let tokens = match &args.text {
@@ -75,7 +77,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         None => args.tokens.clone(),
     };
     if tokens.is_empty() {
-        bail!("there is nothing to score: the text is empty");
+        bail!("nothing to score: the text is empty");
     }
     let first = modes.first().copied().unwrap_or_default();
     let config = args.compute.engine(first, Activations::Exact)?;
@@ -94,12 +96,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if modes.len() > 1 { job.compare(&source, &modes) } else { job.score() }
 }
 
-/// The modes that were asked for: one, or a list in `--kv-cache-mode`.
+/// The requested modes: one, or a list in `--kv-cache-mode`.
 fn modes(kv: &KvArgs) -> Result<Vec<KvMode>> {
     let list = kv.kv_cache_mode.as_deref().filter(|list| list.contains(','));
     let Some(list) = list else { return Ok(vec![kv.mode()?]) };
     if kv.cache_type_k.is_some() || kv.cache_type_v.is_some() {
-        bail!("--cache-type-k and --cache-type-v name one mode, --kv-cache-mode {list} several");
+        bail!(
+            "--cache-type-k and --cache-type-v name one mode, but --kv-cache-mode {list} several"
+        );
     }
     let mut modes = Vec::new();
     for name in list.split(',') {
@@ -112,7 +116,7 @@ fn modes(kv: &KvArgs) -> Result<Vec<KvMode>> {
     Ok(modes)
 }
 
-/// What is scored, and with what.
+/// Windows to score and the engine to score them with.
 struct Job<'a> {
     args: &'a Args,
     interrupt: Interrupt,
@@ -122,7 +126,7 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Perplexity in one mode.
+    /// Measures the perplexity in one mode.
     fn score(&self) -> Result<ExitCode> {
         let mut score = Perplexity::default();
         for (i, window) in self.windows.iter().enumerate() {
@@ -139,7 +143,7 @@ impl Job<'_> {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Several modes against fp16.
+    /// Compares several modes with fp16.
     fn compare(&self, source: &ModelSource, modes: &[KvMode]) -> Result<ExitCode> {
         let fingerprint = Fingerprint::of(source)?;
         let mut comparison = Comparison::new(self.engine, modes)?;
@@ -158,21 +162,21 @@ impl Job<'_> {
             modes: comparison.scores()?.iter().map(ModeRow::from).collect(),
         };
         print_comparison(self.args, &measurement)?;
-        keep(&measurement);
+        store(&measurement);
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// Stores a measurement; that it cannot be stored takes nothing from what was printed.
-fn keep(measurement: &Measurement) {
+/// Stores a measurement for the advisor. Failures are notes, since the result has been printed.
+fn store(measurement: &Measurement) {
     if measurement.scored_tokens == 0 {
         return;
     }
     let data = measurement::data_folder(|name| std::env::var_os(name).map(PathBuf::from));
     match data.map(|data| measurement.store(&data)) {
-        Some(Ok(path)) => terminal::note(&format!("kept for the advisor in {}", path.display())),
-        Some(Err(error)) => terminal::note(&format!("not kept for the advisor: {error}")),
-        None => terminal::note("not kept for the advisor: neither XDG_DATA_HOME nor HOME is set"),
+        Some(Ok(path)) => terminal::note(&format!("stored for the advisor in {}", path.display())),
+        Some(Err(error)) => terminal::note(&format!("not stored for the advisor: {error}")),
+        None => terminal::note("not stored for the advisor: neither XDG_DATA_HOME nor HOME is set"),
     }
 }
 
@@ -192,22 +196,23 @@ fn print_comparison(args: &Args, measurement: &Measurement) -> Result<()> {
     terminal::print(&text)
 }
 
-/// The comparison for people.
+/// Formats a comparison as a table.
 fn table(measurement: &Measurement) -> String {
     let mut text = format!(
         "{:<18}{:>12}{:>11}{:>12}{:>9}{:>16}\n",
         "cache", "perplexity", "change", "mean KL", "top-1", "bytes/token"
     );
-    let cell = |value: Option<String>| value.unwrap_or_else(|| "–".into());
     for row in &measurement.modes {
+        let cells = [
+            row.perplexity.map(|x| format!("{x:.4}")),
+            row.perplexity_change.map(|x| format!("{:+.3} %", 100.0 * x)),
+            row.mean_kl_nats.map(|x| format!("{x:.2e}")),
+            row.top1_agreement.map(|x| format!("{:.2} %", 100.0 * x)),
+        ];
+        let [perplexity, change, kl, top1] = cells.map(|cell| cell.unwrap_or_else(|| "–".into()));
         text += &format!(
-            "{:<18}{:>12}{:>11}{:>12}{:>9}{:>16}\n",
-            row.kv_mode,
-            cell(row.perplexity.map(|x| format!("{x:.4}"))),
-            cell(row.perplexity_change.map(|x| format!("{:+.3} %", 100.0 * x))),
-            cell(row.mean_kl_nats.map(|x| format!("{x:.2e}"))),
-            cell(row.top1_agreement.map(|x| format!("{:.2} %", 100.0 * x))),
-            row.bytes_per_token,
+            "{:<18}{perplexity:>12}{change:>11}{kl:>12}{top1:>9}{:>16}\n",
+            row.kv_mode, row.bytes_per_token,
         );
     }
     let Measurement { scored_tokens, window, .. } = measurement;
@@ -232,7 +237,7 @@ fn print(args: &Args, engine: &Engine, score: &Perplexity, window: usize) -> Res
                 score.tokens(),
                 engine.kv_mode()
             ),
-            None => "one token has no perplexity (nothing comes before it)".to_owned(),
+            None => "a single token has no perplexity".to_owned(),
         }
     };
     terminal::print(&(text + "\n"))
@@ -266,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_says_what_is_unknown() {
+    fn unknown_figures_are_dashes() {
         let row = ModeRow {
             kv_mode: "fp16+turbo4".into(),
             loss: None,

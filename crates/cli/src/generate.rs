@@ -1,13 +1,13 @@
-//! `mlxcel generate`: text from a prompt, streamed to stdout; statistics on stderr.
+//! `mlxcel generate`: generates text from a prompt to stdout; statistics go to stderr.
 
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::builder::NonEmptyStringValueParser;
-use mlxcel_estimator::Workload;
+use mlxcel_estimator::{DEFAULT_CONTEXT_TOKENS, Workload};
 use mlxcel_runtime::ModelText;
 use mlxcel_runtime::engine::{self, Engine, Finish, Generation, ModelSource, Outcome};
 use mlxcel_runtime::memory;
@@ -16,16 +16,14 @@ use mlxcel_runtime::sampling::{SamplingOptions, SamplingParams};
 use mlxcel_runtime::vision::{PlacedImage, RgbImage};
 
 use crate::advice;
-use crate::args::{Activations, ChunkArgs, ComputeArgs, KvArgs, ModelArgs};
+use crate::args::{Activations, ChunkArgs, ComputeArgs, KvArgs, ModelArgs, context_size};
 use crate::preflight::{self, Planned, PreflightArgs};
 use crate::prompt::PromptArgs;
 use crate::statistics::Report;
 use crate::terminal::{Bars, INTERRUPTED, Interrupt, Stdout};
 
-/// Tokens to generate when nothing is said.
+/// Default of `--max-tokens`.
 const DEFAULT_MAX_TOKENS: usize = 256;
-/// Context that advice is for when nothing is said, as with `inspect`.
-const DEFAULT_CONTEXT: u64 = 8192;
 
 /// Arguments of `mlxcel generate`.
 #[derive(clap::Args)]
@@ -34,62 +32,62 @@ pub(crate) struct Args {
     model: ModelArgs,
     #[command(flatten)]
     prompt: PromptArgs,
-    /// Tokens to generate at most [default: 256, or what is left of the context]
+    /// Maximum number of tokens to generate [default: 256, or the rest of the context]
     #[arg(short = 'n', long, aliases = ["n-predict", "predict"], value_name = "N")]
     max_tokens: Option<usize>,
-    /// Tokens that prompt and text may have together [default: the model's context]
+    /// Context size in tokens, prompt and output together; 0 is the model's own [default: 0]
     #[arg(short, long, value_name = "N")]
     ctx_size: Option<usize>,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// Stop before this text (may be repeated)
+    /// Stop at this text, which is not printed (may be repeated)
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     stop: Vec<String>,
-    /// Go on past the model's end token
+    /// Continue after the end-of-sequence token
     #[arg(long)]
     ignore_eos: bool,
     #[command(flatten)]
     kv: KvArgs,
     #[command(flatten)]
     compute: ComputeArgs,
-    /// Advise on weight quantisation and KV cache, and exit; nothing is applied
+    /// Recommend a weight quantisation and KV cache modes, and exit; applies nothing
     #[arg(long, conflicts_with_all = ["kv_cache_mode", "cache_type_k", "cache_type_v"])]
     recommend_quant: bool,
     #[command(flatten)]
     preflight: PreflightArgs,
-    /// Write statistics as JSON to a file
+    /// Write statistics as JSON (schema mlxcel.generate/1)
     #[arg(long, value_name = "FILE")]
     stats_json: Option<PathBuf>,
-    /// Print nothing but the text
+    /// Print only the generated text
     #[arg(short, long)]
     quiet: bool,
 }
 
-/// How tokens are chosen; what is not given comes from `generation_config.json`, else greedy.
+/// Sampling flags. Defaults come from `generation_config.json`, else decoding is greedy.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct SamplingArgs {
     /// Temperature; 0 is greedy [default: generation_config.json, else 0]
     #[arg(long, alias = "temperature", value_name = "T")]
     temp: Option<f32>,
-    /// Keep the K most likely tokens; 0 keeps all
+    /// Sample from the K most likely tokens; 0 is no limit
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
-    /// Keep the most likely tokens that add up to probability P
+    /// Sample from the most likely tokens with cumulative probability P
     #[arg(long, value_name = "P")]
     top_p: Option<f32>,
-    /// Drop tokens less likely than P times the most likely one
+    /// Exclude tokens less likely than P times the most likely one
     #[arg(long, value_name = "P")]
     min_p: Option<f32>,
-    /// Divide the logits of recent tokens by this
+    /// Penalty on recent tokens, by which their logits are divided
     #[arg(long, alias = "repeat-penalty", value_name = "F")]
     repetition_penalty: Option<f32>,
-    /// Seed of the random choices [default: a new one each time]
+    /// Random seed [default: different for each run]
     #[arg(short, long)]
     seed: Option<u64>,
 }
 
 impl SamplingArgs {
-    /// What was given, over the model's own defaults.
+    /// The flags, with the model's defaults for those not given.
     pub(crate) fn params(&self, defaults: &SamplingOptions) -> Result<SamplingParams> {
         let options = SamplingOptions {
             temperature: self.temp.unwrap_or(defaults.temperature),
@@ -105,24 +103,24 @@ impl SamplingArgs {
 }
 
 impl Args {
-    /// Prints advice for the context that was asked for.
+    /// Prints a recommendation for the requested context.
     fn recommend(&self, source: &ModelSource) -> Result<()> {
         let mut model = Sized::read(source)?;
         if let Some(name) = &self.model.model {
             model.name.clone_from(name);
         }
-        let most = model.spec.max_context_tokens.unwrap_or(u64::MAX);
-        let context = match self.ctx_size {
-            Some(0) => bail!("--ctx-size must be at least 1"),
+        let own = model.spec.max_context_tokens;
+        let own_tokens = own.map(usize::try_from).transpose()?;
+        let context = match context_size(self.ctx_size, own_tokens)? {
             Some(tokens) => tokens as u64,
-            None => DEFAULT_CONTEXT.min(most),
+            None => DEFAULT_CONTEXT_TOKENS.min(own.unwrap_or(u64::MAX)),
         };
         let chunk = self.compute.chunk.tokens(ChunkArgs::DEFAULT)? as u64;
         let workload = Workload::uniform(context, 1).with_prefill_chunk(chunk);
         advice::print(&model, Some(source), &workload, &this_machine(None)?, self.preflight.json)
     }
 
-    /// Shows and stores statistics, as the flags say.
+    /// Prints and saves statistics, as the flags request.
     fn report(&self, report: &Report) -> Result<()> {
         if !self.quiet {
             eprintln!("{}", report.line());
@@ -131,17 +129,6 @@ impl Args {
             Some(path) => report.save(path),
             None => Ok(()),
         }
-    }
-}
-
-/// Tokens that prompt and text may have together: those given, else the model's context.
-pub(crate) fn context_size(given: Option<usize>, text: &ModelText) -> Result<Option<usize>> {
-    match (given, text.context()) {
-        (Some(0), _) => bail!("--ctx-size must be at least 1"),
-        (Some(wanted), Some(most)) if wanted > most => {
-            bail!("--ctx-size {wanted} exceeds the model's context of {most} tokens")
-        }
-        (wanted, most) => Ok(wanted.or(most)),
     }
 }
 
@@ -160,17 +147,15 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let pictures = args.prompt.pictures(&text)?;
     let prompt = args.prompt.read(&source, &text)?;
     let encoded = prompt.encode(&text, &pictures)?;
-    let tokens = &encoded.tokens;
-    let context = context_size(args.ctx_size, &text)?;
-    let max_tokens = engine::room(context, tokens.len(), args.max_tokens, DEFAULT_MAX_TOKENS)?;
+    let context = context_size(args.ctx_size, text.context())?.or(text.context());
+    let prompt_tokens = encoded.tokens.len();
+    let max_tokens = engine::room(context, prompt_tokens, args.max_tokens, DEFAULT_MAX_TOKENS)?;
     if !args.quiet {
         announce(&source, &config);
     }
-    let prompt_tokens = tokens.len();
-    let (model, command) = (&args.model, "generate");
     let planned = Planned {
-        model,
-        command,
+        model: &args.model,
+        command: "generate",
         prompt_tokens,
         prompt: Some(&encoded),
         max_tokens,
@@ -183,18 +168,24 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let mut bars = Bars::new(interrupt).quiet(args.quiet);
     let engine = Engine::load(&source, config, &mut bars)?;
     let load_time = started.elapsed();
-    let (stop, ignore_eos) = (&args.stop[..], args.ignore_eos);
-    let request = Generation { prompt: tokens, max_tokens, sampling, stop, ignore_eos };
-    let images = place(&engine, &source, &pictures, &encoded.starts)?;
-    let outcome = stream(&engine, &text, (&request, &images), &mut bars, prompt.echo())?;
+    let generation = Generation {
+        prompt: &encoded.tokens,
+        max_tokens,
+        sampling,
+        stop: &args.stop,
+        ignore_eos: args.ignore_eos,
+    };
+    let images = encode_images(&engine, &source, &pictures, &encoded.starts)?;
+    let request = Request { generation, images, echo: prompt.echo() };
+    let outcome = stream(&engine, &text, &request, &mut bars)?;
     args.report(&Report::new(&engine, &outcome, load_time, baseline))?;
     checked.compare(baseline);
     let interrupted = outcome.finish == Finish::Interrupted;
     Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
-/// Encodes the images and puts each at its place in the prompt.
-fn place(
+/// Encodes the images for their positions in the prompt.
+fn encode_images(
     engine: &Engine,
     source: &ModelSource,
     pictures: &[RgbImage],
@@ -204,39 +195,53 @@ fn place(
         return Ok(Vec::new());
     }
     let preprocessor = engine.preprocessor(source)?;
-    let one = |(picture, start): (&RgbImage, &usize)| {
+    let mut placed = Vec::with_capacity(pictures.len());
+    for (picture, &start) in pictures.iter().zip(starts) {
         let image = engine.encode_image(&preprocessor.pixels(picture)?)?;
-        Ok(PlacedImage { start: *start, image })
-    };
-    pictures.iter().zip(starts).map(one).collect()
+        placed.push(PlacedImage { start, image });
+    }
+    Ok(placed)
 }
 
-/// Generates to stdout, after the prompt itself where a person reads along.
+/// One generation with its images.
+struct Request<'a> {
+    generation: Generation<'a>,
+    images: Vec<PlacedImage>,
+    /// Prompt to print before its continuation at a terminal.
+    echo: Option<&'a str>,
+}
+
+/// Generates to stdout.
 fn stream(
     engine: &Engine,
     text: &ModelText,
-    (request, images): (&Generation<'_>, &[PlacedImage]),
+    request: &Request<'_>,
     bars: &mut Bars,
-    echo: Option<&str>,
 ) -> Result<Outcome> {
     let mut out = Stdout::new();
-    if let (true, Some(echo)) = (io::stdout().is_terminal(), echo) {
+    if io::stdout().is_terminal()
+        && let Some(echo) = request.echo
+    {
         let _ = out.write(echo);
     }
-    let mut emit = |piece: &str| out.write(piece);
-    let tokenizer = text.tokenizer();
-    let outcome =
-        engine::generate_with_images(engine, tokenizer, request, images, bars, &mut emit)?;
+    let outcome = engine::generate_with_images(
+        engine,
+        text.tokenizer(),
+        &request.generation,
+        &request.images,
+        bars,
+        &mut |piece: &str| out.write(piece),
+    )?;
     let _ = out.write("\n");
     out.check()?;
     Ok(outcome)
 }
 
-/// Says on stderr which model runs and how its cache is stored.
+/// Prints the model and its KV cache mode on stderr.
 pub(crate) fn announce(source: &ModelSource, config: &engine::EngineConfig) {
     if *source == ModelSource::BuiltIn {
         eprintln!(
-            "model: the built-in fairy-tale model, 5.8 M parameters (give another with -m DIR)"
+            "model: the built-in fairy-tale model, 5.8 M parameters (use -m DIR for another)"
         );
     }
     eprintln!("kv cache: {}", config.kv_mode);

@@ -1,15 +1,16 @@
-//! The `mlxcel` command: arguments, exit codes, terminal output. Everything else is in the crates
-//! below, where another front end can use it.
+//! The `mlxcel` command: arguments, exit codes, terminal output. Everything else lives in the library
+//! crates, where other front ends can use it.
 
 mod advice;
 mod args;
 mod bench;
 mod chat;
+mod completions;
 mod convert;
 mod eval;
+mod flag_aliases;
 mod generate;
 mod inspect;
-mod manners;
 mod models;
 mod plot;
 mod preflight;
@@ -33,46 +34,46 @@ struct Cli {
 enum Command {
     /// Generate text from a prompt
     Generate(generate::Args),
-    /// Talk with a model: several turns, the cache kept between them
+    /// Chat with a model; the KV cache is kept between turns
     Chat(chat::Args),
-    /// Fetch a model from the Hugging Face hub into its local cache
+    /// Download a model from the Hugging Face hub to the local cache
     Download(models::DownloadArgs),
-    /// List the models in the local cache, and whether they fit now
+    /// List the models in the local cache and whether they fit into memory
     List(models::ListArgs),
     /// Remove models from the local cache
     Rm(models::RemoveArgs),
-    /// Say whether a model, a context and a batch fit, and what would; loads nothing
+    /// Estimate the memory of a model, context and batch, without loading it
     Inspect(inspect::Args),
     /// Measure prefill and decode speed
     Bench(bench::Args),
-    /// Serve OpenAI's API over HTTP
+    /// Serve an OpenAI-compatible API over HTTP
     Serve(Box<serve::Args>),
-    /// Perplexity of a text, and logits
+    /// Measure the perplexity of a text, compare KV cache modes, or write logits
     Eval(eval::Args),
-    /// Write a plain checkpoint anew in MLX's affine format, with 2 to 8 bits per weight
+    /// Quantise a checkpoint to MLX's affine format, with 2 to 8 bits per weight
     Quantize(convert::QuantizeArgs),
-    /// Write a plain checkpoint anew in another float type, without what its model does not use
+    /// Convert a checkpoint to another float type and drop unused tensors
     Convert(convert::ConvertArgs),
-    /// Print a completion script for a shell
-    Completions(manners::CompletionsArgs),
+    /// Print a shell completion script
+    Completions(completions::CompletionsArgs),
     /// Write the manual pages
-    Man(manners::ManArgs),
+    Man(completions::ManArgs),
 }
 
-/// Exit code of a command line that is wrong, as clap's own.
+/// Exit code for an invalid command line, as in clap.
 const USAGE: u8 = 2;
 
-/// Whether an error only says that Ctrl-C was pressed, which nobody needs to be told.
-fn interrupted(error: &anyhow::Error) -> bool {
+/// True for the error that only reports Ctrl-C, which is not printed.
+fn is_interrupt(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(mlxcel_runtime::Error::Interrupted))
         || matches!(error.downcast_ref(), Some(mlxcel_hub::HubError::Interrupted))
 }
 
 fn main() -> ExitCode {
-    let arguments = match manners::arguments(std::env::args_os()) {
+    let arguments = match flag_aliases::replace(std::env::args_os()) {
         Ok(arguments) => arguments,
-        Err(sentence) => {
-            eprintln!("error: {sentence}");
+        Err(message) => {
+            eprintln!("error: {message}");
             return ExitCode::from(USAGE);
         }
     };
@@ -88,12 +89,12 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Quantize(args) => convert::quantize(&args),
         Command::Convert(args) => convert::convert(&args),
-        Command::Completions(args) => manners::completions(&args, Cli::command()),
-        Command::Man(args) => manners::man(&args, Cli::command()),
+        Command::Completions(args) => completions::completions(&args, Cli::command()),
+        Command::Man(args) => completions::man(&args, Cli::command()),
     };
     match result {
         Ok(code) => code,
-        Err(error) if interrupted(&error) => ExitCode::from(terminal::INTERRUPTED),
+        Err(error) if is_interrupt(&error) => ExitCode::from(terminal::INTERRUPTED),
         Err(error) => {
             terminal::print_error(&error);
             ExitCode::FAILURE
@@ -106,13 +107,13 @@ mod tests {
     use super::*;
     use clap::Arg;
 
-    /// Flags that mean the same wherever they are: `-n` does not (tokens of a context, or of an
-    /// answer), nor `--json`.
+    /// Flags with the same meaning in all commands. `-n` and `-c` have the same meaning but different
+    /// defaults; `--json` prints different schemas.
     const SHARED: [&str; 5] =
         ["model", "kv_cache_mode", "cache_type_k", "cache_type_v", "prefill_chunk"];
 
-    /// Everything that a person sees of a flag.
-    fn face(arg: &Arg) -> String {
+    /// The visible properties of a flag.
+    fn properties(arg: &Arg) -> String {
         let values = arg.get_possible_values();
         format!(
             "{:?} {:?} {:?} {:?} {:?} {:?} {values:?}",
@@ -128,13 +129,26 @@ mod tests {
     #[test]
     fn shared_flags_are_the_same_everywhere() {
         let cli = Cli::command();
-        let faces = |command: &str| -> Vec<String> {
+        let shared = |command: &str| -> Vec<String> {
             let command = cli.find_subcommand(command).expect("a command");
             let find = |id: &str| command.get_arguments().find(|arg| arg.get_id() == id);
-            SHARED.map(|id| face(find(id).expect(id))).to_vec()
+            SHARED.map(|id| properties(find(id).expect(id))).to_vec()
         };
-        assert_eq!(faces("inspect"), faces("generate"));
-        assert_eq!(faces("serve"), faces("generate"));
-        assert_eq!(faces("chat"), faces("generate"));
+        assert_eq!(shared("inspect"), shared("generate"));
+        assert_eq!(shared("serve"), shared("generate"));
+        assert_eq!(shared("chat"), shared("generate"));
+    }
+
+    #[test]
+    fn short_flags_for_lengths_are_the_same_everywhere() {
+        let cli = Cli::command();
+        for name in ["generate", "chat", "serve", "inspect"] {
+            let command = cli.find_subcommand(name).expect("a command");
+            let short = |flag: char| {
+                let mut arguments = command.get_arguments();
+                arguments.find(|arg| arg.get_short() == Some(flag)).and_then(Arg::get_long)
+            };
+            assert_eq!((short('n'), short('c')), (Some("max-tokens"), Some("ctx-size")), "{name}");
+        }
     }
 }

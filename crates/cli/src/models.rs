@@ -14,23 +14,25 @@ use crate::terminal::{Bars, Interrupt, Unit, note, print};
 
 /// Arguments of `mlxcel download`.
 #[derive(clap::Args)]
-#[command(after_help = "Into the cache of the Hugging Face tools, which find it there. HF_TOKEN, \
-    HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean there. What was interrupted goes on where \
-    it was.")]
+#[command(
+    after_help = "Models go to the cache that the Hugging Face tools use. HF_TOKEN, HF_ENDPOINT \
+    and HF_HUB_OFFLINE have the same meaning as for those tools. Interrupted downloads are resumed."
+)]
 pub(crate) struct DownloadArgs {
-    /// The model on the hub
+    /// Name of the model on the hub
     #[arg(value_name = "ORG/NAME")]
     name: String,
-    /// A branch, a tag or a commit
+    /// Branch, tag or commit
     #[arg(long, default_value = "main", value_name = "R")]
     revision: String,
-    /// Only files that match, such as '*.json' (may be repeated) [default: what running it needs]
+    /// Only download matching files, such as '*.json' (may be repeated) [default: the files needed to
+    /// run the model]
     #[arg(long, value_name = "GLOB")]
     include: Vec<String>,
-    /// Download also what cannot fit into memory, without asking
+    /// Do not ask before downloading a model that does not fit into memory
     #[arg(short, long)]
     yes: bool,
-    /// Print nothing but errors and the folder
+    /// Print only errors and the resulting folder
     #[arg(short, long)]
     quiet: bool,
 }
@@ -49,7 +51,7 @@ pub(crate) struct RemoveArgs {
     /// Models to remove, with all their revisions
     #[arg(value_name = "ORG/NAME", required = true)]
     names: Vec<String>,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(short, long)]
     yes: bool,
 }
@@ -61,7 +63,7 @@ pub(crate) fn download(args: &DownloadArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// At a terminal, asks whether to download `name`, and does; `None` where nobody wants it.
+/// At a terminal, offers to download `name`. `None` if there is no terminal or the answer is no.
 pub(crate) fn offer(name: &str) -> Result<Option<PathBuf>> {
     let asks = io::stdin().is_terminal() && io::stderr().is_terminal();
     if !asks || !confirmed(&format!("{name} is not on this machine. Download it?"))? {
@@ -84,20 +86,20 @@ fn fetch(args: &DownloadArgs, interrupt: &Interrupt) -> Result<Option<PathBuf>> 
     if !args.quiet {
         announce(&planned);
     }
-    if include.is_empty() && planned.missing_bytes > 0 && !worth_it(args, &hub, &planned)? {
+    if include.is_empty() && planned.missing_bytes > 0 && !confirm_size(args, &hub, &planned)? {
         return Ok(None);
     }
     let mut bars = Bars::new(interrupt.clone()).quiet(args.quiet);
-    let mut progress = |_: &str, done, total| {
+    let folder = hub.download(&planned, &mut |_: &str, done, total| {
         bars.show("download", Unit::Bytes, done, total);
         interrupt.flow()
-    };
-    Ok(Some(hub.download(&planned, &mut progress)?))
+    })?;
+    Ok(Some(folder))
 }
 
 fn announce(planned: &DownloadPlan) {
     eprintln!(
-        "{}: {} files, {}, of which {} are to be fetched",
+        "{}: {} files, {}, of which {} will be downloaded",
         planned.info.name,
         planned.files.len(),
         format_bytes(planned.total_bytes()),
@@ -105,13 +107,13 @@ fn announce(planned: &DownloadPlan) {
     );
 }
 
-/// Sizes the model by its headers; says so when it cannot fit, and asks where somebody is there.
-fn worth_it(args: &DownloadArgs, hub: &Hub, planned: &DownloadPlan) -> Result<bool> {
+/// Estimates the model's memory from its headers. If it does not fit, warns, and asks at a terminal.
+fn confirm_size(args: &DownloadArgs, hub: &Hub, planned: &DownloadPlan) -> Result<bool> {
     let model = match hub.sized_from(&planned.info) {
         Ok((spec, weights)) => Sized { name: planned.info.name.clone(), spec, weights },
         Err(_) if args.quiet => return Ok(true),
         Err(error) => {
-            note(&format!("its memory cannot be estimated: {error}"));
+            note(&format!("cannot estimate the model's memory: {error}"));
             return Ok(true);
         }
     };
@@ -123,13 +125,13 @@ fn worth_it(args: &DownloadArgs, hub: &Hub, planned: &DownloadPlan) -> Result<bo
     }
     let verdict = format!("{} with {context} tokens: {}", args.name, report.verdict);
     if args.quiet {
-        // Nobody reads a warning or a question here.
-        ensure!(args.yes, "{verdict} (--yes downloads it nevertheless)");
+        // Neither warnings nor questions are printed.
+        ensure!(args.yes, "{verdict} (use --yes to download it anyway)");
         return Ok(true);
     }
     eprintln!("warning: {verdict}");
     let asks = !args.yes && io::stdin().is_terminal() && io::stderr().is_terminal();
-    Ok(!asks || confirmed("Download it nevertheless?")?)
+    Ok(!asks || confirmed("Download it anyway?")?)
 }
 
 /// Runs `mlxcel list`.
@@ -140,7 +142,10 @@ pub(crate) fn list(args: &ListArgs) -> Result<ExitCode> {
         let json = json!({ "schema": LIST_SCHEMA, "cache": cache, "models": models });
         print(&(serde_json::to_string_pretty(&json)? + "\n"))?;
     } else if models.is_empty() {
-        note(&format!("no models in {}; `mlxcel download ORG/NAME` fetches one", cache.display()));
+        note(&format!(
+            "no models in {}; use `mlxcel download ORG/NAME` to fetch one",
+            cache.display()
+        ));
     } else {
         print(&table(&models))?;
     }
@@ -148,8 +153,8 @@ pub(crate) fn list(args: &ListArgs) -> Result<ExitCode> {
 }
 
 fn cache() -> Result<PathBuf> {
-    let none = "without HF_HUB_CACHE, HF_HOME or HOME there is no Hugging Face cache to look in";
-    hub::default_cache().context(none)
+    hub::default_cache()
+        .context("no Hugging Face cache: set HF_HUB_CACHE, HF_HOME or HOME to a folder")
 }
 
 fn table(models: &[ModelEntry]) -> String {
@@ -181,7 +186,10 @@ fn table(models: &[ModelEntry]) -> String {
 pub(crate) fn remove(args: &RemoveArgs) -> Result<ExitCode> {
     if !args.yes {
         if !io::stdin().is_terminal() {
-            bail!("nobody can be asked here: give --yes to remove {}", args.names.join(", "));
+            bail!(
+                "no terminal to ask for confirmation: use --yes to remove {}",
+                args.names.join(", ")
+            );
         }
         if !confirmed(&format!("Remove {}?", args.names.join(", ")))? {
             return Ok(ExitCode::FAILURE);
@@ -190,12 +198,12 @@ pub(crate) fn remove(args: &RemoveArgs) -> Result<ExitCode> {
     let cache = cache()?;
     for name in &args.names {
         let bytes = hub::remove(&cache, name)?;
-        eprintln!("removed {name}: {} are free", format_bytes(bytes));
+        eprintln!("removed {name}: freed {}", format_bytes(bytes));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Asks a person; no answer is no.
+/// Asks for confirmation; the default is no.
 fn confirmed(question: &str) -> Result<bool> {
     eprint!("{question} [y/N] ");
     io::stderr().flush()?;

@@ -1,4 +1,4 @@
-//! `inspect --plot`: memory against context for every cache mode, with what is available as a line.
+//! `inspect --plot`: memory against context for every KV cache mode, with the available memory as a line.
 
 use anyhow::{Result, anyhow};
 use mlxcel_estimator::format_bytes;
@@ -6,17 +6,17 @@ use mlxcel_estimator::report::{Curves, FIRST_TOKENS};
 use plotters::prelude::*;
 
 const SIZE: (u32, u32) = (820, 480);
-/// A limit beyond this many times the largest total would flatten every curve: it is named, not
-/// drawn.
-const FAR: u64 = 2;
+/// Largest multiple of the largest total at which the available memory is drawn. Beyond it, the line
+/// would flatten every curve, so only the title states it.
+const MAX_LIMIT_RATIO: u64 = 2;
 
-/// An SVG of `curves`, titled with the model's name.
+/// Renders `curves` as SVG, titled with the model's name.
 pub(crate) fn svg(name: &str, curves: &Curves, available: Option<u64>) -> Result<String> {
     let mut text = String::new();
     {
         let area = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
-        // The backend writes to a string: what it can report is a shape that it cannot draw.
-        draw(&area, name, curves, available).map_err(|e| anyhow!("cannot draw the plot: {e}"))?;
+        draw(&area, name, curves, available)
+            .map_err(|error| anyhow!("cannot draw the plot: {error}"))?;
     }
     Ok(text)
 }
@@ -27,7 +27,7 @@ type Drawn = Result<(), Box<dyn std::error::Error>>;
 fn draw(area: &Area<'_>, name: &str, curves: &Curves, available: Option<u64>) -> Drawn {
     area.fill(&WHITE)?;
     let largest = curves.largest_bytes().max(1);
-    let limit = available.filter(|bytes| *bytes <= largest.saturating_mul(FAR));
+    let limit = available.filter(|bytes| *bytes <= largest.saturating_mul(MAX_LIMIT_RATIO));
     let last = curves.contexts.last().copied().unwrap_or(FIRST_TOKENS) as f64;
     let most = largest.max(limit.unwrap_or(0)) as f64 * 1.05;
     let title = match available {
@@ -51,15 +51,18 @@ fn draw(area: &Area<'_>, name: &str, curves: &Curves, available: Option<u64>) ->
     for (place, (mode, totals)) in curves.modes.iter().enumerate() {
         let style = Palette99::pick(place).stroke_width(2);
         let points = curves.contexts.iter().zip(totals).map(|(t, b)| (*t as f64, *b as f64));
-        let key = move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style);
-        chart.draw_series(LineSeries::new(points, style))?.label(mode.name()).legend(key);
+        chart
+            .draw_series(LineSeries::new(points, style))?
+            .label(mode.name())
+            .legend(move |place| legend_line(place, style));
     }
     if let Some(bytes) = limit {
         let ends = [FIRST_TOKENS as f64, last].map(|tokens| (tokens, bytes as f64));
         let style = BLACK.stroke_width(2);
-        let key = move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style);
-        let line = DashedLineSeries::new(ends, 7, 5, style);
-        chart.draw_series(line)?.label("available").legend(key);
+        chart
+            .draw_series(DashedLineSeries::new(ends, 7, 5, style))?
+            .label("available")
+            .legend(move |place| legend_line(place, style));
     }
     chart
         .configure_series_labels()
@@ -69,6 +72,12 @@ fn draw(area: &Area<'_>, name: &str, curves: &Curves, available: Option<u64>) ->
         .draw()?;
     area.present()?;
     Ok(())
+}
+
+/// The sample of a line in the legend, which starts at `place`.
+fn legend_line(place: (i32, i32), style: ShapeStyle) -> PathElement<(i32, i32)> {
+    let (x, y) = place;
+    PathElement::new([(x, y), (x + 18, y)], style)
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a token count")]
@@ -95,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_per_mode_and_one_for_what_is_available() {
+    fn plots_a_line_per_mode_and_one_for_available_memory() {
         let near = plot(4 << 30);
         for word in ["a&lt;b", "fp16", "int8", "128k", "available"] {
             assert!(near.contains(word), "no {word} in {near}");

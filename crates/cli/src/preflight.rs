@@ -1,4 +1,4 @@
-//! The check before a load, on the command line: flags, breakdown, refusal, comparison.
+//! The memory check before a load: flags, estimate, refusal, and comparison with the measured peak.
 
 use anyhow::{Result, ensure};
 use clap::Args;
@@ -12,26 +12,26 @@ use mlxcel_runtime::{ComputeDtype, ImagePrompt};
 use crate::args::ModelArgs;
 use crate::terminal::{Stdout, note};
 
-/// What to do about memory before a model is loaded.
+/// Flags of the memory check before a load.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct PreflightArgs {
-    /// Print what the load needs, and refuse it when that does not fit
+    /// Print the estimated memory and refuse to load a model that does not fit
     #[arg(long)]
     pub(crate) estimate_memory: bool,
-    /// Load even when it does not fit
+    /// Load the model even if it does not fit
     #[arg(long, alias = "no-memory-check")]
     pub(crate) force: bool,
-    /// Refuse a vision model whose weights exceed this share of all memory
+    /// Refuse a vision model whose weights exceed this fraction of total memory
     #[arg(long, env = "MLXCEL_VISION_THRESHOLD", default_value_t = DEFAULT_VISION_THRESHOLD)]
-    #[arg(value_name = "SHARE")]
+    #[arg(value_name = "FRACTION")]
     pub(crate) vision_threshold: f64,
-    /// Print a refusal (schema mlxcel.refusal/1) or advice (mlxcel.advice/1) as JSON
+    /// Print refusals (schema mlxcel.refusal/1) and recommendations (mlxcel.advice/1) as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 impl PreflightArgs {
-    /// What to do when it does not fit.
+    /// Policy for models that do not fit.
     pub(crate) fn policy(&self) -> Policy {
         match self {
             Self { force: true, .. } => Policy::Force,
@@ -39,34 +39,32 @@ impl PreflightArgs {
             _ => Policy::Warn,
         }
     }
-}
 
-impl PreflightArgs {
-    /// Fails for values that mean nothing.
+    /// Rejects invalid values.
     pub(crate) fn check(&self) -> Result<()> {
         let threshold = self.vision_threshold;
         ensure!(
             threshold.is_finite() && threshold > 0.0,
-            "--vision-threshold {threshold}: a share of all memory such as 0.7 is needed"
+            "--vision-threshold {threshold}: a positive fraction of total memory such as 0.7 is needed"
         );
         Ok(())
     }
 }
 
-/// A generation, or a conversation, that is about to happen.
+/// A planned generation or conversation.
 pub(crate) struct Planned<'a> {
     pub(crate) model: &'a ModelArgs,
-    /// `generate`, whose proposals name tokens to generate, or `chat`, where they name a context.
+    /// `generate`, whose proposals state new tokens, or `chat`, whose proposals state a context.
     pub(crate) command: &'static str,
     pub(crate) prompt_tokens: usize,
-    /// The prompt with its images, where there is one already.
+    /// The prompt with its images, if known.
     pub(crate) prompt: Option<&'a ImagePrompt>,
     pub(crate) max_tokens: usize,
     pub(crate) config: &'a EngineConfig,
 }
 
 impl Planned<'_> {
-    /// What the generation asks of `model`; like the generation, it ends at the model's context.
+    /// The load for `model`, limited to the model's context as the generation is.
     fn load(&self, args: &PreflightArgs, model: &Sized) -> Load {
         let prompt = self.prompt_tokens as u64;
         let wanted = prompt.saturating_add(self.max_tokens as u64);
@@ -89,7 +87,7 @@ impl Planned<'_> {
         }
     }
 
-    /// The command line of a proposal.
+    /// The command line that follows a proposal.
     fn command(&self, proposal: &Proposal) -> String {
         let command = command(self.command, self.model, self.config, proposal);
         if self.command == "chat" {
@@ -101,7 +99,7 @@ impl Planned<'_> {
     }
 }
 
-/// The command line of a proposal, up to the lengths.
+/// The command line that follows a proposal, without lengths.
 pub(crate) fn command(
     name: &str,
     model: &ModelArgs,
@@ -132,13 +130,13 @@ pub(crate) fn command(
     command
 }
 
-/// A load that may happen, with its report where one was asked for.
+/// A load that passed the check, with its report if `--estimate-memory` was given.
 pub(crate) struct Checked {
     report: Option<Report>,
 }
 
 impl Checked {
-    /// After the load: estimate against measured, where the estimate was asked for.
+    /// After the load, compares the estimate with the measured peak if an estimate was requested.
     pub(crate) fn compare(&self, baseline_bytes: Option<u64>) {
         if let Some(report) = &self.report {
             let usage = Usage::now();
@@ -147,7 +145,7 @@ impl Checked {
     }
 }
 
-/// Checks a load before any tensor is read; `None` when it is refused, which has been printed.
+/// Checks a load before any tensor is read. `None` after a refusal, which has been printed.
 pub(crate) fn check(
     args: &PreflightArgs,
     source: &ModelSource,
@@ -164,7 +162,7 @@ pub(crate) fn check(
     }
     match preflight::check(&model, &load, &machine)? {
         Outcome::Clear => preflight::keep_to_limit(&model)?,
-        Outcome::Warned(text) => eprintln!("warning: {text}; loading it nevertheless"),
+        Outcome::Warned(text) => eprintln!("warning: {text}; loading anyway"),
         Outcome::Refused(refusal) => {
             refuse(args, &|proposal| planned.command(proposal), &refusal)?;
             return Ok(None);
@@ -173,7 +171,7 @@ pub(crate) fn check(
     Ok(Some(Checked { report }))
 }
 
-/// Prints a refusal and what would fit.
+/// Prints a refusal and the configurations that fit.
 pub(crate) fn refuse(
     args: &PreflightArgs,
     command: &dyn Fn(&Proposal) -> String,
@@ -187,13 +185,13 @@ pub(crate) fn refuse(
         let _ = out.write(&(serde_json::to_string_pretty(&json)? + "\n"));
         out.check()?;
     }
-    eprintln!("error: {} (--force loads it nevertheless)", refusal.message);
+    eprintln!("error: {} (use --force to load it anyway)", refusal.message);
     for (proposal, command) in refusal.would_fit.iter().zip(commands) {
-        eprintln!("would fit, with {}: {command}", format_bytes(proposal.total_bytes));
+        eprintln!("this would fit, with {}: {command}", format_bytes(proposal.total_bytes));
     }
     if refusal.would_fit.is_empty() {
         eprintln!(
-            "nothing would fit: neither 4-bit weights nor a shorter context nor another cache"
+            "no configuration fits, even with 4-bit weights, a shorter context or a smaller KV cache"
         );
     }
     Ok(())

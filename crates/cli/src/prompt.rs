@@ -1,4 +1,4 @@
-//! The prompt of `mlxcel generate`: where it comes from, and how it becomes tokens.
+//! The prompt of `mlxcel generate`: its sources and its conversion to tokens.
 
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -12,13 +12,13 @@ use serde_json::Map;
 
 use crate::args::{read_file, read_stdin};
 
-/// What the built-in model continues when it is given nothing.
+/// Prompt for the built-in model if none is given.
 const DEFAULT_PROMPT: &str = "Once upon a time";
 
-/// Flags that give a prompt.
+/// Flags for the prompt.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct PromptArgs {
-    /// The prompt; `-` reads standard input [default: standard input, when that is not a terminal]
+    /// Prompt; `-` reads standard input [default: standard input, unless it is a terminal]
     #[arg(short, long, value_name = "TEXT", conflicts_with = "file", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// Read the prompt from a file
@@ -27,19 +27,19 @@ pub(crate) struct PromptArgs {
     /// System message for the chat template
     #[arg(long, alias = "system-prompt", value_name = "TEXT")]
     system: Option<String>,
-    /// Give the model the bare prompt, without its chat template
+    /// Pass the prompt to the model without its chat template
     #[arg(long, alias = "ignore-chat-template")]
     raw: bool,
-    /// Show the model an image: PNG, JPEG or WebP (may be repeated). A chat template puts them before
-    /// the text; a bare prompt says itself where they go
+    /// Image in PNG, JPEG or WebP format (may be repeated). A chat template places images before the
+    /// text; a raw prompt marks their positions
     #[arg(long, value_name = "FILE")]
     image: Vec<PathBuf>,
 }
 
 impl PromptArgs {
-    /// Decodes the images that the flags name; none where there are no such flags.
+    /// Decodes the images of the flags.
     ///
-    /// A model that reads no images is refused before any file is opened.
+    /// Fails for a model without an image encoder before any file is opened.
     pub(crate) fn pictures(&self, text: &ModelText) -> Result<Vec<RgbImage>> {
         if self.image.is_empty() {
             return Ok(Vec::new());
@@ -48,11 +48,11 @@ impl PromptArgs {
         self.image.iter().map(|path| picture(path)).collect()
     }
 
-    /// Reads the prompt that the flags name.
+    /// Reads the prompt of the flags.
     pub(crate) fn read(&self, source: &ModelSource, text: &ModelText) -> Result<Prompt> {
         let chat = text.template().is_some() && !self.raw;
         if self.system.is_some() && !chat {
-            bail!("--system needs a model with a chat template, and no --raw");
+            bail!("--system needs a model with a chat template, and conflicts with --raw");
         }
         let prompt = match (&self.prompt, &self.file) {
             (Some(dash), _) if dash == "-" => read_stdin()?,
@@ -67,7 +67,7 @@ impl PromptArgs {
     }
 }
 
-/// Standard input where something is connected to it, else the built-in model's own prompt.
+/// Standard input unless it is a terminal, else the default prompt of the built-in model.
 fn default_prompt(source: &ModelSource) -> Result<String> {
     if !io::stdin().is_terminal() {
         return read_stdin();
@@ -75,22 +75,20 @@ fn default_prompt(source: &ModelSource) -> Result<String> {
     if *source == ModelSource::BuiltIn {
         return Ok(DEFAULT_PROMPT.to_owned());
     }
-    bail!("there is no prompt: give one with -p TEXT, -f FILE or on standard input")
+    bail!("no prompt: give one with -p TEXT, -f FILE or on standard input")
 }
 
 fn picture(path: &Path) -> Result<RgbImage> {
     let origin = path.display().to_string();
     let length = std::fs::metadata(path).with_context(|| origin.clone())?.len();
     if length > MAX_IMAGE_BYTES {
-        bail!(
-            "{origin} has {length} bytes, more than the {MAX_IMAGE_BYTES} that are read of an image"
-        );
+        bail!("{origin} has {length} bytes; the limit for images is {MAX_IMAGE_BYTES}");
     }
     let bytes = std::fs::read(path).with_context(|| origin.clone())?;
     Ok(vision::decode(&bytes, &origin)?)
 }
 
-/// The prompt and whether it goes through the chat template.
+/// A prompt, with or without the chat template.
 pub(crate) struct Prompt {
     text: String,
     system: Option<String>,
@@ -99,7 +97,7 @@ pub(crate) struct Prompt {
 }
 
 impl Prompt {
-    /// The prompt as the model reads it, with room for the images.
+    /// Converts the prompt to tokens, with placeholders for the images.
     pub(crate) fn encode(&self, text: &ModelText, pictures: &[RgbImage]) -> Result<ImagePrompt> {
         let messages = self.messages();
         let chat = ChatPrompt::new(&messages);
@@ -114,22 +112,24 @@ impl Prompt {
         }))
     }
 
-    /// The conversation that a chat template is given: images stand before the text.
+    /// The conversation for the chat template, with the images before the text.
     fn messages(&self) -> Vec<ChatMessage> {
         let mut user = ChatMessage::text("user", &self.text);
         if self.images > 0 {
-            let image = ContentPart { kind: "image".into(), text: None, extra: Map::new() };
-            let mut parts = vec![image; self.images];
-            let text = Some(self.text.clone());
-            parts.push(ContentPart { kind: "text".into(), text, extra: Map::new() });
+            let mut parts = vec![content_part("image", None); self.images];
+            parts.push(content_part("text", Some(self.text.clone())));
             user.content = Some(Content::Parts(parts));
         }
         let system = self.system.iter().map(|text| ChatMessage::text("system", text));
         system.chain([user]).collect()
     }
 
-    /// What a terminal shows before the continuation of a bare prompt.
+    /// The text that a terminal shows before the continuation of a raw prompt.
     pub(crate) fn echo(&self) -> Option<&str> {
         (!self.chat).then_some(&self.text)
     }
+}
+
+fn content_part(kind: &str, text: Option<String>) -> ContentPart {
+    ContentPart { kind: kind.into(), text, extra: Map::new() }
 }

@@ -1,4 +1,4 @@
-//! `mlxcel serve`: flags, logging and the check before the load; the server is the runtime's.
+//! `mlxcel serve`: flags, logging and the memory check before the load. The server itself is a library.
 
 use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -6,80 +6,79 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use mlxcel_estimator::{Machine, VisionRule, Workload, format_bytes, parse_bytes, vision_rule};
 use mlxcel_runtime::ModelText;
 use mlxcel_runtime::engine::{EngineConfig, ModelSource};
 use mlxcel_runtime::loading::Residence;
-use mlxcel_runtime::preflight::{self as checks, Load, Outcome, Reason, Sized};
+use mlxcel_runtime::preflight::{self as checks, Load, Outcome, Proposal, Reason, Sized};
 use mlxcel_server::{ServerConfig, Serving, serve};
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::args::{Activations, ComputeArgs, KvArgs, ModelArgs};
+use crate::args::{Activations, ComputeArgs, KvArgs, ModelArgs, context_size_or_default};
 use crate::preflight::{self, PreflightArgs};
 use crate::terminal::{note, print};
 
-/// Prompt tokens per pass: a short question and all answers wait for the pass of a long prompt.
+/// Default of `--prefill-chunk`: short prompts and decoding wait for the pass of a long prompt.
 const DEFAULT_CHUNK_TOKENS: usize = 128;
-/// Largest body of a request, and for a model with an image encoder: a photo as base64.
+/// Default of `--max-body-bytes`; with images, the size of a photo in base64.
 const DEFAULT_BODY_BYTES: u64 = 4 << 20;
 const DEFAULT_BODY_BYTES_WITH_IMAGES: u64 = 32 << 20;
-/// The context where `--ctx-size` is 0.
-const DEFAULT_CONTEXT_TOKENS: usize = 8192;
 
 /// Arguments of `mlxcel serve`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Address to listen on; anything but 127.0.0.1 lets others in
+    /// Address to listen on; any but 127.0.0.1 accepts remote clients
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST), value_name = "IP")]
     host: IpAddr,
-    /// Port to listen on; 0 takes one that is free
+    /// Port to listen on; 0 picks a free one
     #[arg(long, default_value_t = 8080, value_name = "N")]
     port: u16,
-    /// What clients call the model [default: the folder's name, or ORG/NAME]
+    /// Model name in the API [default: the folder's name, or ORG/NAME]
     #[arg(short, long, value_name = "NAME")]
     alias: Option<String>,
-    /// Tokens of a sequence, prompt and answer together; 0 is 8192, or the model's context if less
-    #[arg(short, long, default_value_t = 0, value_name = "N")]
-    ctx_size: usize,
-    /// Tokens of an answer where a request does not say
+    /// Context size in tokens per sequence, prompt and output together; 0 is the model's own [default:
+    /// 8192, or the model's own if smaller]
+    #[arg(short, long, value_name = "N")]
+    ctx_size: Option<usize>,
+    /// Maximum number of tokens to generate for requests that do not set one
     #[arg(short = 'n', long, alias = "n-predict", default_value_t = 512, value_name = "N")]
     max_tokens: usize,
-    /// Answers at once
+    /// Maximum number of concurrent sequences
     #[arg(long, default_value_t = 8, value_name = "N")]
     parallel: usize,
-    /// Requests that may wait; more are answered 503
+    /// Maximum number of waiting requests; others are answered with status 503
     #[arg(long, default_value_t = 64, value_name = "N")]
     max_queue_depth: usize,
-    /// Memory for prefixes of earlier prompts, such as 1GiB; 0 keeps none [default: a quarter of
-    /// what the weights leave]
+    /// Memory for cached prefixes of earlier prompts, such as 1GiB; 0 disables the cache [default: a
+    /// quarter of the memory that the weights leave]
     #[arg(long, value_name = "SIZE", value_parser = cache_size)]
     prompt_cache_bytes: Option<u64>,
-    /// Key that clients must send as `Authorization: Bearer KEY`
+    /// API key that clients must send as `Authorization: Bearer KEY`
     #[arg(long, value_name = "KEY", conflicts_with = "api_key_file")]
     api_key: Option<String>,
-    /// File that holds the key
+    /// File with the API key
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Largest body of a request [default: 4MiB, or 32MiB for a vision model]
+    /// Maximum size of a request body [default: 4MiB, or 32MiB for a vision model]
     #[arg(long, value_name = "SIZE")]
     #[arg(value_parser = |text: &str| parse_bytes("--max-body-bytes", text))]
     max_body_bytes: Option<u64>,
-    /// Seconds for a request's head, for its body, and for the next request of a connection
+    /// Timeout in seconds for a request's head, its body, and the next request on a connection
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     read_timeout: u64,
-    /// Seconds for what runs when the server is told to end
+    /// Seconds that running requests have to finish at shutdown
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     shutdown_timeout: u64,
-    /// Exit with 1 where a vision model is too large, instead of answering 507
+    /// Exit with status 1 if a vision model is too large, instead of answering with status 507
     #[arg(long)]
     strict: bool,
-    /// What is logged: off, error, warn, info, debug, trace
+    /// Log level: off, error, warn, info, debug, trace
     #[arg(long, default_value_t = LevelFilter::INFO, value_name = "LEVEL")]
     log_level: LevelFilter,
-    /// Log JSON
+    /// Log as JSON
     #[arg(long)]
     log_json: bool,
     #[command(flatten)]
@@ -90,13 +89,13 @@ pub(crate) struct Args {
     preflight: PreflightArgs,
 }
 
-/// A size, or 0.
+/// Parses a size; 0 needs no unit.
 fn cache_size(text: &str) -> Result<u64, mlxcel_estimator::EstimatorError> {
     if text.trim() == "0" { Ok(0) } else { parse_bytes("--prompt-cache-bytes", text) }
 }
 
 impl Args {
-    /// Fails for values that mean nothing.
+    /// Rejects invalid values.
     fn check(&self) -> Result<()> {
         self.preflight.check()?;
         ensure!(self.parallel > 0, "--parallel must be at least 1");
@@ -105,32 +104,20 @@ impl Args {
         Ok(())
     }
 
-    /// Tokens of a sequence; never more than the model's own context.
-    fn context(&self, most: Option<usize>) -> Result<usize> {
-        match (self.ctx_size, most) {
-            (0, most) => Ok(DEFAULT_CONTEXT_TOKENS.min(most.unwrap_or(usize::MAX))),
-            (wanted, Some(most)) if wanted > most => {
-                bail!("--ctx-size {wanted} exceeds the model's context of {most} tokens")
-            }
-            (wanted, _) => Ok(wanted),
-        }
-    }
-
-    /// What clients call the model.
+    /// The model's name in the API.
     fn name(&self) -> String {
-        let folder = |path: &str| {
-            let name = Path::new(path).file_name().filter(|_| Path::new(path).is_dir());
-            name.map_or_else(|| path.to_owned(), |name| name.to_string_lossy().into_owned())
-        };
-        let typed = self.model.model.as_deref().map(folder);
-        self.alias.clone().or(typed).unwrap_or_else(|| "mlxcel-demo".to_owned())
+        match (&self.alias, &self.model.model) {
+            (Some(alias), _) => alias.clone(),
+            (None, Some(model)) => folder_name(model),
+            (None, None) => "mlxcel-demo".to_owned(),
+        }
     }
 
     fn api_key(&self) -> Result<Option<String>> {
         let key = match &self.api_key_file {
             Some(path) => {
                 let text = std::fs::read_to_string(path);
-                let text = text.with_context(|| path.display().to_string())?;
+                let text = text.with_context(|| format!("cannot read {}", path.display()))?;
                 Some(text.trim().to_owned())
             }
             None => self.api_key.clone(),
@@ -145,8 +132,8 @@ impl Args {
         context_tokens: usize,
         images: bool,
     ) -> Result<ServerConfig> {
-        let usual = if images { DEFAULT_BODY_BYTES_WITH_IMAGES } else { DEFAULT_BODY_BYTES };
-        let max_body_bytes = self.max_body_bytes.unwrap_or(usual);
+        let default = if images { DEFAULT_BODY_BYTES_WITH_IMAGES } else { DEFAULT_BODY_BYTES };
+        let max_body_bytes = self.max_body_bytes.unwrap_or(default);
         Ok(ServerConfig {
             address: SocketAddr::new(self.host, self.port),
             model_name: self.name(),
@@ -173,13 +160,22 @@ impl Args {
     }
 }
 
-/// What the check before the load says.
+/// The folder's name if `model` is the path of a folder, else `model`.
+fn folder_name(model: &str) -> String {
+    let path = Path::new(model);
+    match path.file_name() {
+        Some(name) if path.is_dir() => name.to_string_lossy().into_owned(),
+        _ => model.to_owned(),
+    }
+}
+
+/// Result of the memory check.
 enum Decision {
-    /// Serve it.
+    /// Load and serve the model.
     Serve(Box<(Sized, Machine)>),
-    /// Answer 507.
+    /// Answer every request with status 507.
     Refuse(String),
-    /// It was printed why not: exit with 1.
+    /// Exit with status 1; the reason has been printed.
     Exit,
 }
 
@@ -193,8 +189,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let weights = args.compute.residence.or(Residence::Auto);
     let engine = EngineConfig { prefill_chunk, weights, ..engine };
     let sized = Sized::read(&source)?;
-    let most = sized.spec.max_context_tokens.and_then(|tokens| usize::try_from(tokens).ok());
-    let context = args.context(most)?;
+    let own_context = sized.spec.max_context_tokens.and_then(|tokens| usize::try_from(tokens).ok());
+    let context = context_size_or_default(args.ctx_size, own_context)?;
     let config = args.config(engine, context, sized.spec.vision.is_some())?;
     let total_memory_bytes = checks::this_machine(None)?.total_bytes;
     let serving = match decide(args, &config, sized)? {
@@ -212,10 +208,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says what is about to be loaded and how.
+/// Prints the model and the main settings on stderr.
 fn announce(source: &ModelSource, config: &ServerConfig, machine: &Machine) -> Result<()> {
     if ModelText::load(source)?.template().is_none() {
-        note("the model has no chat template: only /v1/completions will answer");
+        note("the model has no chat template: only /v1/completions is available");
     }
     let limit = machine.available_bytes.map_or("no limit".to_owned(), format_bytes);
     note(&format!(
@@ -225,8 +221,8 @@ fn announce(source: &ModelSource, config: &ServerConfig, machine: &Machine) -> R
     Ok(())
 }
 
-/// Checks the load with every answer at its longest. What does not fit at once is admitted as it
-/// fits, so that only `--estimate-memory` refuses it.
+/// Checks the load with all sequences at their full context. Requests are admitted as memory allows, so
+/// a load that does not fit this way is refused only with `--estimate-memory`.
 fn decide(args: &Args, config: &ServerConfig, sized: Sized) -> Result<Decision> {
     let machine = checks::this_machine(None)?;
     let workload = Workload::uniform(config.context_tokens as u64, config.parallel as u64)
@@ -242,24 +238,23 @@ fn decide(args: &Args, config: &ServerConfig, sized: Sized) -> Result<Decision> 
     if args.preflight.estimate_memory {
         eprint!("{}", sized.report(&load.workload, &machine)?.to_text());
     }
-    let (total, threshold) = (machine.total_bytes, load.vision_threshold);
-    if let VisionRule::Warn(text) = vision_rule(sized.weights.bytes, total, false, threshold) {
+    let rule = vision_rule(sized.weights.bytes, machine.total_bytes, false, load.vision_threshold);
+    if let VisionRule::Warn(text) = rule {
         tracing::warn!("{text}");
     }
     match checks::check(&sized, &load, &machine)? {
         Outcome::Clear => {}
-        Outcome::Warned(text) => tracing::warn!("{text} with every answer at its longest"),
+        Outcome::Warned(text) => tracing::warn!("{text} with all sequences at full context"),
         Outcome::Refused(refusal) if refusal.reason == Reason::Vision && !args.strict => {
-            tracing::error!("{}: every model route answers 507", refusal.message);
+            tracing::error!("{}: requests are answered with status 507", refusal.message);
             return Ok(Decision::Refuse(refusal.message));
         }
         Outcome::Refused(refusal) => {
-            let command = |proposal: &_| {
-                let context = checks::Proposal::apply(proposal, &load.workload).context_tokens();
-                let command = preflight::command("serve", &args.model, &config.engine, proposal);
-                format!("{command} --ctx-size {context} --parallel {}", args.parallel)
-            };
-            preflight::refuse(&args.preflight, &command, &refusal)?;
+            preflight::refuse(
+                &args.preflight,
+                &|proposal| proposed_command(args, config, proposal, &load),
+                &refusal,
+            )?;
             return Ok(Decision::Exit);
         }
     }
@@ -268,4 +263,16 @@ fn decide(args: &Args, config: &ServerConfig, sized: Sized) -> Result<Decision> 
         machine.available_bytes = None;
     }
     Ok(Decision::Serve(Box::new((sized, machine))))
+}
+
+/// The command line that follows a proposal.
+fn proposed_command(
+    args: &Args,
+    config: &ServerConfig,
+    proposal: &Proposal,
+    load: &Load,
+) -> String {
+    let context = proposal.apply(&load.workload).context_tokens();
+    let command = preflight::command("serve", &args.model, &config.engine, proposal);
+    format!("{command} --ctx-size {context} --parallel {}", args.parallel)
 }

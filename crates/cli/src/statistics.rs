@@ -1,4 +1,4 @@
-//! Statistics of one generation: a line for a person, `mlxcel.generate/1` for programs.
+//! Statistics of one generation: one line of text, or JSON of the schema `mlxcel.generate/1`.
 //!
 //! `docs/generate.md` describes every field.
 
@@ -10,7 +10,7 @@ use mlxcel_runtime::engine::{Engine, Outcome};
 use mlxcel_runtime::memory;
 use serde::Serialize;
 
-/// What is known after a run.
+/// Statistics of a generation.
 #[derive(Serialize)]
 pub(crate) struct Report {
     schema: &'static str,
@@ -30,8 +30,8 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// `load_time` runs from the start of the process to a loaded model; `baseline` is the resident
-    /// memory before the load, in bytes.
+    /// `load_time` is the time from process start to a loaded model; `baseline` is the resident memory
+    /// before the load, in bytes.
     pub(crate) fn new(
         engine: &Engine,
         outcome: &Outcome,
@@ -57,24 +57,28 @@ impl Report {
         }
     }
 
-    /// One line for a person.
+    /// Formats the statistics as one line.
     pub(crate) fn line(&self) -> String {
-        let rate = |r: Option<f64>| r.map_or("-".to_owned(), |r| format!("{r:.1}"));
         format!(
             "prompt: {} tokens, {} tok/s | generated: {} tokens, {} tok/s | load {:.2} s | peak memory {}",
             self.prompt_tokens,
-            rate(self.prompt_tokens_per_second),
+            format_rate(self.prompt_tokens_per_second),
             self.generated_tokens,
-            rate(self.decode_tokens_per_second),
+            format_rate(self.decode_tokens_per_second),
             self.load_seconds,
             self.memory.peak_text(),
         )
     }
 
-    /// Writes the JSON.
+    /// Writes the statistics as JSON.
     pub(crate) fn save(&self, path: &Path) -> Result<()> {
         let json = serde_json::to_string_pretty(self)?;
         std::fs::write(path, json + "\n")
             .with_context(|| format!("cannot write {}", path.display()))
     }
+}
+
+/// Formats tokens per second; `-` if nothing was measured.
+pub(crate) fn format_rate(tokens_per_second: Option<f64>) -> String {
+    tokens_per_second.map_or("-".to_owned(), |rate| format!("{rate:.1}"))
 }

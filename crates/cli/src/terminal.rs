@@ -1,4 +1,4 @@
-//! What a person sees: errors, notes, progress bars, streamed text.
+//! Terminal output: errors, notes, progress bars, streamed text.
 
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use mlxcel_estimator::format_bytes;
 use mlxcel_runtime::engine::{Progress, Statistics};
 
-/// Prints one error as one sentence on stderr.
+/// Prints an error and its causes as one line on stderr.
 pub(crate) fn print_error(error: &anyhow::Error) {
     let mut text = error.to_string();
     for cause in error.chain().skip(1) {
@@ -23,38 +23,38 @@ pub(crate) fn print_error(error: &anyhow::Error) {
     eprintln!("error: {text}");
 }
 
-/// Prints lines on stdout; a full disk or a closed pipe is an error, not a panic.
+/// Prints to stdout. Unlike `print!`, a full disk or a closed pipe is an error, not a panic.
 pub(crate) fn print(text: &str) -> Result<()> {
     let mut out = Stdout::new();
     let _ = out.write(text);
     out.check()
 }
 
-/// Prints a remark on stderr.
+/// Prints a note on stderr.
 pub(crate) fn note(text: &str) {
     eprintln!("note: {text}");
 }
 
-/// Exit code after Ctrl-C, as a shell reports it: 128 + SIGINT.
+/// Exit code after Ctrl-C, by the shells' convention: 128 + SIGINT.
 pub(crate) const INTERRUPTED: u8 = 130;
 
-/// Set by Ctrl-C; a second Ctrl-C ends the process.
+/// Flag that Ctrl-C sets; a second Ctrl-C ends the process.
 #[derive(Clone)]
 pub(crate) struct Interrupt(Arc<AtomicBool>);
 
-/// There is one for the whole process, however often it is asked for.
+/// The flag of this process; its handler can be installed only once.
 static INTERRUPT: OnceLock<Interrupt> = OnceLock::new();
 
 impl Interrupt {
-    /// Catches Ctrl-C from here on.
+    /// Installs the handler, unless it already is.
     pub(crate) fn install() -> Result<Self> {
         if let Some(installed) = INTERRUPT.get() {
             return Ok(installed.clone());
         }
         let new = Self(Arc::new(AtomicBool::new(false)));
-        let seen = Arc::clone(&new.0);
+        let flag = Arc::clone(&new.0);
         ctrlc::set_handler(move || {
-            if seen.swap(true, Ordering::SeqCst) {
+            if flag.swap(true, Ordering::SeqCst) {
                 std::process::exit(INTERRUPTED.into());
             }
         })
@@ -62,23 +62,23 @@ impl Interrupt {
         Ok(INTERRUPT.get_or_init(|| new).clone())
     }
 
-    /// Forgets that Ctrl-C was pressed.
+    /// Clears the flag.
     pub(crate) fn reset(&self) {
         self.0.store(false, Ordering::SeqCst);
     }
 
-    /// Whether Ctrl-C was pressed.
+    /// True after Ctrl-C.
     pub(crate) fn raised(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
 
-    /// `Break` once Ctrl-C was pressed.
+    /// `Break` after Ctrl-C.
     pub(crate) fn flow(&self) -> ControlFlow<()> {
         if self.raised() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }
 
-/// Progress bars on stderr, drawn only when it is a terminal.
+/// Progress bars on stderr, drawn only at a terminal.
 pub(crate) struct Bars {
     bar: Option<ProgressBar>,
     title: Option<Title>,
@@ -87,12 +87,12 @@ pub(crate) struct Bars {
 }
 
 impl Bars {
-    /// No bar yet; it appears with the first progress.
+    /// Draws nothing until the first progress.
     pub(crate) fn new(interrupt: Interrupt) -> Self {
         Self { bar: None, title: None, visible: io::stderr().is_terminal(), interrupt }
     }
 
-    /// The same with live figures in the terminal's title while tokens are sampled, out of
+    /// Shows live statistics in the terminal's title during decoding, relative to a context of
     /// `context` tokens.
     pub(crate) fn with_title(mut self, context: Option<usize>) -> Self {
         let plain = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
@@ -100,13 +100,13 @@ impl Bars {
         self
     }
 
-    /// The same without anything to see, for `--quiet`.
+    /// Draws nothing if `quiet`.
     pub(crate) fn quiet(mut self, quiet: bool) -> Self {
         self.visible &= !quiet;
         self
     }
 
-    /// Shows `done` of `total`; a bar that is complete disappears.
+    /// Shows `done` of `total`; a complete bar disappears.
     pub(crate) fn show(&mut self, what: &'static str, unit: Unit, done: u64, total: u64) {
         if done >= total {
             self.clear();
@@ -124,25 +124,24 @@ impl Bars {
     }
 }
 
-/// Figures in the title of a terminal's window, where they disturb no text; the title that was
-/// there comes back in the end.
+/// Statistics in the title of the terminal window. Restores the previous title when dropped.
 struct Title {
     context: Option<usize>,
-    shown: Option<Instant>,
+    updated: Option<Instant>,
 }
 
-/// Between two titles: often enough to be live, seldom enough to cost nothing.
+/// Minimum time between updates of the title.
 const TITLE_INTERVAL: Duration = Duration::from_millis(250);
 
 impl Title {
     fn new(context: Option<usize>) -> Self {
         eprint!("\x1b[22;2t");
-        Self { context, shown: None }
+        Self { context, updated: None }
     }
 
     fn show(&mut self, so_far: &Statistics) {
-        if self.shown.is_none_or(|at| at.elapsed() >= TITLE_INTERVAL) {
-            self.shown = Some(Instant::now());
+        if self.updated.is_none_or(|at| at.elapsed() >= TITLE_INTERVAL) {
+            self.updated = Some(Instant::now());
             eprint!("\x1b]2;{}\x07", title(so_far, self.context));
         }
     }
@@ -154,7 +153,7 @@ impl Drop for Title {
     }
 }
 
-/// Context used, bytes of the cache, tokens per second.
+/// Formats the used context, the size of the KV cache, and the decoding speed.
 fn title(so_far: &Statistics, context: Option<usize>) -> String {
     let used = so_far.prompt_tokens + so_far.generated_tokens;
     let most = context.map_or(String::new(), |most| format!("/{most}"));
@@ -162,12 +161,12 @@ fn title(so_far: &Statistics, context: Option<usize>) -> String {
     format!("mlxcel: {used}{most} tokens, KV {}{rate}", format_bytes(so_far.kv_cache_bytes as u64))
 }
 
-/// What a bar counts.
+/// Unit of a progress bar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
-    /// Things.
+    /// A number of items.
     Count,
-    /// Bytes; the bar shows how fast they go and how long that will take.
+    /// Bytes, with rate and remaining time.
     Bytes,
 }
 
@@ -213,7 +212,7 @@ impl Progress for Bars {
     }
 }
 
-/// Writes streamed text to stdout and remembers a failure (a full disk, a closed pipe).
+/// Streams text to stdout and records a failure, such as a full disk or a closed pipe.
 pub(crate) struct Stdout {
     failure: Option<io::Error>,
 }
@@ -235,7 +234,7 @@ impl Stdout {
         }
     }
 
-    /// The failure, if any, as one sentence.
+    /// Returns the recorded failure.
     pub(crate) fn check(self) -> Result<()> {
         match self.failure {
             None => Ok(()),
@@ -249,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_title_has_context_cache_and_rate() {
+    fn title_shows_context_cache_and_rate() {
         let mut so_far =
             Statistics { prompt_tokens: 7, kv_cache_bytes: 3 << 20, ..Statistics::default() };
         assert_eq!(title(&so_far, None), "mlxcel: 7 tokens, KV 3.0 MiB");

@@ -33,21 +33,24 @@ const UNITS: [(&str, u64); 6] = [("", 1), ("B", 1), ("K", KIB), ("M", MIB), ("G"
 /// # Ok::<(), mlxcel_estimator::EstimatorError>(())
 /// ```
 pub fn parse_bytes(name: &str, text: &str) -> Result<u64, EstimatorError> {
-    let bad = |reason: &str| EstimatorError::BadValue {
+    size_of(text).map_err(|reason| EstimatorError::BadValue {
         name: name.to_owned(),
         value: shortened(text),
         reason: reason.to_owned(),
-    };
+    })
+}
+
+fn size_of(text: &str) -> Result<u64, &'static str> {
+    const EXAMPLES: &str = "a size such as 512MB or 24GiB is needed";
     let trimmed = text.trim();
     let end = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
     let (number, unit) = trimmed.split_at_checked(end).unwrap_or((trimmed, ""));
-    let unit =
-        unit_bytes(unit.trim()).ok_or_else(|| bad("a size such as 512MB or 24GiB is needed"))?;
+    let unit = unit_bytes(unit.trim()).ok_or(EXAMPLES)?;
     match product(number, unit) {
-        Some(0) => Err(bad("a size must be positive")),
+        Some(0) => Err("a size must be positive"),
         Some(bytes) => Ok(bytes),
-        None if number.is_empty() => Err(bad("a size such as 512MB or 24GiB is needed")),
-        None => Err(bad("the number is not one, or is too large")),
+        None if number.is_empty() => Err(EXAMPLES),
+        None => Err("the number is not one, or is too large"),
     }
 }
 

@@ -73,13 +73,13 @@ const TABLE: [(Dtype, &str, u64); 20] = [
 ];
 
 impl Dtype {
-    /// The type that a header calls `name`.
+    /// The type of this name in a header.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         TABLE.iter().find(|(_, known, _)| *known == name).map(|(dtype, _, _)| *dtype)
     }
 
-    /// What a header calls this type.
+    /// Name of this type in a header.
     #[must_use]
     pub fn name(self) -> &'static str {
         TABLE.iter().find(|(dtype, _, _)| *dtype == self).map_or("", |(_, name, _)| name)

@@ -1,4 +1,4 @@
-//! The estimate itself: one number for every caller, with where each part of it comes from.
+//! The estimate: one number for every caller, with the source of each of its parts.
 //!
 //! `expected_peak = weights + kv + scales + state + scratch of the worst phase`;
 //! `total = max(weights + kv + scales + state + headroom, expected_peak × (1 + band))`.
@@ -8,23 +8,23 @@
 
 use std::path::Path;
 
-use crate::cache::{self, CacheBytes};
+use crate::cache::{CacheBytes, CacheLayout};
 use crate::error::EstimatorError;
 use crate::headers::Checkpoint;
 use crate::kv::ComputeDtype;
 use crate::machine::{KernelSet, Machine};
 use crate::scratch::{Phase, Scratch, Step, scratch};
-use crate::spec::{Kept, ModelSpec};
+use crate::spec::{LayerState, ModelSpec};
 use crate::weights::{WeightFootprint, WeightSource};
 use crate::workload::Workload;
 
-/// What an unknown cache layout is taken to need.
+/// Allowance for a cache of unknown layout.
 pub const UNKNOWN_CACHE_BYTES: u64 = 2 << 30;
 
 /// Bytes of an fp32 element.
 const SINGLE: u64 = 4;
 
-/// How the cache's size is known. The names are those of the JSON report.
+/// Source of the cache's size. Names are those of the JSON report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -35,7 +35,7 @@ pub enum KvSource {
     Unknown,
 }
 
-/// A part of the total. The names are those of the JSON report.
+/// A part of the total. Names are those of the JSON report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -46,16 +46,16 @@ pub enum Term {
     KvCache,
     /// Recurrent state.
     RecurrentState,
-    /// What a prefill step needs for a moment.
+    /// Peak transient memory of a prefill step.
     PrefillScratch,
-    /// What is kept free for the runtime.
+    /// Reserve for the runtime.
     RuntimeHeadroom,
     /// Nothing grows, or nothing is known.
     None,
 }
 
-/// What a model needs for a workload on a machine. Bytes unless named otherwise; `None` where a
-/// part cannot be known, with the reason in `assumptions`.
+/// Memory that a model needs for a workload on a machine, in bytes unless named otherwise. A part
+/// that cannot be known is `None`, with the reason in `assumptions`.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct MemoryEstimate {
@@ -67,51 +67,52 @@ pub struct MemoryEstimate {
     pub kv_scale_bytes: Option<u64>,
     /// One sequence's growth with a token in the long run, scales excluded.
     pub kv_bytes_per_token: Option<u64>,
-    /// How the cache's size is known.
+    /// Source of the cache's size.
     pub kv_source: KvSource,
     /// Recurrent state.
     pub recurrent_state_bytes: Option<u64>,
-    /// What the worst prefill step needs for a moment.
+    /// Peak transient memory of the largest prefill step.
     pub prefill_scratch: Scratch,
-    /// What a decode step needs for a moment.
+    /// Peak transient memory of a decode step.
     pub decode_scratch: Scratch,
-    /// What the image encoder needs for a moment, where the workload has images.
+    /// Peak transient memory of the image encoder; 0 if the workload has no images.
     pub vision_bytes: u64,
-    /// What is kept free for the runtime.
+    /// Reserve for the runtime.
     pub runtime_headroom_bytes: u64,
     /// Peak of the worse phase.
     pub expected_peak_bytes: u64,
-    /// Which phase that is.
+    /// Phase in which the peak occurs.
     pub peak_phase: Phase,
-    /// What must be available.
+    /// Memory that must be available.
     pub total_bytes: u64,
-    /// The same without what is only assumed.
+    /// Total without the parts that are only assumed.
     pub known_bytes: u64,
-    /// What is available.
+    /// Memory that is available; `None` if not known.
     pub available_bytes: Option<u64>,
-    /// Whether it fits; `None` where nobody knows what is available.
+    /// `total_bytes` fits into `available_bytes`; `None` if that is not known.
     pub fits: Option<bool>,
     /// The largest part of the total.
     pub binding_term: Term,
-    /// What had to be assumed, a sentence each.
+    /// Assumptions that were made, a sentence each.
     pub assumptions: Vec<String>,
 }
 
 impl MemoryEstimate {
-    /// Bytes over what is available; `None` where it fits or nobody knows.
+    /// Bytes beyond the available memory; `None` if the model fits or that memory is not known.
     #[must_use]
     pub fn over_budget_bytes(&self) -> Option<u64> {
         self.total_bytes.checked_sub(self.available_bytes?).filter(|over| *over > 0)
     }
 
-    /// Whether a preflight must refuse: what is *known* does not fit. Assumptions never refuse.
+    /// Reports whether a preflight must refuse: the *known* part alone does not fit. Assumptions never
+    /// refuse.
     #[must_use]
     pub fn must_refuse(&self) -> bool {
         self.available_bytes.is_some_and(|available| self.known_bytes > available)
     }
 }
 
-/// What `spec` with `weights` needs for `workload` on `machine`.
+/// Estimates the memory of `spec` with `weights` for `workload` on `machine`.
 ///
 /// # Errors
 /// A cache mode that the model's layers cannot take.
@@ -121,9 +122,9 @@ pub fn estimate_total_memory(
     workload: &Workload,
     machine: &Machine,
 ) -> Result<MemoryEstimate, EstimatorError> {
-    let parts = Parts::new(spec, weights, workload, machine)?;
-    let total_bytes = parts.total(machine, Assumed::Counted);
-    let (peak_phase, expected_peak_bytes) = parts.peak(Assumed::Counted);
+    let parts = EstimateParts::new(spec, weights, workload, machine)?;
+    let total_bytes = parts.total(machine, Assumed::Included);
+    let (peak_phase, expected_peak_bytes) = parts.peak(Assumed::Included);
     let known = parts.known;
     Ok(MemoryEstimate {
         kv_cache_bytes: known.then_some(parts.rest.kv.code_bytes),
@@ -134,11 +135,11 @@ pub fn estimate_total_memory(
         prefill_scratch: parts.prefill_scratch,
         decode_scratch: parts.decode_scratch,
         vision_bytes: parts.vision_bytes,
-        runtime_headroom_bytes: parts.headroom(machine, Assumed::Counted),
+        runtime_headroom_bytes: parts.headroom(machine, Assumed::Included),
         expected_peak_bytes,
         peak_phase,
         total_bytes,
-        known_bytes: parts.total(machine, Assumed::Left),
+        known_bytes: parts.total(machine, Assumed::Excluded),
         available_bytes: machine.available_bytes,
         fits: machine.available_bytes.map(|available| total_bytes <= available),
         binding_term: parts.largest(machine),
@@ -147,8 +148,8 @@ pub fn estimate_total_memory(
     })
 }
 
-/// Sizes the model in `dir` for `workload` on `machine`: the one call for embedders. A path to a
-/// `config.json` works too.
+/// Sizes the model in `dir` for `workload` on `machine`: the entry point for embedders. `dir` may also
+/// be the path of a `config.json`.
 ///
 /// # Errors
 /// A folder without a readable `config.json`, or files that contradict it.
@@ -161,17 +162,17 @@ pub fn estimate_dir(
     estimate_total_memory(&spec, &weights, workload, machine)
 }
 
-/// Reads the model in `dir`, a folder or the path of its `config.json`: what [`estimate_dir`]
-/// and everything else starts from. No tensor is read.
+/// Reads the model in `dir`, a folder or the path of its `config.json`, as [`estimate_dir`] does. No
+/// tensor is read.
 ///
 /// # Errors
-/// As [`estimate_dir`].
+/// Same as [`estimate_dir`].
 pub fn read_dir(dir: &Path) -> Result<(ModelSpec, WeightFootprint), EstimatorError> {
     let config = if dir.is_dir() { dir.join("config.json") } else { dir.to_owned() };
     let text = std::fs::read_to_string(&config)
         .map_err(|source| EstimatorError::Io { path: config.clone(), source })?;
     let folder = config.parent().unwrap_or(Path::new("."));
-    let (spec, checkpoint) = both(|| ModelSpec::from_config(&text), || Checkpoint::find(folder));
+    let (spec, checkpoint) = join(|| ModelSpec::from_config(&text), || Checkpoint::find(folder));
     let spec = spec?;
     let weights = match checkpoint? {
         Some(checkpoint) => WeightFootprint::from_headers(&checkpoint, &spec),
@@ -180,31 +181,32 @@ pub fn read_dir(dir: &Path) -> Result<(ModelSpec, WeightFootprint), EstimatorErr
     Ok((spec, weights))
 }
 
-/// Runs `beside` on a thread while `here` runs, or after it where the system gives no thread: of a
+/// Runs `other` on a second thread while `first` runs, or after it if no thread can be started. For a
 /// hundred shards, reading the index takes as long as listing the architecture's tensors.
-fn both<A, B: Send>(here: impl FnOnce() -> A, beside: impl Fn() -> B + Sync) -> (A, B) {
+fn join<A, B: Send>(first: impl FnOnce() -> A, other: impl Fn() -> B + Sync) -> (A, B) {
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().spawn_scoped(scope, &beside);
-        let first = here();
-        let second = match thread {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, &other);
+        let left = first();
+        let right = match thread {
             Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            Err(_) => beside(),
+            Err(_) => other(),
         };
-        (first, second)
+        (left, right)
     })
 }
 
-/// Whether what is only assumed is counted.
+/// Selects whether sizes that are only assumed are counted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Assumed {
-    Counted,
-    Left,
+    Included,
+    Excluded,
 }
 
-/// The parts before they are added up.
-struct Parts {
+/// The parts of an estimate before they are added up.
+struct EstimateParts {
     weights: WeightFootprint,
-    /// Whether the cache layout is known.
+    cache: CacheLayout,
+    /// The cache layout is known.
     known: bool,
     rest: CacheBytes,
     prefilling: CacheBytes,
@@ -214,7 +216,7 @@ struct Parts {
     vision_bytes: u64,
 }
 
-impl Parts {
+impl EstimateParts {
     fn new(
         spec: &ModelSpec,
         weights: &WeightFootprint,
@@ -222,44 +224,43 @@ impl Parts {
         machine: &Machine,
     ) -> Result<Self, EstimatorError> {
         let layers = spec.layers.as_deref().unwrap_or_default();
-        let unknown = |kept: &Kept| matches!(kept, Kept::Unknown);
-        let known = spec.layers.is_some() && !layers.iter().flat_map(|l| &l.kept).any(unknown);
-        let held = weights_held(weights, workload, machine);
-        let workload = &computed(spec, weights, workload, machine);
+        let cache = CacheLayout::new(layers);
+        let unknown = cache.states().any(|state| *state == LayerState::Unknown);
+        let known = spec.layers.is_some() && !unknown;
+        let held = loaded_weights(weights, workload, machine);
+        let workload = &in_compute_dtype(spec, weights, workload, machine);
         let elem_bytes = workload.dtype.float_bytes();
         let context = workload.context_tokens();
         let keys = context.max(workload.cross_tokens());
-        let copies = cache::layer_copies(layers, workload, elem_bytes)?;
-        let step = |phase| match phase {
-            Phase::Prefill => Step {
-                phase,
-                queries: workload.prefill_chunk_tokens.min(longest_prompt(workload)),
-                keys,
-                sequences: 1,
-            },
-            Phase::Decode => Step { phase, queries: 1, keys, sequences: workload.batch() },
+        let copies = cache.largest_copies(workload, elem_bytes)?;
+        let prefill = Step {
+            phase: Phase::Prefill,
+            queries: workload.prefill_chunk_tokens.min(longest_prompt(workload)),
+            keys,
+            sequences: 1,
         };
-        let scratch = |phase| scratch(&spec.widths, &step(phase), machine, elem_bytes, &copies);
-        let per_token = cache::kv_bytes_per_token(layers, workload.kv_storage())?;
+        let decode = Step { phase: Phase::Decode, queries: 1, keys, sequences: workload.batch() };
+        let per_token = cache.bytes_per_token(workload.kv_storage())?;
         Ok(Self {
             weights: held,
             known,
-            rest: cache::cache_bytes(layers, workload, Phase::Decode)?,
-            prefilling: cache::cache_bytes(layers, workload, Phase::Prefill)?,
+            rest: cache.bytes(workload, Phase::Decode)?,
+            prefilling: cache.bytes(workload, Phase::Prefill)?,
+            cache,
             per_token: known.then_some(per_token),
-            prefill_scratch: scratch(Phase::Prefill),
-            decode_scratch: scratch(Phase::Decode),
+            prefill_scratch: scratch(&spec.widths, &prefill, machine, elem_bytes, &copies),
+            decode_scratch: scratch(&spec.widths, &decode, machine, elem_bytes, &copies),
             vision_bytes: vision_bytes(spec, workload, machine.kernels),
         })
     }
 
     fn weight_bytes(&self, assumed: Assumed) -> u64 {
         let guessed = self.weights.source == WeightSource::Fallback;
-        if guessed && assumed == Assumed::Left { 0 } else { self.weights.bytes }
+        if guessed && assumed == Assumed::Excluded { 0 } else { self.weights.bytes }
     }
 
     fn allowance(&self, assumed: Assumed) -> u64 {
-        if self.known || assumed == Assumed::Left { 0 } else { UNKNOWN_CACHE_BYTES }
+        if self.known || assumed == Assumed::Excluded { 0 } else { UNKNOWN_CACHE_BYTES }
     }
 
     /// Weights, cache and state at rest.
@@ -289,10 +290,10 @@ impl Parts {
 
     /// The largest part of the total, of those that the larger form of it counts.
     fn largest(&self, machine: &Machine) -> Term {
-        let headroom = self.headroom(machine, Assumed::Counted);
-        let plain = self.resident(&self.rest, Assumed::Counted).saturating_add(headroom);
-        let by_peak = self.total(machine, Assumed::Counted) > plain;
-        let kv = self.rest.kv.total().saturating_add(self.allowance(Assumed::Counted));
+        let headroom = self.headroom(machine, Assumed::Included);
+        let plain = self.resident(&self.rest, Assumed::Included).saturating_add(headroom);
+        let by_peak = self.total(machine, Assumed::Included) > plain;
+        let kv = self.rest.kv.total().saturating_add(self.allowance(Assumed::Included));
         let last = if by_peak {
             (Term::PrefillScratch, self.prefill_scratch.total())
         } else {
@@ -308,9 +309,9 @@ impl Parts {
     }
 }
 
-/// `workload` in the type that it is computed in: MLX's kernels compute and cache in the type of the
-/// checkpoint, which may be fp32. Host kernels cache in half precision unless fp32 is asked for.
-fn computed(
+/// Sets the type that `workload` is computed in: MLX's kernels compute and cache in the type of the
+/// checkpoint, which may be fp32. Host kernels cache in half precision unless fp32 is requested.
+fn in_compute_dtype(
     spec: &ModelSpec,
     weights: &WeightFootprint,
     workload: &Workload,
@@ -322,9 +323,9 @@ fn computed(
     workload.clone().with_dtype(dtype)
 }
 
-/// The weights as they are held: MLX's kernels hold floats of 16 bits in 32 where fp32 is asked for,
+/// The weights as they are loaded: MLX's kernels widen 16-bit floats to 32 bits if fp32 is requested,
 /// host kernels read any type.
-fn weights_held(
+fn loaded_weights(
     weights: &WeightFootprint,
     workload: &Workload,
     machine: &Machine,
@@ -334,15 +335,15 @@ fn weights_held(
     if widened { weights.widened() } else { weights }
 }
 
-/// What images take for a moment: the encoder, one image at a time, and the rows that wait beside a
-/// sequence until all of its images are encoded, which are then put together.
+/// Transient bytes of images: the encoder, one image at a time, and the rows that wait for
+/// cross-attention until all images of a sequence are encoded and are then joined.
 fn vision_bytes(spec: &ModelSpec, workload: &Workload, kernels: KernelSet) -> u64 {
     let image = workload.largest_image();
     let encoder = spec.vision.filter(|_| image > 0);
     let encoder = encoder.map_or(0, |vision| vision.image_bytes(image, kernels));
     let single = kernels == KernelSet::Host || workload.dtype == ComputeDtype::Fp32;
     let elem_bytes = if single { SINGLE } else { spec.elem_bytes };
-    let row = spec.widths.hidden.saturating_mul(elem_bytes);
+    let row = spec.hidden_size.saturating_mul(elem_bytes);
     let waiting = workload.cross_tokens().saturating_mul(row);
     encoder.max(waiting).saturating_add(waiting)
 }
@@ -355,7 +356,7 @@ fn longest_prompt(workload: &Workload) -> u64 {
 
 fn assumptions(
     spec: &ModelSpec,
-    parts: &Parts,
+    parts: &EstimateParts,
     workload: &Workload,
     machine: &Machine,
 ) -> Vec<String> {
@@ -364,19 +365,21 @@ fn assumptions(
     if !parts.known {
         list.push("the cache's size is unknown: a flat 2 GiB is counted".to_owned());
     }
-    let kept = || spec.layers.iter().flatten().flat_map(|layer| &layer.kept);
-    let beside = |kept: &Kept| matches!(kept, Kept::Index { .. } | Kept::Pooled { .. });
-    if kept().any(beside) {
+    if parts
+        .cache
+        .states()
+        .any(|state| matches!(state, LayerState::Indexer { .. } | LayerState::Compressed { .. }))
+    {
         list.push(
             "indexer keys and compressed memories are in the cache's bytes, not in its bytes per token"
                 .to_owned(),
         );
     }
-    let cross = kept().any(|kept| matches!(kept, Kept::Cross { .. }));
+    let cross = parts.cache.states().any(|state| matches!(state, LayerState::Cross { .. }));
     if cross && workload.cross_tokens() == 0 {
         list.push("no image is counted: its keys and values would come on top".to_owned());
     }
-    if computed(spec, &parts.weights, workload, machine).dtype != workload.dtype {
+    if in_compute_dtype(spec, &parts.weights, workload, machine).dtype != workload.dtype {
         list.push("the checkpoint is in fp32, and MLX's kernels cache in its type".to_owned());
     }
     if machine.available_bytes.is_none() {

@@ -1,10 +1,10 @@
-//! What is kept free for the runtime, and where the factor comes from.
+//! Headroom for the runtime, and the source of its factor.
 //!
 //! `runtime_headroom = (factor − 1) × (weights + kv)`. 1.20 is the middle of the 1.10 to 1.25
-//! that peak ÷ (weights + KV) measures on Apple silicon; `MLXCEL_HEADROOM_FACTOR` overrides it,
+//! measured for peak ÷ (weights + KV) on Apple silicon; `MLXCEL_HEADROOM_FACTOR` overrides it,
 //! and a calibration file replaces it for its backend. A factor that is not above 1, or not a
-//! number at all, gives no headroom. This crate reads neither the environment nor the file by
-//! itself: callers hand it the text.
+//! number at all, gives no headroom. This crate reads neither the environment nor the file
+//! itself: callers pass the text.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -14,32 +14,35 @@ use serde::{Deserialize, Serialize};
 use crate::error::{EstimatorError, shortened};
 use crate::machine::Backend;
 
-/// The variable that overrides the factor.
+/// Environment variable that overrides the factor.
 pub const HEADROOM_VARIABLE: &str = "MLXCEL_HEADROOM_FACTOR";
 
-/// The factor where nobody measured.
+/// Factor without a calibration.
 pub const DEFAULT_HEADROOM_FACTOR: f64 = 1.20;
 
-/// The band of the expected peak where nobody measured.
+/// Error band of the expected peak without a calibration.
 pub const DEFAULT_ERROR_BAND: f64 = 0.05;
 
-/// What calibration files call their format.
+/// Schema of calibration files.
 pub const CALIBRATION_SCHEMA: &str = "mlxcel.calibration/1";
 
-/// Where the calibration file of a person lies: `mlxcel/calibration.json` in the user's data
-/// folder. `variable` looks environment variables up; nothing is read here.
+/// Path of the user's calibration file: `mlxcel/calibration.json` in the data folder. `variable` looks
+/// environment variables up; nothing is read here.
 #[must_use]
 pub fn calibration_path(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    let set = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let data = set("XDG_DATA_HOME").or_else(|| {
-        let below =
-            if cfg!(target_os = "macos") { "Library/Application Support" } else { ".local/share" };
-        set("HOME").map(|home| home.join(below))
-    });
+    let below =
+        if cfg!(target_os = "macos") { "Library/Application Support" } else { ".local/share" };
+    let data = non_empty(variable("XDG_DATA_HOME"))
+        .or_else(|| Some(non_empty(variable("HOME"))?.join(below)));
     data.map(|folder| folder.join("mlxcel/calibration.json"))
 }
 
-/// Where the factor comes from. The names are those of the JSON report.
+/// A folder from an environment variable; an empty value counts as unset.
+fn non_empty(value: Option<OsString>) -> Option<PathBuf> {
+    value.filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// Source of the factor. Names are those of the JSON report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -52,14 +55,14 @@ pub enum HeadroomSource {
     Calibration,
 }
 
-/// How much is kept free for the runtime.
+/// Share of memory that is kept free for the runtime.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Headroom {
     /// `peak ÷ (weights + kv)`.
     pub factor: f64,
-    /// How far a measured peak may lie from the expected one, as a fraction.
+    /// Largest expected deviation of a measured peak, as a fraction of the expected one.
     pub error_band: f64,
-    /// Where the factor comes from.
+    /// Source of the factor.
     pub source: HeadroomSource,
 }
 
@@ -111,7 +114,7 @@ impl Headroom {
         peak.saturating_add(fraction_of(peak, self.error_band))
     }
 
-    /// A sentence where the factor gives nothing although somebody set it.
+    /// Warning for a factor that gives no headroom.
     #[must_use]
     pub fn warning(&self) -> Option<String> {
         (parts_per_million(self.factor - 1.0) == 0).then(|| {
@@ -120,12 +123,11 @@ impl Headroom {
     }
 }
 
-/// Bounds a fraction so that it can be an integer; nothing sensible is above 1000.
+/// Upper bound of a fraction, so that it fits an integer; nothing sensible is above 1000.
 const LARGEST_FRACTION: f64 = 1000.0;
 const MILLION: f64 = 1e6;
 
-/// `base × fraction` to a millionth, saturating; nothing for a fraction that is no positive
-/// number.
+/// `base × fraction` to a millionth, saturating; 0 for a fraction that is not a positive number.
 fn fraction_of(base: u64, fraction: f64) -> u64 {
     let product = u128::from(base).saturating_mul(u128::from(parts_per_million(fraction)));
     let bytes = product.checked_div(1_000_000).unwrap_or(0);
@@ -144,7 +146,7 @@ fn parts_per_million(fraction: f64) -> u64 {
     (fraction.min(LARGEST_FRACTION) * MILLION).round() as u64
 }
 
-/// What `cargo xtask calibrate-headroom` measured.
+/// Factors measured by `cargo xtask calibrate-headroom`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
     /// [`CALIBRATION_SCHEMA`].
@@ -156,18 +158,24 @@ pub struct Calibration {
 /// One measured factor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CalibrationEntry {
-    /// What computed.
+    /// Backend that was measured.
     pub backend: Backend,
-    /// Which MLX, as `0.32.4`.
+    /// MLX version, as `0.32.4`.
     pub mlx_version: String,
-    /// When, as `2026-11-20`.
+    /// Date, as `2026-11-20`.
     pub date: String,
-    /// How many loads were measured.
+    /// Number of loads that were measured.
     pub samples: u64,
     /// The factor that covers them.
     pub factor: f64,
     /// The largest relative difference between measured and expected peak.
     pub error_band: f64,
+}
+
+impl CalibrationEntry {
+    fn is_plausible(&self) -> bool {
+        (1.0..10.0).contains(&self.factor) && (0.0..1.0).contains(&self.error_band)
+    }
 }
 
 impl Calibration {
@@ -177,24 +185,24 @@ impl Calibration {
     /// [`EstimatorError::Json`] for text that is none, another schema, or a factor or band that
     /// cannot have been measured.
     pub fn parse(text: &str) -> Result<Self, EstimatorError> {
-        let error = |reason: String| EstimatorError::Json {
-            what: "the calibration file".to_owned(),
+        Self::read(text).map_err(|reason| EstimatorError::Json {
+            document: "the calibration file".to_owned(),
             reason,
-        };
-        let read: Self = serde_json::from_str(text).map_err(|e| error(e.to_string()))?;
-        if read.schema != CALIBRATION_SCHEMA {
-            let schema = shortened(&read.schema);
-            return Err(error(format!("its schema is `{schema}`, not `{CALIBRATION_SCHEMA}`")));
+        })
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        let calibration: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        if calibration.schema != CALIBRATION_SCHEMA {
+            let schema = shortened(&calibration.schema);
+            return Err(format!("its schema is `{schema}`, not `{CALIBRATION_SCHEMA}`"));
         }
-        let sane = |e: &CalibrationEntry| {
-            (1.0..10.0).contains(&e.factor) && (0.0..1.0).contains(&e.error_band)
-        };
-        match read.entries.iter().find(|entry| !sane(entry)) {
-            None => Ok(read),
-            Some(entry) => Err(error(format!(
+        match calibration.entries.iter().find(|entry| !entry.is_plausible()) {
+            None => Ok(calibration),
+            Some(entry) => Err(format!(
                 "factor {} with band {} cannot have been measured",
                 entry.factor, entry.error_band
-            ))),
+            )),
         }
     }
 

@@ -1,8 +1,8 @@
 //! Reads a JSON object as the Python tools write it, and nothing looser.
 //!
 //! Two things differ from plain `serde_json`: `Infinity`, `-Infinity` and `NaN` (which Python
-//! writes and JSON forbids) are read as strings, so that a field that holds one is present but
-//! is no size; and a key given twice is an error, because the two values cannot both be meant.
+//! writes and JSON forbids) are read as strings, so that such a field is present but is no size;
+//! and a duplicate key is an error, because it is not clear which value is meant.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,23 +12,27 @@ use serde_json::{Map, Number, Value};
 
 use crate::EstimatorError;
 
-/// Reads `text` as one JSON object; `what` names it in the error.
+/// Reads `text` as one JSON object; `document` names it in errors.
 ///
 /// # Errors
 /// [`EstimatorError::Json`]: no JSON, no object, or a key given twice.
-pub fn parse_object(text: &str, what: &str) -> Result<Map<String, Value>, EstimatorError> {
-    let error = |reason: String| EstimatorError::Json { what: what.to_owned(), reason };
+pub fn parse_object(text: &str, document: &str) -> Result<Map<String, Value>, EstimatorError> {
+    read_object(text)
+        .map_err(|reason| EstimatorError::Json { document: document.to_owned(), reason })
+}
+
+fn read_object(text: &str) -> Result<Map<String, Value>, String> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let suspect = text.contains("Infinity") || text.contains("NaN");
     let text = if suspect { Cow::Owned(quote_non_finite(text)) } else { Cow::Borrowed(text) };
-    let Strict(value) = serde_json::from_str(&text).map_err(|e| error(e.to_string()))?;
+    let StrictValue(value) = serde_json::from_str(&text).map_err(|error| error.to_string())?;
     match value {
         Value::Object(map) => Ok(map),
-        other => Err(error(format!("it holds {} instead of an object", kind_of(&other)))),
+        other => Err(format!("it holds {} instead of an object", kind_of(&other))),
     }
 }
 
-/// What a person calls this kind of value.
+/// Name of this kind of value in error messages.
 pub(crate) fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -40,7 +44,7 @@ pub(crate) fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-/// Puts quotes around the three words outside strings that JSON does not know.
+/// Quotes the three words outside of strings that JSON does not know.
 fn quote_non_finite(text: &str) -> String {
     const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
     let mut out = String::with_capacity(text.len());
@@ -70,12 +74,12 @@ fn quote_non_finite(text: &str) -> String {
     out
 }
 
-/// A JSON value none of whose objects gives a key twice.
-struct Strict(Value);
+/// A JSON value without duplicate keys.
+struct StrictValue(Value);
 
-impl<'de> Deserialize<'de> for Strict {
+impl<'de> Deserialize<'de> for StrictValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(StrictVisitor).map(Strict)
+        deserializer.deserialize_any(StrictVisitor).map(StrictValue)
     }
 }
 
@@ -110,7 +114,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(Strict(item)) = seq.next_element()? {
+        while let Some(StrictValue(item)) = seq.next_element()? {
             list.push(item);
         }
         Ok(Value::Array(list))
@@ -122,7 +126,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
                 let key = crate::error::shortened(&key);
                 return Err(A::Error::custom(format_args!("key `{key}` is given twice")));
             }
-            let Strict(value) = entries.next_value()?;
+            let StrictValue(value) = entries.next_value()?;
             map.insert(key, value);
         }
         Ok(Value::Object(map))

@@ -1,9 +1,10 @@
-//! Knows before loading whether a language model, its context and its batch fit in memory.
+//! Estimates, before anything is loaded, whether a language model, its context and its batch fit in
+//! memory.
 //!
-//! From `config.json` and safetensors headers alone (no tensor is read, nothing is downloaded,
-//! no C compiler is needed) this crate says how many bytes the weights, the KV cache with its
-//! scales, recurrent state and the transient of a prefill step take, whether that fits, and what
-//! would: the longest context, the largest batch, the cache modes.
+//! From `config.json` and safetensors headers alone (no tensor is read, nothing is downloaded, no C
+//! compiler is needed) this crate computes the bytes of the weights, of the KV cache with its scales,
+//! of recurrent state and of a prefill step's transient memory, whether they fit, and what would: the
+//! longest context, the largest batch, the cache modes.
 //!
 //! ```no_run
 //! use mlxcel_estimator::{AvailableSource, Backend, Machine, Workload, estimate_dir, verdict};
@@ -17,7 +18,7 @@
 //! }
 //! ```
 //!
-//! The same without a folder, and run as a test:
+//! Without a folder:
 //!
 //! ```
 //! use mlxcel_estimator::*;
@@ -37,19 +38,19 @@
 //!
 //! | question | here |
 //! |---|---|
-//! | what a model keeps and weighs | [`ModelSpec`], [`tensors()`], [`WeightFootprint`] |
+//! | what a model consists of and weighs | [`ModelSpec`], [`LayerSpec`], [`tensors()`], [`WeightFootprint`] |
 //! | what is in the files | [`headers`] |
 //! | how many bytes a cache takes | [`kv_cache_bytes`], [`block_bytes`], [`KvMode`] |
 //! | whether it fits | [`estimate_total_memory`], [`estimate_dir`], [`verdict()`] |
 //! | what would fit | [`Solver`] |
-//! | all of it, to print | [`report::Report`] |
+//! | a printable report | [`report::Report`] |
 //!
 //! # Promises
 //!
-//! Nothing panics, whatever the input; sizes are added up with checked or saturating arithmetic
-//! (a saturated size fits nowhere); what cannot be known is `None` with a reason, never zero;
-//! an estimate grows with context, batch and bits. Kinds of models are described as text in
-//! `families/`; a new one is a new file there.
+//! Nothing panics, whatever the input. Sizes are added up with checked or saturating arithmetic (a
+//! saturated size fits nowhere). A size that cannot be known is `None` with a reason, never zero. An
+//! estimate grows with context, batch and bits. Model families are described as text in `families/`; a
+//! new one is a new file there.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
@@ -78,7 +79,7 @@ mod workload;
 
 pub use bytes::{GIB, KIB, MIB, TIB, format_bytes, parse_bytes};
 pub use cache::{CacheBytes, cache_bytes, kv_bytes_per_token};
-pub use config::resolved_config;
+pub use config::{check_config, resolved_config};
 pub use dtype::Dtype;
 pub use error::EstimatorError;
 pub use estimate::{
@@ -102,7 +103,12 @@ pub use scratch::{
     takes_decode_kernel,
 };
 pub use solve::{ModeOutcome, Solution, Solver};
-pub use spec::{Architecture, Kept, LayerSpec, ModelSpec, SequenceTokens, VisionSpec, Widths};
+pub use spec::{
+    Architecture, AttentionShape, CompressedShape, CrossShape, DenseShape, ExpertsShape,
+    FeedForward, GatedDeltaShape, IndexerShape, LatentShape, LayerSpec, LayerState, Mamba2Shape,
+    MambaShape, Mixer, ModelSpec, RecurrentShape, SequenceTokens, ShortConvShape, VisionSpec,
+    Widths,
+};
 pub use tensors::{QUANT_GROUP_ELEMS, TensorPart, TensorRole, TensorSpec, tensors};
 pub use verdict::{DEFAULT_VISION_THRESHOLD, VisionRule, verdict, vision_rule};
 pub use weights::{FALLBACK_PARAMETERS, WeightFootprint, WeightQuant, WeightSource};

@@ -1,11 +1,11 @@
-//! The machine that a model is to run on, as the runtime found it or as a person supposes it.
+//! The machine that a model is to run on, detected or hypothetical.
 
 use std::fmt;
 
 use crate::error::EstimatorError;
 use crate::headroom::Headroom;
 
-/// What computes.
+/// Device that computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -22,7 +22,7 @@ impl Backend {
     /// Every backend.
     pub const ALL: [Self; 3] = [Self::Cpu, Self::Cuda, Self::Metal];
 
-    /// What `--backend` calls it.
+    /// Name in `--backend`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -32,7 +32,7 @@ impl Backend {
         }
     }
 
-    /// Reads what `--backend` gives.
+    /// Parses the value of `--backend`.
     ///
     /// # Errors
     /// [`EstimatorError::BadValue`], listing the backends.
@@ -46,12 +46,12 @@ impl Backend {
     }
 }
 
-/// Whose kernels run: DESIGN §3's kernel sets.
+/// Kernel set: the implementations that operations are dispatched to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KernelSet {
-    /// Our own, on the processor.
+    /// This project's CPU kernels.
     Host,
-    /// MLX's.
+    /// MLX's own kernels.
     Mlx,
 }
 
@@ -60,10 +60,10 @@ pub enum KernelSet {
 pub struct MlxVersion(pub u32, pub u32, pub u32);
 
 impl MlxVersion {
-    /// The version that this release of the crate was checked against.
+    /// Version that this release of the crate was checked against.
     pub const CURRENT: Self = Self(0, 32, 4);
 
-    /// Reads `0.32.4`; what follows a third number is ignored.
+    /// Parses `0.32.4`; anything behind the third number is ignored.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut numbers = text.trim().split(|c: char| !c.is_ascii_digit()).map(str::parse);
@@ -77,14 +77,14 @@ impl fmt::Display for MlxVersion {
     }
 }
 
-/// Where the available memory is known from. The names are those of the JSON report.
+/// Source of the figure for available memory. Names are those of the JSON report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum AvailableSource {
     /// `MLXCEL_MEMORY_LIMIT`.
     MemoryLimitVariable,
-    /// `--memory`: a supposition.
+    /// `--memory`: a hypothetical machine.
     WhatIf,
     /// MLX's memory limit.
     MlxLimit,
@@ -96,7 +96,7 @@ pub enum AvailableSource {
     Cgroup,
     /// `/proc/meminfo`'s `MemAvailable`.
     MemAvailable,
-    /// Nothing says.
+    /// No source.
     Unknown,
 }
 
@@ -104,24 +104,24 @@ pub enum AvailableSource {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Machine {
-    /// Bytes that may be used; `None` where nobody knows.
+    /// Memory that may be used, in bytes; `None` if not known.
     pub available_bytes: Option<u64>,
-    /// Where that is known from.
+    /// Source of `available_bytes`.
     pub available_source: AvailableSource,
-    /// Bytes that the machine has.
+    /// Total memory, in bytes; `None` if not known.
     pub total_bytes: Option<u64>,
-    /// What computes.
+    /// Device that computes.
     pub backend: Backend,
-    /// Whose kernels run.
+    /// Kernel set.
     pub kernels: KernelSet,
-    /// Which MLX.
+    /// MLX version.
     pub mlx_version: MlxVersion,
-    /// How much is kept free for the runtime.
+    /// Reserve for the runtime.
     pub headroom: Headroom,
 }
 
 impl Machine {
-    /// A machine of which only the backend is known, with the default headroom.
+    /// A machine of unknown memory with the default kernel set of `backend` and default headroom.
     #[must_use]
     pub fn new(backend: Backend) -> Self {
         Self {
@@ -135,31 +135,31 @@ impl Machine {
         }
     }
 
-    /// The same with this much memory to use.
+    /// Sets the memory that may be used, in bytes, and its source.
     #[must_use]
     pub fn with_available(self, bytes: u64, source: AvailableSource) -> Self {
         Self { available_bytes: Some(bytes), available_source: source, ..self }
     }
 
-    /// The same with this much memory in all.
+    /// Sets the total memory, in bytes.
     #[must_use]
     pub fn with_total(self, bytes: u64) -> Self {
         Self { total_bytes: Some(bytes), ..self }
     }
 
-    /// The same with another headroom.
+    /// Sets the headroom.
     #[must_use]
     pub fn with_headroom(self, headroom: Headroom) -> Self {
         Self { headroom, ..self }
     }
 
-    /// The same with another MLX.
+    /// Sets the MLX version.
     #[must_use]
     pub fn with_mlx_version(self, mlx_version: MlxVersion) -> Self {
         Self { mlx_version, ..self }
     }
 
-    /// The same with other kernels.
+    /// Sets the kernel set.
     #[must_use]
     pub fn with_kernels(self, kernels: KernelSet) -> Self {
         Self { kernels, ..self }

@@ -1,4 +1,4 @@
-//! What a configuration says about the quantisation of its own weights.
+//! Quantisation of a checkpoint's weights, as `config.json` states it.
 
 use serde_json::{Map, Value};
 
@@ -11,7 +11,7 @@ pub struct QuantFormat {
     pub bits: u64,
     /// Elements that share a scale; 0 where one scale serves the whole tensor.
     pub group_elems: u64,
-    /// Bytes of what a group shares: scale and, in MLX's affine format, bias.
+    /// Bytes that a group shares: scale and, in MLX's affine format, bias.
     pub group_bytes: u64,
 }
 
@@ -31,20 +31,20 @@ impl QuantFormat {
     }
 }
 
-/// How a checkpoint's weights are quantised.
+/// Quantisation of a checkpoint's weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Quantization {
-    /// What most quantised tensors use.
+    /// Format of most quantised tensors.
     pub format: QuantFormat,
-    /// What it is called: `mlx-affine`, `fp8`, `nvfp4`, ….
+    /// Name of the method: `mlx-affine`, `fp8`, `nvfp4`, ….
     pub method: String,
-    /// Which tensors it applies to.
+    /// Tensors that it applies to.
     pub scope: QuantScope,
     /// Modules (a tensor's name without `.weight`) that differ: another format, or none.
     pub overrides: Vec<(String, Option<QuantFormat>)>,
 }
 
-/// Which tensors a quantisation applies to.
+/// Tensors that a quantisation applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QuantScope {
     /// Every quantisable matrix, embedding and head too: MLX.
@@ -86,12 +86,12 @@ impl Quantization {
         })
     }
 
-    /// Formats of other tools, as far as sizes go.
+    /// Formats of other tools, as far as sizes need them.
     fn other(map: &Map<String, Value>) -> Option<Self> {
-        let text = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default();
-        let number = |key: &str| map.get(key).and_then(Value::as_u64);
-        let named = format!("{} {}", text("quant_method"), text("quant_algo")).to_lowercase();
-        let (method, format, scope) = known_formats(&named, &number)?;
+        let method = word_of(map, "quant_method");
+        let algorithm = word_of(map, "quant_algo");
+        let named = format!("{method} {algorithm}").to_lowercase();
+        let (method, format, scope) = known_format(&named, map)?;
         let lists = ["modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules"];
         let plain = lists.into_iter().filter_map(|key| map.get(key)?.as_array()).flatten();
         let overrides = plain.filter_map(|name| Some((name.as_str()?.to_owned(), None))).collect();
@@ -102,24 +102,38 @@ impl Quantization {
     /// without `.weight`.
     #[must_use]
     pub fn format_of(&self, module: &str) -> Option<QuantFormat> {
-        let covers = |pattern: &str| match pattern.strip_suffix('*') {
-            Some(prefix) => module.starts_with(prefix),
-            None => {
-                let at_end = module
-                    .strip_suffix(pattern)
-                    .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-                at_end || module.strip_prefix(pattern).is_some_and(|rest| rest.starts_with('.'))
-            }
-        };
-        let found = self.overrides.iter().find(|(pattern, _)| covers(pattern));
+        let found = self.overrides.iter().find(|(pattern, _)| covers(pattern, module));
         found.map_or(Some(self.format), |(_, format)| *format)
     }
 }
 
+/// Reports whether a pattern names `module`: a prefix with `*`, or whole components at either end.
+fn covers(pattern: &str, module: &str) -> bool {
+    if let Some(prefix) = pattern.strip_suffix('*') {
+        return module.starts_with(prefix);
+    }
+    let before = module.strip_suffix(pattern);
+    let after = module.strip_prefix(pattern);
+    before.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        || after.is_some_and(|rest| rest.starts_with('.'))
+}
+
+fn word_of<'a>(map: &'a Map<String, Value>, key: &str) -> &'a str {
+    map.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn number_of(map: &Map<String, Value>, key: &str) -> Option<u64> {
+    map.get(key).and_then(Value::as_u64)
+}
+
+/// Bits of an element, if they are stated and plausible.
+fn bits_of(map: &Map<String, Value>) -> Option<u64> {
+    number_of(map, "bits").filter(|bits| (1..=16).contains(bits))
+}
+
 fn mlx_format(map: &Map<String, Value>) -> Option<QuantFormat> {
-    let number = |key: &str| map.get(key).and_then(Value::as_u64);
-    let bits = number("bits").filter(|bits| (1..=16).contains(bits))?;
-    let group = number("group_size").unwrap_or(64).max(1);
+    let bits = bits_of(map)?;
+    let group = number_of(map, "group_size").unwrap_or(64).max(1);
     match map.get("mode").and_then(Value::as_str) {
         Some("mxfp4" | "mxfp8" | "nvfp4") => {
             Some(QuantFormat { bits, group_elems: group, group_bytes: 1 })
@@ -128,23 +142,26 @@ fn mlx_format(map: &Map<String, Value>) -> Option<QuantFormat> {
     }
 }
 
-/// Formats by a word of their name.
-fn known_formats(
+/// A format by a word of its name.
+fn known_format(
     named: &str,
-    number: &dyn Fn(&str) -> Option<u64>,
+    map: &Map<String, Value>,
 ) -> Option<(&'static str, QuantFormat, QuantScope)> {
-    let group = number("group_size").unwrap_or(128).max(1);
-    let bits = number("bits").filter(|bits| (1..=16).contains(bits)).unwrap_or(4);
-    let format = |bits, group_elems, group_bytes| QuantFormat { bits, group_elems, group_bytes };
+    let group = number_of(map, "group_size").unwrap_or(128).max(1);
+    let bits = bits_of(map).unwrap_or(4);
+    let four_bits = QuantFormat { bits: 4, group_elems: 16, group_bytes: 1 };
+    let grouped = QuantFormat { bits, group_elems: group, group_bytes: 4 };
+    let mxfp4 = QuantFormat { group_elems: 32, ..four_bits };
+    let fp8 = QuantFormat { bits: 8, group_elems: 128 * 128, group_bytes: 4 };
     let all = [
-        ("mxfp4", format(4, 32, 1), QuantScope::Experts),
-        ("nvfp4", format(4, 16, 1), QuantScope::Layers),
-        ("modelopt_fp4", format(4, 16, 1), QuantScope::Layers),
-        ("fp8", format(8, 128 * 128, 4), QuantScope::Layers),
-        ("gptq", format(bits, group, 4), QuantScope::Layers),
-        ("awq", format(bits, group, 4), QuantScope::Layers),
-        ("bitsandbytes", format(4, 64, 4), QuantScope::Layers),
-        ("modelopt", format(4, 16, 1), QuantScope::Layers),
+        ("mxfp4", mxfp4, QuantScope::Experts),
+        ("nvfp4", four_bits, QuantScope::Layers),
+        ("modelopt_fp4", four_bits, QuantScope::Layers),
+        ("fp8", fp8, QuantScope::Layers),
+        ("gptq", grouped, QuantScope::Layers),
+        ("awq", grouped, QuantScope::Layers),
+        ("bitsandbytes", QuantFormat::affine(4, 64), QuantScope::Layers),
+        ("modelopt", four_bits, QuantScope::Layers),
     ];
     all.into_iter().find(|(word, ..)| named.contains(word))
 }

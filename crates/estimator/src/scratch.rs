@@ -1,25 +1,24 @@
-//! What a step needs for a moment: scores, activations, copies, logits.
+//! Transient memory of a step: scores, activations, copies, logits.
 //!
-//! Which attention kernel runs decides everything, and is a table ([`RULES`]) keyed by kernel
-//! set, backend, MLX version, phase and head width; a quantised cache is decoded before, so that it goes
-//! through the same. Two mistakes have shipped elsewhere:
-//! taking every head for fused under-estimates (MLX falls back at 192 and 256), and taking every
-//! wide head for a materialised fp32 matrix over-estimates a thousandfold.
+//! The attention kernel decides. It is looked up in a table ([`RULES`]) by kernel set, backend, MLX
+//! version, phase and head width; a quantised cache is decoded first and runs through the same kernel.
+//! Two mistakes of other tools: treating every head as fused under-estimates (MLX falls back at 192 and
+//! 256), and treating every wide head as a materialised fp32 matrix over-estimates a thousandfold.
 
 use crate::machine::{Backend, KernelSet, Machine, MlxVersion};
 use crate::spec::Widths;
 
-/// What a model is doing.
+/// Phase of inference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// Reading a prompt, a chunk at a time.
+    /// Processing a prompt, a chunk at a time.
     Prefill,
-    /// Making one token per sequence.
+    /// Generating one token per sequence.
     Decode,
 }
 
-/// How an attention kernel treats its scores.
+/// Treatment of the scores by an attention kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AttentionKernel {
@@ -51,6 +50,16 @@ struct Rule {
     kernel: AttentionKernel,
 }
 
+impl Rule {
+    fn applies(&self, machine: &Machine, phase: Phase, head_dim: u64) -> bool {
+        self.kernels == machine.kernels
+            && self.backend.is_none_or(|backend| backend == machine.backend)
+            && (self.versions.0..self.versions.1).contains(&machine.mlx_version)
+            && self.phase.is_none_or(|known| known == phase)
+            && (self.head_dims.is_empty() || self.head_dims.contains(&head_dim))
+    }
+}
+
 const FIRST: MlxVersion = MlxVersion(0, 0, 0);
 const LAST: MlxVersion = MlxVersion(u32::MAX, 0, 0);
 /// MLX 0.32.1 added 72 and 96 to the widths of the fused prefill kernel.
@@ -60,11 +69,11 @@ const WIDER: MlxVersion = MlxVersion(0, 32, 1);
 const STEEL: AttentionKernel = AttentionKernel::Fused { tile_q: 32, tile_k: 16 };
 /// MLX's vector kernel keeps its scores in registers.
 const VECTOR: AttentionKernel = AttentionKernel::Fused { tile_q: 1, tile_k: 32 };
-/// Our own kernels work in tiles per thread.
+/// Host kernels work in tiles per thread.
 const HOST: AttentionKernel = AttentionKernel::Fused { tile_q: 64, tile_k: 256 };
 
-/// Read in MLX's sources (`scaled_dot_product_attention.cpp`, Metal) and, for 192 and 256,
-/// confirmed by published peaks. CUDA counts as unfused until it is measured.
+/// Taken from MLX's sources (`scaled_dot_product_attention.cpp`, Metal); 192 and 256 are confirmed by
+/// published peaks. CUDA counts as unfused until it is measured.
 const RULES: [Rule; 5] = [
     Rule {
         kernels: KernelSet::Host,
@@ -93,48 +102,47 @@ const fn metal(
     head_dims: &'static [u64],
     kernel: AttentionKernel,
 ) -> Rule {
-    let (kernels, backend) = (KernelSet::Mlx, Some(Backend::Metal));
-    Rule { kernels, backend, versions, phase: Some(phase), head_dims, kernel }
+    Rule {
+        kernels: KernelSet::Mlx,
+        backend: Some(Backend::Metal),
+        versions,
+        phase: Some(phase),
+        head_dims,
+        kernel,
+    }
 }
 
-/// Queries up to which MLX takes its decode kernel.
+/// Most queries for which MLX takes its decode kernel.
 const DECODE_QUERIES: u64 = 8;
 
 /// One step of attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
-    /// What the model is doing.
+    /// Phase of inference.
     pub phase: Phase,
     /// Tokens computed at once: a chunk, or one per sequence.
     pub queries: u64,
-    /// Keys that a query sees, cached prefix included.
+    /// Keys that a query attends to, cached prefix included.
     pub keys: u64,
     /// Sequences.
     pub sequences: u64,
 }
 
-/// The kernel that the table gives.
+/// Looks the attention kernel up.
 #[must_use]
 pub fn attention_kernel(machine: &Machine, phase: Phase, head_dim: u64) -> AttentionKernel {
-    let applies = |rule: &&Rule| {
-        rule.kernels == machine.kernels
-            && rule.backend.is_none_or(|backend| backend == machine.backend)
-            && (rule.versions.0..rule.versions.1).contains(&machine.mlx_version)
-            && rule.phase.is_none_or(|known| known == phase)
-            && (rule.head_dims.is_empty() || rule.head_dims.contains(&head_dim))
-    };
-    RULES.iter().find(applies).map_or(AttentionKernel::Unfused, |rule| rule.kernel)
+    let rule = RULES.iter().find(|rule| rule.applies(machine, phase, head_dim));
+    rule.map_or(AttentionKernel::Unfused, |rule| rule.kernel)
 }
 
-/// What a step needs for a moment, by part. Bytes.
+/// Transient memory of a step by part, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Scratch {
     /// The attention's output, fp32.
     pub output_bytes: u64,
     /// Scores, or a kernel's tiles.
     pub score_bytes: u64,
-    /// Where a quantised cache is decoded before attention: layers, decoded, and new rows on their way
-    /// to codes.
+    /// Decoded layers of a quantised cache, and new rows while they are encoded.
     pub dequantised_bytes: u64,
     /// One layer's old buffer while a contiguous cache grows. Never at the same time as scores.
     pub growth_bytes: u64,
@@ -142,12 +150,12 @@ pub struct Scratch {
     pub activation_bytes: u64,
     /// One row of logits per sequence, fp32.
     pub logits_bytes: u64,
-    /// What running takes whatever the model: threads, code, buffers kept for reuse.
+    /// Memory of the process independent of the model: threads, code, buffers kept for reuse.
     pub process_bytes: u64,
 }
 
 impl Scratch {
-    /// The worst moment.
+    /// Peak of the step.
     #[must_use]
     pub fn total(&self) -> u64 {
         let moment = self.score_bytes.saturating_add(self.dequantised_bytes).max(self.growth_bytes);
@@ -161,23 +169,23 @@ const SINGLE: u64 = 4;
 /// Bytes of an fp16 or bf16 element.
 const HALF: u64 = 2;
 
-/// Threads with their working memory, the code that runs, and small buffers that MLX keeps for
-/// reuse, with host kernels: 7 to 14 MiB over the matrix of `docs/calibration.md`. Other
-/// backends' published peaks leave it out.
+/// Threads with their working memory, code, and small buffers that MLX keeps for reuse, with host
+/// kernels: 7 to 14 MiB over the matrix of `docs/calibration.md`. Published peaks of other backends
+/// leave it out.
 const HOST_PROCESS_BYTES: u64 = 8 << 20;
 
-/// What MLX may have decoded of small layers ahead of the one that attends: it waits for no layer of
-/// less than 16 MiB, and fp32 copies make three times as much of it. Two more layers at most.
+/// Most bytes of small layers that MLX decodes ahead of the one that attends: it waits for no layer of
+/// less than 16 MiB, of which fp32 copies make three times as much. Two more layers at most.
 const DECODED_AHEAD_BYTES: u64 = 48 << 20;
 
-/// What the MLX kernel set copies of one sequence's largest layer.
+/// Copies that the MLX kernel set makes of one sequence's largest layer, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LayerCopies {
-    /// Its cache, unquantised: the old buffer while a contiguous one grows.
+    /// The old buffer, unquantised, while a contiguous cache grows.
     pub growth_bytes: u64,
-    /// Decoding its codes.
+    /// Decoded codes.
     pub decoded_bytes: u64,
-    /// Making codes of one token.
+    /// Encoding one token.
     pub coding_bytes_per_token: u64,
 }
 
@@ -189,7 +197,7 @@ impl LayerCopies {
     }
 }
 
-/// What `step` needs. `elem_bytes` is the size of an activation.
+/// Computes the transient memory of `step`. `elem_bytes` is the size of an activation.
 #[must_use]
 pub fn scratch(
     widths: &Widths,
@@ -206,19 +214,19 @@ pub fn scratch(
         }
         phase => attention_kernel(machine, phase, widths.head_dim),
     };
-    let attends = widths.query_heads > 0;
-    let only = |wanted: bool, bytes: u64| if wanted { bytes } else { 0 };
+    // Only MLX's attention copies the cache; only the host kernels' process is counted.
+    let copies = if mlx && widths.query_heads > 0 { *copies } else { LayerCopies::default() };
     Scratch {
         output_bytes: product(&[widths.query_heads, tokens, widths.head_dim, SINGLE]),
         score_bytes: score_bytes(kernel, widths.query_heads, step, elem_bytes),
-        dequantised_bytes: only(mlx && attends, copies.dequantised_bytes(tokens)),
-        growth_bytes: only(mlx && attends, copies.growth_bytes),
+        dequantised_bytes: copies.dequantised_bytes(tokens),
+        growth_bytes: copies.growth_bytes,
         activation_bytes: match machine.kernels {
             KernelSet::Host => host_activation_bytes(widths, tokens),
             KernelSet::Mlx => activation_bytes(widths, tokens, elem_bytes),
         },
         logits_bytes: product(&[step.sequences, widths.vocabulary, SINGLE]),
-        process_bytes: only(!mlx, HOST_PROCESS_BYTES),
+        process_bytes: if mlx { 0 } else { HOST_PROCESS_BYTES },
     }
 }
 
@@ -253,34 +261,36 @@ fn activation_bytes(widths: &Widths, tokens: u64, elem_bytes: u64) -> u64 {
     product(&[tokens, per_token, elem_bytes])
 }
 
-/// Host kernels compute in fp32 and free what nobody holds any more, so the widest part of a layer
-/// decides. Attention (its output is a part of its own): the stream, its norm and the projected
-/// output; queries twice, since a rotation and a projection copy them; keys and values.
+/// Host kernels compute in fp32 and free buffers after their last use, so the widest part of a layer
+/// decides. Attention (its output is counted separately): the residual stream, its norm and the
+/// projected output; queries twice, since rotation and projection copy them; keys and values.
 /// Feed-forward: the stream before and after attention, its norm and the output; the gated product
-/// and the copy of it that a matrix product reads. A recurrent layer: the stream, its norm and the
-/// output; its projections, what the convolution and the scan make of them, and a copy, six times
-/// its width together. What experts need, the gated product, its copy and an output for each, is
-/// working memory that kernels keep while the other parts run.
+/// and the copy that a matrix product reads. A recurrent layer: the stream, its norm and the output;
+/// projections, the outputs of convolution and scan, and a copy, six times its width together.
+/// Buffers of experts (the gated product, its copy and an output for each) are working memory that
+/// kernels keep while the other parts run.
 fn host_activation_bytes(widths: &Widths, tokens: u64) -> u64 {
     let kv_heads = widths.query_heads.checked_div(widths.group).unwrap_or(0);
     let heads = widths.query_heads.saturating_add(kv_heads);
     let gated = widths.inner.saturating_mul(2);
-    let (passing, kept) = match widths.active_experts {
+    let (passing, held) = match widths.active_experts {
         0 => (gated, 0),
         active => (0, gated.saturating_add(active.saturating_mul(widths.hidden))),
     };
-    let attention = (3, product(&[heads, widths.head_dim, 2]));
-    let recurrent = (3, widths.recurrent.saturating_mul(6));
-    let width = |(streams, own): (u64, u64)| product(&[widths.hidden, streams]).saturating_add(own);
-    let widest = [attention, (4, passing), recurrent].map(width).into_iter().fold(0, u64::max);
-    product(&[tokens, widest.saturating_add(kept), SINGLE])
+    let three_streams = widths.hidden.saturating_mul(3);
+    let four_streams = widths.hidden.saturating_mul(4);
+    let attention = three_streams.saturating_add(product(&[heads, widths.head_dim, 2]));
+    let feed_forward = four_streams.saturating_add(passing);
+    let recurrent = three_streams.saturating_add(widths.recurrent.saturating_mul(6));
+    let widest = attention.max(feed_forward).max(recurrent);
+    product(&[tokens, widest.saturating_add(held), SINGLE])
 }
 
 fn product(factors: &[u64]) -> u64 {
     factors.iter().fold(1, |n, factor| n.saturating_mul(*factor))
 }
 
-/// Whether MLX takes its decode kernel: few queries, few of them per key head.
+/// Reports whether MLX takes its decode kernel: few queries, and few of them per key head.
 #[must_use]
 pub fn takes_decode_kernel(queries: u64, group: u64) -> bool {
     queries <= DECODE_QUERIES && queries.saturating_mul(group) <= 32

@@ -1,7 +1,7 @@
-//! The estimate turned round: what would fit, and which part of it binds.
+//! The inverse of the estimate: the largest workload that fits, and the part that limits it.
 //!
-//! Every solution is a binary search over the estimate itself, so that the two cannot disagree:
-//! the solution fits, and one more does not.
+//! Every solution is a binary search over the estimate, so that the two cannot disagree: the solution
+//! fits, and one more does not.
 
 use crate::error::EstimatorError;
 use crate::estimate::{MemoryEstimate, Term, estimate_total_memory};
@@ -11,20 +11,20 @@ use crate::spec::ModelSpec;
 use crate::weights::{WeightFootprint, WeightQuant};
 use crate::workload::Workload;
 
-/// Beyond this nothing is searched: what still fits is unbounded.
+/// Upper end of the search: a workload of this size that fits counts as unbounded.
 const UNBOUNDED: u64 = 1 << 40;
 
 /// The largest number that fits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Solution {
-    /// The number: 0 where not even one fits, `None` where nothing bounds it (nothing grows, or
-    /// nobody knows what is available).
+    /// The number: 0 if not even one fits, `None` if it is unbounded (nothing grows, or the available
+    /// memory is not known).
     pub value: Option<u64>,
-    /// What grows most with one more.
+    /// Term that grows most with one more.
     pub binding_term: Term,
 }
 
-/// A cache mode and what it would mean.
+/// The outcome of a cache mode.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModeOutcome {
     /// The mode.
@@ -35,7 +35,7 @@ pub struct ModeOutcome {
     pub max_context_tokens: Option<u64>,
 }
 
-/// A model, its weights and a machine, asked several questions.
+/// Solves for the largest workloads of a model on a machine.
 #[derive(Debug, Clone, Copy)]
 pub struct Solver<'a> {
     /// The model.
@@ -48,7 +48,7 @@ pub struct Solver<'a> {
 
 impl Solver<'_> {
     /// The longest context of `batch` equal sequences, with `workload`'s mode, chunk and
-    /// quantisation. It is the memory's answer: the model's own limit is not applied.
+    /// quantisation. Only memory limits it: the model's own limit is not applied.
     ///
     /// # Errors
     /// A cache mode that the model cannot take.
@@ -59,7 +59,7 @@ impl Solver<'_> {
     /// The most sequences of `context_tokens` tokens each.
     ///
     /// # Errors
-    /// As [`Self::max_context`].
+    /// Same as [`Self::max_context`].
     pub fn max_batch(&self, workload: &Workload, context: u64) -> Result<Solution, EstimatorError> {
         self.largest(&|batch| workload.with_shape(context, batch), 1)
     }
@@ -68,12 +68,12 @@ impl Solver<'_> {
     /// that fits with its whole prompt as one chunk is unbounded.
     ///
     /// # Errors
-    /// As [`Self::max_context`].
+    /// Same as [`Self::max_context`].
     pub fn max_chunk(&self, workload: &Workload) -> Result<Solution, EstimatorError> {
         self.largest(&|chunk| workload.clone().with_prefill_chunk(chunk), KV_BLOCK_TOKENS)
     }
 
-    /// Every cache mode that the model can take, with what it would mean for `workload`.
+    /// The outcome of every cache mode that the model can take, for `workload`.
     ///
     /// # Errors
     /// None of its own; a mode that the model cannot take is left out.
@@ -91,7 +91,7 @@ impl Solver<'_> {
     /// The widest weights of fp16, int8 and int4 that make `workload` fit.
     ///
     /// # Errors
-    /// As [`Self::max_context`].
+    /// Same as [`Self::max_context`].
     pub fn fitting_quant(
         &self,
         workload: &Workload,
@@ -114,14 +114,15 @@ impl Solver<'_> {
         workload: &dyn Fn(u64) -> Workload,
         step: u64,
     ) -> Result<Solution, EstimatorError> {
-        let fits = |n| Ok::<_, EstimatorError>(self.estimate(&workload(n))?.fits);
-        if !matches!(fits(UNBOUNDED)?, Some(false)) {
+        if self.estimate(&workload(UNBOUNDED))?.fits != Some(false) {
             return Ok(Solution { value: None, binding_term: Term::None });
         }
-        let (mut low, mut high) = (0, UNBOUNDED);
+        let mut low = 0;
+        let mut high = UNBOUNDED;
         while high.saturating_sub(low) > 1 {
             let middle = low.midpoint(high);
-            if fits(middle)? == Some(true) { low = middle } else { high = middle }
+            let fits = self.estimate(&workload(middle))?.fits == Some(true);
+            if fits { low = middle } else { high = middle }
         }
         let binding_term = self.grows_most(&workload(low), &workload(low.saturating_add(step)))?;
         Ok(Solution { value: Some(low), binding_term })
@@ -129,19 +130,24 @@ impl Solver<'_> {
 
     /// The term that grows most between two workloads; the weights where the first does not fit.
     fn grows_most(&self, before: &Workload, after: &Workload) -> Result<Term, EstimatorError> {
-        let (before, after) = (self.estimate(before)?, self.estimate(after)?);
+        let before = self.estimate(before)?;
+        let after = self.estimate(after)?;
         if before.fits == Some(false) {
             return Ok(before.binding_term);
         }
-        let growth = |get: fn(&MemoryEstimate) -> u64| get(&after).saturating_sub(get(&before));
-        let kv = |e: &MemoryEstimate| {
-            e.kv_cache_bytes.unwrap_or(0).saturating_add(e.kv_scale_bytes.unwrap_or(0))
-        };
-        let terms = [
-            (Term::PrefillScratch, growth(|e| e.prefill_scratch.total())),
-            (Term::RecurrentState, growth(|e| e.recurrent_state_bytes.unwrap_or(0))),
-            (Term::KvCache, growth(kv)),
-        ];
-        Ok(terms.into_iter().max_by_key(|(_, bytes)| *bytes).map_or(Term::None, |(term, _)| term))
+        let sizes = growing_terms(&before).into_iter().zip(growing_terms(&after));
+        let most = sizes.max_by_key(|((_, before), (_, after))| after.saturating_sub(*before));
+        Ok(most.map_or(Term::None, |((term, _), _)| term))
     }
+}
+
+/// The terms that grow with a workload, in bytes.
+fn growing_terms(estimate: &MemoryEstimate) -> [(Term, u64); 3] {
+    let codes = estimate.kv_cache_bytes.unwrap_or(0);
+    let scales = estimate.kv_scale_bytes.unwrap_or(0);
+    [
+        (Term::PrefillScratch, estimate.prefill_scratch.total()),
+        (Term::RecurrentState, estimate.recurrent_state_bytes.unwrap_or(0)),
+        (Term::KvCache, codes.saturating_add(scales)),
+    ]
 }

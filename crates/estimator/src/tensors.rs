@@ -1,4 +1,4 @@
-//! The one inventory of an architecture's tensors: names, shapes and what may be quantised.
+//! The inventory of an architecture's tensors: names, shapes and roles.
 //!
 //! The analytical parameter count is the sum of this list, weight re-sizing goes over it, and
 //! `xtask synth-model` writes random checkpoints from it. Names are those of the published
@@ -8,15 +8,15 @@
 use crate::EstimatorError;
 use crate::config::Fields;
 use crate::family::eval::Scope;
-use crate::family::{Family, Row, Section, Where, registry};
+use crate::family::{Family, Row, Section, SectionPlace, registry};
 
 /// MLX's default quantisation group: the last dimension of a quantised tensor is a multiple.
 pub const QUANT_GROUP_ELEMS: u64 = 64;
 
-/// More layers than any model has; a configuration that asks for more is refused.
+/// Most layers of a model; a configuration with more is refused.
 pub(crate) const MAX_LAYERS: u64 = 4096;
 
-/// What a tensor does, which says how it is initialised and whether it is quantised.
+/// Role of a tensor, which decides its initialisation and quantisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -29,23 +29,23 @@ pub enum TensorRole {
     Linear,
     /// A scale of a normalisation, initialised to one.
     Norm,
-    /// Something added.
+    /// A vector that is added.
     Bias,
     /// A convolution's kernel.
     Convolution,
-    /// Stored beside the parameters, but set rather than learnt: not counted as a parameter.
+    /// Stored with the parameters, but set rather than learnt: not counted as a parameter.
     Buffer,
     /// Anything else: decay rates, gates, positions, sinks.
     Plain,
 }
 
-/// Which part of a checkpoint a tensor belongs to.
+/// Part of a checkpoint that a tensor belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TensorPart {
     /// The language model.
     Text,
-    /// The image encoder and what joins it to the language model.
+    /// The image encoder and its projector.
     Vision,
 }
 
@@ -56,11 +56,11 @@ pub struct TensorSpec {
     pub name: String,
     /// Dimensions, outermost first.
     pub shape: Vec<u64>,
-    /// How many tensors of this shape the entry stands for.
+    /// Number of tensors of this shape that the entry stands for.
     pub count: u64,
-    /// What it does.
+    /// Role.
     pub role: TensorRole,
-    /// Where it belongs.
+    /// Part of the checkpoint.
     pub part: TensorPart,
 }
 
@@ -72,20 +72,20 @@ impl TensorSpec {
     pub fn elements(&self) -> Result<u64, EstimatorError> {
         let product = self.shape.iter().try_fold(self.count, |n, dim| n.checked_mul(*dim));
         product.ok_or_else(|| EstimatorError::Overflow {
-            what: format!("the size of `{}`", self.name),
+            quantity: format!("the size of `{}`", self.name),
         })
     }
 
     /// Elements that count as parameters: none of a buffer's.
     ///
     /// # Errors
-    /// As [`Self::elements`].
+    /// Same as [`Self::elements`].
     pub fn parameters(&self) -> Result<u64, EstimatorError> {
         if self.role == TensorRole::Buffer { Ok(0) } else { self.elements() }
     }
 
-    /// Whether MLX's affine quantisation applies: a language-model matrix or embedding whose rows
-    /// divide into groups. Image encoders, convolutions and vectors stay as they are.
+    /// Reports whether MLX's affine quantisation applies: to a matrix or embedding of the language model
+    /// whose rows divide into groups. Image encoders, convolutions and vectors stay as they are.
     #[must_use]
     pub fn is_quantisable(&self) -> bool {
         let matrix =
@@ -106,8 +106,8 @@ impl TensorSpec {
 /// The tensors of the architecture that a `config.json` describes.
 ///
 /// # Errors
-/// Whatever is wrong with the configuration: no JSON, a missing or impossible field, or a model
-/// type whose inventory is not known ([`EstimatorError::MissingField`] of `model_type`).
+/// A configuration that is no JSON, a missing or impossible field, or a model type whose inventory is
+/// not known ([`EstimatorError::MissingField`] of `model_type`).
 ///
 /// ```
 /// let config = r#"{"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2,
@@ -120,7 +120,7 @@ impl TensorSpec {
 /// ```
 pub fn tensors(config_json: &str) -> Result<Vec<TensorSpec>, EstimatorError> {
     let fields = Fields::parse(config_json)?;
-    let families = registry::choose(&fields)?.ok_or_else(|| EstimatorError::MissingField {
+    let families = registry::select(&fields)?.ok_or_else(|| EstimatorError::MissingField {
         field: "model_type".to_owned(),
         model_type: fields.text_type().map(crate::error::shortened).unwrap_or_default(),
     })?;
@@ -130,19 +130,19 @@ pub fn tensors(config_json: &str) -> Result<Vec<TensorSpec>, EstimatorError> {
 /// The inventory of a configuration whose families are chosen.
 pub(crate) fn inventory(
     fields: &Fields,
-    families: &registry::Chosen,
+    families: &registry::SelectedFamilies,
 ) -> Result<Vec<TensorSpec>, EstimatorError> {
     let mut list = Vec::new();
     let text = Scope::new(fields, &families.text);
-    emit(&text, Where::Once, &mut list)?;
+    emit(&text, SectionPlace::Once, &mut list)?;
     for layer in 0..layers(&text)? {
-        emit(&text.at_layer(layer), Where::Layer, &mut list)?;
+        emit(&text.at_layer(layer), SectionPlace::Layer, &mut list)?;
     }
     if let Some(wrapper) = &families.wrapper {
         list.iter_mut().for_each(|tensor| rename(tensor, wrapper));
-        emit(&Scope::new(fields, wrapper).over(&families.text), Where::Vision, &mut list)?;
+        emit(&Scope::new(fields, wrapper).over(&families.text), SectionPlace::Vision, &mut list)?;
     }
-    emit(&text, Where::Vision, &mut list)?;
+    emit(&text, SectionPlace::Vision, &mut list)?;
     Ok(list)
 }
 
@@ -175,7 +175,11 @@ fn rename(tensor: &mut TensorSpec, wrapper: &Family) {
 }
 
 /// Appends every row of the sections for `place`.
-fn emit(scope: &Scope<'_>, place: Where, list: &mut Vec<TensorSpec>) -> Result<(), EstimatorError> {
+fn emit(
+    scope: &Scope<'_>,
+    place: SectionPlace,
+    list: &mut Vec<TensorSpec>,
+) -> Result<(), EstimatorError> {
     for section in scope.family.sections.iter().filter(|s| s.place == place) {
         if !admitted(scope, section.guard.as_ref())? {
             continue;
@@ -213,13 +217,13 @@ pub(crate) fn admitted(
 fn tensor(
     scope: &Scope<'_>,
     row: &Row,
-    place: Where,
+    place: SectionPlace,
     i: u64,
     count: u64,
 ) -> Result<TensorSpec, EstimatorError> {
     let shape = row.dims.iter().map(|dim| scope.size(dim)).collect::<Result<_, _>>()?;
     let layer = scope.layer.map(|l| l.to_string()).unwrap_or_default();
     let name = row.name.replace("{l}", &layer).replace("{i}", &i.to_string());
-    let part = if place == Where::Vision { TensorPart::Vision } else { TensorPart::Text };
+    let part = if place == SectionPlace::Vision { TensorPart::Vision } else { TensorPart::Text };
     Ok(TensorSpec { name, shape, count, role: row.role, part })
 }

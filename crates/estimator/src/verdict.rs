@@ -1,4 +1,4 @@
-//! What the estimate means in words: one line, and the rule for vision models.
+//! The verdict on an estimate in one line, and the rule for vision models.
 
 use crate::bytes::format_bytes;
 use crate::estimate::MemoryEstimate;
@@ -20,10 +20,10 @@ pub fn verdict(estimate: &MemoryEstimate) -> String {
 /// The share of the machine's memory that a vision model's weights may take.
 pub const DEFAULT_VISION_THRESHOLD: f64 = 0.70;
 
-/// What the vision rule says of a load.
+/// Verdict of the vision rule on a load.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VisionRule {
-    /// Nothing.
+    /// No objection.
     Fine,
     /// A text model over the threshold: a server logs this.
     Warn(String),
@@ -64,7 +64,7 @@ pub fn vision_rule(
     }
 }
 
-/// Gigabytes of 10⁹ bytes, as the published texts of this rule have them.
+/// Gigabytes of 10⁹ bytes, as published texts of this rule print them.
 fn decimal_gb(bytes: u64) -> String {
     format!("{:.1} GB", bytes as f64 / 1e9)
 }

@@ -1,12 +1,12 @@
-//! What is asked of a model: sequences, how they are prefilled, and how their cache is stored.
+//! The workload of a model: sequences, their prefill chunk, and the storage of their cache.
 
 use crate::kv::{ComputeDtype, KvMode, KvStorage};
 use crate::weights::WeightQuant;
 
-/// Tokens of a prefill chunk where nobody says otherwise.
+/// Default tokens of a prefill chunk.
 pub const DEFAULT_PREFILL_CHUNK_TOKENS: u64 = 512;
 
-/// The context that `inspect` asks for where nobody says otherwise.
+/// Default context of `inspect`, in tokens.
 pub const DEFAULT_CONTEXT_TOKENS: u64 = 8192;
 
 /// Sequences of one shape.
@@ -14,31 +14,39 @@ pub const DEFAULT_CONTEXT_TOKENS: u64 = 8192;
 pub struct Sequence {
     /// Tokens whose cache is already in memory and shared: their keys are read, not allocated.
     pub cached_tokens: u64,
-    /// Tokens to come: the rest of the prompt and what is generated.
+    /// Tokens to compute: the rest of the prompt and the generated text.
     pub new_tokens: u64,
-    /// Tokens of images, which are to come as well.
+    /// Tokens of images among the tokens to compute.
     pub image_tokens: u64,
-    /// Tokens of images that stand beside the sequence, where cross-attention layers hold them.
+    /// Tokens of images beside the sequence, which cross-attention layers hold.
     pub cross_tokens: u64,
-    /// How many sequences have this shape.
+    /// Number of sequences of this shape.
     pub count: u64,
 }
 
-/// What is asked of a model.
+impl Sequence {
+    /// Tokens of one sequence, cached ones and those of images among them included.
+    fn context_tokens(&self) -> u64 {
+        let text = self.cached_tokens.saturating_add(self.new_tokens);
+        text.saturating_add(self.image_tokens)
+    }
+}
+
+/// Work that a model is sized for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
-    /// The sequences that live at once.
+    /// Sequences that are in memory at once.
     pub sequences: Vec<Sequence>,
     /// Tokens of the largest image, which its encoder computes at once; `None` takes all of a
     /// sequence's image tokens for one.
     pub largest_image_tokens: Option<u64>,
     /// Tokens that one prefill step takes.
     pub prefill_chunk_tokens: u64,
-    /// How the cache is stored.
+    /// Cache mode.
     pub kv_mode: KvMode,
-    /// What is computed in, and cached where the mode does not quantise.
+    /// Type of activations, and of cached vectors that the mode does not quantise.
     pub dtype: ComputeDtype,
-    /// How the weights are re-sized before loading.
+    /// Quantisation of the weights before loading.
     pub quant: WeightQuant,
 }
 
@@ -63,37 +71,37 @@ impl Workload {
         }
     }
 
-    /// The same with another cache mode.
+    /// Sets the cache mode.
     #[must_use]
     pub fn with_kv_mode(self, kv_mode: KvMode) -> Self {
         Self { kv_mode, ..self }
     }
 
-    /// The same computed in another type.
+    /// Sets the compute type.
     #[must_use]
     pub fn with_dtype(self, dtype: ComputeDtype) -> Self {
         Self { dtype, ..self }
     }
 
-    /// The mode, and what its unquantised sides are made of.
+    /// The cache mode together with the type of its unquantised sides.
     #[must_use]
     pub fn kv_storage(&self) -> KvStorage {
         KvStorage { mode: self.kv_mode, dtype: self.dtype }
     }
 
-    /// The same with another prefill chunk.
+    /// Sets the tokens of a prefill chunk.
     #[must_use]
     pub fn with_prefill_chunk(self, prefill_chunk_tokens: u64) -> Self {
         Self { prefill_chunk_tokens, ..self }
     }
 
-    /// The same with re-sized weights.
+    /// Sets the quantisation of the weights.
     #[must_use]
     pub fn with_quant(self, quant: WeightQuant) -> Self {
         Self { quant, ..self }
     }
 
-    /// The same where these images are among each sequence's new tokens.
+    /// Puts images of these many tokens among the new tokens of each sequence.
     #[must_use]
     pub fn with_images(mut self, image_tokens: &[u64]) -> Self {
         let all = image_tokens.iter().fold(0, |sum: u64, tokens| sum.saturating_add(*tokens));
@@ -105,7 +113,7 @@ impl Workload {
         self
     }
 
-    /// The same where these images stand beside each sequence, for cross-attention layers.
+    /// Puts images of these many tokens beside each sequence, for cross-attention layers.
     #[must_use]
     pub fn with_images_beside(mut self, image_tokens: &[u64]) -> Self {
         let all = image_tokens.iter().fold(0, |sum: u64, tokens| sum.saturating_add(*tokens));
@@ -114,12 +122,13 @@ impl Workload {
         self
     }
 
-    /// The same mode, chunk, quantisation and images over uniform sequences.
+    /// Keeps mode, chunk, quantisation and images for `batch` uniform sequences of `context_tokens`.
     #[must_use]
     pub fn with_shape(&self, context_tokens: u64, batch: u64) -> Self {
-        let most = |of: fn(&Sequence) -> u64| self.sequences.iter().map(of).max().unwrap_or(0);
-        let uniform = Self::uniform(context_tokens, batch).with_images(&[most(|s| s.image_tokens)]);
-        let Self { sequences, .. } = uniform.with_images_beside(&[most(|s| s.cross_tokens)]);
+        let image_tokens = self.sequences.iter().map(|s| s.image_tokens).max().unwrap_or(0);
+        let cross_tokens = self.sequences.iter().map(|s| s.cross_tokens).max().unwrap_or(0);
+        let uniform = Self::uniform(context_tokens, batch).with_images(&[image_tokens]);
+        let Self { sequences, .. } = uniform.with_images_beside(&[cross_tokens]);
         Self { sequences, ..self.clone() }
     }
 
@@ -141,9 +150,8 @@ impl Workload {
     /// Tokens of the longest sequence, cached ones and those of images among them included.
     #[must_use]
     pub fn context_tokens(&self) -> u64 {
-        let lengths = self.sequences.iter().filter(|s| s.count > 0);
-        let all = |s: &Sequence| s.cached_tokens.saturating_add(s.new_tokens);
-        lengths.map(|s| all(s).saturating_add(s.image_tokens)).max().unwrap_or(0)
+        let counted = self.sequences.iter().filter(|s| s.count > 0);
+        counted.map(Sequence::context_tokens).max().unwrap_or(0)
     }
 
     /// Number of sequences.

@@ -1,4 +1,4 @@
-//! Links MLX, and tells dependents where the shared library lies.
+//! Links MLX and passes the folder of the shared library to dependents.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,7 +9,7 @@ use crate::locate::Mlx;
 use crate::prefix::Prefix;
 use crate::rpath;
 
-/// Emits what Cargo needs to link `mlx`.
+/// Emits Cargo's directives for linking `mlx`.
 pub(crate) fn link(mlx: &Mlx, out: &Path) -> Result<()> {
     println!("cargo::rustc-check-cfg=cfg(mlxcel_mlx_sys)");
     match mlx {
@@ -26,7 +26,7 @@ fn link_prefix(prefix: &Prefix, out: &Path) -> Result<()> {
     relink(&prefix.root, &alias)?;
     println!("cargo::rustc-link-search=native={}", alias.join(prefix.lib_dir).display());
     println!("cargo::rustc-link-lib=dylib=mlx");
-    // Someone may replace the library, or clear the cache: look again then.
+    // Rebuild if the library was replaced or the cache cleared.
     println!("cargo::rerun-if-changed={}", prefix.include().join("mlx/version.h").display());
     rpath::announce(&library_dir(prefix)?);
     Ok(())

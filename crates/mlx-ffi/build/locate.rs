@@ -1,4 +1,4 @@
-//! Which MLX: the four ways to find one, in order. The first that is asked for is taken or fails.
+//! Search for MLX: four sources, in order. The first one that is configured is used or fails the build.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::wheel::{Fetch, cache_dir};
 pub(crate) enum Mlx {
     /// A folder with headers and a shared library.
     Prefix(Prefix),
-    /// The static library that the `mlx-sys` crate built and links itself.
+    /// The static library that the `mlx-sys` crate builds and links.
     MlxSys { includes: Vec<PathBuf>, defines: Vec<String> },
 }
 
@@ -53,7 +53,7 @@ fn wheel(out: &Path) -> Result<Mlx> {
 fn mlx_sys() -> Result<Mlx> {
     let include = env::var_os("DEP_MLX_INCLUDE").ok_or_else(|| {
         Failure::new(
-            "the mlx-sys crate gave no DEP_MLX_INCLUDE: run `cargo update -p mlx-sys --precise 0.7.0`, or set MLXCEL_MLX_DIR",
+            "the mlx-sys crate set no DEP_MLX_INCLUDE: run `cargo update -p mlx-sys --precise 0.7.0`, or set MLXCEL_MLX_DIR",
         )
     })?;
     let defines = env::var("DEP_MLX_DEFINES").unwrap_or_default();

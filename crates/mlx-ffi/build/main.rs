@@ -1,8 +1,8 @@
-//! Build script of `mlx-ffi`: finds MLX, compiles the C++ shim against it, links both.
+//! Build script of `mlx-ffi`: finds MLX, compiles the C++ shim against it, and links both.
 //!
-//! Every failure ends in one sentence that says what to do; nothing here panics.
+//! Every failure is reported as one sentence that says what to do; nothing here panics.
 
-#![expect(clippy::print_stdout, reason = "that is how a build script talks to Cargo")]
+#![expect(clippy::print_stdout, reason = "a build script communicates with Cargo through stdout")]
 
 mod error;
 mod link;

@@ -1,4 +1,4 @@
-//! The pinned MLX: versions and hashes of every wheel that a build may fetch. Only here.
+//! The pinned MLX: versions and hashes of all wheels that a build may fetch.
 //!
 //! To move to a new MLX, change the version, take the hashes from
 //! `python3 -m pip install --dry-run --report - --no-deps --only-binary=:all:
@@ -7,10 +7,10 @@
 /// The MLX version that the shim is written against.
 pub(crate) const MLX_VERSION: &str = "0.32.4";
 
-/// The oldest MLX whose headers the shim still compiles with (the one `mlx-sys` 0.7 builds).
+/// The oldest MLX whose headers the shim compiles with (the one that `mlx-sys` 0.7 builds).
 pub(crate) const OLDEST_MLX: (u32, u32, u32) = (0, 32, 2);
 
-/// A wheel on PyPI, with one SHA-256 for each machine that it is built for.
+/// A wheel on PyPI, with one SHA-256 per architecture.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wheel {
     pub(crate) package: &'static str,
@@ -20,7 +20,7 @@ pub(crate) struct Wheel {
 }
 
 impl Wheel {
-    /// The hash for a Rust target architecture, or `None` where there is no such wheel.
+    /// The hash for a Rust target architecture; `None` if there is no such wheel.
     pub(crate) fn sha256(&self, arch: &str) -> Option<&'static str> {
         match arch {
             "x86_64" => Some(self.x86_64),
@@ -38,7 +38,7 @@ pub(crate) const CPU: &[Wheel] = &[Wheel {
     aarch64: "1289e85e64af1fd16380bf331438bfe4afe875d27afc3e0bcf35f427c488fadd",
 }];
 
-/// MLX for CUDA 13, and the NVIDIA libraries that it loads from `../../nvidia` beside itself.
+/// MLX for CUDA 13, and the NVIDIA libraries that it loads from `../../nvidia`.
 pub(crate) const CUDA: &[Wheel] = &[
     Wheel {
         package: "mlx-cuda-13",

@@ -1,4 +1,4 @@
-//! What an installed MLX looks like: `include/mlx` and `lib/libmlx.{so,dylib}` under one prefix.
+//! Validation of an installed MLX: `include/mlx` and `lib/libmlx.{so,dylib}` under one prefix.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Failure, Result};
 use crate::pins::OLDEST_MLX;
 
-/// A prefix whose headers and shared library are there, and new enough.
+/// A prefix with headers and a shared library of a supported version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Prefix {
     pub(crate) root: PathBuf,
@@ -15,7 +15,7 @@ pub(crate) struct Prefix {
 }
 
 impl Prefix {
-    /// Checks `root`, which came from `origin` (a variable's name, for the message).
+    /// Checks `root`; messages name `origin`, the variable that it came from.
     pub(crate) fn check(root: &Path, origin: &str) -> Result<Self> {
         if !root.is_absolute() {
             return Err(Failure::new(format!(
@@ -61,14 +61,17 @@ impl Prefix {
 
 /// The three `MLX_VERSION_*` numbers of a `version.h`.
 pub(crate) fn parse_version(header: &str) -> Option<(u32, u32, u32)> {
-    let number = |part: &str| {
-        let name = format!("MLX_VERSION_{part}");
-        header.lines().find_map(|line| {
-            let mut words = line.split_whitespace();
-            (words.next() == Some("#define") && words.next() == Some(name.as_str()))
-                .then(|| words.next()?.parse().ok())
-                .flatten()
-        })
-    };
-    Some((number("MAJOR")?, number("MINOR")?, number("PATCH")?))
+    let major = parse_define(header, "MLX_VERSION_MAJOR")?;
+    let minor = parse_define(header, "MLX_VERSION_MINOR")?;
+    let patch = parse_define(header, "MLX_VERSION_PATCH")?;
+    Some((major, minor, patch))
+}
+
+/// The value of `#define name NUMBER`.
+fn parse_define(header: &str, name: &str) -> Option<u32> {
+    header.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        let defines = words.next() == Some("#define") && words.next() == Some(name);
+        if defines { words.next()?.parse().ok() } else { None }
+    })
 }

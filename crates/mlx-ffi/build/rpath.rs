@@ -1,8 +1,8 @@
-//! How a binary finds `libmlx` at run time. Shared by the build scripts of `mlx-ffi` and of every
-//! crate between it and a binary.
+//! Run-time search path for `libmlx`. Shared by the build scripts of `mlx-ffi` and of every crate
+//! between it and a binary.
 //!
-//! `cargo::rustc-link-arg` does not reach dependents, and a crate sees the metadata of its direct
-//! dependencies only. So each crate on the way has `links = "mlxcel_<name>"` and this build script:
+//! `cargo::rustc-link-arg` does not reach dependents, and a crate sees only the metadata of its direct
+//! dependencies. Each crate in between therefore has `links = "mlxcel_<name>"` and this build script:
 //!
 //! ```ignore
 //! #[path = "../mlx-ffi/build/rpath.rs"]
@@ -12,25 +12,25 @@
 //! }
 //! ```
 
-#![allow(clippy::print_stdout, reason = "that is how a build script talks to Cargo")]
+#![allow(clippy::print_stdout, reason = "a build script communicates with Cargo through stdout")]
 // Each build script that includes this file uses one of the two functions.
 #![allow(dead_code, reason = "announce is mlx-ffi's, forward is its dependents'")]
 
 use std::env;
 use std::path::Path;
 
-/// Where a distributed binary looks, relative to itself: beside it, and in `../lib`, also with the
+/// Search path of a distributed binary, relative to itself: its own folder and `../lib`, also in the
 /// layout of a wheel (`lib/mlx/lib/libmlx.so` next to `lib/mlx_cpu.libs`).
 const RELATIVE: [&str; 3] = ["../lib/mlx/lib", "../lib", "."];
 
-/// Called by `mlx-ffi`: links its own tests against `lib_dir`, and tells its dependents.
+/// Sets the search path of `mlx-ffi`'s tests to `lib_dir` and passes it to dependents.
 pub(crate) fn announce(lib_dir: &Path) {
     emit(&lib_dir.display().to_string());
 }
 
-/// Called by a dependent: the same for this crate's binaries and tests, and its own dependents.
+/// Sets the search path of a dependent's binaries and tests and passes it on to its own dependents.
 ///
-/// Emits nothing where MLX is linked statically.
+/// Emits nothing if MLX is linked statically.
 pub(crate) fn forward() {
     println!("cargo::rerun-if-changed=build.rs");
     let announced =

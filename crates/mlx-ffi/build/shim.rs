@@ -1,4 +1,4 @@
-//! Compiles the C++ shim against the MLX that was found.
+//! Compilation of the C++ shim against MLX.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub(crate) fn compile(mlx: &Mlx, manifest: &Path) -> Result<()> {
         .flag_if_supported("-Wno-unused-parameter");
     build.cargo_warnings(false);
     for include in includes(mlx) {
-        // A system folder: MLX's own headers are not free of warnings.
+        // As a system folder: MLX's headers cause warnings.
         build.flag("-isystem").flag(include);
     }
     if let Mlx::MlxSys { defines, .. } = mlx {
@@ -32,7 +32,7 @@ pub(crate) fn compile(mlx: &Mlx, manifest: &Path) -> Result<()> {
     build.files(sources(&manifest.join("shim"))?);
     check_compiler(&build)?;
     build.try_compile("mlxcel_shim").map_err(|error| {
-        Failure::new(format!("the C++ shim does not compile ({error}): {NO_COMPILER}; the build log has the compiler's own words"))
+        Failure::new(format!("the C++ shim does not compile ({error}): {NO_COMPILER}; the build log has the compiler's messages"))
     })
 }
 
@@ -44,31 +44,34 @@ fn includes(mlx: &Mlx) -> Vec<PathBuf> {
 }
 
 fn check_compiler(build: &cc::Build) -> Result<()> {
-    let missing =
-        |why: String| Failure::new(format!("no C++20 compiler was found ({why}): {NO_COMPILER}"));
-    let compiler = build.try_get_compiler().map_err(|error| missing(error.to_string()))?;
+    let compiler = build.try_get_compiler().map_err(|error| no_compiler(&error.to_string()))?;
     match Command::new(compiler.path()).arg("--version").output() {
         Ok(_) => Ok(()),
-        Err(error) => Err(missing(format!("`{}`: {error}", compiler.path().display()))),
+        Err(error) => Err(no_compiler(&format!("`{}`: {error}", compiler.path().display()))),
     }
 }
 
-/// Every C++ file of the shim, in a stable order; headers and sources are watched.
+fn no_compiler(reason: &str) -> Failure {
+    Failure::new(format!("no C++20 compiler was found ({reason}): {NO_COMPILER}"))
+}
+
+/// Lists the shim's C++ files in a stable order, and makes Cargo watch headers and sources.
 fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
     println!("cargo::rerun-if-changed={}", folder.display());
-    let unreadable = |error| {
-        Failure::new(format!(
-            "cannot read {} ({error}): check out the repository again",
-            folder.display()
-        ))
-    };
     let mut files = Vec::new();
-    for entry in fs::read_dir(folder).map_err(unreadable)? {
-        let path = entry.map_err(unreadable)?.path();
+    for entry in fs::read_dir(folder).map_err(|error| unreadable(folder, &error))? {
+        let path = entry.map_err(|error| unreadable(folder, &error))?.path();
         if path.extension().is_some_and(|extension| extension == "cc") {
             files.push(path);
         }
     }
     files.sort();
     Ok(files)
+}
+
+fn unreadable(folder: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(format!(
+        "cannot read {} ({error}): check out the repository again",
+        folder.display()
+    ))
 }

@@ -1,7 +1,7 @@
-//! Builds MLX from a source tree: always in Release, as one shared library.
+//! Build of MLX from a source tree: always in Release, as one shared library.
 //!
-//! MLX's own dependencies come from the system where they are there (`fmt`, `nlohmann_json`);
-//! otherwise MLX's build downloads them. GGUF is left out: we read no GGUF, and it is a download.
+//! MLX's dependencies (`fmt`, `nlohmann_json`) come from the system if installed; otherwise MLX's build
+//! downloads them. GGUF support is disabled: it is unused and another download.
 
 use std::env;
 use std::fs;
@@ -11,12 +11,12 @@ use crate::error::{Failure, Result};
 
 const SYSTEM_INCLUDES: [&str; 3] = ["/usr/include", "/usr/local/include", "/opt/homebrew/include"];
 
-/// Builds `source` under `out` and returns the prefix that it was installed into.
+/// Builds `source` under `out` and returns the installation prefix.
 pub(crate) fn build(source: &Path, out: &Path) -> Result<PathBuf> {
     let is_tree = source.is_absolute() && source.join("CMakeLists.txt").is_file();
     if !is_tree || !source.join("mlx/version.h").is_file() {
         return Err(Failure::new(format!(
-            "MLXCEL_MLX_SOURCE is {} but that is no source tree of MLX: set it to the absolute path of a folder with CMakeLists.txt and mlx/version.h, or unset it",
+            "MLXCEL_MLX_SOURCE is {} but that is not a source tree of MLX: set it to the absolute path of a folder with CMakeLists.txt and mlx/version.h, or unset it",
             source.display()
         )));
     }
@@ -52,7 +52,7 @@ fn options() -> [(&'static str, bool); 8] {
     ]
 }
 
-/// A folder laid out as MLX's build expects the JSON library, over the system's headers.
+/// Links the system's JSON headers into a folder with the layout that MLX's build expects.
 fn system_json(out: &Path) -> Result<Option<PathBuf>> {
     let Some(include) = system_header("nlohmann/json.hpp") else { return Ok(None) };
     let root = out.join("json");

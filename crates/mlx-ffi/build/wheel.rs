@@ -1,7 +1,7 @@
-//! Fetches the pinned wheels with pip, checks them, and unpacks them once into a cache.
+//! Download of the pinned wheels with pip, verification, and unpacking into a cache.
 //!
-//! The cache entry is complete or absent: everything is unpacked into a scratch folder beside it,
-//! which is then renamed, so that builds that race or die leave nothing half done.
+//! A cache entry is complete or absent: wheels are unpacked into a scratch folder next to it, which is
+//! then renamed, so that concurrent or aborted builds leave nothing incomplete.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,23 +11,23 @@ use crate::error::{Failure, Result};
 use crate::pins::{MLX_VERSION, Wheel};
 
 const UNPACK: &str = include_str!("unpack.py");
-const WAYS_OUT: &str =
+const ALTERNATIVES: &str =
     "or set MLXCEL_MLX_DIR to an installed MLX (a folder with include/mlx and lib/libmlx.so)";
 
-/// What decides where and how wheels are fetched.
+/// Source and destination of the wheels.
 pub(crate) struct Fetch {
-    /// The Python that has pip: `MLXCEL_PYTHON`, else `python3`.
+    /// Python with pip: `MLXCEL_PYTHON`, else `python3`.
     pub(crate) python: String,
-    /// Where unpacked wheels live: `MLXCEL_CACHE_DIR`, else the user's cache folder.
+    /// Folder for unpacked wheels: `MLXCEL_CACHE_DIR`, else the user's cache folder.
     pub(crate) cache: PathBuf,
     /// The Rust name of the architecture to link for.
     pub(crate) arch: String,
-    /// Whether that is another one than this machine's.
+    /// True if that differs from this machine's.
     pub(crate) cross: bool,
 }
 
 impl Fetch {
-    /// The MLX prefix (`include/`, `lib/`) inside the unpacked `wheels`, fetched if need be.
+    /// The MLX prefix (`include/`, `lib/`) of the unpacked `wheels`, which are fetched if missing.
     pub(crate) fn prefix(&self, wheels: &[Wheel]) -> Result<PathBuf> {
         let hashes = wheels.iter().map(|wheel| self.hash(wheel)).collect::<Result<Vec<_>>>()?;
         let entry = self.cache.join(entry_name(wheels[0].package, hashes[0]));
@@ -40,7 +40,7 @@ impl Fetch {
     fn hash(&self, wheel: &Wheel) -> Result<&'static str> {
         wheel.sha256(&self.arch).ok_or_else(|| {
             Failure::new(format!(
-                "there is no prebuilt MLX for {}: set MLXCEL_MLX_SOURCE to a source tree of MLX {MLX_VERSION}, {WAYS_OUT}",
+                "there is no prebuilt MLX for {}: set MLXCEL_MLX_SOURCE to a source tree of MLX {MLX_VERSION}, {ALTERNATIVES}",
                 self.arch
             ))
         })
@@ -50,12 +50,12 @@ impl Fetch {
         let scratch = self.cache.join(format!(".unpacking-{}", std::process::id()));
         let done = self.fill_scratch(&scratch, wheels, hashes).and_then(|unpacked| {
             match fs::rename(&unpacked, entry) {
-                // Another build may have won the race with the same, checked content.
+                // A concurrent build may have created the entry, with the same verified content.
                 Err(error) if !entry.is_dir() => Err(unwritable(entry, &error)),
                 _ => Ok(()),
             }
         });
-        // The scratch folder is ours alone; what is left of it is no error.
+        // Nothing else uses the scratch folder; failing to remove it is harmless.
         let _ = fs::remove_dir_all(&scratch);
         done
     }
@@ -72,7 +72,7 @@ impl Fetch {
         match output.status.code() {
             Some(0) => Ok(unpacked),
             Some(3) => Err(Failure::new(format!(
-                "the MLX wheel is not the pinned one ({}): ask whoever runs the package index, {WAYS_OUT}",
+                "the MLX wheel is not the pinned one ({}): report it to the package index's operator, {ALTERNATIVES}",
                 String::from_utf8_lossy(&output.stdout).trim()
             ))),
             _ => Err(Failure::new(format!(
@@ -100,7 +100,7 @@ impl Fetch {
         match files.next() {
             Some(Ok(file)) => Ok(file.path()),
             _ => Err(Failure::new(format!(
-                "pip downloaded no file for {name}: fetch it by hand {WAYS_OUT}"
+                "pip downloaded no file for {name}: fetch it by hand {ALTERNATIVES}"
             ))),
         }
     }
@@ -108,7 +108,7 @@ impl Fetch {
     fn run(&self, command: &mut Command) -> Result<Output> {
         command.output().map_err(|error| {
             Failure::new(format!(
-                "cannot run `{}` ({error}), which fetches MLX: install Python 3 with pip (Debian: apt install python3-pip) {WAYS_OUT}",
+                "cannot run `{}` ({error}), which fetches MLX: install Python 3 with pip (Debian: apt install python3-pip) {ALTERNATIVES}",
                 self.python
             ))
         })
@@ -117,10 +117,12 @@ impl Fetch {
 
 /// `MLXCEL_CACHE_DIR`, else `$XDG_CACHE_HOME/mlxcel`, else `~/.cache/mlxcel`, else `fallback`.
 pub(crate) fn cache_dir(var: impl Fn(&str) -> Option<PathBuf>, fallback: &Path) -> PathBuf {
-    let absolute = |name| var(name).filter(|path| path.is_absolute());
-    absolute("MLXCEL_CACHE_DIR")
-        .or_else(|| absolute("XDG_CACHE_HOME").map(|path| path.join("mlxcel")))
-        .or_else(|| absolute("HOME").map(|path| path.join(".cache").join("mlxcel")))
+    let candidates =
+        [("MLXCEL_CACHE_DIR", ""), ("XDG_CACHE_HOME", "mlxcel"), ("HOME", ".cache/mlxcel")];
+    candidates
+        .into_iter()
+        .filter_map(|(name, below)| Some(var(name)?.join(below)))
+        .find(|path| path.is_absolute())
         .unwrap_or_else(|| fallback.to_owned())
 }
 
@@ -132,11 +134,11 @@ pub(crate) fn entry_name(package: &str, sha256: &str) -> String {
 fn pip_failure(python: &str, name: &str, output: &Output) -> Failure {
     if String::from_utf8_lossy(&output.stderr).contains("No module named pip") {
         return Failure::new(format!(
-            "`{python}` has no pip, which fetches MLX: install it (Debian: apt install python3-pip) {WAYS_OUT}"
+            "`{python}` has no pip, which fetches MLX: install it (Debian: apt install python3-pip) {ALTERNATIVES}"
         ));
     }
     Failure::new(format!(
-        "pip could not download {name} ({}): check the network, that pip is recent, and that glibc is 2.35 or newer, {WAYS_OUT}",
+        "pip could not download {name} ({}): check the network, that pip is recent, and that glibc is 2.35 or newer, {ALTERNATIVES}",
         last_line(output)
     ))
 }

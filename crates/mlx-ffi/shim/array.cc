@@ -1,4 +1,4 @@
-// Making arrays, reading them, evaluating them.
+// Creating, reading and evaluating arrays.
 #include <cstring>
 
 #include "mlx/transforms.h"
@@ -11,10 +11,10 @@ using namespace mlxcel;
 namespace {
 
 #if MLX_VERSION_NUMERIC >= 32004
-// Whether a Buffer is a pointer to a size word followed by the data, as in MLX's CPU allocator.
-// Asked of the running library, so that one with another allocator falls back to copying.
+// True if a Buffer points to a size word followed by the data, as in MLX's CPU allocator. Tested on
+// the loaded library, so that one with a different allocator falls back to copying.
 bool buffer_is_size_word_and_data() {
-  static const bool answer = [] {
+  static const bool matches = [] {
     constexpr size_t kProbe = 4096 + 64;
     auto data = mx::allocator::malloc(kProbe);
     auto buffer = data.buffer();
@@ -23,11 +23,11 @@ bool buffer_is_size_word_and_data() {
         mx::allocator::allocator().size(buffer) >= kProbe &&
         *reinterpret_cast<size_t*>(start) == mx::allocator::allocator().size(buffer);
   }();
-  return answer;
+  return matches;
 }
 
-// An array over memory that is not MLX's: nothing is copied, nothing is counted, and MLX never
-// reuses the buffer for an output, because it does not own it (array::is_donatable).
+// An array over foreign memory: MLX neither copies nor counts it, and never reuses the buffer for an
+// output, because it does not own it (array::is_donatable).
 std::optional<mx::array>
 in_place_array(void* data, const mx::Shape& shape, mx::Dtype type, const std::shared_ptr<Context>& context) {
   if (mx::is_available(mx::Device::gpu) || !buffer_is_size_word_and_data()) {
@@ -152,7 +152,7 @@ mlxcel_status mlxcel_array_read(void* data, size_t nbytes, const mlxcel_array* a
       value.eval();
     }
     if (value.nbytes() != nbytes) {
-      throw std::invalid_argument("a read of the wrong size");
+      throw std::invalid_argument("the destination has the wrong size");
     }
     if (nbytes > 0) {
       std::memcpy(data, value.data<char>(), nbytes);

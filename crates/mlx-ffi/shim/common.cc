@@ -44,7 +44,7 @@ size_t checked_nbytes(const mx::Shape& shape, mx::Dtype type) {
   size_t bytes = type.size();
   for (auto dim : shape) {
     if (dim < 0 || __builtin_mul_overflow(bytes, static_cast<size_t>(dim), &bytes)) {
-      throw std::invalid_argument("a shape that is negative or overflows");
+      throw std::invalid_argument("the shape is negative or too large");
     }
   }
   return bytes;

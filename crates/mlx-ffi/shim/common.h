@@ -22,10 +22,10 @@ struct mlxcel_array {
 
 namespace mlxcel {
 
-// Keeps `message` for mlxcel_last_error; does not throw, at worst the message is lost.
+// Stores `message` for mlxcel_last_error. Does not throw; the message is lost if memory runs out.
 void set_error(std::string_view message) noexcept;
 
-// Runs `body` and turns whatever it throws into a status.
+// Runs `body` and converts exceptions to a status.
 template <typename Body>
 mlxcel_status guard(Body&& body) noexcept {
   try {
@@ -34,23 +34,23 @@ mlxcel_status guard(Body&& body) noexcept {
   } catch (const std::exception& error) {
     set_error(error.what());
   } catch (...) {
-    set_error("an exception that is no std::exception");
+    set_error("an exception of unknown type");
   }
   return 1;
 }
 
-// Hands an array to the caller.
+// Transfers ownership of an array to the caller.
 inline mlxcel_array* give(mx::array value) {
   return new mlxcel_array{std::move(value)};
 }
 
-// Guards an op that makes one array.
+// Guards an op that creates one array.
 template <typename Body>
 mlxcel_status make(mlxcel_array** out, Body&& body) noexcept {
   return guard([&] { *out = give(body()); });
 }
 
-// Guards an op that makes several: all of them are handed over, or none.
+// Transfers all of `values` to the caller, or none if it throws.
 void give_all(mlxcel_array** outs, std::vector<mx::array> values);
 
 inline std::optional<mx::array> optional(const mlxcel_array* a) {
@@ -84,11 +84,11 @@ inline int32_t number(mx::Dtype type) {
 // The size of an array in bytes; throws on an impossible shape.
 size_t checked_nbytes(const mx::Shape& shape, mx::Dtype type);
 
-// An evaluated array whose content is not defined. MLX reports no failed allocation on the CPU (it
-// writes through a null pointer instead); this throws.
+// An evaluated array with undefined content. Throws if the allocation fails, which MLX does not report
+// on the CPU (it writes through a null pointer).
 mx::array allocated(mx::Shape shape, mx::Dtype type);
 
-// A C++ object around a context and its drop function, called once.
+// Owns a context and calls its drop function once.
 class Context {
  public:
   Context(void* pointer, mlxcel_drop_fn drop) noexcept : pointer_(pointer), drop_(drop) {}

@@ -1,4 +1,4 @@
-// Host calls: the memory of arrays, for functions on the other side of the ABI.
+// Host calls: access to the memory of arrays for Rust functions.
 #include "mlx/transforms.h"
 
 #include "common.h"
@@ -24,9 +24,9 @@ mlxcel_buffer buffer(const mx::array& a) {
   return {data, a.nbytes(), a.shape().data(), a.ndim(), number(a.dtype())};
 }
 
-// Fresh memory has no defined content. This tells the compilers on both sides that something they
-// cannot see has written it, so that reading it is reading some bytes, not undefined.
-void settle(const mlxcel_buffer& buffer) {
+// Fresh memory has no defined content. This makes both compilers assume that it has been written, so
+// that reading it yields unspecified bytes instead of being undefined.
+void mark_written(const mlxcel_buffer& buffer) {
   __asm__ volatile("" : : "r"(buffer.data) : "memory");
 }
 
@@ -45,7 +45,7 @@ mlxcel_status mlxcel_host_read(
             "input " + std::to_string(i) + " is not row-contiguous; pass it through ops::contiguous");
       }
       buffers[i] = buffer(value);
-      settle(buffers[i]);
+      mark_written(buffers[i]);
     }
   });
 }
@@ -59,7 +59,7 @@ mlxcel_status mlxcel_host_allocate(
   return make(out, [&] {
     auto value = allocated(shape(dims, ndim), dtype(type));
     *memory = buffer(value);
-    settle(*memory);
+    mark_written(*memory);
     return value;
   });
 }

@@ -1,9 +1,9 @@
-/* The C ABI of mlxcel over the MLX C++ API: the only thing that Rust sees of C++.
+/* C ABI over the MLX C++ API, the only interface between Rust and C++.
  *
  * Contract of every function:
- *  - it never throws; it returns 0, or 1 after `mlxcel_last_error` was set for this thread;
+ *  - it never throws; it returns 0, or 1 after setting `mlxcel_last_error` for this thread;
  *  - it writes its out-parameters (the leading ones) only when it returns 0;
- *  - a returned `mlxcel_array*` is owned by the caller, who gives it back to `mlxcel_array_free`;
+ *  - the caller owns a returned `mlxcel_array*` and passes it to `mlxcel_array_free`;
  *  - other handles are borrowed for the call; those documented as optional may be NULL;
  *  - ops run on the default stream of the default device.
  *
@@ -24,10 +24,10 @@ extern "C" {
 #define MLXCEL_FN
 #endif
 
-/* 0: done. 1: failed, and `mlxcel_last_error` says why. */
+/* 0: success. 1: failure; `mlxcel_last_error` has the reason. */
 typedef int32_t mlxcel_status;
 
-/* A reference to an MLX array: a node of a graph, evaluated or not. */
+/* A reference to an MLX array: a node of the graph, evaluated or pending. */
 typedef struct mlxcel_array mlxcel_array;
 
 /* Element types, numbered as in MLX. */
@@ -65,7 +65,7 @@ typedef void (*mlxcel_drop_fn)(void* context);
 
 /* -- errors ------------------------------------------------------------------------------- */
 
-/* Why the last failing call of this thread failed; valid until the next call. */
+/* Reason of this thread's last failure; valid until its next call. */
 const char* mlxcel_last_error(void) MLXCEL_FN;
 
 /* -- arrays ------------------------------------------------------------------------------- */
@@ -73,7 +73,7 @@ const char* mlxcel_last_error(void) MLXCEL_FN;
 mlxcel_status mlxcel_array_clone(mlxcel_array** out, const mlxcel_array* a) MLXCEL_FN;
 void mlxcel_array_free(mlxcel_array* a) MLXCEL_FN;
 
-/* A copy of `nbytes` bytes, which must be the size of `shape` times that of `dtype`. */
+/* Copies `nbytes` bytes, which must be the size of `shape` and `dtype`. */
 mlxcel_status mlxcel_array_from_bytes(
     mlxcel_array** out,
     const void* data,
@@ -81,10 +81,10 @@ mlxcel_status mlxcel_array_from_bytes(
     const int32_t* shape,
     size_t ndim,
     int32_t dtype) MLXCEL_FN;
-/* Memory that MLX does not own. It is used in place when MLX can do so (`*in_place`), and then
- * freed through `drop(context)` after its last use; otherwise it is copied, and dropped at once.
- * `data` must be aligned for `dtype`, and the 8 bytes before it must be readable. On failure
- * `drop` has been called too. */
+/* An array over memory that MLX does not own. It is used in place if MLX can (`*in_place`) and
+ * released through `drop(context)` after its last use; otherwise it is copied and released
+ * immediately. `data` must be aligned for `dtype`, and the 8 bytes before it must be readable. `drop`
+ * is called on failure as well. */
 mlxcel_status mlxcel_array_from_foreign(
     mlxcel_array** out,
     bool* in_place,
@@ -94,7 +94,7 @@ mlxcel_status mlxcel_array_from_foreign(
     int32_t dtype,
     void* context,
     mlxcel_drop_fn drop) MLXCEL_FN;
-/* `value`, converted to `dtype`, in every element. */
+/* Every element is `value`, converted to `dtype`. */
 mlxcel_status mlxcel_full(
     mlxcel_array** out,
     const int32_t* shape,
@@ -108,22 +108,22 @@ mlxcel_status mlxcel_arange(
     double step,
     int32_t dtype) MLXCEL_FN;
 
-/* The shape stays where it is for as long as the array lives. */
+/* The shape has a fixed address while the array lives. */
 mlxcel_status mlxcel_array_shape(
     const int32_t** shape,
     size_t* ndim,
     const mlxcel_array* a) MLXCEL_FN;
 mlxcel_status mlxcel_array_dtype(int32_t* dtype, const mlxcel_array* a) MLXCEL_FN;
-/* Whether the array is evaluated and its elements lie in row-major order without gaps. */
+/* True if the array is evaluated and its elements lie in row-major order without gaps. */
 mlxcel_status mlxcel_array_is_row_contiguous(bool* out, const mlxcel_array* a) MLXCEL_FN;
-/* Evaluates, and copies the elements in row-major order to `data`, `nbytes` long. */
+/* Evaluates the array and copies its elements in row-major order to `data`, `nbytes` long. */
 mlxcel_status mlxcel_array_read(void* data, size_t nbytes, const mlxcel_array* a) MLXCEL_FN;
 /* Evaluates arrays and waits for them. */
 mlxcel_status mlxcel_eval(const mlxcel_array* const* arrays, size_t len) MLXCEL_FN;
 /* Starts evaluating arrays. */
 mlxcel_status mlxcel_async_eval(const mlxcel_array* const* arrays, size_t len) MLXCEL_FN;
 
-/* -- ops of a regular shape: see ops.def ---------------------------------------------------- */
+/* -- ops with a regular signature: see ops.def ---------------------------------------------- */
 
 #define MLXCEL_UNARY(name) mlxcel_status mlxcel_##name(mlxcel_array** out, const mlxcel_array* a) MLXCEL_FN;
 #define MLXCEL_BINARY(name) \
@@ -162,7 +162,7 @@ mlxcel_status mlxcel_stack(
     const mlxcel_array* const* arrays,
     size_t len,
     int32_t axis) MLXCEL_FN;
-/* Cuts at `indices`: `outs` has room for `indices_len + 1` arrays. */
+/* Splits before each of `indices`; `outs` has room for `indices_len + 1` arrays. */
 mlxcel_status mlxcel_split(
     mlxcel_array** outs,
     const mlxcel_array* a,
@@ -233,20 +233,20 @@ mlxcel_status mlxcel_gather_mm(
 
 /* -- quantisation --------------------------------------------------------------------------- */
 
-/* How weights are quantised: `mode` is MLX's name ("affine", "mxfp4", ...). */
+/* Parameters of a quantisation: `mode` is MLX's name ("affine", "mxfp4", ...). */
 typedef struct mlxcel_quantization {
   const char* mode;
   int32_t group_size;
   int32_t bits;
 } mlxcel_quantization;
 
-/* `outs` has room for 3 arrays; `*outs_len` of them are written (2 when the mode has no biases). */
+/* `outs` has room for 3 arrays; `*outs_len` of them are written (2 if the mode has no biases). */
 mlxcel_status mlxcel_quantize(
     mlxcel_array** outs,
     size_t* outs_len,
     const mlxcel_array* w,
     mlxcel_quantization quantization) MLXCEL_FN;
-/* `biases` is optional; a `dtype` of -1 means that of the scales. */
+/* `biases` is optional; a `dtype` of -1 means the type of the scales. */
 mlxcel_status mlxcel_dequantize(
     mlxcel_array** out,
     const mlxcel_array* w,
@@ -314,13 +314,13 @@ mlxcel_status mlxcel_fast_scaled_dot_product_attention(
 
 /* -- host calls ----------------------------------------------------------------------------- */
 
-/* Evaluates those of `arrays` that are not yet, and says where each lies, for as long as it lives.
- * Fails where one is not row-contiguous. */
+/* Evaluates the pending ones of `arrays` and returns the memory of each, valid while it lives. Fails if
+ * one is not row-contiguous. */
 mlxcel_status mlxcel_host_read(
     mlxcel_buffer* buffers,
     const mlxcel_array* const* arrays,
     size_t len) MLXCEL_FN;
-/* An evaluated array of unspecified content, and where it lies: to be written before it is used. */
+/* An evaluated array of unspecified content, and its memory, which the caller must fill. */
 mlxcel_status mlxcel_host_allocate(
     mlxcel_array** out,
     mlxcel_buffer* memory,

@@ -1,4 +1,4 @@
-//! Arrays: handles to nodes of MLX's graph, their elements, and evaluation.
+//! Arrays: handles to nodes of MLX's graph, access to their elements, and evaluation.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -8,46 +8,50 @@ use crate::bindings as sys;
 use crate::call::check;
 use crate::{Dtype, Element, Error, Result};
 
-/// An n-dimensional array, evaluated or still to be computed.
+/// An n-dimensional array, evaluated or pending.
 ///
-/// Cloning is cheap: both handles mean the same array. Arrays do not change; an operation makes a
-/// new one. A handle stays on its thread, because the streams on which MLX computes do.
+/// Cloning is cheap: both handles refer to the same array. Arrays are immutable; an operation creates a
+/// new one. A handle stays on its thread because MLX's streams do.
 pub struct Array {
     raw: NonNull<sys::mlxcel_array>,
-    // MLX: "There is no Stream(cpu, N) in current thread."
+    // MLX fails with "There is no Stream(cpu, N) in current thread" on any other thread.
     thread_bound: PhantomData<*mut ()>,
 }
 
 impl Array {
-    /// An array of `shape` (row-major) with a copy of `data`.
+    /// Copies `data` into an array of `shape` (row-major).
     ///
     /// # Errors
-    /// [`Error::WrongSize`] when `data` has another number of elements than `shape`.
+    /// [`Error::WrongSize`] if the number of elements differs from that of `shape`.
     pub fn from_slice<T: Element>(data: &[T], shape: &[i32]) -> Result<Self> {
         Self::from_bytes(bytemuck::cast_slice(data), shape, T::DTYPE)
     }
 
-    /// An array of `shape` (row-major) with a copy of `data`, which may lie anywhere.
+    /// Copies `data`, which needs no alignment, into an array of `shape` (row-major).
     ///
     /// # Errors
-    /// [`Error::WrongSize`] when `data` has another size than `shape` and `dtype`.
+    /// [`Error::WrongSize`] if the size differs from that of `shape` and `dtype`.
     pub fn from_bytes(data: &[u8], shape: &[i32], dtype: Dtype) -> Result<Self> {
         if dtype.nbytes(shape) != Some(data.len()) {
             return Err(Error::WrongSize { shape: shape.to_vec(), dtype, nbytes: data.len() });
         }
         Self::from_call("from_bytes", |out| {
-            // SAFETY: `data` and `shape` are borrowed slices, given with their lengths; the shim
-            // copies them. `out` is a slot to write.
+            // SAFETY: both pointers come from slices that are borrowed for the call and are passed with
+            // their lengths; the shim only reads them. `out` is the valid slot of `from_call`.
             unsafe {
-                let number = dtype.number();
-                let data_ptr = data.as_ptr().cast();
-                let dims = shape.as_ptr();
-                sys::mlxcel_array_from_bytes(out, data_ptr, data.len(), dims, shape.len(), number)
+                sys::mlxcel_array_from_bytes(
+                    out,
+                    data.as_ptr().cast(),
+                    data.len(),
+                    shape.as_ptr(),
+                    shape.len(),
+                    dtype.number(),
+                )
             }
         })
     }
 
-    /// A boolean array of `shape`.
+    /// Copies `data` into a boolean array of `shape`.
     ///
     /// # Errors
     /// [`Error::WrongSize`] as for [`Array::from_bytes`].
@@ -56,18 +60,19 @@ impl Array {
         Self::from_bytes(&bytes, shape, Dtype::Bool)
     }
 
-    /// `value`, rounded to `dtype`, in every element.
+    /// Array of `shape` with every element set to `value`, rounded to `dtype`.
     ///
     /// # Errors
-    /// A shape with a negative dimension.
+    /// [`Error::Mlx`] for a negative dimension.
     pub fn full(shape: &[i32], value: f64, dtype: Dtype) -> Result<Self> {
         Self::from_call("full", |out| {
-            // SAFETY: `shape` is a borrowed slice with its length; `out` is a slot to write.
+            // SAFETY: the pointer comes from a slice that is borrowed for the call and is passed with its
+            // length. `out` is the valid slot of `from_call`.
             unsafe { sys::mlxcel_full(out, shape.as_ptr(), shape.len(), value, dtype.number()) }
         })
     }
 
-    /// Zeros.
+    /// Array of zeros.
     ///
     /// # Errors
     /// As for [`Array::full`].
@@ -75,7 +80,7 @@ impl Array {
         Self::full(shape, 0.0, dtype)
     }
 
-    /// An array without dimensions, of one element: `value` rounded to `dtype`.
+    /// Zero-dimensional array: `value`, rounded to `dtype`.
     ///
     /// # Errors
     /// None in practice; the call goes through the shim.
@@ -88,17 +93,18 @@ impl Array {
     pub fn shape(&self) -> &[i32] {
         let mut dims = ptr::null();
         let mut len = 0;
-        // SAFETY: the handle is live and both slots are written; on failure they stay as they are.
+        // SAFETY: `self` owns a live handle, and both pointers refer to locals. The shim writes the locals
+        // only when it succeeds.
         let status = unsafe { sys::mlxcel_array_shape(&mut dims, &mut len, self.raw()) };
         if status != 0 || len == 0 {
             return &[];
         }
-        // SAFETY: the shim gives a pointer to `len` dimensions inside the array's description. MLX
-        // never changes the shape of an array, and `self` keeps the description alive.
+        // SAFETY: the shim returned a pointer to `len` dimensions inside the array's descriptor. `self`
+        // keeps the descriptor alive for the returned lifetime, and MLX never changes an array's shape.
         unsafe { std::slice::from_raw_parts(dims, len) }
     }
 
-    /// The size of dimension `axis`, counted from the end when negative; `None` if there is none.
+    /// The size of dimension `axis`; negative axes count from the end. `None` if out of range.
     #[must_use]
     pub fn dim(&self, axis: i32) -> Option<i32> {
         let shape = self.shape();
@@ -120,44 +126,45 @@ impl Array {
         self.nbytes() / self.dtype().size_bytes()
     }
 
-    /// The size of the elements in bytes, whatever memory they take.
+    /// The size of the elements in bytes; a view may occupy less memory.
     #[must_use]
     pub fn nbytes(&self) -> usize {
-        self.dtype().nbytes(self.shape()).expect("MLX has no array of an impossible size")
+        self.dtype().nbytes(self.shape()).expect("MLX checked the size when it created the array")
     }
 
     /// The type of the elements.
     #[must_use]
     pub fn dtype(&self) -> Dtype {
         let mut number = 0;
-        // SAFETY: the handle is live and the slot is written; this call cannot fail.
+        // SAFETY: `self` owns a live handle, and the pointer refers to a local. This call cannot fail.
         unsafe { sys::mlxcel_array_dtype(&mut number, self.raw()) };
         Dtype::from_number(number)
     }
 
-    /// Whether the array is evaluated and lies in memory in row-major order without gaps, as
-    /// [`host`](crate::host) calls want it.
+    /// True if the array is evaluated and its elements lie in row-major order without gaps, as
+    /// [`host`](crate::host) calls require.
     #[must_use]
     pub fn is_row_contiguous(&self) -> bool {
-        let mut answer = false;
-        // SAFETY: the handle is live; on failure the slot keeps `false`.
-        unsafe { sys::mlxcel_array_is_row_contiguous(&mut answer, self.raw()) };
-        answer
+        let mut contiguous = false;
+        // SAFETY: `self` owns a live handle, and the pointer refers to a local, which keeps `false` on
+        // failure.
+        unsafe { sys::mlxcel_array_is_row_contiguous(&mut contiguous, self.raw()) };
+        contiguous
     }
 
-    /// Computes this array and waits for it.
+    /// Computes this array and waits for the result.
     ///
     /// # Errors
-    /// Whatever a node that it depends on failed with.
+    /// The failure of any node that it depends on.
     pub fn eval(&self) -> Result<()> {
         eval(&[self])
     }
 
-    /// The only element, after evaluating the array.
+    /// The array's only element, after evaluation.
     ///
     /// # Errors
-    /// [`Error::WrongDtype`], [`Error::WrongSize`] when there is not exactly one element, or a
-    /// failed evaluation.
+    /// [`Error::WrongDtype`], [`Error::WrongSize`] unless there is exactly one element, or a failed
+    /// evaluation.
     pub fn item<T: Element>(&self) -> Result<T> {
         match self.to_vec::<T>()?.as_slice() {
             [value] => Ok(*value),
@@ -199,15 +206,14 @@ impl Array {
         Ok(bytes)
     }
 
-    /// Evaluates, and copies the elements in row-major order to `dest`, [`Array::nbytes`] long.
-    ///
-    /// # Errors
-    /// [`Error::WrongSize`], or a failed evaluation.
-    pub fn copy_to(&self, dest: &mut [u8]) -> Result<()> {
+    /// Evaluates the array and copies its elements in row-major order to `dest`, which must be
+    /// [`Array::nbytes`] long.
+    fn copy_to(&self, dest: &mut [u8]) -> Result<()> {
         if dest.len() != self.nbytes() {
             return Err(self.wrong_size(dest.len()));
         }
-        // SAFETY: `dest` is a mutably borrowed slice with its length; the handle is live.
+        // SAFETY: the pointer comes from an exclusively borrowed slice and is passed with its length, which
+        // the shim compares with the array's. `self` owns a live handle.
         let status =
             unsafe { sys::mlxcel_array_read(dest.as_mut_ptr().cast(), dest.len(), self.raw()) };
         check("eval", status)
@@ -221,7 +227,7 @@ impl Array {
         self.raw.as_ptr()
     }
 
-    /// The array that `call` writes to its slot, or the error that it leaves behind.
+    /// Returns the array that `call` writes through its pointer, or the error that it reports.
     pub(crate) fn from_call(
         op: &'static str,
         call: impl FnOnce(*mut *mut sys::mlxcel_array) -> sys::mlxcel_status,
@@ -231,7 +237,7 @@ impl Array {
         Ok(Self::from_raw(raw))
     }
 
-    /// The arrays that `call` writes to its `len` slots.
+    /// Returns the arrays that `call` writes to its `len` slots; slots may stay null.
     pub(crate) fn many_from_call(
         op: &'static str,
         len: usize,
@@ -243,14 +249,14 @@ impl Array {
     }
 
     fn from_raw(raw: *mut sys::mlxcel_array) -> Self {
-        let raw = NonNull::new(raw).expect("the shim writes a handle when it succeeds");
+        let raw = NonNull::new(raw).expect("the shim writes a handle if it succeeds");
         Self { raw, thread_bound: PhantomData }
     }
 }
 
 impl Clone for Array {
     fn clone(&self) -> Self {
-        // SAFETY: the handle is live and `out` is a slot to write.
+        // SAFETY: `self` owns a live handle, and `out` is the valid slot of `from_call`.
         Self::from_call("clone", |out| unsafe { sys::mlxcel_array_clone(out, self.raw()) })
             .expect("cloning allocates a handle of two words")
     }
@@ -258,45 +264,47 @@ impl Clone for Array {
 
 impl Drop for Array {
     fn drop(&mut self) {
-        // SAFETY: this handle owns the object, and is not used again. The shim's destructor does
-        // not throw.
+        // SAFETY: `self` owns the handle, which the shim allocated, and is never used again. The shim's
+        // destructor does not throw.
         unsafe { sys::mlxcel_array_free(self.raw.as_ptr()) }
     }
 }
 
 impl fmt::Debug for Array {
-    /// Type and shape; elements would need an evaluation.
+    /// Formats type and shape only: elements would need an evaluation.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Array({} {:?})", self.dtype(), self.shape())
     }
 }
 
-/// Computes `arrays` in one go and waits for them.
+/// Computes `arrays` in one evaluation and waits for the results.
 ///
 /// # Errors
-/// What the first failing node failed with. Elements of arrays that depend on it are then
-/// unspecified: drop them.
+/// The failure of the first failing node. Elements of arrays that depend on it are then unspecified:
+/// drop them.
 pub fn eval(arrays: &[&Array]) -> Result<()> {
     let handles = handles(arrays);
-    // SAFETY: `handles` is a slice of live handles, given with its length.
+    // SAFETY: the vector holds handles that `arrays` keeps alive, and is passed with its length.
     check("eval", unsafe { sys::mlxcel_eval(handles.as_ptr(), handles.len()) })
 }
 
-/// Starts to compute `arrays`; a later [`eval`] of them, or reading their elements, waits.
+/// Starts computing `arrays`; a later [`eval`], or reading their elements, waits for the results.
 ///
 /// # Errors
-/// What can be refused before anything runs, or a node that has failed already; one that fails later
-/// makes the wait fail. Each failure is told once.
+/// Failures that are known before anything runs. A node that fails later makes the wait fail. Each
+/// failure is reported once.
 pub fn async_eval(arrays: &[&Array]) -> Result<()> {
     let handles = handles(arrays);
-    // SAFETY: `handles` is a slice of live handles, given with its length.
+    // SAFETY: the vector holds handles that `arrays` keeps alive, and is passed with its length.
     check("async_eval", unsafe { sys::mlxcel_async_eval(handles.as_ptr(), handles.len()) })
 }
 
+/// The raw handles of `arrays`, valid while `arrays` is borrowed.
 pub(crate) fn handles(arrays: &[&Array]) -> Vec<*const sys::mlxcel_array> {
     arrays.iter().map(|array| array.raw()).collect()
 }
 
+/// The raw handle of `array`, null for `None`.
 pub(crate) fn optional(array: Option<&Array>) -> *const sys::mlxcel_array {
     array.map_or(ptr::null(), Array::raw)
 }

@@ -1,4 +1,4 @@
-//! The one place where a status of the C ABI becomes a `Result`.
+//! Conversion of the C ABI's status codes to `Result`.
 
 use std::ffi::CStr;
 
@@ -10,13 +10,13 @@ pub(crate) fn check(op: &'static str, status: sys::mlxcel_status) -> Result<()> 
     if status == 0 {
         return Ok(());
     }
-    // SAFETY: the shim returns a NUL-terminated string of this thread, valid until its next call;
-    // it is copied before anything else runs.
+    // SAFETY: the shim returns a pointer to a NUL-terminated thread-local string that stays valid until
+    // this thread's next call into the shim; it is copied below, before any such call.
     let message = unsafe { CStr::from_ptr(sys::mlxcel_last_error()) };
     Err(Error::Mlx { op, message: message.to_string_lossy().into_owned() })
 }
 
-/// Reads one value of a type for which any bytes that the shim writes are valid.
+/// Returns the value that `call` writes through its pointer, or the error that it reports.
 pub(crate) fn read<T: Default>(
     op: &'static str,
     call: impl FnOnce(*mut T) -> sys::mlxcel_status,

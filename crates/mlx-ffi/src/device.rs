@@ -1,4 +1,4 @@
-//! Devices: where operations run, and which MLX this is.
+//! Devices that operations run on, and the version of MLX.
 
 use std::ffi::CStr;
 
@@ -23,45 +23,45 @@ impl Device {
         }
     }
 
-    /// Whether MLX can compute there, on this machine.
+    /// True if MLX can compute on this device on this machine.
     ///
     /// # Errors
     /// None in practice; the call goes through the shim.
     pub fn is_available(self) -> Result<bool> {
-        // SAFETY: the first argument is a slot to write.
+        // SAFETY: `read` passes a pointer to a local of the type that the shim writes.
         read("is_available", |out| unsafe { sys::mlxcel_device_is_available(out, self.number()) })
     }
 }
 
-/// Where operations run that are made now: a GPU when there is one, unless it was set.
+/// Device of new operations: a GPU if there is one, unless [`set_default_device`] was called.
 ///
 /// # Errors
 /// None in practice; the call goes through the shim.
 pub fn default_device() -> Result<Device> {
-    // SAFETY: the argument is a slot to write.
+    // SAFETY: `read` passes a pointer to a local of the type that the shim writes.
     let number = read("default_device", |out| unsafe { sys::mlxcel_device_default(out) })?;
     Ok(if number == Device::Gpu.number() { Device::Gpu } else { Device::Cpu })
 }
 
-/// Sets where operations run that are made from now on, in every thread.
+/// Sets the device of new operations, for all threads.
 ///
 /// # Errors
-/// There is no such device.
+/// The device does not exist.
 pub fn set_default_device(device: Device) -> Result<()> {
-    // SAFETY: takes a number only.
+    // SAFETY: the call takes no pointers.
     check("set_default_device", unsafe { sys::mlxcel_device_set_default(device.number()) })
 }
 
-/// Waits until everything that this thread started on the default device is done.
+/// Waits for all work that this thread has started on the default device.
 ///
 /// # Errors
-/// A node that failed, if nothing has reported it before.
+/// A node that failed and has not been reported yet.
 pub fn synchronize() -> Result<()> {
-    // SAFETY: takes no arguments.
+    // SAFETY: the call takes no arguments.
     check("synchronize", unsafe { sys::mlxcel_synchronize() })
 }
 
-/// The version of the MLX that is linked, such as `0.32.4`.
+/// Version of the linked MLX, such as `0.32.4`.
 #[must_use]
 pub fn mlx_version() -> &'static str {
     // SAFETY: MLX returns a NUL-terminated string of static lifetime.

@@ -1,4 +1,4 @@
-//! Element types, and which Rust types they are.
+//! Element types and their Rust counterparts.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use half::{bf16, f16};
 
 use crate::bindings as sys;
 
-/// The type of an array's elements: all that MLX has.
+/// Element type of an array; covers every type of MLX.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// One byte, 0 or 1.
@@ -35,7 +35,7 @@ pub enum Dtype {
     Float64,
     /// [`half::bf16`].
     Bfloat16,
-    /// Two `f32`: real, imaginary.
+    /// Two `f32`: real and imaginary part.
     Complex64,
 }
 
@@ -59,7 +59,7 @@ const TABLE: [(Dtype, u32, usize, &str); 14] = [
 
 impl Dtype {
     fn row(self) -> &'static (Self, u32, usize, &'static str) {
-        // The table is in the order of the enum, which a test asserts.
+        // A test asserts that the table follows the order of the enum.
         &TABLE[self as usize]
     }
 
@@ -69,13 +69,7 @@ impl Dtype {
         self.row().2
     }
 
-    /// Whether this is one of the real floating-point types.
-    #[must_use]
-    pub fn is_float(self) -> bool {
-        matches!(self, Self::Float16 | Self::Bfloat16 | Self::Float32 | Self::Float64)
-    }
-
-    /// Bytes of an array of `shape`, or `None` where that is negative or overflows.
+    /// Bytes of an array of `shape`; `None` if a dimension is negative or the product overflows.
     #[must_use]
     pub fn nbytes(self, shape: &[i32]) -> Option<usize> {
         shape.iter().try_fold(self.size_bytes(), |bytes, &dim| {
@@ -99,11 +93,11 @@ impl fmt::Display for Dtype {
     }
 }
 
-/// A Rust type that is the element type of an array, and valid whatever its bytes are.
+/// Rust counterpart of an element type for which every bit pattern is valid.
 ///
-/// (`bool` is not: see [`Array::to_bools`](crate::Array::to_bools).)
+/// (`bool` has invalid bit patterns: see [`Array::to_bools`](crate::Array::to_bools).)
 pub trait Element: bytemuck::Pod + sealed::Sealed {
-    /// The same type in MLX.
+    /// MLX's name for this type.
     const DTYPE: Dtype;
 }
 
@@ -131,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn table_is_in_the_order_of_the_enum() {
+    fn table_follows_the_order_of_the_enum() {
         for (i, row) in TABLE.iter().enumerate() {
             assert_eq!(row.0 as usize, i);
             assert_eq!(row.1 as usize, i);
@@ -140,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn nbytes_refuses_what_is_no_size() {
+    fn nbytes_rejects_negative_and_overflowing_shapes() {
         assert_eq!(Dtype::Float32.nbytes(&[2, 3]), Some(24));
         assert_eq!(Dtype::Float32.nbytes(&[]), Some(4));
         assert_eq!(Dtype::Float32.nbytes(&[0, 7]), Some(0));

@@ -1,4 +1,4 @@
-//! What can go wrong between Rust and MLX.
+//! Errors of this crate.
 
 use std::path::PathBuf;
 
@@ -13,29 +13,29 @@ pub enum Error {
     Mlx {
         /// The operation, or `eval`.
         op: &'static str,
-        /// MLX's own words.
+        /// MLX's message.
         message: String,
     },
-    /// Elements were asked for as another type than the array holds.
+    /// The elements were requested as a type that differs from the array's.
     #[error("the elements are {found}, not {expected}")]
     WrongDtype {
-        /// What the caller asked for.
+        /// Requested type.
         expected: Dtype,
-        /// What the array holds.
+        /// Type of the array.
         found: Dtype,
     },
-    /// Data and shape do not belong together.
+    /// The size of the data does not match shape and type.
     #[error("shape {shape:?} of {dtype} does not describe {nbytes} bytes")]
     WrongSize {
         /// The dimensions.
         shape: Vec<i32>,
         /// The element type.
         dtype: Dtype,
-        /// The size of the data.
+        /// Size of the data in bytes.
         nbytes: usize,
     },
-    /// A tensor lies (partly) outside of its file.
-    #[error("bytes {start}..{end} are outside of {len} mapped bytes")]
+    /// A tensor's byte range exceeds its file.
+    #[error("bytes {start}..{end} are outside the file's {len} bytes")]
     OutOfFile {
         /// First byte of the tensor.
         start: usize,
@@ -49,7 +49,7 @@ pub enum Error {
     Map {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: std::io::Error,
     },
     /// A file could not be read.
@@ -57,34 +57,74 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: std::io::Error,
     },
     /// The function of a host call panicked.
     #[error("`{name}` panicked: {message}")]
     Panicked {
-        /// The call.
+        /// Name of the call.
         name: &'static str,
-        /// What the panic said.
+        /// Message of the panic.
         message: String,
     },
-    /// A host call asked for a buffer that it does not have, or took one twice.
+    /// A host call has no such buffer, or has already taken it.
     #[error("there is no {side} {index} to take")]
     NoBuffer {
         /// `input` or `output`.
         side: &'static str,
-        /// The index asked for.
+        /// Requested index.
         index: usize,
     },
-    /// A host call asked for elements whose memory is not aligned for their type.
+    /// An input's memory is not aligned for its element type.
     #[error("the {dtype} elements of input {index} are not aligned")]
     Misaligned {
-        /// The input.
+        /// Index of the input.
         index: usize,
         /// Its element type.
         dtype: Dtype,
     },
+    /// An axis does not exist.
+    #[error("MLX {op}: no axis {axis} in shape {shape:?}")]
+    NoAxis {
+        /// The operation.
+        op: &'static str,
+        /// Requested axis; negative ones count from the end.
+        axis: i32,
+        /// Shape of the array.
+        shape: Vec<i32>,
+    },
+    /// A list that needs one entry per axis has a different length.
+    #[error("MLX {op}: {found} entries for the {axes} axes of the array")]
+    AxisCount {
+        /// The operation.
+        op: &'static str,
+        /// Length of the list.
+        found: usize,
+        /// Axes of the array.
+        axes: usize,
+    },
+    /// Indices into an axis of size 0, or indices that are not integers.
+    #[error("MLX {op}: {dtype} indices cannot select from an axis of size {len}")]
+    BadIndices {
+        /// The operation.
+        op: &'static str,
+        /// Type of the indices.
+        dtype: Dtype,
+        /// Size of the axis.
+        len: i32,
+    },
+    /// A numeric argument is outside its domain.
+    #[error("MLX {op}: `{argument}` is {value}")]
+    BadArgument {
+        /// The operation.
+        op: &'static str,
+        /// Name of the argument.
+        argument: &'static str,
+        /// Its value.
+        value: f64,
+    },
 }
 
-/// What every fallible function of this crate returns.
+/// Result of this crate's fallible functions.
 pub type Result<T> = std::result::Result<T, Error>;

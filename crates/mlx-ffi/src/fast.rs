@@ -4,36 +4,40 @@ use crate::array::optional;
 use crate::bindings as sys;
 use crate::{Array, Result};
 
-/// `x / sqrt(mean(x²) + eps) * weight` over the last axis. `weight`: `[last axis]`, or none.
+/// RMS norm, `x / sqrt(mean(x²) + eps) * weight`, over the last axis. `weight`: `[last axis]`.
 ///
 /// # Errors
-/// Shapes that do not fit.
+/// Shapes that do not match.
 pub fn rms_norm(x: &Array, weight: Option<&Array>, eps: f32) -> Result<Array> {
     let weight = optional(weight);
-    // SAFETY: live or null handles where the shim allows it; `out` is a slot to write.
+    // SAFETY: the arguments borrow live handles, null only where the shim takes an optional one; `out` is
+    // the valid slot of `from_call`.
     Array::from_call("rms_norm", |out| unsafe {
         sys::mlxcel_fast_rms_norm(out, x.raw(), weight, eps)
     })
 }
 
-/// `(x - mean) / sqrt(var + eps) * weight + bias` over the last axis; both are `[last axis]`.
+/// Layer norm, `(x - mean) / sqrt(var + eps) * weight + bias`, over the last axis. `weight`, `bias`:
+/// `[last axis]`.
 ///
 /// # Errors
-/// Shapes that do not fit.
+/// Shapes that do not match.
 pub fn layer_norm(
     x: &Array,
     weight: Option<&Array>,
     bias: Option<&Array>,
     eps: f32,
 ) -> Result<Array> {
-    let (weight, bias) = (optional(weight), optional(bias));
-    // SAFETY: live or null handles where the shim allows it; `out` is a slot to write.
+    let weight = optional(weight);
+    let bias = optional(bias);
+    // SAFETY: the arguments borrow live handles, null only where the shim takes an optional one; `out` is
+    // the valid slot of `from_call`.
     Array::from_call("layer_norm", |out| unsafe {
         sys::mlxcel_fast_layer_norm(out, x.raw(), weight, bias, eps)
     })
 }
 
-/// Which elements of a head are rotated together.
+/// Pairing of the elements of a head for the rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RopeLayout {
     /// Element `i` with element `i + dims/2` (GPT-NeoX, Llama in Hugging Face's order).
@@ -42,7 +46,7 @@ pub enum RopeLayout {
     Pairs,
 }
 
-/// Where the angles of a rotary embedding come from.
+/// Rotation angles of a rotary embedding.
 #[derive(Debug, Clone, Copy)]
 pub enum RopeAngles<'a> {
     /// `position * scale * base^(-2i/dims)`.
@@ -54,52 +58,54 @@ pub enum RopeAngles<'a> {
 /// A rotary position embedding.
 #[derive(Debug, Clone, Copy)]
 pub struct Rope<'a> {
-    /// How many elements of each head are rotated; the rest is passed through.
+    /// Elements of each head that are rotated; the rest passes through.
     pub dims: i32,
-    /// Which elements are rotated together.
+    /// Pairing of the elements.
     pub layout: RopeLayout,
-    /// Where the angles come from.
+    /// Rotation angles.
     pub angles: RopeAngles<'a>,
-    /// What positions are multiplied with.
+    /// Factor on the positions.
     pub scale: f32,
 }
 
-/// Rotates `x`, `[batch, heads, tokens, head_dim]`, whose first token has position `offset`.
+/// Rotary embedding of `x`, `[batch, heads, tokens, head_dim]`, with the first token at position
+/// `offset`.
 ///
 /// # Errors
-/// Shapes that do not fit.
+/// Shapes that do not match.
 pub fn rope(x: &Array, rope: &Rope<'_>, offset: i32) -> Result<Array> {
     let (base, freqs) = match rope.angles {
         RopeAngles::Base(base) => (base, None),
         RopeAngles::Freqs(freqs) => (f32::NAN, Some(freqs)),
     };
-    let (freqs, traditional) = (optional(freqs), rope.layout == RopeLayout::Pairs);
-    // SAFETY: live or null handles where the shim allows it; `out` is a slot to write.
+    let freqs = optional(freqs);
+    let traditional = rope.layout == RopeLayout::Pairs;
+    // SAFETY: the arguments borrow live handles, null only where the shim takes an optional one; `out` is
+    // the valid slot of `from_call`.
     Array::from_call("rope", |out| unsafe {
-        let (dims, scale) = (rope.dims, rope.scale);
-        sys::mlxcel_fast_rope(out, x.raw(), dims, traditional, base, scale, offset, freqs)
+        sys::mlxcel_fast_rope(out, x.raw(), rope.dims, traditional, base, rope.scale, offset, freqs)
     })
 }
 
-/// Which keys a query sees.
+/// Attention mask.
 #[derive(Debug, Clone, Copy)]
 pub enum Mask<'a> {
-    /// All of them.
+    /// Every query attends to every key.
     None,
-    /// Those up to its own position, the last query being at the last key.
+    /// Queries attend to the keys up to their own position; the last query is at the last key.
     Causal,
-    /// Boolean (true: seen) or additive, broadcast to `[batch, heads, queries, keys]`.
+    /// Boolean (true: attend) or additive, broadcast to `[batch, heads, queries, keys]`.
     Array(&'a Array),
 }
 
-/// `softmax(queries · keysᵀ · scale + mask) · values`.
+/// Attention, `softmax(queries · keysᵀ · scale + mask) · values`.
 ///
 /// `queries`: `[batch, heads, tokens, head_dim]`; `keys` and `values`: `[batch, kv_heads, keys,
-/// head_dim]`, each shared by `heads / kv_heads` query heads. `sinks`: `[heads]`, a score of a key
+/// head_dim]`, each shared by `heads / kv_heads` query heads. `sinks`: `[heads]`, the score of a key
 /// without a value.
 ///
 /// # Errors
-/// Shapes or types that do not fit.
+/// Shapes or types that do not match.
 pub fn scaled_dot_product_attention(
     queries: &Array,
     keys: &Array,
@@ -113,13 +119,20 @@ pub fn scaled_dot_product_attention(
         Mask::Causal => (c"causal", None),
         Mask::Array(mask) => (c"array", Some(mask)),
     };
-    let (mask, sinks) = (optional(mask), optional(sinks));
-    let (q, k, v) = (queries.raw(), keys.raw(), values.raw());
     Array::from_call("scaled_dot_product_attention", |out| {
-        // SAFETY: live or null handles where the shim allows it, a static C string, a slot.
+        // SAFETY: the arguments borrow live handles, null only where the shim takes an optional one;
+        // `mode` is a static C string, and `out` is the valid slot of `from_call`.
         unsafe {
-            let mode = mode.as_ptr();
-            sys::mlxcel_fast_scaled_dot_product_attention(out, q, k, v, scale, mode, mask, sinks)
+            sys::mlxcel_fast_scaled_dot_product_attention(
+                out,
+                queries.raw(),
+                keys.raw(),
+                values.raw(),
+                scale,
+                mode.as_ptr(),
+                optional(mask),
+                optional(sinks),
+            )
         }
     })
 }

@@ -1,12 +1,13 @@
-//! Host calls: Rust functions over the memory of arrays, run at once on the calling thread.
+//! Host calls: Rust functions over the memory of arrays, run immediately on the calling thread.
 //!
-//! Inputs that MLX has still to compute are computed first; the outputs are evaluated arrays, which
-//! MLX's operations and further calls take like any others. A chain of calls therefore never enters
-//! MLX's graph: a call costs less than a microsecond (see the ignored test `cost_per_call`), and what
-//! nobody holds any more is freed at once.
+//! Pending inputs are evaluated first; the outputs are evaluated arrays that MLX's operations and
+//! further calls accept like any others. A chain of calls therefore never enters MLX's graph: a call
+//! costs less than a microsecond (see the ignored test `cost_per_call`), and arrays are freed as soon
+//! as their last handle is dropped.
 //!
-//! What the slices handed out here rely on: an evaluated array never changes, the caller keeps the
-//! inputs alive, and the outputs' memory, fresh from MLX's allocator, belongs to this call alone.
+//! Soundness of the slices handed out here: an evaluated array never changes, the caller keeps the
+//! inputs alive, and the memory of the outputs is fresh from MLX's allocator and known to this call
+//! alone.
 
 use std::any::Any;
 use std::marker::PhantomData;
@@ -18,18 +19,18 @@ use crate::bindings as sys;
 use crate::call::check;
 use crate::{Array, Dtype, Element, Error, Result};
 
-/// The shape and type of an output.
+/// Shape and type of an output.
 pub type Spec<'a> = (&'a [i32], Dtype);
 
-/// Computes `outputs` from `inputs` by calling `function`; `name` is for messages.
+/// Computes `outputs` from `inputs` by calling `function`; error messages contain `name`.
 ///
-/// Inputs must be row-contiguous: pass what may not be through
-/// [`ops::contiguous`](crate::ops::contiguous), which costs nothing if it already is. Elements of an
-/// input whose evaluation has failed before are unspecified, as in [`eval`](crate::eval).
+/// Inputs must be row-contiguous: pass others through [`ops::contiguous`](crate::ops::contiguous),
+/// which is free for arrays that already are. Elements of an input whose evaluation failed earlier are
+/// unspecified, as in [`eval`](crate::eval). A function can write 64 outputs at most.
 ///
 /// # Errors
-/// What `function` fails with, [`Error::Panicked`] if it panics; an impossible output shape, an
-/// input that is not row-contiguous or cannot be computed, memory that cannot be had.
+/// The error of `function`, or [`Error::Panicked`] if it panics; an invalid output shape, an input that
+/// is not row-contiguous or cannot be evaluated, a failed allocation.
 pub fn call<F, E>(
     name: &'static str,
     inputs: &[&Array],
@@ -40,17 +41,17 @@ where
     F: FnOnce(HostInputs<'_>, HostOutputs<'_>) -> std::result::Result<(), E>,
     E: From<Error>,
 {
-    let read = read(name, inputs)?;
+    let input_buffers = evaluated(name, inputs)?;
     let mut arrays = Vec::with_capacity(outputs.len());
-    let mut written = Vec::with_capacity(outputs.len());
+    let mut output_buffers = Vec::with_capacity(outputs.len());
     for &spec in outputs {
         let (array, buffer) = allocate(name, spec)?;
         arrays.push(array);
-        written.push(buffer);
+        output_buffers.push(buffer);
     }
     let result = catch_unwind(AssertUnwindSafe(|| {
-        let outputs = HostOutputs { buffers: &written, taken: 0, exclusive: PhantomData };
-        function(HostInputs { buffers: &read }, outputs)
+        let outputs = HostOutputs { buffers: &output_buffers, taken: 0, exclusive: PhantomData };
+        function(HostInputs { buffers: &input_buffers }, outputs)
     }));
     match result {
         Ok(result) => result.map(|()| arrays),
@@ -61,7 +62,7 @@ where
 /// [`call`] with one output.
 ///
 /// # Errors
-/// As for [`call`].
+/// See [`call`].
 pub fn call_one<F, E>(
     name: &'static str,
     inputs: &[&Array],
@@ -76,7 +77,7 @@ where
     Ok(outputs.pop().expect("there is an array for each spec"))
 }
 
-/// What a host call reads.
+/// Inputs of a host call.
 #[derive(Debug, Clone, Copy)]
 pub struct HostInputs<'a> {
     buffers: &'a [sys::mlxcel_buffer],
@@ -89,7 +90,7 @@ impl<'a> HostInputs<'a> {
         self.buffers.len()
     }
 
-    /// Whether there are none.
+    /// True if there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.buffers.is_empty()
@@ -118,7 +119,7 @@ impl<'a> HostInputs<'a> {
     pub fn slice<T: Element>(&self, index: usize) -> Result<&'a [T]> {
         expect_dtype(self.buffer(index)?, T::DTYPE)?;
         match self.bytes(index)? {
-            // No bytes may lie at any address.
+            // An empty slice may have any address, aligned or not.
             [] => Ok(&[]),
             bytes => bytemuck::try_cast_slice(bytes)
                 .map_err(|_| Error::Misaligned { index, dtype: T::DTYPE }),
@@ -128,12 +129,12 @@ impl<'a> HostInputs<'a> {
     /// [`HostInputs::slice`] of `f32`.
     ///
     /// # Errors
-    /// As for [`HostInputs::slice`].
+    /// See [`HostInputs::slice`].
     pub fn f32(&self, index: usize) -> Result<&'a [f32]> {
         self.slice(index)
     }
 
-    /// The bytes of input `index`, whatever its type.
+    /// The bytes of input `index`, of any type.
     ///
     /// # Errors
     /// [`Error::NoBuffer`].
@@ -142,8 +143,9 @@ impl<'a> HostInputs<'a> {
         if buffer.nbytes == 0 {
             return Ok(&[]);
         }
-        // SAFETY: the shim gives `nbytes` bytes of an evaluated, row-contiguous array, which its
-        // handle keeps and nobody writes during this call (see the module's text).
+        // SAFETY: `evaluated` filled the buffer with the address and size of an evaluated,
+        // row-contiguous array. `call` borrows the array for longer than `'a`, and nothing writes to an
+        // evaluated array (see the module's documentation).
         Ok(unsafe { std::slice::from_raw_parts(buffer.data.cast_const().cast(), buffer.nbytes) })
     }
 
@@ -152,11 +154,11 @@ impl<'a> HostInputs<'a> {
     }
 }
 
-/// What a host call writes. Each output is taken once.
+/// Outputs of a host call; each can be taken once.
 ///
-/// Its content is unspecified (fresh memory, not zeroed: that would cost a pass over it), so write
-/// every element. Reading it before is no undefined behaviour: the shim marks the memory as written
-/// by something that neither compiler can see, and an [`Element`] is valid whatever its bytes are.
+/// The memory is fresh and not zeroed, which would cost a pass over it: write every element. Reading it
+/// first yields unspecified values but is not undefined behaviour: the shim makes the memory opaque to
+/// both compilers, and every bit pattern of an [`Element`] is valid.
 #[derive(Debug)]
 pub struct HostOutputs<'a> {
     buffers: &'a [sys::mlxcel_buffer],
@@ -172,24 +174,24 @@ impl<'a> HostOutputs<'a> {
         self.buffers.len()
     }
 
-    /// Whether there are none.
+    /// True if there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.buffers.is_empty()
     }
 
-    /// The elements of output `index`, row-major, to be written.
+    /// The elements of output `index` for writing, row-major.
     ///
     /// # Errors
-    /// [`Error::NoBuffer`], also when the output was taken before; [`Error::WrongDtype`].
+    /// [`Error::NoBuffer`], also if the output was already taken; [`Error::WrongDtype`].
     pub fn take<T: Element>(&mut self, index: usize) -> Result<&'a mut [T]> {
         if let Some(buffer) = self.buffers.get(index) {
             expect_dtype(buffer, T::DTYPE)?;
         }
         match self.take_bytes(index)? {
-            // No bytes may lie at any address.
+            // An empty slice may have any address, aligned or not.
             [] => Ok(&mut []),
-            // MLX's allocators align to 8 bytes or more, which no element type exceeds.
+            // MLX's allocators align to 8 bytes or more, the most that an element type needs.
             bytes => Ok(bytemuck::cast_slice_mut(bytes)),
         }
     }
@@ -197,15 +199,15 @@ impl<'a> HostOutputs<'a> {
     /// [`HostOutputs::take`] of `f32`.
     ///
     /// # Errors
-    /// As for [`HostOutputs::take`].
+    /// See [`HostOutputs::take`].
     pub fn f32(&mut self, index: usize) -> Result<&'a mut [f32]> {
         self.take(index)
     }
 
-    /// The bytes of output `index`, whatever its type, to be written.
+    /// The bytes of output `index`, of any type, for writing.
     ///
     /// # Errors
-    /// [`Error::NoBuffer`], also when the output was taken before.
+    /// [`Error::NoBuffer`], also if the output was already taken.
     pub fn take_bytes(&mut self, index: usize) -> Result<&'a mut [u8]> {
         let missing = Error::NoBuffer { side: "output", index };
         let bit = u32::try_from(index).ok().and_then(|shift| 1_u64.checked_shl(shift));
@@ -219,47 +221,56 @@ impl<'a> HostOutputs<'a> {
         if buffer.nbytes == 0 {
             return Ok(&mut []);
         }
-        // SAFETY: the shim allocated `nbytes` bytes for this call alone and settled their content;
-        // the bit makes sure that this is the only slice over them.
+        // SAFETY: `allocate` filled the buffer with the address and size of memory that no other array
+        // shares, and made its content opaque. `call` keeps the array alive for longer than `'a`, and
+        // `taken` guarantees that this is the only slice over it.
         Ok(unsafe { std::slice::from_raw_parts_mut(buffer.data.cast(), buffer.nbytes) })
     }
 }
 
-/// Where the elements of `inputs` lie, computed first where they are not yet.
-fn read(name: &'static str, inputs: &[&Array]) -> Result<Vec<sys::mlxcel_buffer>> {
+/// Evaluates the pending ones of `inputs` and returns the memory of all.
+fn evaluated(name: &'static str, inputs: &[&Array]) -> Result<Vec<sys::mlxcel_buffer>> {
     let handles = handles(inputs);
-    let mut buffers = vec![NOWHERE; handles.len()];
-    // SAFETY: a slice of live handles with its length, and a slot for each.
+    let mut buffers = vec![EMPTY_BUFFER; handles.len()];
+    // SAFETY: both vectors have the length that is passed; `inputs` keeps the handles alive.
     let status =
         unsafe { sys::mlxcel_host_read(buffers.as_mut_ptr(), handles.as_ptr(), handles.len()) };
     check(name, status)?;
     Ok(buffers)
 }
 
-/// An array to be written, and where its elements lie.
-fn allocate(name: &'static str, (shape, dtype): Spec<'_>) -> Result<(Array, sys::mlxcel_buffer)> {
+/// Allocates an output and returns its memory.
+fn allocate(name: &'static str, spec: Spec<'_>) -> Result<(Array, sys::mlxcel_buffer)> {
+    let (shape, dtype) = spec;
     if dtype.nbytes(shape).is_none() {
         return Err(Error::WrongSize { shape: shape.to_vec(), dtype, nbytes: 0 });
     }
-    let mut buffer = NOWHERE;
+    let mut buffer = EMPTY_BUFFER;
     let array = Array::from_call(name, |out| {
-        // SAFETY: `shape` is a borrowed slice with its length; `out` and `buffer` are slots.
+        // SAFETY: the pointer to the dimensions comes from a slice that is borrowed for the call and is
+        // passed with its length. `out` is the valid slot of `from_call`, `buffer` a local.
         unsafe {
-            let (dims, ndim) = (shape.as_ptr(), shape.len());
-            sys::mlxcel_host_allocate(out, &raw mut buffer, dims, ndim, dtype.number())
+            sys::mlxcel_host_allocate(
+                out,
+                &raw mut buffer,
+                shape.as_ptr(),
+                shape.len(),
+                dtype.number(),
+            )
         }
     })?;
     Ok((array, buffer))
 }
 
-const NOWHERE: sys::mlxcel_buffer =
+const EMPTY_BUFFER: sys::mlxcel_buffer =
     sys::mlxcel_buffer { data: ptr::null_mut(), nbytes: 0, shape: ptr::null(), ndim: 0, dtype: 0 };
 
 fn shape(buffer: &sys::mlxcel_buffer) -> &[i32] {
     if buffer.ndim == 0 {
         return &[];
     }
-    // SAFETY: the shim gives `ndim` dimensions, which live as long as the buffers.
+    // SAFETY: the shim filled in a pointer to `ndim` dimensions inside the array's descriptor, which
+    // `call` keeps alive for longer than it lends the buffer.
     unsafe { std::slice::from_raw_parts(buffer.shape, buffer.ndim) }
 }
 

@@ -2,18 +2,20 @@
 //!
 //! Owns finding, building against and linking MLX (`build/`), a C++ shim with a C ABI (`shim/`),
 //! arrays and their operations ([`Array`], [`ops`], [`fast`]), Rust functions over their memory
-//! ([`host`]), tensors that are used where a file is mapped ([`mapped`]), and MLX's memory counters
+//! ([`host`]), tensors used in place in a mapped file ([`mapped`]), and MLX's memory counters
 //! ([`memory`]). It knows nothing of language models.
 //!
 //! Invariants:
-//! - `unsafe` is only here and in the kernels; no panic and no exception crosses the C ABI.
-//! - MLX's streams belong to the thread that made them, so an [`Array`] never leaves its thread
-//!   (it is `!Send`), and a program does well to have one thread that owns MLX.
-//! - Operations build a graph and compute nothing; [`eval`] and whatever reads elements compute, as do the
-//!   calls of [`host`].
-//!   An operation fails at once when shapes or types do not fit, an evaluation when a node fails.
+//! - `unsafe` is confined to this crate and the kernels; no panic and no exception crosses the C ABI.
+//! - Every safe function is sound for all arguments. The one assumption that this crate cannot check
+//!   is that nobody modifies a file while it is mapped (see [`MappedFile::open`]).
+//! - MLX's streams belong to the thread that created them, so an [`Array`] never leaves its thread
+//!   (it is `!Send`). A program should dedicate one thread to MLX.
+//! - Operations build a graph and compute nothing; [`eval`], reading elements, and the calls of
+//!   [`host`] compute. An operation fails immediately when shapes or types do not match, an evaluation
+//!   when one of its nodes fails.
 
-#![expect(unsafe_code, reason = "the C ABI of the shim is called here, and nowhere else")]
+#![expect(unsafe_code, reason = "this crate wraps the C ABI of the shim")]
 
 mod array;
 #[expect(
@@ -38,6 +40,6 @@ pub use dtype::{Dtype, Element};
 pub use error::{Error, Result};
 pub use mapped::MappedFile;
 
-// The static MLX of macOS is linked by this crate, which must be named to be linked itself.
+// Links MLX statically on macOS; an unused dependency would be dropped by the linker.
 #[cfg(mlxcel_mlx_sys)]
 extern crate mlx_sys as _;

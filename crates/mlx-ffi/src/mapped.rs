@@ -1,8 +1,16 @@
-//! Tensors that are used where they lie: in a file that is mapped or has been read, or in the
-//! program itself.
+//! Tensors used in place: in a mapped file, in a file read on demand, or in the program's own data.
 //!
-//! Nothing is read, copied, or counted by MLX until an operation touches it. On Metal MLX decides:
-//! page-aligned tensors stay in place, others are copied. CUDA copies.
+//! Nothing is read or copied, and MLX counts nothing, until an operation touches a tensor. On Metal, MLX
+//! keeps page-aligned tensors in place and copies others. CUDA copies.
+//!
+//! # Files that change while they are mapped
+//!
+//! A mapping shows the file's current content. If another process writes to the file, tensors over it
+//! change as well, which neither MLX nor Rust's `&[u8]` allows for: by the letter of the language it is
+//! undefined behaviour, and in practice the values are unspecified. If the file is truncated, reading
+//! beyond its new end terminates the process (`SIGBUS`). No portable API excludes either, so this crate
+//! documents the risk instead of hiding it: map only files that nobody modifies, as every program that
+//! maps weights does, and use [`MappedFile::resident`], which copies, for all others.
 
 use std::fs::File;
 use std::ops::Range;
@@ -15,12 +23,11 @@ use crate::bindings as sys;
 use crate::resident::ResidentFile;
 use crate::{Array, Dtype, Error, Result};
 
-/// MLX's CPU allocator has a size word before the data; ours is whatever the file holds there, but
-/// it must be readable.
+/// Size of the word that MLX's CPU allocator keeps before the data. MLX never interprets it for
+/// memory that it does not own, but it must be readable.
 const WORD_BYTES: usize = 8;
 
-/// A file's bytes, mapped or read, or bytes of the program, of which arrays can be made without a
-/// copy.
+/// Bytes of a file, mapped or read, or of the program, that arrays can use without a copy.
 ///
 /// Cloning is cheap. The memory lives as long as a clone of this, or an array over it.
 #[derive(Clone)]
@@ -44,7 +51,8 @@ impl Bytes {
     }
 
     fn get(&self, range: Range<usize>) -> Result<&[u8]> {
-        let (start, end, len) = (range.start, range.end, self.len());
+        let Range { start, end } = range;
+        let len = self.len();
         if start > end || end > len {
             return Err(Error::OutOfFile { start, end, len });
         }
@@ -58,66 +66,69 @@ impl Bytes {
     }
 }
 
-/// An array over mapped bytes, and whether it really lies there.
+/// An array over the bytes of a [`MappedFile`].
 #[derive(Debug)]
 pub struct MappedArray {
     /// The tensor.
     pub array: Array,
-    /// False when the bytes had to be copied: misaligned, at the very start of the file, or on a
-    /// device that cannot use them.
+    /// False if the bytes were copied because they are misaligned, at the very start of the file, or
+    /// on a device that cannot use them.
     pub in_place: bool,
 }
 
 impl MappedFile {
-    /// Maps `path`, privately: the file never changes through the mapping.
+    /// Maps `path` privately: nothing is ever written to the file through the mapping.
     ///
-    /// The file must not be truncated while it is mapped; reading beyond its new end ends the
-    /// process (`SIGBUS`).
+    /// Nobody may modify or truncate the file while the mapping, or an array over it, is alive; the
+    /// module's documentation says what happens otherwise.
     ///
     /// # Errors
-    /// [`Error::Map`] when it cannot be opened or mapped.
+    /// [`Error::Map`] if the file cannot be opened or mapped.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let failed = |source| Error::Map { path: PathBuf::from(path), source };
-        let file = File::open(path).map_err(failed)?;
-        // SAFETY: the mapping is private, so nothing is written to the file, and the writes of
-        // others to it are as unspecified as bytes read from a file that someone edits: every use
-        // of them treats them as plain data. Truncation is documented above.
+        let file = File::open(path).map_err(|source| map_error(path, source))?;
+        // SAFETY: the mapping is private, so this process cannot change the bytes. The operating system
+        // offers no way to exclude changes by others: that nobody makes any is the documented condition
+        // for calling this function. Every consumer treats the bytes as plain numbers, for which all
+        // bit patterns are valid, so a change cannot break an invariant of a type.
         let map = unsafe { MmapOptions::new().no_reserve_swap().map_copy(&file) };
-        Ok(Self { bytes: Arc::new(Bytes::Mapped(map.map_err(failed)?)) })
+        let map = map.map_err(|source| map_error(path, source))?;
+        Ok(Self { bytes: Arc::new(Bytes::Mapped(map)) })
     }
 
-    /// Takes memory of its own for `path`, in huge pages where the system has them: each part is read
-    /// when an array over it is first made. Takes longer than mapping, and is faster to use.
+    /// Opens `path` for reading into anonymous memory, in huge pages where the system supports them.
+    /// Each part is read when it is first used. Slower to load than a mapping, faster to compute with,
+    /// and independent of later changes to parts that have been read.
     ///
     /// # Errors
-    /// [`Error::Map`] when it cannot be opened, or there are no addresses for it.
+    /// [`Error::Map`] if the file cannot be opened or no address space is left for it.
     pub fn resident(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref().to_owned();
-        match ResidentFile::open(&path) {
-            Ok(file) => Ok(Self { bytes: Arc::new(Bytes::Resident(path, file)) }),
-            Err(source) => Err(Error::Map { path, source }),
-        }
+        let path = path.as_ref();
+        let file = ResidentFile::open(path).map_err(|source| map_error(path, source))?;
+        Ok(Self { bytes: Arc::new(Bytes::Resident(path.to_owned(), file)) })
     }
 
-    /// Bytes that live as long as the program, such as an `include_bytes!`.
+    /// Wraps bytes that live as long as the program, such as those of `include_bytes!`.
     #[must_use]
     pub fn from_static(bytes: &'static [u8]) -> Self {
         Self { bytes: Arc::new(Bytes::Static(bytes)) }
     }
 
-    /// The bytes `range`.
+    /// The bytes in `range`.
+    ///
+    /// Over a file opened with [`MappedFile::open`], the slice shows later changes to the file; see the
+    /// module's documentation.
     ///
     /// # Errors
-    /// [`Error::OutOfFile`]; [`Error::Read`] when they had to be read and could not.
+    /// [`Error::OutOfFile`]; [`Error::Read`] if a resident file cannot be read.
     pub fn bytes(&self, range: Range<usize>) -> Result<&[u8]> {
         self.bytes.get(range)
     }
 
-    /// The tensor of `shape` (row-major) and `dtype` in bytes `range`.
+    /// The tensor of `shape` (row-major) and `dtype` in the bytes `range`.
     ///
     /// # Errors
-    /// As [`Self::bytes`], and [`Error::WrongSize`] when the range has another size.
+    /// Those of [`Self::bytes`], and [`Error::WrongSize`] if the range has a different size.
     pub fn array(&self, range: Range<usize>, shape: &[i32], dtype: Dtype) -> Result<MappedArray> {
         let data = self.checked(&range, shape, dtype)?;
         let aligned = data.as_ptr().addr().is_multiple_of(dtype.size_bytes());
@@ -130,10 +141,11 @@ impl MappedFile {
         let mut in_place = false;
         let context = Arc::into_raw(Arc::clone(&self.bytes)).cast_mut().cast();
         let array = Array::from_call("from_foreign", |out| {
-            // SAFETY: `data` is aligned and has `shape` times `dtype` bytes, with 8 readable ones
-            // before it, all kept alive by `context`, an `Arc` that `release` gives back exactly
-            // once. MLX never writes there: it reuses only buffers that it owns. `shape` is a
-            // slice with its length; the other pointers are slots to write.
+            // SAFETY: `checked` made sure that `data` has the size of `shape` and `dtype`; it is aligned,
+            // and the test of `range.start` above leaves 8 readable bytes before it. `context` keeps all
+            // of them alive until the shim calls `release`, which it does exactly once, also on failure.
+            // MLX never writes there, because it reuses only buffers that it owns. `shape` is borrowed
+            // for the call and passed with its length; the out pointers are valid.
             unsafe {
                 sys::mlxcel_array_from_foreign(
                     out,
@@ -159,9 +171,16 @@ impl MappedFile {
     }
 }
 
-/// Gives back the `Arc<Bytes>` of one array; MLX calls it after the last use, on any thread.
+fn map_error(path: &Path, source: std::io::Error) -> Error {
+    Error::Map { path: path.to_owned(), source }
+}
+
+/// Drops the `Arc<Bytes>` of one array. MLX calls it after the last use, on any thread.
+///
+/// # Safety
+/// `context` comes from `Arc::<Bytes>::into_raw`, and this is the only call for it.
 unsafe extern "C" fn release(context: *mut std::ffi::c_void) {
-    // SAFETY: `context` came from `Arc::into_raw` of this type, and is given back once. `Bytes` is
-    // `Send + Sync`, so this may be any thread; dropping it unmaps or does nothing, no panic.
+    // SAFETY: the caller guarantees the origin of `context` and that it is released once. `Bytes` is
+    // `Send + Sync`, so any thread may drop it; the drop unmaps memory and does not panic.
     drop(unsafe { Arc::from_raw(context.cast::<Bytes>().cast_const()) });
 }

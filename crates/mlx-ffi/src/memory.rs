@@ -1,8 +1,8 @@
 //! MLX's own memory counters, in bytes.
 //!
-//! They count what MLX's allocator gave out: not the weights that are used where a file is mapped
-//! ([`crate::mapped`]), and not the process. On the CPU the limit is a number that MLX stores and
-//! waits at, but never enforces.
+//! The counters cover MLX's allocator only: neither weights that are used in place in a mapped file
+//! ([`crate::mapped`]) nor the rest of the process. On the CPU, MLX makes evaluations wait at the limit
+//! but does not enforce it.
 
 use crate::Result;
 use crate::bindings as sys;
@@ -15,20 +15,20 @@ macro_rules! counters {
         /// # Errors
         /// None in practice; the call goes through the shim.
         pub fn $name() -> Result<usize> {
-            // SAFETY: the argument is a slot to write.
+            // SAFETY: `read` passes a pointer to a local of the type that the shim writes.
             read(stringify!($name), |out| unsafe { sys::$function(out) })
         }
     )*};
 }
 
 counters! {
-    /// Bytes in use by arrays.
+    /// Bytes that arrays use.
     active_bytes => mlxcel_memory_active;
-    /// The most that [`active_bytes`] has been since the start or the last [`reset_peak`].
+    /// Maximum of [`active_bytes`] since the start or the last [`reset_peak`].
     peak_bytes => mlxcel_memory_peak;
     /// Freed bytes that MLX keeps for reuse.
     cache_bytes => mlxcel_memory_cache;
-    /// The limit on [`active_bytes`] at which evaluation waits for memory to be freed.
+    /// Limit on [`active_bytes`] at which evaluations wait for memory to be freed.
     limit_bytes => mlxcel_memory_limit;
 }
 
@@ -38,9 +38,9 @@ macro_rules! setters {
         /// Returns the previous value.
         ///
         /// # Errors
-        /// What MLX refuses, or an earlier failed evaluation that this call waited for.
+        /// MLX rejects the value, or an evaluation that this call waited for has failed.
         pub fn $name(bytes: usize) -> Result<usize> {
-            // SAFETY: the first argument is a slot to write.
+            // SAFETY: `read` passes a pointer to a local of the type that the shim writes.
             read(stringify!($name), |out| unsafe { sys::$function(out, bytes) })
         }
     )*};
@@ -49,26 +49,26 @@ macro_rules! setters {
 setters! {
     /// Sets [`limit_bytes`].
     set_limit_bytes => mlxcel_memory_set_limit;
-    /// Sets how much freed memory MLX keeps for reuse; 0 keeps none.
+    /// Limits the freed memory that MLX keeps for reuse; 0 keeps none.
     set_cache_limit_bytes => mlxcel_memory_set_cache_limit;
-    /// Sets how much memory Metal keeps resident; without effect elsewhere.
+    /// Limits the memory that Metal keeps resident; no effect on other backends.
     set_wired_limit_bytes => mlxcel_memory_set_wired_limit;
 }
 
-/// Starts a new measurement of [`peak_bytes`], at 0.
+/// Resets [`peak_bytes`] to 0.
 ///
 /// # Errors
 /// None in practice; the call goes through the shim.
 pub fn reset_peak() -> Result<()> {
-    // SAFETY: takes no arguments.
+    // SAFETY: the call takes no arguments.
     check("reset_peak", unsafe { sys::mlxcel_memory_reset_peak() })
 }
 
-/// Gives the memory that is kept for reuse back to the system.
+/// Returns the memory that MLX keeps for reuse to the system.
 ///
 /// # Errors
-/// An earlier failed evaluation that this call waited for.
+/// An evaluation that this call waited for has failed.
 pub fn clear_cache() -> Result<()> {
-    // SAFETY: takes no arguments.
+    // SAFETY: the call takes no arguments.
     check("clear_cache", unsafe { sys::mlxcel_memory_clear_cache() })
 }

@@ -1,106 +1,117 @@
-//! A file's bytes in memory of our own, in huge pages where the system has them.
+//! Files read on demand into anonymous memory, in huge pages where the system supports them.
 //!
-//! A mapped file lies in pages of 4 KiB. Reading gigabytes of weights for every token from those, a
-//! processor spends part of its time on looking addresses up, in a virtual machine most of all:
-//! decoding was 1.2 times as fast from pages of 2 MiB.
+//! A mapped file lies in pages of 4 KiB. With gigabytes of weights read for every token, address
+//! translation costs a noticeable share of the time, most of all in a virtual machine: decoding was
+//! 1.2 times as fast from pages of 2 MiB.
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 
-use memmap2::MmapRaw;
+use memmap2::{MmapMut, MmapRaw};
 
-/// Bytes of a huge page, and of what is read at once.
-const UNIT: usize = 2 << 20;
-/// Most threads that read one range.
-const MOST_READERS: usize = 8;
-/// Fewest units that are worth a thread of their own.
-const UNITS_PER_READER: usize = 4;
+/// Size of a huge page, and of the unit in which the file is read.
+const CHUNK_BYTES: usize = 2 << 20;
+/// Maximum number of threads that read one range.
+const MAX_READERS: usize = 8;
+/// Minimum number of chunks for which another thread pays off.
+const CHUNKS_PER_READER: usize = 4;
 
-/// A file that is read unit by unit, when a range of it is first asked for.
+/// A file that is read chunk by chunk, each when a range that touches it is first requested.
 pub(crate) struct ResidentFile {
     file: File,
     memory: MmapRaw,
-    /// Where the file begins in the memory: at a huge page.
+    /// Offset of the file's first byte in `memory`, at a huge page.
     start: usize,
     len: usize,
-    /// The units that have been read, and nothing writes to again.
-    read: Mutex<Vec<bool>>,
+    /// True for the chunks that have been read. Nothing writes to those again.
+    loaded: Mutex<Vec<bool>>,
 }
 
 impl ResidentFile {
-    /// Opens `path` and takes addresses for it, but no memory yet.
-    pub(crate) fn open(path: &Path) -> std::io::Result<Self> {
+    /// Opens `path` and reserves address space for it, but no memory yet.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
-        let too_large = |_| std::io::Error::from(std::io::ErrorKind::FileTooLarge);
-        let len = usize::try_from(file.metadata()?.len()).map_err(too_large)?;
-        let memory = memmap2::MmapMut::map_anon(len + UNIT)?;
-        let start = memory.as_ptr().align_offset(UNIT);
-        // The last part of the file gets small pages: a huge one would take more than it needs.
-        // A refusal costs speed only.
+        let len = usize::try_from(file.metadata()?.len()).map_err(|_| too_large())?;
+        let memory = MmapMut::map_anon(len.checked_add(CHUNK_BYTES).ok_or_else(too_large)?)?;
+        let start = memory.as_ptr().align_offset(CHUNK_BYTES);
+        // The last, partial chunk stays in small pages: a huge one would exceed its size. If the system
+        // refuses the advice, only speed is lost.
         #[cfg(target_os = "linux")]
-        let _ = memory.advise_range(memmap2::Advice::HugePage, start, len - len % UNIT);
-        let read = Mutex::new(vec![false; len.div_ceil(UNIT)]);
-        Ok(Self { file, memory: memory.into(), start, len, read })
+        let _ = memory.advise_range(memmap2::Advice::HugePage, start, len - len % CHUNK_BYTES);
+        let loaded = Mutex::new(vec![false; len.div_ceil(CHUNK_BYTES)]);
+        Ok(Self { file, memory: memory.into(), start, len, loaded })
     }
 
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// The bytes `range`, which lies within the file.
-    pub(crate) fn bytes(&self, range: Range<usize>) -> std::io::Result<&[u8]> {
-        assert!(range.start <= range.end && range.end <= self.len, "a range of the file");
-        self.read(&range)?;
-        // SAFETY: the range lies within the memory, which lives as long as `self`. Its units are
-        // read, and a unit that is read is never written again.
+    /// The bytes in `range`.
+    ///
+    /// # Panics
+    /// If the range exceeds the file.
+    pub(crate) fn bytes(&self, range: Range<usize>) -> io::Result<&[u8]> {
+        assert!(
+            range.start <= range.end && range.end <= self.len,
+            "the range lies within the file"
+        );
+        self.load(&range)?;
+        // SAFETY: `memory` spans `start + len` bytes and lives as long as `self`, and the assertion keeps
+        // the range within `len`. Its chunks are loaded, and loaded chunks are never written again.
         Ok(unsafe { std::slice::from_raw_parts(self.at(range.start), range.len()) })
     }
 
-    /// Reads the units of `range` that have not been read.
-    fn read(&self, range: &Range<usize>) -> std::io::Result<()> {
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        let units = range.start / UNIT..range.end.div_ceil(UNIT);
-        let missing: Vec<usize> = units.filter(|unit| !read[*unit]).collect();
+    /// Reads the chunks of `range` that are not loaded yet.
+    fn load(&self, range: &Range<usize>) -> io::Result<()> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let chunks = range.start / CHUNK_BYTES..range.end.div_ceil(CHUNK_BYTES);
+        let missing: Vec<usize> = chunks.filter(|chunk| !loaded[*chunk]).collect();
         if missing.is_empty() {
             return Ok(());
         }
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let readers = (missing.len() / UNITS_PER_READER).clamp(1, cores.min(MOST_READERS));
-        let share = missing.len().div_ceil(readers);
-        std::thread::scope(|scope| {
-            let mut shares = missing.chunks(share);
+        self.read_in_parallel(&missing)?;
+        missing.into_iter().for_each(|chunk| loaded[chunk] = true);
+        Ok(())
+    }
+
+    /// Reads `chunks`, which are distinct and not loaded; the caller holds the lock on `loaded`.
+    fn read_in_parallel(&self, chunks: &[usize]) -> io::Result<()> {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let readers = (chunks.len() / CHUNKS_PER_READER).clamp(1, cores.min(MAX_READERS));
+        let mut shares = chunks.chunks(chunks.len().div_ceil(readers));
+        thread::scope(|scope| {
             let own = shares.next().unwrap_or_default();
-            let spawn = |units| {
-                let reading =
-                    std::thread::Builder::new().spawn_scoped(scope, move || self.fill(units));
-                reading.map_err(|_| units)
-            };
-            let others: Vec<_> = shares.map(spawn).collect();
-            let mut result = self.fill(own);
-            for other in others {
-                let done = match other {
-                    Ok(thread) => thread.join().unwrap_or_else(|_| Err(unexpected())),
-                    // No thread to be had.
-                    Err(units) => self.fill(units),
+            let others: Vec<_> = shares
+                .map(|share| {
+                    let reader = thread::Builder::new();
+                    (share, reader.spawn_scoped(scope, move || self.read_chunks(share)))
+                })
+                .collect();
+            let mut result = self.read_chunks(own);
+            for (share, reader) in others {
+                let done = match reader {
+                    Ok(reader) => reader.join().unwrap_or_else(|_| Err(reader_panicked())),
+                    // The system has no thread to spare: this one reads the share.
+                    Err(_) => self.read_chunks(share),
                 };
                 result = result.and(done);
             }
             result
-        })?;
-        missing.into_iter().for_each(|unit| read[unit] = true);
-        Ok(())
+        })
     }
 
-    /// Fills `units`, which nobody has read yet, from the file.
-    fn fill(&self, units: &[usize]) -> std::io::Result<()> {
-        for unit in units {
-            let first = unit * UNIT;
-            let bytes = UNIT.min(self.len - first);
-            // SAFETY: within the memory; nobody else looks at a unit that is being read, and the
-            // callers hold the lock and share the units out.
+    /// Reads `chunks` from the file. No other thread accesses them: they are not loaded, so nothing has
+    /// been borrowed from them, and the callers hold the lock and give each chunk to one thread.
+    fn read_chunks(&self, chunks: &[usize]) -> io::Result<()> {
+        for chunk in chunks {
+            let first = chunk * CHUNK_BYTES;
+            let bytes = CHUNK_BYTES.min(self.len - first);
+            // SAFETY: the chunk lies within `memory`, and access to it is exclusive (see above).
             let target = unsafe { std::slice::from_raw_parts_mut(self.at(first), bytes) };
             self.file.read_exact_at(target, first as u64)?;
         }
@@ -112,8 +123,12 @@ impl ResidentFile {
     }
 }
 
-fn unexpected() -> std::io::Error {
-    std::io::Error::other("a reading thread panicked")
+fn too_large() -> io::Error {
+    io::ErrorKind::FileTooLarge.into()
+}
+
+fn reader_panicked() -> io::Error {
+    io::Error::other("a thread that reads the file panicked")
 }
 
 #[cfg(test)]
@@ -122,8 +137,8 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn ranges_are_what_the_file_holds_however_they_are_asked_for() {
-        for len in [0, 1, UNIT - 1, UNIT, 9 * UNIT + 4097] {
+    fn any_range_equals_the_file() {
+        for len in [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, 9 * CHUNK_BYTES + 4097] {
             let bytes: Vec<u8> = (0..len).map(|i| u8::try_from(i % 251).unwrap()).collect();
             let mut file = tempfile::NamedTempFile::new().unwrap();
             file.write_all(&bytes).unwrap();
@@ -136,16 +151,16 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_asked_for_is_read_and_a_shorter_file_is_an_error() {
+    fn only_requested_chunks_are_read_and_truncation_is_an_error() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(&vec![7; 3 * UNIT]).unwrap();
+        file.write_all(&vec![7; 3 * CHUNK_BYTES]).unwrap();
         let resident = ResidentFile::open(file.path()).unwrap();
-        assert_eq!(resident.bytes(UNIT + 1..UNIT + 2).unwrap(), [7]);
-        assert_eq!(*resident.read.lock().unwrap(), [false, true, false]);
-        file.as_file().set_len(UNIT as u64).unwrap();
-        assert_eq!(resident.bytes(UNIT..2 * UNIT).unwrap()[0], 7);
-        let error = resident.bytes(0..3 * UNIT).unwrap_err();
+        assert_eq!(resident.bytes(CHUNK_BYTES + 1..CHUNK_BYTES + 2).unwrap(), [7]);
+        assert_eq!(*resident.loaded.lock().unwrap(), [false, true, false]);
+        file.as_file().set_len(CHUNK_BYTES as u64).unwrap();
+        assert_eq!(resident.bytes(CHUNK_BYTES..2 * CHUNK_BYTES).unwrap()[0], 7);
+        let error = resident.bytes(0..3 * CHUNK_BYTES).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
-        assert_eq!(*resident.read.lock().unwrap(), [false, true, false]);
+        assert_eq!(*resident.loaded.lock().unwrap(), [false, true, false]);
     }
 }

@@ -1,4 +1,7 @@
-//! The build script's logic: what it accepts, and the sentence that each failure ends with.
+//! Unit tests of the build script: accepted inputs, and the message of each failure.
+//!
+//! A test binary of its own: it includes the build script's modules by path, without MLX, and so runs
+//! on machines where the library itself cannot be built.
 
 #![cfg(test)]
 
@@ -72,7 +75,7 @@ fn refused(root: &tempfile::TempDir, parts: &[&str]) {
 }
 
 #[test]
-fn a_prefix_needs_headers_and_a_library_of_a_known_version() {
+fn a_prefix_needs_headers_and_a_library_of_a_supported_version() {
     let good = prefix(Some(VERSION_H), Some("lib/libmlx.so"));
     let found = Prefix::check(good.path(), "MLXCEL_MLX_DIR").unwrap();
     assert_eq!((found.lib_dir, found.version), ("lib", (0, 32, 4)));
@@ -90,7 +93,7 @@ fn a_prefix_needs_headers_and_a_library_of_a_known_version() {
 }
 
 #[test]
-fn the_cache_is_where_the_user_wants_it() {
+fn the_cache_folder_follows_the_environment() {
     let env = |set: &'static [(&str, &str)]| {
         move |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, v)| PathBuf::from(v))
     };
@@ -126,7 +129,7 @@ impl Index {
         [Wheel { package: "mlx-cpu", version: "1", x86_64: self.sha256, aarch64: self.sha256 }]
     }
 
-    /// What the build asks of a Python whose `-m pip` runs `pip`, a shell command.
+    /// Fetches with a Python whose `-m pip` runs the shell command `pip`.
     fn fetch(&self, pip: &str) -> Fetch {
         let python = self.root.path().join("python");
         // The last two arguments of `pip download` are the folder and the package.
@@ -170,14 +173,14 @@ fn a_wheel_is_fetched_once() {
 }
 
 #[test]
-fn a_wrong_hash_is_refused() {
+fn a_wrong_hash_is_rejected() {
     let index = Index::new();
     let other = format!("{}; echo >> \"$dest/a.whl\"", index.deliver());
     index.fails(&index.fetch(&other), &["not the pinned one", index.sha256, "MLXCEL_MLX_DIR"]);
 }
 
 #[test]
-fn no_python_no_pip_no_network_each_have_a_sentence() {
+fn missing_python_pip_or_network_each_have_a_message() {
     let index = Index::new();
     let mut fetch = index.fetch("exit 0");
     fetch.python = "/no/such/python".to_owned();
@@ -190,7 +193,7 @@ fn no_python_no_pip_no_network_each_have_a_sentence() {
 }
 
 #[test]
-fn an_unknown_machine_and_a_cache_that_cannot_be_written() {
+fn an_unknown_architecture_and_a_read_only_cache() {
     let index = Index::new();
     let mut fetch = index.fetch(&index.deliver());
     fetch.arch = "riscv64".to_owned();

@@ -25,7 +25,7 @@ pub(super) struct Sequence {
     pub(super) request: Rc<EngineRequest>,
     pub(super) cache: SequenceCache,
     /// Blocks shared with others, which this sequence does not count as its own.
-    pub(super) shared: Option<SequenceCache>,
+    pub(super) shared: Option<Rc<SequenceCache>>,
     pub(super) completion: Completion,
     /// Per image of the prompt.
     images: Vec<ImageState>,
@@ -68,7 +68,7 @@ impl Sequence {
             id: SequenceId { request: request.id, completion: 0 },
             request: Rc::new(request),
             cache,
-            shared,
+            shared: shared.map(Rc::new),
             completion,
             images: states,
         })
@@ -167,7 +167,7 @@ impl Sequence {
     /// Lets other sequences share the blocks of the prompt.
     pub(super) fn share_blocks(&mut self) {
         if let Some(shared) = fork_whole_blocks(&self.cache, &self.request.prompt) {
-            self.shared = Some(shared);
+            self.shared = Some(Rc::new(shared));
         }
     }
 

@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use mlxcel_core::SequenceCache;
 use serde::Serialize;
 
 use super::request_budget::RequestBudget;
@@ -119,7 +118,7 @@ pub(super) struct RequestMemory {
 impl RequestMemory {
     /// Current memory of `sequence`, which may grow to `reserved_bytes`.
     pub(super) fn of(sequence: &Sequence, reserved_bytes: u64) -> Self {
-        let shared = sequence.shared.as_ref().map_or(0, SequenceCache::allocated_bytes);
+        let shared = sequence.shared.as_ref().map_or(0, |shared| shared.allocated_bytes());
         let generated_tokens = sequence.completion.generated_tokens();
         let first_token = sequence.completion.first_token();
         Self {

@@ -74,7 +74,7 @@ impl MemoryBudget for WorkerBudget<'_> {
 
 /// Bytes of blocks that no running sequence counts as its own.
 fn held_bytes(prefixes: &PrefixCache, sequences: &[Sequence], hit: Option<&SequenceCache>) -> u64 {
-    let shared = sequences.iter().filter_map(|sequence| sequence.shared.as_ref());
+    let shared = sequences.iter().filter_map(|sequence| sequence.shared.as_deref());
     distinct_bytes(prefixes.caches().chain(shared).chain(hit))
 }
 
@@ -315,11 +315,11 @@ impl Worker {
         let sequence = self.sequences.iter_mut().find(|sequence| sequence.id == id);
         let sequence = sequence.expect("a running sequence has an entry");
         let cross_images = sequence.take_cross_images();
-        self.engine.show_images(&sequence.cache, &cross_images)?;
+        self.engine.show_images(&mut sequence.cache, &cross_images)?;
         let images = sequence.image_rows(&tokens);
         let prompt = Arc::clone(&sequence.request.prompt);
         let tokens = prompt.tokens.get(tokens).unwrap_or_default();
-        let run = SequenceRun { tokens, cache: &sequence.cache };
+        let run = SequenceRun { tokens, cache: &mut sequence.cache };
         let logits = self.engine.prefill_chunk(run, images, rows)?;
         sequence.release_read_images();
         Ok(logits)
@@ -367,7 +367,7 @@ impl Worker {
         let Some(sequence) = self.sequence_mut(id) else { return Ok(()) };
         if shares_blocks {
             sequence.share_blocks();
-            result.shared_tokens = sequence.shared.as_ref().map(SequenceCache::tokens);
+            result.shared_tokens = sequence.shared.as_ref().map(|shared| shared.tokens());
         }
         self.cache_prefix(id);
         let vocab = self.engine.vocab();
@@ -424,8 +424,8 @@ impl Worker {
             let tokens = completion.tokens().get(cache.tokens()..).unwrap_or_default();
             SequenceRun { tokens, cache }
         });
-        let runs: Vec<SequenceRun<'_>> = runs.collect();
-        for runs in runs.chunks(group) {
+        let mut runs: Vec<SequenceRun<'_>> = runs.collect();
+        for runs in runs.chunks_mut(group) {
             logits.append(&mut self.engine.decode(runs)?);
         }
         Ok(())

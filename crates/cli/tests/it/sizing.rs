@@ -1,4 +1,5 @@
-//! `mlxcel inspect` and the preflight of `mlxcel generate`, through the program.
+//! Black-box tests of `mlxcel inspect` and of the memory check of `mlxcel generate`.
+
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -67,6 +68,13 @@ fn flags_reach_the_estimate() {
     let four = inspect(dir.path(), &["-n", "512", "--batch", "4", "--quant", "int4"]);
     assert_eq!(four["kv_cache_bytes"], 4 * 512 * 12_288);
     assert!(four["weights_bytes"].as_u64().unwrap() < 988_065_536 / 3);
+    let sum = inspect(dir.path(), &["-p", "500", "-n", "12"]);
+    assert_eq!(sum["inputs"]["context_tokens"], 512);
+    assert_eq!(sum["kv_cache_bytes"], 512 * 12_288);
+    let whole = inspect(dir.path(), &["-c", "1024", "-p", "500", "-n", "12"]);
+    assert_eq!(whole["inputs"]["context_tokens"], 1024);
+    assert_eq!(inspect(dir.path(), &["-c", "0"])["inputs"]["context_tokens"], 32_768);
+    assert_eq!(inspect(dir.path(), &["-c", "99999"])["inputs"]["context_tokens"], 99_999);
     let chunk = inspect(dir.path(), &["--prefill-chunk", "64"]);
     assert_eq!(chunk["inputs"]["prefill_chunk"], 64);
     let model = dir.path().to_str().unwrap();
@@ -94,7 +102,7 @@ fn inspect_again(first: &Value, model: &Path, flags: &[&str]) -> Value {
 }
 
 #[test]
-fn the_exit_code_is_asked_for() {
+fn exit_code_needs_its_flag() {
     let dir = folder(QWEN);
     let args = ["inspect", "-m", dir.path().to_str().unwrap(), "--memory", "512MB", "-n", "14"];
     let output = mlxcel(&args, None);
@@ -150,7 +158,7 @@ fn broken_checkpoints_are_one_sentence() {
 }
 
 #[test]
-fn a_factor_that_is_no_number_keeps_nothing_and_says_so() {
+fn a_factor_of_nan_reserves_nothing_and_is_reported() {
     let factor = Some(("MLXCEL_HEADROOM_FACTOR", "NaN"));
     let report = json(&mlxcel(&["inspect", "--json"], factor));
     assert_eq!(report["runtime_headroom_bytes"], 0);
@@ -179,7 +187,7 @@ fn generate_refuses_before_loading_and_names_what_fits() {
 }
 
 #[test]
-fn generate_goes_on_by_force_and_only_warns_without_the_flag() {
+fn generate_loads_with_force_and_warns_without_the_flag() {
     let force = [&GENERATE[..], &["--estimate-memory", "--no-memory-check"]].concat();
     for args in [&force[..], &GENERATE[..]] {
         let output = mlxcel(args, SMALL);
@@ -193,7 +201,7 @@ fn generate_goes_on_by_force_and_only_warns_without_the_flag() {
 }
 
 #[test]
-fn a_cache_keeps_to_the_limit() {
+fn a_cache_respects_the_memory_limit() {
     let args = ["bench", "-p", "256", "-n", "0", "-r", "1", "-d", "60000"];
     let limit = |size| mlxcel(&args, Some(("MLXCEL_MEMORY_LIMIT", size)));
     let output = limit("40MiB");
@@ -204,7 +212,7 @@ fn a_cache_keeps_to_the_limit() {
 }
 
 #[test]
-fn advice_is_printed_and_nothing_else_happens() {
+fn advice_replaces_the_command() {
     let dir = folder(QWEN);
     let path = dir.path().to_str().unwrap();
     for command in [&["inspect", "--recommend"][..], &["generate", "--recommend-quant"]] {
@@ -224,7 +232,7 @@ fn advice_is_printed_and_nothing_else_happens() {
 }
 
 #[test]
-fn what_eval_measured_beats_the_table() {
+fn measurements_override_the_table() {
     let data = tempfile::tempdir().unwrap();
     let kept = ("XDG_DATA_HOME", data.path().to_str().unwrap());
     let text = data.path().join("text.txt");
@@ -244,7 +252,7 @@ fn what_eval_measured_beats_the_table() {
 }
 
 #[test]
-fn advice_takes_no_mode() {
+fn advice_conflicts_with_modes() {
     for args in [
         &["inspect", "--recommend", "--quant", "int4"][..],
         &["generate", "--recommend-quant", "--kv-cache-mode", "int8"],

@@ -1,16 +1,18 @@
-//! `config.json` as fields: where a name is looked for, and what is found there.
+//! `config.json` as fields: lookup of a name under its aliases and in nested objects.
 //!
 //! This file knows that one quantity has many names and that the language part may be nested;
 //! it does not know any family. Class defaults belong to `families/`, see [`crate::family`].
 
+mod check;
 mod resolved;
 
 use serde_json::{Map, Value};
 
+pub use self::check::check_config;
 pub use self::resolved::resolved_config;
 use crate::{EstimatorError, json};
 
-/// What a configuration calls its language part when it is nested.
+/// Keys of a nested language part.
 const TEXT_KEYS: [&str; 7] = [
     "text_config",
     "language_config",
@@ -21,7 +23,7 @@ const TEXT_KEYS: [&str; 7] = [
     "llm",
 ];
 
-/// What a configuration calls its image encoder.
+/// Keys of an image encoder.
 const VISION_KEYS: [&str; 8] = [
     "vision_config",
     "vision_model_config",
@@ -73,12 +75,12 @@ const ALIASES: [(&str, &[&str]); 12] = [
     ("sliding_window", &["attention_window_size", "sliding_window_size"]),
 ];
 
-/// What a configuration says about one name.
+/// Value of one field.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Field<'a> {
-    /// Nothing: the class default applies.
+    /// Not given: the class default applies.
     Absent,
-    /// `null`, which switches a thing off or asks for the derived value.
+    /// `null`, which switches a feature off or asks for the derived value.
     Null,
     /// A value.
     Present(&'a Value),
@@ -98,8 +100,8 @@ impl Fields {
         Ok(Self::of(json::parse_object(text, "config.json")?))
     }
 
-    /// The same of an object that is parsed already.
-    fn of(root: Map<String, Value>) -> Self {
+    /// Takes an object that is parsed already.
+    pub(crate) fn of(root: Map<String, Value>) -> Self {
         let text_path = text_path(&root);
         let vision_key = VISION_KEYS.into_iter().find(|key| is_described(root.get(*key)));
         Self { root, text_path, vision_key }
@@ -112,12 +114,12 @@ impl Fields {
             .fold(&self.root, |map, key| map.get(*key).and_then(Value::as_object).unwrap_or(map))
     }
 
-    /// Whether the language part is nested in a wrapper.
+    /// Reports whether the language part is nested in a wrapper.
     pub(crate) fn is_nested(&self) -> bool {
         !self.text_path.is_empty()
     }
 
-    /// Whether an image encoder is described.
+    /// Reports whether an image encoder is described.
     pub(crate) fn has_vision(&self) -> bool {
         self.vision_key.is_some()
     }
@@ -145,7 +147,7 @@ impl Fields {
         }
     }
 
-    /// Looks `name` up in the wrapper first: for what belongs to the whole checkpoint.
+    /// Looks `name` up in the wrapper first, for fields of the whole checkpoint.
     pub(crate) fn get_outer(&self, name: &str) -> Field<'_> {
         match find(&self.root, name) {
             Field::Absent => find(self.text(), name),
@@ -159,8 +161,8 @@ fn text_path(root: &Map<String, Value>) -> Vec<&'static str> {
     let mut path = Vec::new();
     let mut map = root;
     while path.len() < DEEPEST {
-        let inner = |key: &&str| is_described(map.get(*key));
-        let Some(key) = TEXT_KEYS.into_iter().find(|key| inner(key)) else { break };
+        let key = TEXT_KEYS.into_iter().find(|key| is_described(map.get(*key)));
+        let Some(key) = key else { break };
         let Some(next) = map.get(key).and_then(Value::as_object) else { break };
         path.push(key);
         map = next;
@@ -168,7 +170,7 @@ fn text_path(root: &Map<String, Value>) -> Vec<&'static str> {
     path
 }
 
-/// Whether `value` is an object that describes something.
+/// Reports whether `value` is a non-empty object.
 fn is_described(value: Option<&Value>) -> bool {
     value.and_then(Value::as_object).is_some_and(|map| !map.is_empty())
 }
@@ -187,17 +189,20 @@ fn find_alias<'a>(map: &'a Map<String, Value>, name: &str) -> Field<'a> {
 }
 
 fn find<'a>(map: &'a Map<String, Value>, path: &str) -> Field<'a> {
-    let value = match path.split_once('.') {
-        None => map.get(path),
-        Some((outer, inner)) => match map.get(outer).and_then(Value::as_object) {
-            Some(object) => return find(object, inner),
-            None => None,
-        },
-    };
+    // Most names have no dot, and this is where reading a configuration spends its time.
+    let value = if path.as_bytes().contains(&b'.') { at_path(map, path) } else { map.get(path) };
     match value {
         None => Field::Absent,
         Some(Value::Null) => Field::Null,
         Some(value) => Field::Present(value),
+    }
+}
+
+/// The value at a dotted path.
+fn at_path<'a>(map: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
+    match path.split_once('.') {
+        None => map.get(path),
+        Some((outer, inner)) => at_path(map.get(outer)?.as_object()?, inner),
     }
 }
 

@@ -1,5 +1,4 @@
-//! A configuration as whoever builds the model wants it: flat, under the usual names, with the sizes
-//! that its class takes by default.
+//! A flat configuration for loaders, under the usual names and with the class defaults of sizes.
 
 use serde_json::{Map, Value};
 
@@ -8,14 +7,14 @@ use crate::EstimatorError;
 use crate::family::eval::Scope;
 use crate::family::registry;
 
-/// The language part of `config`, a parsed `config.json`: its fields over those of the wrapper, but
-/// under the wrapper's `model_type`; quantities that it gives another name also under their usual
-/// one (`n_embd` is `hidden_size`), and sizes that it leaves out as its class has them.
+/// Flattens `config`, a parsed `config.json`: fields of the language part override those of the
+/// wrapper, except `model_type`; fields under an alias are repeated under their usual name (`n_embd` is
+/// `hidden_size`), and sizes that are left out get their class default.
 ///
-/// What is stated stays as it is. A model type that is not known gets no defaults.
+/// Stated values are unchanged. An unknown model type gets no defaults.
 ///
 /// # Errors
-/// A size that is no whole number where a default depends on it.
+/// A size that a default depends on and that is no whole number.
 ///
 /// ```
 /// let config = serde_json::json!({"model_type": "gemma3", "vision_config": {"hidden_size": 1152},
@@ -35,7 +34,7 @@ pub fn resolved_config(config: &Map<String, Value>) -> Result<Map<String, Value>
             resolved.insert("model_type".to_owned(), model_type.into());
         }
     }
-    let families = registry::choose(&fields)?;
+    let families = registry::select(&fields)?;
     for (name, _) in ALIASES {
         let value = match (fields.get(name), &families) {
             (Field::Present(value), _) => Some(value.clone()),
@@ -49,11 +48,10 @@ pub fn resolved_config(config: &Map<String, Value>) -> Result<Map<String, Value>
     Ok(resolved)
 }
 
-/// The class default of a size that is absent, or null where the class derives it from others; of
-/// what is not a size, none.
+/// The class default of a size that is absent, or that is null and derived from others.
 fn default(
     fields: &Fields,
-    families: &registry::Chosen,
+    families: &registry::SelectedFamilies,
     name: &str,
     field: Field<'_>,
 ) -> Result<Option<Value>, EstimatorError> {

@@ -1,4 +1,4 @@
-//! What an expression of `families/` is worth for one configuration and one layer.
+//! Evaluation of the expressions of `families/` for one configuration and one layer.
 //!
 //! A lower-case name is a field of `config.json`; an UPPER-CASE name is a `let` of the
 //! description. A field that is absent takes the description's `default`; one that is `null`,
@@ -14,18 +14,18 @@ use crate::EstimatorError;
 use crate::config::{Field, Fields};
 use crate::error::shortened;
 
-/// Derivations that hold in every family which does not state its own.
+/// Derivations of every family that does not state its own.
 const DERIVE: [(&str, &str); 2] = [
     ("num_key_value_heads", "num_attention_heads"),
     ("head_dim", "hidden_size / num_attention_heads"),
 ];
 
-/// How deep lets and defaults may refer to each other.
+/// Greatest depth of references between lets and defaults.
 const DEEPEST: u32 = 24;
 
-/// The worth of an expression.
+/// Value of an expression.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Worth {
+pub(crate) enum ExprValue {
     Absent,
     Size(u64),
     Word(String),
@@ -36,7 +36,7 @@ pub(crate) enum Worth {
 pub(crate) struct Scope<'a> {
     pub(crate) fields: &'a Fields,
     pub(crate) family: &'a Family,
-    /// The language model below a wrapper: it has the names that the wrapper does not define.
+    /// The language model behind a wrapper, which has the names that the wrapper does not define.
     below: Option<&'a Family>,
     pub(crate) layer: Option<u64>,
     depth: u32,
@@ -47,7 +47,7 @@ impl<'a> Scope<'a> {
         Self { fields, family, below: None, layer: None, depth: 0 }
     }
 
-    /// The same with `below` behind `family`.
+    /// Adds the language model behind a wrapper.
     pub(crate) fn over(self, below: &'a Family) -> Self {
         Self { below: Some(below), ..self }
     }
@@ -56,24 +56,24 @@ impl<'a> Scope<'a> {
         Self { layer: Some(layer), ..self }
     }
 
-    /// A size that must be there.
+    /// A size that must be present.
     pub(crate) fn size(&self, expr: &Expr) -> Result<u64, EstimatorError> {
-        match self.worth(expr)? {
-            Worth::Size(n) => Ok(n),
-            Worth::Word(word) => Err(bad(&describe(expr), &word, "a whole number is needed")),
-            Worth::Absent => Err(self.missing(expr)),
+        match self.evaluate(expr)? {
+            ExprValue::Size(n) => Ok(n),
+            ExprValue::Word(word) => Err(bad(&describe(expr), &word, "a whole number is needed")),
+            ExprValue::Absent => Err(self.missing(expr)),
         }
     }
 
     /// A size that may be missing.
     pub(crate) fn optional(&self, expr: &Expr) -> Result<Option<u64>, EstimatorError> {
-        match self.worth(expr)? {
-            Worth::Absent => Ok(None),
+        match self.evaluate(expr)? {
+            ExprValue::Absent => Ok(None),
             _ => self.size(expr).map(Some),
         }
     }
 
-    /// A condition; what is absent does not hold.
+    /// A condition; an absent value does not hold.
     pub(crate) fn holds(&self, expr: &Expr) -> Result<bool, EstimatorError> {
         Ok(self.optional(expr)?.is_some_and(|n| n != 0))
     }
@@ -83,32 +83,35 @@ impl<'a> Scope<'a> {
         self.optional(&Expr::Name(name.to_owned()))
     }
 
-    pub(super) fn worth(&self, expr: &Expr) -> Result<Worth, EstimatorError> {
+    pub(super) fn evaluate(&self, expr: &Expr) -> Result<ExprValue, EstimatorError> {
         match expr {
-            Expr::Int(n) => Ok(Worth::Size(*n)),
-            Expr::Word(word) => Ok(Worth::Word(word.clone())),
+            Expr::Int(n) => Ok(ExprValue::Size(*n)),
+            Expr::Word(word) => Ok(ExprValue::Word(word.clone())),
             Expr::Name(name) => self.name(name),
             Expr::Call(function, arguments) => self.call(function, arguments),
-            Expr::Not(inner) => Ok(truth(!self.holds(inner)?)),
+            Expr::Not(inner) => Ok(boolean(!self.holds(inner)?)),
             Expr::Binary(operator, left, right) => self.binary(*operator, left, right),
         }
     }
 
-    fn name(&self, name: &str) -> Result<Worth, EstimatorError> {
+    fn name(&self, name: &str) -> Result<ExprValue, EstimatorError> {
         if name == "l" {
-            return Ok(self.layer.map_or(Worth::Absent, Worth::Size));
+            return Ok(self.layer.map_or(ExprValue::Absent, ExprValue::Size));
         }
         if let Some(expr) = self.defined(|family| &family.lets, name) {
-            return self.deeper(name)?.worth(expr);
+            return self.deeper(name)?.evaluate(expr);
         }
-        match (self.fields.get(name), self.defined(|family| &family.defaults, name)) {
-            (Field::Present(value), _) => self.read(name, value),
-            (Field::Absent, Some(default)) => self.deeper(name)?.worth(default),
-            (Field::Absent | Field::Null, _) => self.derived(name),
+        match self.fields.get(name) {
+            Field::Present(value) => self.read(name, value),
+            Field::Null => self.derived(name),
+            Field::Absent => match self.defined(|family| &family.defaults, name) {
+                Some(default) => self.deeper(name)?.evaluate(default),
+                None => self.derived(name),
+            },
         }
     }
 
-    /// What this family, or the one below it, says of `name` in one of its maps.
+    /// The definition of `name` in a map of this family, or of the one below it.
     fn defined(
         &self,
         map: impl Fn(&'a Family) -> &'a BTreeMap<String, Expr>,
@@ -117,15 +120,15 @@ impl<'a> Scope<'a> {
         map(self.family).get(name).or_else(|| map(self.below?).get(name))
     }
 
-    fn derived(&self, name: &str) -> Result<Worth, EstimatorError> {
+    fn derived(&self, name: &str) -> Result<ExprValue, EstimatorError> {
         if let Some(expr) = self.defined(|family| &family.derives, name) {
-            return self.deeper(name)?.worth(expr);
+            return self.deeper(name)?.evaluate(expr);
         }
         match DERIVE.iter().find(|(derived, _)| *derived == name) {
-            None => Ok(Worth::Absent),
+            None => Ok(ExprValue::Absent),
             Some((_, text)) => {
                 let expr = super::expr::parse(text).map_err(|reason| self.internal(reason))?;
-                self.deeper(name)?.worth(&expr)
+                self.deeper(name)?.evaluate(&expr)
             }
         }
     }
@@ -139,12 +142,12 @@ impl<'a> Scope<'a> {
     }
 
     /// A field's value; a list gives this layer's item.
-    fn read(&self, name: &str, value: &Value) -> Result<Worth, EstimatorError> {
+    fn read(&self, name: &str, value: &Value) -> Result<ExprValue, EstimatorError> {
         match value {
             Value::Null => self.derived(name),
-            Value::Bool(b) => Ok(truth(*b)),
-            Value::String(word) => Ok(Worth::Word(word.clone())),
-            Value::Number(_) => size_of(name, value).map(Worth::Size),
+            Value::Bool(b) => Ok(boolean(*b)),
+            Value::String(word) => Ok(ExprValue::Word(word.clone())),
+            Value::Number(_) => size_of(name, value).map(ExprValue::Size),
             Value::Array(items) => match self.layer {
                 Some(layer) => match item(items, layer) {
                     Some(Value::Array(_)) | None => Err(bad(name, value, &no_item(layer))),
@@ -161,14 +164,14 @@ impl<'a> Scope<'a> {
         operator: Operator,
         left: &Expr,
         right: &Expr,
-    ) -> Result<Worth, EstimatorError> {
+    ) -> Result<ExprValue, EstimatorError> {
         match operator {
-            Operator::Otherwise => match self.worth(left)? {
-                Worth::Absent => self.worth(right),
+            Operator::Otherwise => match self.evaluate(left)? {
+                ExprValue::Absent => self.evaluate(right),
                 found => Ok(found),
             },
-            Operator::And => Ok(truth(self.holds(left)? && self.holds(right)?)),
-            Operator::Or => Ok(truth(self.holds(left)? || self.holds(right)?)),
+            Operator::And => Ok(boolean(self.holds(left)? && self.holds(right)?)),
+            Operator::Or => Ok(boolean(self.holds(left)? || self.holds(right)?)),
             Operator::Equal
             | Operator::Unequal
             | Operator::Less
@@ -180,8 +183,8 @@ impl<'a> Scope<'a> {
             | Operator::Multiply
             | Operator::Divide
             | Operator::Remainder => {
-                let (a, b) = (self.size(left)?, self.size(right)?);
-                self.checked(operator, a, b).map(Worth::Size)
+                let result = self.checked(operator, self.size(left)?, self.size(right)?)?;
+                Ok(ExprValue::Size(result))
             }
         }
     }
@@ -191,11 +194,11 @@ impl<'a> Scope<'a> {
         operator: Operator,
         left: &Expr,
         right: &Expr,
-    ) -> Result<Worth, EstimatorError> {
+    ) -> Result<ExprValue, EstimatorError> {
         let (Some(a), Some(b)) = (self.optional(left)?, self.optional(right)?) else {
-            return Ok(truth(operator == Operator::Unequal));
+            return Ok(boolean(operator == Operator::Unequal));
         };
-        Ok(truth(match operator {
+        Ok(boolean(match operator {
             Operator::Equal => a == b,
             Operator::Unequal => a != b,
             Operator::Less => a < b,
@@ -230,19 +233,19 @@ impl<'a> Scope<'a> {
         EstimatorError::MissingField { field, model_type: self.family.name.clone() }
     }
 
-    /// The first field of `expr` that has no value: what a person would have to add.
+    /// The first field of `expr` without a value, which the configuration would have to give.
     fn first_absent(&self, expr: &Expr) -> Option<String> {
         match expr {
             Expr::Name(name) => match self.defined(|family| &family.lets, name) {
                 Some(inner) => self.deeper(name).ok()?.first_absent(inner),
-                None => matches!(self.name(name), Ok(Worth::Absent)).then(|| name.clone()),
+                None => matches!(self.name(name), Ok(ExprValue::Absent)).then(|| name.clone()),
             },
             Expr::Binary(_, a, b) => self.first_absent(a).or_else(|| self.first_absent(b)),
             _ => None,
         }
     }
 
-    pub(super) fn internal(&self, reason: String) -> EstimatorError {
+    pub(crate) fn internal(&self, reason: String) -> EstimatorError {
         EstimatorError::Family { family: self.family.name.clone(), line: 0, reason }
     }
 }
@@ -255,8 +258,8 @@ pub(super) fn no_item(layer: u64) -> String {
     format!("it has no usable entry for layer {layer}")
 }
 
-pub(super) fn truth(holds: bool) -> Worth {
-    Worth::Size(u64::from(holds))
+pub(super) fn boolean(holds: bool) -> ExprValue {
+    ExprValue::Size(u64::from(holds))
 }
 
 fn size_of(name: &str, value: &Value) -> Result<u64, EstimatorError> {
@@ -291,7 +294,7 @@ pub(super) fn bad(field: &str, value: &dyn std::fmt::Display, reason: &str) -> E
     }
 }
 
-/// What to call an expression in an error.
+/// Names an expression in an error.
 fn describe(expr: &Expr) -> String {
     match expr {
         Expr::Int(n) => n.to_string(),

@@ -1,20 +1,20 @@
 //! The functions that expressions may call.
 //!
-//! | call | worth |
+//! | call | value |
 //! |---|---|
-//! | `has(f)`, `given(f)` | whether the field has a value; whether it is there at all, `null` included |
-//! | `is(x, "a", …)` | whether a word is one of these |
-//! | `at(f, "a", …)` | whether a per-layer list, or letter of a string, is one of these here; absent where `f` is |
-//! | `cycle(f, "a", …)` | the same of a list that repeats |
-//! | `in(f)`, `in_from_1(f)` | whether a list of layer numbers, from 0 or from 1, has this one; all must exist |
+//! | `has(f)`, `given(f)` | the field has a value; the field is present, `null` included |
+//! | `is(x, "a", …)` | a word is one of these |
+//! | `at(f, "a", …)` | the layer's item of a list, or letter of a string, is one of these; absent if `f` is |
+//! | `cycle(f, "a", …)` | like `at`, with a list that repeats |
+//! | `in(f)`, `in_from_1(f)` | a list of layer numbers, from 0 or from 1, has this layer; all must exist |
 //! | `len(f)` | entries of a list, letters of a string |
-//! | `when(c, a, b)` | `a` where `c` holds, else `b` |
-//! | `ceil_div(a, b)`, `max(a, b)`, `min(a, b)` | as they say |
-//! | `scaled(f, a)` | `floor(f × a)` where the field may be fractional |
+//! | `when(c, a, b)` | `a` if `c` holds, else `b` |
+//! | `ceil_div(a, b)`, `max(a, b)`, `min(a, b)` | rounded-up quotient, maximum, minimum |
+//! | `scaled(f, a)` | `floor(f × a)`; the field may be fractional |
 
 use serde_json::Value;
 
-use super::eval::{Scope, Worth, bad, floor_u64, item, no_item, truth};
+use super::eval::{ExprValue, Scope, bad, boolean, floor_u64, item, no_item};
 use super::expr::{Expr, Operator};
 use crate::EstimatorError;
 use crate::config::Field;
@@ -22,20 +22,24 @@ use crate::tensors;
 
 impl Scope<'_> {
     /// Calls `function`.
-    pub(super) fn call(&self, function: &str, arguments: &[Expr]) -> Result<Worth, EstimatorError> {
+    pub(super) fn call(
+        &self,
+        function: &str,
+        arguments: &[Expr],
+    ) -> Result<ExprValue, EstimatorError> {
         match (function, arguments) {
             ("has", [Expr::Name(field)]) => {
-                Ok(truth(matches!(self.fields.get(field), Field::Present(_))))
+                Ok(boolean(matches!(self.fields.get(field), Field::Present(_))))
             }
             ("given", [Expr::Name(field)]) => {
-                Ok(truth(!matches!(self.fields.get(field), Field::Absent)))
+                Ok(boolean(!matches!(self.fields.get(field), Field::Absent)))
             }
             ("is", [field, words @ ..]) => {
-                let worth = self.worth(field)?;
-                Ok(truth(
-                    words
-                        .iter()
-                        .any(|w| matches!((w, &worth), (Expr::Word(a), Worth::Word(b)) if a == b)),
+                let value = self.evaluate(field)?;
+                Ok(boolean(
+                    words.iter().any(
+                        |w| matches!((w, &value), (Expr::Word(a), ExprValue::Word(b)) if a == b),
+                    ),
                 ))
             }
             ("at", [Expr::Name(field), words @ ..]) => self.word_at(field, words, Wrap::No),
@@ -44,15 +48,15 @@ impl Scope<'_> {
             ("in_from_1", [Expr::Name(field)]) => self.listed(field, 1),
             ("len", [Expr::Name(field)]) => Ok(self.length(field)),
             ("ceil_div", [a, b]) => {
-                let (a, b) = (self.size(a)?, self.size(b)?);
-                let up = self.checked(Operator::Add, a, b.saturating_sub(1))?;
-                self.checked(Operator::Divide, up, b).map(Worth::Size)
+                let divisor = self.size(b)?;
+                let up = self.checked(Operator::Add, self.size(a)?, divisor.saturating_sub(1))?;
+                self.checked(Operator::Divide, up, divisor).map(ExprValue::Size)
             }
             ("when", [condition, yes, no]) => {
-                self.worth(if self.holds(condition)? { yes } else { no })
+                self.evaluate(if self.holds(condition)? { yes } else { no })
             }
-            ("max", [a, b]) => Ok(Worth::Size(self.size(a)?.max(self.size(b)?))),
-            ("min", [a, b]) => Ok(Worth::Size(self.size(a)?.min(self.size(b)?))),
+            ("max", [a, b]) => Ok(ExprValue::Size(self.size(a)?.max(self.size(b)?))),
+            ("min", [a, b]) => Ok(ExprValue::Size(self.size(a)?.min(self.size(b)?))),
             ("scaled", [Expr::Name(field), by]) => self.scaled(field, by),
             _ => {
                 Err(self
@@ -61,10 +65,15 @@ impl Scope<'_> {
         }
     }
 
-    /// Whether a per-layer list, or a string with a letter per layer, has one of `words` here.
-    fn word_at(&self, field: &str, words: &[Expr], wrap: Wrap) -> Result<Worth, EstimatorError> {
+    /// Tests whether the layer's item of a list, or letter of a string, is one of `words`.
+    fn word_at(
+        &self,
+        field: &str,
+        words: &[Expr],
+        wrap: Wrap,
+    ) -> Result<ExprValue, EstimatorError> {
         let (Field::Present(value), Some(layer)) = (self.fields.get(field), self.layer) else {
-            return Ok(Worth::Absent);
+            return Ok(ExprValue::Absent);
         };
         let found = match value {
             Value::Array(items) => match item(items, wrap.position(layer, items.len())) {
@@ -79,52 +88,54 @@ impl Scope<'_> {
             _ => None,
         };
         let Some(found) = found else { return Err(bad(field, value, &no_item(layer))) };
-        Ok(truth(words.iter().any(|w| matches!(w, Expr::Word(word) if *word == found))))
+        Ok(boolean(words.iter().any(|w| matches!(w, Expr::Word(word) if *word == found))))
     }
 
-    /// Whether a list of layer numbers, counted from `first`, has this layer.
-    fn listed(&self, field: &str, first: u64) -> Result<Worth, EstimatorError> {
+    /// Tests whether a list of layer numbers, counted from `first`, has this layer.
+    fn listed(&self, field: &str, first: u64) -> Result<ExprValue, EstimatorError> {
         let (Field::Present(value), Some(layer)) = (self.fields.get(field), self.layer) else {
-            return Ok(Worth::Absent);
+            return Ok(ExprValue::Absent);
         };
         let Value::Array(items) = value else {
             return Err(bad(field, value, "a list of layer numbers is needed"));
         };
         let numbers = first..tensors::layers(self)?.saturating_add(first);
-        let known = |item: &&Value| item.as_u64().is_some_and(|number| numbers.contains(&number));
-        if let Some(stray) = items.iter().find(|item| !known(item)) {
+        let stray = items.iter().find(|item| !item.as_u64().is_some_and(|n| numbers.contains(&n)));
+        if let Some(stray) = stray {
             let last = numbers.end.saturating_sub(1);
             let reason = format!("layers are counted from {first} to {last} there");
             return Err(bad(field, stray, &reason));
         }
         let this = layer.saturating_add(first);
-        Ok(truth(items.iter().any(|item| item.as_u64() == Some(this))))
+        Ok(boolean(items.iter().any(|item| item.as_u64() == Some(this))))
     }
 
-    fn length(&self, field: &str) -> Worth {
+    fn length(&self, field: &str) -> ExprValue {
         let length = match self.fields.get(field) {
             Field::Present(Value::Array(items)) => u64::try_from(items.len()).ok(),
             Field::Present(Value::String(letters)) => u64::try_from(letters.chars().count()).ok(),
             _ => None,
         };
-        length.map_or(Worth::Absent, Worth::Size)
+        length.map_or(ExprValue::Absent, ExprValue::Size)
     }
 
-    /// `floor(field × by)` where the field may be fractional, as `mlp_ratio` is.
-    fn scaled(&self, field: &str, by: &Expr) -> Result<Worth, EstimatorError> {
+    /// `floor(field × by)` of a field that may be fractional, such as `mlp_ratio`.
+    fn scaled(&self, field: &str, by: &Expr) -> Result<ExprValue, EstimatorError> {
         let factor = match self.fields.get(field) {
             Field::Present(value) => {
                 value.as_f64().ok_or_else(|| bad(field, value, "a number is needed"))?
             }
-            _ => return Ok(Worth::Absent),
+            _ => return Ok(ExprValue::Absent),
         };
         let by = self.size(by)?;
         let product = factor * by as f64;
-        floor_u64(product).map(Worth::Size).ok_or_else(|| bad(field, &factor, "no size results"))
+        floor_u64(product)
+            .map(ExprValue::Size)
+            .ok_or_else(|| bad(field, &factor, "no size results"))
     }
 }
 
-/// Whether a list shorter than the layers repeats.
+/// Selects whether a list that is shorter than the layers repeats.
 #[derive(Clone, Copy)]
 enum Wrap {
     No,

@@ -1,22 +1,9 @@
-//! Families: what a kind of model keeps in its checkpoint and in its cache, as text.
+//! Model families: class defaults, layers and tensors, as text.
 //!
-//! Each file of `families/` describes one family in the little language read here; a family is
-//! added by adding a file and naming it in [`registry`]. Nothing outside `families/` knows what
-//! any family looks like. The statements, one a line (`#` starts a comment):
-//!
-//! ```text
-//! default NAME = EXPR          the value of a config field that is absent (the class default)
-//! derive NAME = EXPR           … that is null, or absent without a default
-//! let NAME = EXPR              a name of our own, in capitals (`; NAME = EXPR` adds more)
-//! architecture WORD            overrides what the kept state says
-//! text TYPE                    a wrapper's language model, where the config does not say
-//! rename FROM TO               a wrapper's prefix for the language model's tensors
-//! note SENTENCE                goes to the estimate's assumptions
-//! [once|layer|vision] [for N] [x N] [if EXPR]      opens a section
-//! NAME [DIM, DIM] [ROLE] [if EXPR]    a tensor; {l} is the layer, {i} the `for`, {e} the `x`
-//! keep CALL [if EXPR]                 what a layer keeps for a sequence, see `spec::layers`
-//! use FRAGMENT [KEY=TEXT …] [if EXPR] splices `families/fragments/FRAGMENT.txt`, <KEY> replaced
-//! ```
+//! Each file of `families/` describes one family in a small language, which `families/README.md`
+//! documents. A family is added by adding a file and naming it in [`registry`]; nothing outside
+//! `families/` knows the layout of any family. [`statement`] reads the lines, [`expr`] the
+//! expressions in them, [`eval`] and [`functions`] evaluate them for one configuration.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +16,7 @@ pub(crate) mod registry;
 mod statement;
 
 use expr::Expr;
-pub(crate) use statement::{Keep, Row, Section, Where};
+pub(crate) use statement::{LayerPart, Row, Section, SectionPlace};
 
 /// One family's description, parsed.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +27,8 @@ pub(crate) struct Family {
     pub(crate) lets: BTreeMap<String, Expr>,
     pub(crate) architecture: Option<String>,
     pub(crate) text: Option<String>,
+    /// Words that a per-layer list or pattern may hold, by field.
+    pub(crate) words: Vec<(String, Vec<String>)>,
     pub(crate) renames: Vec<(String, String)>,
     pub(crate) notes: Vec<(String, Option<Expr>)>,
     pub(crate) sections: Vec<Section>,

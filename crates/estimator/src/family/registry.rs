@@ -1,6 +1,6 @@
-//! Which description belongs to which `model_type`.
+//! The registry of descriptions by `model_type`.
 
-use super::{Family, Where};
+use super::{Family, SectionPlace};
 use crate::EstimatorError;
 use crate::config::{Field, Fields};
 
@@ -130,6 +130,7 @@ macro_rules! fragments {
 
 /// Pieces that several descriptions share.
 const FRAGMENTS: &[(&str, &str)] = fragments![
+    "attention",
     "ends",
     "experts",
     "gated_delta",
@@ -150,6 +151,7 @@ const FRAGMENTS: &[(&str, &str)] = fragments![
     "qwen3_vl",
     "shared_experts",
     "siglip",
+    "swiglu",
     "vit_block",
 ];
 
@@ -158,30 +160,30 @@ pub(crate) fn fragment(name: &str) -> Option<&'static str> {
     FRAGMENTS.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
 }
 
-/// What a model type without a description is read as.
+/// Description of a model type that has none of its own.
 const GENERIC: (&str, &str) = ("generic", include_str!("../../families/generic.txt"));
 
-/// The descriptions that one configuration needs.
+/// The descriptions that apply to one configuration.
 #[derive(Debug, Clone)]
-pub(crate) struct Chosen {
+pub(crate) struct SelectedFamilies {
     pub(crate) text: Family,
     pub(crate) wrapper: Option<Family>,
-    /// A sentence where nobody described the model type, and its usual fields are all there.
+    /// A sentence if the model type has no description and its usual fields are all present.
     pub(crate) guess: Option<String>,
-    /// A sentence where a part of the model is not described.
+    /// A sentence if a part of the model is not described.
     pub(crate) uncounted: Option<String>,
 }
 
-/// Chooses by the language part's type, the wrapper's type, and the wrapper's usual language
-/// model, in this order; `None` where nothing fits and the usual fields are not all there.
-pub(crate) fn choose(fields: &Fields) -> Result<Option<Chosen>, EstimatorError> {
+/// Selects by the language part's type, the wrapper's usual language model and the wrapper's own type,
+/// in this order; `None` if no description fits and the usual fields are not all present.
+pub(crate) fn select(fields: &Fields) -> Result<Option<SelectedFamilies>, EstimatorError> {
     let root = fields.root_type().unwrap_or_default();
     let wrapper = find(WRAPPERS, root)?;
     let implied = wrapper.as_ref().and_then(|w| w.text.clone()).unwrap_or_default();
     let stated = fields.text_type().unwrap_or_default();
     for name in [stated, implied.as_str(), root] {
         if let Some(text) = find(TEXT, name)? {
-            return Ok(Some(chosen(fields, text, wrapper, None)));
+            return Ok(Some(selected(fields, text, wrapper, None)));
         }
     }
     if !has_usual_fields(fields) {
@@ -192,18 +194,23 @@ pub(crate) fn choose(fields: &Fields) -> Result<Option<Chosen>, EstimatorError> 
         "model type `{name}` is not known: sized by its field names as a Llama-like decoder"
     );
     let text = Family::parse(GENERIC.0, GENERIC.1)?;
-    Ok(Some(chosen(fields, text, wrapper, Some(guess))))
+    Ok(Some(selected(fields, text, wrapper, Some(guess))))
 }
 
-fn chosen(fields: &Fields, text: Family, wrapper: Option<Family>, guess: Option<String>) -> Chosen {
+fn selected(
+    fields: &Fields,
+    text: Family,
+    wrapper: Option<Family>,
+    guess: Option<String>,
+) -> SelectedFamilies {
     let uncounted = if wrapper.is_none() { uncounted(fields, &text) } else { None };
-    Chosen { text, wrapper, guess, uncounted }
+    SelectedFamilies { text, wrapper, guess, uncounted }
 }
 
-/// What is beside the language part that `text` describes, and in no description.
+/// A sentence about parts beside the language model that no description covers.
 fn uncounted(fields: &Fields, text: &Family) -> Option<String> {
     let root = crate::error::shortened(fields.root_type().unwrap_or_default());
-    let described = text.sections.iter().any(|section| section.place == Where::Vision);
+    let described = text.sections.iter().any(|section| section.place == SectionPlace::Vision);
     if fields.has_vision() && !described {
         return Some(format!(
             "the image encoder of model type `{root}` is not known and not counted"

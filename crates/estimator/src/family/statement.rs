@@ -4,28 +4,36 @@ use super::expr::{self, Expr};
 use super::{Family, registry};
 use crate::tensors::TensorRole;
 
-/// Where a section's tensors belong.
+/// Place of a section's tensors in the checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Where {
+pub(crate) enum SectionPlace {
     /// Once in the language model.
     Once,
-    /// In every layer of the language model that the guard admits.
+    /// Every layer of the language model that the guard admits.
     Layer,
-    /// In the image encoder and its projector.
+    /// The image encoder and its projector.
     Vision,
 }
 
-/// Rows under one header.
+/// The statements under one header.
 #[derive(Debug, Clone)]
 pub(crate) struct Section {
-    pub(crate) place: Where,
-    /// How often the section repeats, as `{i}`.
+    pub(crate) place: SectionPlace,
+    /// Number of repetitions of the section, counted by `{i}`.
     pub(crate) repeat: Option<Expr>,
-    /// How many tensors each row stands for, as `{e}`.
+    /// Number of tensors that each row stands for, counted by `{e}`.
     pub(crate) count: Option<Expr>,
     pub(crate) guard: Option<Expr>,
     pub(crate) rows: Vec<Row>,
-    pub(crate) keeps: Vec<Keep>,
+    pub(crate) mixers: Vec<LayerPart>,
+    pub(crate) mlps: Vec<LayerPart>,
+}
+
+impl Section {
+    /// Reports whether the section has `mixer` or `mlp` statements.
+    pub(crate) fn has_layer_parts(&self) -> bool {
+        !(self.mixers.is_empty() && self.mlps.is_empty())
+    }
 }
 
 /// One tensor.
@@ -37,13 +45,36 @@ pub(crate) struct Row {
     pub(crate) guard: Option<Expr>,
 }
 
-/// What a layer keeps for a sequence: a kind and its sizes.
+/// A `mixer` or `mlp` statement: a kind from [`MIXERS`] or [`MLPS`] and its sizes.
 #[derive(Debug, Clone)]
-pub(crate) struct Keep {
-    pub(crate) kind: String,
-    pub(crate) sizes: Vec<Expr>,
+pub(crate) struct LayerPart {
+    pub(crate) kind: &'static str,
+    pub(crate) arguments: Vec<Expr>,
     pub(crate) guard: Option<Expr>,
 }
+
+/// A kind of layer part, with the fewest and the most arguments that it takes.
+type PartKind = (&'static str, usize, usize);
+
+/// Token mixers; [`crate::spec`] reads their arguments.
+const MIXERS: [PartKind; 12] = [
+    ("attention", 4, 5),
+    ("shared_attention", 4, 5),
+    ("latent", 6, 6),
+    ("cross_attention", 5, 5),
+    ("indexer", 2, 2),
+    ("compressed", 2, 2),
+    ("mamba", 4, 4),
+    ("mamba2", 6, 6),
+    ("gated_delta", 5, 5),
+    ("short_conv", 2, 2),
+    ("recurrent", 3, 3),
+    ("unknown", 0, 0),
+];
+
+/// Feed-forward parts.
+const MLPS: [PartKind; 4] =
+    [("gated", 1, 1), ("plain", 1, 1), ("experts", 3, 4), ("plain_experts", 3, 4)];
 
 /// Reads one line into `family`.
 pub(crate) fn read(family: &mut Family, line: &str) -> Result<(), String> {
@@ -68,15 +99,26 @@ pub(crate) fn read(family: &mut Family, line: &str) -> Result<(), String> {
             family.renames.push((from.to_owned(), to.trim().to_owned()));
             Ok(())
         }
+        "words" => {
+            let mut words = rest.split_whitespace().map(str::to_owned);
+            let field = words.next().ok_or("`words` needs a field")?;
+            family.words.push((field, words.collect()));
+            Ok(())
+        }
         "note" => {
             let (sentence, guard) = guarded(rest)?;
             family.notes.push((sentence.to_owned(), guard));
             Ok(())
         }
         "use" => splice(family, rest),
-        "keep" => {
-            let keep = keep(rest)?;
-            open(family)?.keeps.push(keep);
+        "mixer" => {
+            let mixer = layer_part(rest, &MIXERS)?;
+            open(family)?.mixers.push(mixer);
+            Ok(())
+        }
+        "mlp" => {
+            let mlp = layer_part(rest, &MLPS)?;
+            open(family)?.mlps.push(mlp);
             Ok(())
         }
         _ => {
@@ -117,12 +159,20 @@ fn section(header: &str) -> Result<Section, String> {
     let (header, count) = split_clause(header, " x ")?;
     let (header, repeat) = split_clause(header, " for ")?;
     let place = match header {
-        "once" => Where::Once,
-        "layer" => Where::Layer,
-        "vision" => Where::Vision,
+        "once" => SectionPlace::Once,
+        "layer" => SectionPlace::Layer,
+        "vision" => SectionPlace::Vision,
         other => return Err(format!("no section is called `{other}`")),
     };
-    Ok(Section { place, repeat, count, guard, rows: Vec::new(), keeps: Vec::new() })
+    Ok(Section {
+        place,
+        repeat,
+        count,
+        guard,
+        rows: Vec::new(),
+        mixers: Vec::new(),
+        mlps: Vec::new(),
+    })
 }
 
 fn split_clause<'a>(text: &'a str, word: &str) -> Result<(&'a str, Option<Expr>), String> {
@@ -132,12 +182,17 @@ fn split_clause<'a>(text: &'a str, word: &str) -> Result<(&'a str, Option<Expr>)
     }
 }
 
-fn keep(text: &str) -> Result<Keep, String> {
+fn layer_part(text: &str, kinds: &[PartKind]) -> Result<LayerPart, String> {
     let (call, guard) = guarded(text)?;
-    match expr::parse(call)? {
-        Expr::Call(kind, sizes) => Ok(Keep { kind, sizes, guard }),
-        _ => Err(format!("`{call}` is not of the form kind(size, …)")),
+    let Expr::Call(name, arguments) = expr::parse(call)? else {
+        return Err(format!("`{call}` is not of the form kind(size, …)"));
+    };
+    let known = kinds.iter().find(|(kind, ..)| *kind == name);
+    let (kind, fewest, most) = known.ok_or_else(|| format!("`{name}` is not a known kind"))?;
+    if !(*fewest..=*most).contains(&arguments.len()) {
+        return Err(format!("`{name}` does not take {} sizes", arguments.len()));
     }
+    Ok(LayerPart { kind, arguments, guard })
 }
 
 fn row(line: &str) -> Result<Row, String> {

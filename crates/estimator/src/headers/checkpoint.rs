@@ -15,7 +15,7 @@ use crate::error::{EstimatorError, shortened};
 /// The name of a sharded checkpoint's index.
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Fewer headers than this are not worth a thread.
+/// Fewest headers that are worth a thread.
 const FILES_PER_THREAD: usize = 8;
 
 /// The headers of a model folder: every tensor once, and the file that holds it.
@@ -25,8 +25,8 @@ pub struct Checkpoint {
     pub files: Vec<(PathBuf, Header)>,
     /// The index's `metadata.total_size`, where there is an index that states one.
     pub index_total_bytes: Option<u64>,
-    /// Which file (position in `files`) holds a tensor. Where the index says so it is made when it is
-    /// first asked for: sizing asks for quantised tensors only.
+    /// Position in `files` of the file that holds a tensor. If an index agrees with the files, the map is
+    /// built on first use: sizing looks only quantised tensors up.
     tensors: OnceLock<HashMap<String, usize>>,
 }
 
@@ -44,11 +44,11 @@ impl Checkpoint {
         }
     }
 
-    /// As [`Self::open`], but for sizing: an index none of whose shards is there counts as no
+    /// Like [`Self::open`], but for sizing: an index none of whose shards is there counts as no
     /// checkpoint, so that a folder with only the small files of a model can be sized.
     ///
     /// # Errors
-    /// As [`Self::open`]; one missing shard among others stays an error.
+    /// Same as [`Self::open`]; one missing shard among others stays an error.
     pub fn find(dir: &Path) -> Result<Option<Self>, EstimatorError> {
         let Some(text) = index_text(dir)? else { return Self::unindexed(dir) };
         let index = Index::parse(&text, &index_name(dir))?;
@@ -93,13 +93,13 @@ impl Checkpoint {
     /// Reads the header of one file as a checkpoint of its own.
     ///
     /// # Errors
-    /// What [`read_header`] finds.
+    /// Errors of [`read_header`].
     pub fn open_file(path: &Path) -> Result<Self, EstimatorError> {
         Self::of(path, vec![(path.to_owned(), read_header(path)?)], None)
     }
 
-    /// Headers that were read by other means, with the text of their index where they have one; as
-    /// [`Self::open`] on a folder that holds them. `name` stands for that folder in errors.
+    /// Builds a checkpoint from headers that were read by other means, with the text of their index if
+    /// they have one, like [`Self::open`] on a folder that holds them. `name` stands for that folder in errors.
     ///
     /// # Errors
     /// A tensor that two files hold, or that the index promises and no file holds.
@@ -153,7 +153,7 @@ fn positions(files: &[(PathBuf, Header)]) -> HashMap<String, usize> {
     names.map(|(name, file)| (name.clone(), file)).collect()
 }
 
-/// The same, refusing a tensor that two files hold.
+/// Like [`positions`], refusing a tensor that two files hold.
 fn merge(
     dir: &Path,
     files: &[(PathBuf, Header)],
@@ -164,7 +164,8 @@ fn merge(
         for name in header.tensors.keys() {
             if let Some(first) = tensors.insert(name.clone(), position) {
                 let first = files.get(first).map(|(path, _)| file_name(path)).unwrap_or_default();
-                let (name, second) = (shortened(name), file_name(path));
+                let name = shortened(name);
+                let second = file_name(path);
                 return Err(problem(dir, format!("tensor `{name}` is in {first} and in {second}")));
             }
         }
@@ -174,10 +175,9 @@ fn merge(
 
 /// The names of all safetensors files in `dir`, sorted.
 fn safetensors_files(dir: &Path) -> Result<Vec<String>, EstimatorError> {
-    let io = |source| EstimatorError::Io { path: dir.to_owned(), source };
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(io)? {
-        let name = entry.map_err(io)?.file_name();
+    for entry in std::fs::read_dir(dir).map_err(|source| EstimatorError::io(dir, source))? {
+        let name = entry.map_err(|source| EstimatorError::io(dir, source))?.file_name();
         if let Some(name) = name.to_str().filter(|name| name.ends_with(".safetensors")) {
             names.push(name.to_owned());
         }
@@ -186,26 +186,24 @@ fn safetensors_files(dir: &Path) -> Result<Vec<String>, EstimatorError> {
     Ok(names)
 }
 
-/// Reads the headers on all cores: of a hundred shards they are most of what sizing takes. Where the
-/// system gives no thread, the caller's own reads that share.
+/// Reads the headers on all cores: for a hundred shards they are most of the time of sizing. If no
+/// thread can be started, the calling thread reads that share.
 fn read_headers(dir: &Path, names: &[String]) -> Result<Vec<(PathBuf, Header)>, EstimatorError> {
     let paths: Vec<_> = names.iter().map(|name| dir.join(name)).collect();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let share = paths.len().div_ceil(threads).max(FILES_PER_THREAD);
-    let read = |paths: &[PathBuf]| {
-        paths.iter().map(|path| read_header(path)).collect::<Result<Vec<_>, _>>()
-    };
     let mut shares = paths.chunks(share);
     let first = shares.next().unwrap_or_default();
     let headers = std::thread::scope(|scope| {
-        let start = |share| {
-            let thread = std::thread::Builder::new().spawn_scoped(scope, move || read(share));
-            (share, thread.ok())
-        };
-        let others: Vec<_> = shares.map(start).collect();
-        let mut headers = read(first)?;
+        let mut others = Vec::new();
+        for share in shares {
+            let builder = std::thread::Builder::new();
+            others.push((share, builder.spawn_scoped(scope, || read_share(share)).ok()));
+        }
+        let mut headers = read_share(first)?;
         for (share, thread) in others {
-            let more = thread.map_or_else(|| Ok(read(share)), std::thread::ScopedJoinHandle::join);
+            let more =
+                thread.map_or_else(|| Ok(read_share(share)), std::thread::ScopedJoinHandle::join);
             headers.extend(more.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
         }
         Ok(headers)
@@ -213,7 +211,11 @@ fn read_headers(dir: &Path, names: &[String]) -> Result<Vec<(PathBuf, Header)>, 
     headers.map(|headers| paths.into_iter().zip(headers).collect())
 }
 
-/// What an index says. It borrows the names from its text.
+fn read_share(paths: &[PathBuf]) -> Result<Vec<Header>, EstimatorError> {
+    paths.iter().map(|path| read_header(path)).collect()
+}
+
+/// A parsed index. It borrows the names from its text.
 struct Index<'a> {
     /// Each tensor and its file's position in `shards`, sorted by the tensor's name.
     weight_map: Vec<(Cow<'a, str>, usize)>,
@@ -229,9 +231,9 @@ struct RawIndex<'a> {
     metadata: Value,
 }
 
-/// A tensor's or a file's name, borrowed where the text has no escape in it.
+/// Name of a tensor or a file, borrowed if the text has no escape in it.
 #[derive(Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+struct BorrowedName<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Tensors, each with a position in the list of files.
 struct WeightMap<'a> {
@@ -257,7 +259,7 @@ impl<'de> Visitor<'de> for WeightMapVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
         let mut tensors = Vec::new();
         let mut positions: HashMap<Cow<'de, str>, usize> = HashMap::new();
-        while let Some((Name(tensor), Name(file))) = entries.next_entry()? {
+        while let Some((BorrowedName(tensor), BorrowedName(file))) = entries.next_entry()? {
             let next = positions.len();
             tensors.push((tensor, *positions.entry(file).or_insert(next)));
         }
@@ -273,19 +275,21 @@ impl<'de> Visitor<'de> for WeightMapVisitor {
 }
 
 impl<'a> Index<'a> {
-    /// `what` names the text in errors.
-    fn parse(text: &'a str, what: &str) -> Result<Self, EstimatorError> {
-        let bad = |reason: String| EstimatorError::Json { what: what.to_owned(), reason };
-        let raw: RawIndex<'a> = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+    /// `document` names the text in errors.
+    fn parse(text: &'a str, document: &str) -> Result<Self, EstimatorError> {
+        Self::read(text)
+            .map_err(|reason| EstimatorError::Json { document: document.to_owned(), reason })
+    }
+
+    fn read(text: &'a str) -> Result<Self, String> {
+        let raw: RawIndex<'a> = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let total = raw.metadata.get("total_size");
         let total_bytes = total.and_then(|t| t.as_u64().or_else(|| t.as_f64().and_then(whole)));
         let WeightMap { tensors, shards } = raw.weight_map;
-        let inside =
-            |name: &String| Path::new(name).file_name().is_some_and(|n| n == name.as_str());
-        if shards.iter().all(inside) {
-            return Ok(Self { weight_map: tensors, shards, total_bytes });
+        if !shards.iter().all(|name| is_file_name(name)) {
+            return Err("a `weight_map` entry leaves the folder".to_owned());
         }
-        Err(bad("a `weight_map` entry leaves the folder".to_owned()))
+        Ok(Self { weight_map: tensors, shards, total_bytes })
     }
 
     fn shards_by_name(&self) -> Vec<String> {
@@ -294,8 +298,8 @@ impl<'a> Index<'a> {
         names
     }
 
-    /// Whether the files hold what the index says, each tensor where it says, and nothing else: then no
-    /// two of them hold the same one. Both are sorted by name.
+    /// Reports whether the files hold exactly the tensors of the index, each in its file; then no two
+    /// files hold the same tensor. Both are sorted by name.
     fn describes(&self, files: &[(PathBuf, Header)]) -> bool {
         let headers: HashMap<_, _> = files.iter().map(|(path, h)| (file_name(path), h)).collect();
         let held = self.shards.iter().map(|shard| Some(headers.get(shard)?.tensors.keys()));
@@ -316,7 +320,12 @@ impl<'a> Index<'a> {
     }
 }
 
-/// The text of `dir`'s index, where it has one.
+/// Reports whether `name` names a file of the same folder.
+fn is_file_name(name: &str) -> bool {
+    Path::new(name).file_name().is_some_and(|file| file == name)
+}
+
+/// The text of `dir`'s index, if it has one.
 fn index_text(dir: &Path) -> Result<Option<String>, EstimatorError> {
     let path = dir.join(INDEX);
     if !path.is_file() {

@@ -1,13 +1,13 @@
-//! safetensors headers: what a checkpoint holds, without reading a single weight.
+//! safetensors headers: the tensors of a checkpoint, without reading a single weight.
 //!
 //! A file is eight bytes of header length (little endian), that much JSON, then the data. Only
-//! the first two parts are read. Everything in them may be hostile: a length beyond the file,
-//! ranges that overlap or leave holes, a shape that the range contradicts, a name given twice.
-//! Every such file is refused with one sentence that names the file and the tensor.
+//! the first two parts are read. Nothing in them is trusted: a length beyond the file, ranges
+//! that overlap or leave holes, a shape that contradicts its range, a duplicate name. Every such file is
+//! refused with one sentence that names the file and the tensor.
 //!
 //! [`parse_header`] is pure, for fuzzing and for headers fetched by other means;
 //! [`read_header`] and [`Checkpoint::open`] use `std::fs`. The runtime maps tensors by the same
-//! [`TensorInfo`], so that what is sized is what is loaded.
+//! [`TensorInfo`], so that the loaded bytes are the sized ones.
 
 mod checkpoint;
 mod parse;
@@ -37,7 +37,7 @@ pub struct TensorInfo {
     pub dtype: Dtype,
     /// Dimensions, outermost first; empty for a scalar.
     pub shape: Vec<u64>,
-    /// Where the data lies, in bytes from the start of the *file*.
+    /// Range of the data, in bytes from the start of the *file*.
     pub file_range: Range<u64>,
 }
 
@@ -77,14 +77,16 @@ impl Header {
 /// # Errors
 /// [`EstimatorError::Io`], or what [`parse_header`] finds.
 pub fn read_header(path: &Path) -> Result<Header, EstimatorError> {
-    let io = |source| EstimatorError::Io { path: path.to_owned(), source };
-    let file = File::open(path).map_err(io)?;
-    let metadata = file.metadata().map_err(io)?;
+    let file = File::open(path).map_err(|source| EstimatorError::io(path, source))?;
+    let metadata = file.metadata().map_err(|source| EstimatorError::io(path, source))?;
     if !metadata.is_file() {
         return Err(refuse(path, "it is not a regular file"));
     }
     let mut start = Vec::new();
-    (&file).take(PREFIX_BYTES).read_to_end(&mut start).map_err(io)?;
+    (&file)
+        .take(PREFIX_BYTES)
+        .read_to_end(&mut start)
+        .map_err(|source| EstimatorError::io(path, source))?;
     let left = metadata.len().saturating_sub(PREFIX_BYTES);
     // What is longer than the file, or than any header, is refused by its stated length alone.
     let stated =
@@ -93,7 +95,7 @@ pub fn read_header(path: &Path) -> Result<Header, EstimatorError> {
         let prefix_bytes = start.len();
         start.resize(prefix_bytes.saturating_add(json_bytes), 0);
         let json = start.get_mut(prefix_bytes..).unwrap_or_default();
-        (&file).read_exact(json).map_err(io)?;
+        (&file).read_exact(json).map_err(|source| EstimatorError::io(path, source))?;
     }
     parse_header(path, &start, metadata.len())
 }

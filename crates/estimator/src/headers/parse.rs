@@ -1,4 +1,4 @@
-//! The pure part: bytes of a header to checked tensors.
+//! Pure parsing: from the bytes of a header to checked tensors.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use super::{Header, MAX_HEADER_BYTES, PREFIX_BYTES, TensorInfo, refuse};
 use crate::dtype::Dtype;
 use crate::error::{EstimatorError, shortened};
 
-/// More dimensions than any tensor has.
+/// Most dimensions of a tensor.
 const MAX_RANK: usize = 32;
 
 /// Checks a header. `start` is the file's beginning, at least up to the end of the JSON (more is
@@ -36,14 +36,16 @@ pub fn parse_header(file: &Path, start: &[u8], file_len: u64) -> Result<Header, 
         .ok_or_else(|| refuse(file, "the header is cut short"))?;
     let raw: RawHeader = serde_json::from_slice(json).map_err(|e| refuse(file, e.to_string()))?;
     let data_len = file_len.saturating_sub(data_start);
-    let checked =
-        |(name, entry): (String, RawTensor<'_>)| {
-            let info = check(entry, data_start, data_len).map_err(|reason| {
-                EstimatorError::Tensor { file: file.to_owned(), tensor: shortened(&name), reason }
-            })?;
-            Ok((name, info))
-        };
-    let tensors = raw.tensors.into_iter().map(checked).collect::<Result<_, _>>()?;
+    let mut tensors = Vec::with_capacity(raw.tensors.len());
+    for (name, entry) in raw.tensors {
+        match check(entry, data_start, data_len) {
+            Ok(info) => tensors.push((name, info)),
+            Err(reason) => {
+                let tensor = shortened(&name);
+                return Err(EstimatorError::Tensor { file: file.to_owned(), tensor, reason });
+            }
+        }
+    }
     let tensors = by_name(file, tensors)?;
     check_layout(file, &tensors, data_start..file_len)?;
     Ok(Header { tensors, metadata: raw.metadata })
@@ -100,10 +102,8 @@ fn check(entry: RawTensor<'_>, data_start: u64, data_len: u64) -> Result<TensorI
         }
         None => return Err(format!("shape {:?} of {dtype} is not a size in bytes", entry.shape)),
     }
-    let from_file = |offset: u64| data_start.checked_add(offset);
-    let (Some(start), Some(end)) = (from_file(begin), from_file(end)) else {
-        return Err("its range exceeds 2^64".to_owned());
-    };
+    let start = data_start.checked_add(begin).ok_or("its range exceeds 2^64")?;
+    let end = data_start.checked_add(end).ok_or("its range exceeds 2^64")?;
     Ok(TensorInfo { dtype, shape: entry.shape, file_range: start..end })
 }
 
@@ -131,8 +131,8 @@ fn check_layout(
     if at == data.end {
         return Ok(());
     }
-    let (used, len) = (at, data.end);
-    Err(refuse(file, format!("its tensors end at byte {used}, the file has {len} bytes")))
+    let len = data.end;
+    Err(refuse(file, format!("its tensors end at byte {at}, the file has {len} bytes")))
 }
 
 struct RawHeader<'a> {

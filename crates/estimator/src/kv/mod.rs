@@ -1,8 +1,8 @@
-//! The byte formula of a KV cache: once, here.
+//! The byte formula of a KV cache.
 //!
 //! `core` allocates from [`block_bytes`], the estimate adds up the same numbers, and
-//! [`kv_cache_bytes`] is the plain formula for everybody else. Codes (the numbers themselves)
-//! and scales (one fp16 per quantised vector) are separate terms throughout.
+//! [`kv_cache_bytes`] is the plain formula for other callers. Codes (the quantised numbers) and scales
+//! (one fp16 per quantised vector) are separate terms throughout.
 
 mod mode;
 mod storage;
@@ -48,10 +48,10 @@ pub fn kv_cache_bytes(
         .fold(2_u64, u64::saturating_mul)
 }
 
-/// What [`kv_cache_bytes`] takes, by name.
+/// Arguments of [`kv_cache_bytes`] by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvCacheParams {
-    /// Layers that keep keys and values.
+    /// Layers that cache keys and values.
     pub layers: u64,
     /// Key-value heads of a layer.
     pub kv_heads: u64,
@@ -75,9 +75,9 @@ pub fn kv_cache_bytes_from_params(params: &KvCacheParams) -> u64 {
 /// Bytes of codes and of scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct KvBytes {
-    /// The cached numbers.
+    /// Bytes of the cached numbers.
     pub code_bytes: u64,
-    /// Their scales.
+    /// Bytes of their scales.
     pub scale_bytes: u64,
 }
 
@@ -129,11 +129,11 @@ pub fn vector_bytes(cache: CacheType, dim: u64) -> Result<KvBytes, EstimatorErro
     Ok(KvBytes { code_bytes: bits.checked_div(8).unwrap_or(0), scale_bytes })
 }
 
-/// Bytes of one block (256 tokens) of one side of one layer, all heads: what `core` allocates.
+/// Bytes of one block (256 tokens) of one side of one layer, all heads: the unit of allocation.
 /// Codes and scales are separate buffers.
 ///
 /// # Errors
-/// As [`vector_bytes`].
+/// Same as [`vector_bytes`].
 pub fn block_bytes(cache: CacheType, kv_heads: u64, dim: u64) -> Result<KvBytes, EstimatorError> {
     Ok(vector_bytes(cache, dim)?.times(kv_heads).times(KV_BLOCK_TOKENS))
 }
@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(round_up_to_block(u64::MAX), u64::MAX - 255);
     }
 
-    /// DESIGN §4's table: bytes per token per KV head at head_dim 128.
+    /// Bytes per token and KV head at head_dim 128, by mode.
     #[test]
     fn the_table_of_modes() {
         let table = [

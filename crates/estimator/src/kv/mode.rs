@@ -1,17 +1,17 @@
-//! Cache types, the modes that pair them, and how a person names them.
+//! Cache types, the modes that pair them, and their names in flags.
 
 use std::fmt;
 
 use crate::error::{EstimatorError, shortened};
 
-/// How one side of the cache, keys or values, is stored.
+/// Storage of one side of the cache, keys or values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CacheType {
     /// 16-bit floats, fp16 or bf16.
     Fp16,
-    /// 32-bit floats: what takes the place of 16-bit ones where everything is computed in fp32. No
-    /// flag names it ([`crate::KvStorage`]).
+    /// 32-bit floats, in the place of 16-bit ones if everything is computed in fp32. No flag names it
+    /// ([`crate::KvStorage`]).
     Fp32,
     /// 8-bit integers, an fp16 scale per vector.
     Int8,
@@ -33,7 +33,7 @@ const TYPES: [(CacheType, &str, u64); 6] = [
     (CacheType::Turbo4Delegated, "turbo4-delegated", 4),
 ];
 
-/// What llama.cpp calls its types, and what is nearest to them here.
+/// Types of llama.cpp, and the nearest ones here.
 const NAMES_OF_LLAMA_CPP: [(&str, &str); 7] = [
     ("bf16", "fp16"),
     ("q8_0", "int8"),
@@ -44,7 +44,7 @@ const NAMES_OF_LLAMA_CPP: [(&str, &str); 7] = [
     ("q5_1", "int8"),
 ];
 
-/// The refusal of `value`, with the names that there are, and the one that llama.cpp's stands for.
+/// The error for an unknown `value`, listing the known names and the nearest to a type of llama.cpp.
 fn unknown(flag: &str, value: &str, names: &str) -> EstimatorError {
     let same = NAMES_OF_LLAMA_CPP.iter().find(|(theirs, _)| *theirs == value);
     let hint = same.map_or(String::new(), |(theirs, ours)| {
@@ -63,7 +63,7 @@ fn canonical(text: &str) -> &str {
 }
 
 impl CacheType {
-    /// What the flags call it, and reports.
+    /// Name in flags and reports.
     #[must_use]
     pub fn name(self) -> &'static str {
         TYPES.iter().find(|(cache, ..)| *cache == self).map_or("", |(_, name, _)| name)
@@ -75,7 +75,7 @@ impl CacheType {
         TYPES.iter().find(|(cache, ..)| *cache == self).map_or(0, |(.., bits)| *bits)
     }
 
-    /// Whether it stores rotated codes, which need a power-of-two head.
+    /// Reports whether it stores rotated codes, which need a power-of-two head.
     #[must_use]
     pub fn is_turbo(self) -> bool {
         matches!(self, Self::Turbo4 | Self::Turbo3 | Self::Turbo4Delegated)
@@ -87,14 +87,18 @@ impl CacheType {
     /// [`EstimatorError::BadValue`], listing the types; of a name of llama.cpp, the nearest.
     pub fn parse(flag: &str, text: &str) -> Result<Self, EstimatorError> {
         let text = canonical(text);
-        let flags = || TYPES.iter().filter(|(cache, ..)| *cache != Self::Fp32);
-        let known = flags().find(|(_, name, _)| *name == text).map(|(cache, ..)| *cache);
-        let names = || flags().map(|(_, name, _)| *name).collect::<Vec<_>>().join(", ");
-        known.ok_or_else(|| unknown(flag, text, &names()))
+        let named: Vec<_> = TYPES.iter().filter(|(cache, ..)| *cache != Self::Fp32).collect();
+        match named.iter().find(|(_, name, _)| *name == text) {
+            Some((cache, ..)) => Ok(*cache),
+            None => {
+                let names: Vec<_> = named.iter().map(|(_, name, _)| *name).collect();
+                Err(unknown(flag, text, &names.join(", ")))
+            }
+        }
     }
 }
 
-/// How keys and values are stored together.
+/// Cache mode: the storage of keys and of values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum KvMode {
@@ -115,7 +119,7 @@ pub enum KvMode {
     Turbo4Delegated,
 }
 
-/// The only pairs there are.
+/// The supported pairs.
 const MODES: [(KvMode, &str, CacheType, CacheType); 7] = [
     (KvMode::Fp16, "fp16", CacheType::Fp16, CacheType::Fp16),
     (KvMode::Int8, "int8", CacheType::Int8, CacheType::Int8),
@@ -127,7 +131,7 @@ const MODES: [(KvMode, &str, CacheType, CacheType); 7] = [
 ];
 
 impl KvMode {
-    /// Every mode, in the order of the table in the design.
+    /// Every mode.
     pub const ALL: [Self; 7] = [
         Self::Fp16,
         Self::Int8,
@@ -138,25 +142,25 @@ impl KvMode {
         Self::Turbo4Delegated,
     ];
 
-    /// What `--kv-cache-mode` calls it.
+    /// Name in `--kv-cache-mode`.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.entry().1
     }
 
-    /// How keys are stored.
+    /// Storage of keys.
     #[must_use]
     pub fn keys(self) -> CacheType {
         self.entry().2
     }
 
-    /// How values are stored.
+    /// Storage of values.
     #[must_use]
     pub fn values(self) -> CacheType {
         self.entry().3
     }
 
-    /// Whether either side stores rotated codes.
+    /// Reports whether either side stores rotated codes.
     #[must_use]
     pub fn is_turbo(self) -> bool {
         self.keys().is_turbo() || self.values().is_turbo()
@@ -175,8 +179,9 @@ impl KvMode {
     pub fn parse(text: &str) -> Result<Self, EstimatorError> {
         let text = canonical(text);
         let known = MODES.iter().find(|(_, name, ..)| *name == text).map(|(mode, ..)| *mode);
-        let names = || MODES.map(|(_, name, ..)| name).join(", ");
-        known.ok_or_else(|| unknown("--kv-cache-mode", text, &names()))
+        known.ok_or_else(|| {
+            unknown("--kv-cache-mode", text, &MODES.map(|(_, name, ..)| name).join(", "))
+        })
     }
 
     /// The mode of a pair.
@@ -192,8 +197,8 @@ impl KvMode {
         })
     }
 
-    /// What the three flags mean together: split flags beat `--kv-cache-mode` (with a note when
-    /// they differ), and a side that is not given is fp16.
+    /// Combines the three flags: split flags override `--kv-cache-mode` (with a note if they differ),
+    /// and a side that is not given is fp16.
     ///
     /// # Errors
     /// A name or a pair that does not exist.
@@ -206,10 +211,9 @@ impl KvMode {
         if keys.is_none() && values.is_none() {
             return Ok(KvChoice { mode: stated.unwrap_or_default(), note: None });
         }
-        let side = |flag, text: Option<&str>| {
-            text.map_or(Ok(CacheType::Fp16), |text| CacheType::parse(flag, text))
-        };
-        let pair = Self::from_pair(side("--cache-type-k", keys)?, side("--cache-type-v", values)?)?;
+        let keys = CacheType::parse("--cache-type-k", keys.unwrap_or("fp16"))?;
+        let values = CacheType::parse("--cache-type-v", values.unwrap_or("fp16"))?;
+        let pair = Self::from_pair(keys, values)?;
         let overruled = stated.filter(|stated| *stated != pair);
         let note = overruled.map(|stated| {
             format!("--cache-type-k/-v give {pair}, which overrules --kv-cache-mode {stated}")
@@ -224,12 +228,12 @@ impl fmt::Display for KvMode {
     }
 }
 
-/// What the flags mean, and what to tell their author.
+/// The mode that the flags select, and a note for the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvChoice {
     /// The mode.
     pub mode: KvMode,
-    /// A sentence where one flag overrules another.
+    /// A sentence if one flag overrides another.
     pub note: Option<String>,
 }
 

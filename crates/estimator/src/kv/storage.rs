@@ -1,12 +1,12 @@
-//! What keys and values are stored as, once the mode and the type of computing are known.
+//! Storage of keys and values, from the cache mode and the compute type.
 
 use crate::kv::{CacheType, KvMode};
 
-/// What activations (MLX's kernels) and unquantised caches are computed in.
+/// Type of activations (MLX's kernels) and of unquantised caches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ComputeDtype {
-    /// The checkpoint's own type. Host kernels cache in half precision whatever that is; MLX's in it.
+    /// The checkpoint's own type. MLX's kernels cache in it, host kernels always in half precision.
     #[default]
     Checkpoint,
     /// fp32 throughout, the cache included.
@@ -24,12 +24,12 @@ impl ComputeDtype {
     }
 }
 
-/// A cache mode, and what its unquantised sides are made of.
+/// A cache mode, and the type of its unquantised sides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct KvStorage {
-    /// How keys and values are stored.
+    /// Cache mode.
     pub mode: KvMode,
-    /// What `fp16` stands for.
+    /// Type that `fp16` stands for.
     pub dtype: ComputeDtype,
 }
 
@@ -40,19 +40,19 @@ impl From<KvMode> for KvStorage {
 }
 
 impl KvStorage {
-    /// How keys are stored.
+    /// Storage of keys.
     #[must_use]
     pub fn keys(self) -> CacheType {
         self.computed(self.mode.keys())
     }
 
-    /// How values are stored.
+    /// Storage of values.
     #[must_use]
     pub fn values(self) -> CacheType {
         self.computed(self.mode.values())
     }
 
-    /// How unquantised vectors are stored: the open blocks of a delegated mode, images' keys.
+    /// Storage of unquantised vectors: the open blocks of a delegated mode, keys of images.
     #[must_use]
     pub fn plain(self) -> CacheType {
         self.computed(CacheType::Fp16)

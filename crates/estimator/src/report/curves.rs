@@ -1,7 +1,7 @@
-//! Memory against context for every cache mode: what a plot is drawn from.
+//! Memory against context for every cache mode: the data of a plot.
 //!
-//! Contexts double from 1024 tokens to the longest that is asked about or that the model was made
-//! for; every point is a whole estimate.
+//! Contexts double from 1024 tokens to the longest that is requested or that the model was trained
+//! for; every point is a full estimate.
 
 use crate::error::EstimatorError;
 use crate::estimate::estimate_total_memory;
@@ -13,7 +13,7 @@ use crate::workload::Workload;
 
 /// The shortest context.
 pub const FIRST_TOKENS: u64 = 1024;
-/// No model was made for more, and a plot needs an end.
+/// The longest context of a plot.
 const LAST_TOKENS: u64 = 1 << 24;
 
 /// Totals by context and cache mode.
@@ -41,11 +41,12 @@ impl Curves {
         let contexts = contexts(longest);
         let mut modes = Vec::new();
         for mode in KvMode::ALL {
-            let total = |context: &u64| {
-                let workload = workload.with_shape(*context, workload.batch()).with_kv_mode(mode);
+            let workload = workload.clone().with_kv_mode(mode);
+            let totals = contexts.iter().map(|context| {
+                let workload = workload.with_shape(*context, workload.batch());
                 estimate_total_memory(spec, weights, &workload, machine).map(|e| e.total_bytes)
-            };
-            match contexts.iter().map(total).collect() {
+            });
+            match totals.collect() {
                 Ok(totals) => modes.push((mode, totals)),
                 Err(EstimatorError::BadValue { .. }) => {}
                 Err(error) => return Err(error),

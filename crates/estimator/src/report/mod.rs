@@ -23,10 +23,10 @@ use crate::verdict::verdict;
 use crate::weights::{WeightFootprint, WeightQuant, WeightSource};
 use crate::workload::Workload;
 
-/// What the JSON calls its format.
+/// Schema of the JSON report.
 pub const SCHEMA: &str = "mlxcel.inspect/1";
 
-/// What was asked.
+/// Inputs of the estimate.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Inputs {
     /// Tokens of each sequence.
@@ -35,26 +35,26 @@ pub struct Inputs {
     pub batch: u64,
     /// `--quant`.
     pub quant: WeightQuant,
-    /// What is computed in.
+    /// Compute type.
     pub dtype: ComputeDtype,
-    /// How keys are stored.
+    /// Storage of keys.
     pub cache_type_k: &'static str,
-    /// How values are stored.
+    /// Storage of values.
     pub cache_type_v: &'static str,
     /// Tokens of a prefill chunk.
     pub prefill_chunk: u64,
-    /// What computes.
+    /// Device that computes.
     pub backend: Backend,
 }
 
 /// The machine.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct System {
-    /// Bytes that it has.
+    /// Total memory, in bytes.
     pub memory_total_bytes: Option<u64>,
 }
 
-/// What one cache mode would mean.
+/// Outcome of one cache mode.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModeReport {
     /// The mode.
@@ -65,13 +65,13 @@ pub struct ModeReport {
     pub kv_cache_bytes: Option<u64>,
     /// The total with it.
     pub total_bytes: u64,
-    /// Whether that fits.
+    /// The total fits; `None` if the available memory is not known.
     pub fits: Option<bool>,
     /// The longest context with it.
     pub max_context_tokens: Option<u64>,
 }
 
-/// Everything that `inspect` says. The fields are the JSON's keys, in its order.
+/// Everything that `inspect` prints. The fields are the JSON's keys, in its order.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 #[expect(missing_docs, reason = "docs/memory-estimator.md documents every key")]
@@ -119,8 +119,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// Sizes `spec` with `weights` for `workload` on `machine`, and solves for what would fit.
-    /// `model` is what the report calls it.
+    /// Sizes `spec` with `weights` for `workload` on `machine`, and solves for the largest workloads that
+    /// fit. `model` is the name in the report.
     ///
     /// # Errors
     /// A cache mode that the model cannot take, or sizes beyond 64 bits.
@@ -133,10 +133,11 @@ impl Report {
     ) -> Result<Self, EstimatorError> {
         let estimate = estimate_total_memory(spec, weights, workload, machine)?;
         let solver = Solver { spec, weights, machine };
-        let (context, batch) = (workload.context_tokens(), workload.batch());
+        let context = workload.context_tokens();
+        let batch = workload.batch();
         let longest = solver.max_context(workload, batch.max(1))?;
         let modes = solver.modes(workload)?;
-        let identity = Identity { model, spec, workload, machine };
+        let subject = ReportSubject { model, spec, workload, machine };
         Ok(Self {
             parameters: spec.parameters()?,
             max_context_tokens: longest.value,
@@ -144,7 +145,7 @@ impl Report {
             max_batch: solver.max_batch(workload, context)?.value,
             max_prefill_chunk: solver.max_chunk(workload)?.value,
             kv_modes: modes.iter().map(ModeReport::new).collect(),
-            ..identity.report(estimate)
+            ..subject.report(estimate)
         })
     }
 
@@ -157,24 +158,24 @@ impl Report {
     /// The report for programs.
     ///
     /// # Errors
-    /// None that a report can cause; the serialiser's own are passed on.
+    /// Errors of the serialiser, which a report does not cause.
     pub fn to_json(&self) -> Result<String, EstimatorError> {
         serde_json::to_string_pretty(self).map_err(|e| EstimatorError::Json {
-            what: "the report".to_owned(),
+            document: "the report".to_owned(),
             reason: e.to_string(),
         })
     }
 }
 
-/// What a report is about.
-struct Identity<'a> {
+/// Subject of a report.
+struct ReportSubject<'a> {
     model: &'a str,
     spec: &'a ModelSpec,
     workload: &'a Workload,
     machine: &'a Machine,
 }
 
-impl Identity<'_> {
+impl ReportSubject<'_> {
     /// The report without its solutions.
     fn report(&self, estimate: MemoryEstimate) -> Report {
         let Self { model, spec, machine, .. } = *self;

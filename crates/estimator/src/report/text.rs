@@ -66,7 +66,6 @@ fn count(parameters: u64) -> String {
 }
 
 fn breakdown(out: &mut String, report: &Report) {
-    let known = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), format_bytes);
     let per_token =
         report.kv_bytes_per_token.map(|bytes| format!("{} per token", format_bytes(bytes)));
     let factor =
@@ -74,10 +73,10 @@ fn breakdown(out: &mut String, report: &Report) {
     let band = report.error_band * 100.0;
     let rows = [
         ("weights", format_bytes(report.weights_bytes), word(&report.weights_source)),
-        ("KV cache", known(report.kv_cache_bytes), per_token.unwrap_or_default()),
-        ("KV scales", known(report.kv_scale_bytes), String::new()),
-        ("recurrent state", known(report.recurrent_state_bytes), String::new()),
-        ("prefill scratch", format_bytes(report.prefill_scratch_bytes), "for a moment".to_owned()),
+        ("KV cache", known_bytes(report.kv_cache_bytes), per_token.unwrap_or_default()),
+        ("KV scales", known_bytes(report.kv_scale_bytes), String::new()),
+        ("recurrent state", known_bytes(report.recurrent_state_bytes), String::new()),
+        ("prefill scratch", format_bytes(report.prefill_scratch_bytes), "transient".to_owned()),
         (
             "runtime headroom",
             format_bytes(report.runtime_headroom_bytes),
@@ -88,8 +87,8 @@ fn breakdown(out: &mut String, report: &Report) {
             format_bytes(report.expected_peak_bytes),
             format!("in {}, ± {band:.0} %", word(&report.peak_phase)),
         ),
-        ("total", format_bytes(report.total_bytes), "what must be available".to_owned()),
-        ("available", known(report.available_bytes), word(&report.available_source)),
+        ("total", format_bytes(report.total_bytes), "must be available".to_owned()),
+        ("available", known_bytes(report.available_bytes), word(&report.available_source)),
     ];
     for (name, bytes, source) in rows {
         line(out, format!("  {name:<17}{bytes:>13}   {source}").trim_end());
@@ -97,7 +96,11 @@ fn breakdown(out: &mut String, report: &Report) {
     line(out, "");
 }
 
-/// A bar of what uses what, over the larger of total and available.
+fn known_bytes(bytes: Option<u64>) -> String {
+    bytes.map_or("unknown".to_owned(), format_bytes)
+}
+
+/// A bar of the parts of the total, over the larger of total and available memory.
 fn bar(out: &mut String, report: &Report) {
     let kv = report.kv_cache_bytes.unwrap_or(0).saturating_add(report.kv_scale_bytes.unwrap_or(0));
     let state = report.recurrent_state_bytes.unwrap_or(0);
@@ -109,16 +112,11 @@ fn bar(out: &mut String, report: &Report) {
         ('+', "headroom or scratch", report.total_bytes.saturating_sub(counted)),
     ];
     let whole = report.total_bytes.max(report.available_bytes.unwrap_or(0)).max(1);
-    let cells = |bytes: u64| {
-        let scaled = u128::from(bytes).saturating_mul(u128::from(BAR_WIDTH));
-        let cells = scaled.div_ceil(u128::from(whole));
-        usize::try_from(cells).unwrap_or(0)
-    };
     let mut drawn = String::new();
     for (letter, _, bytes) in parts {
-        drawn.extend(std::iter::repeat_n(letter, cells(bytes)));
+        drawn.extend(std::iter::repeat_n(letter, bar_cells(bytes, whole)));
     }
-    let width = cells(whole);
+    let width = bar_cells(whole, whole);
     let shown: String = drawn.chars().chain(std::iter::repeat('.')).take(width).collect();
     let legend: Vec<_> = parts
         .iter()
@@ -126,6 +124,12 @@ fn bar(out: &mut String, report: &Report) {
         .map(|(letter, name, _)| format!("{letter} {name}"))
         .collect();
     line(out, &format!("  [{shown}]\n   {}\n", legend.join(", ")));
+}
+
+/// Characters of a bar for `bytes` of `whole`, rounded up.
+fn bar_cells(bytes: u64, whole: u64) -> usize {
+    let scaled = u128::from(bytes).saturating_mul(u128::from(BAR_WIDTH));
+    usize::try_from(scaled.div_ceil(u128::from(whole))).unwrap_or(0)
 }
 
 fn what_fits(out: &mut String, report: &Report) {

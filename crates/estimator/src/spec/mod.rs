@@ -1,28 +1,38 @@
-//! A `config.json` as the estimate needs it: what each layer keeps, and how large the parts are.
+//! A model as its `config.json` describes it, with every size resolved.
 
-mod kept;
+mod layer;
+mod resolve;
+mod state;
 mod vision;
 
-pub use kept::{Kept, LayerSpec, SequenceTokens};
+pub use layer::{
+    AttentionShape, CompressedShape, CrossShape, DenseShape, ExpertsShape, FeedForward,
+    GatedDeltaShape, IndexerShape, LatentShape, LayerSpec, Mamba2Shape, MambaShape, Mixer,
+    RecurrentShape, ShortConvShape,
+};
+pub(crate) use state::CodecBytes;
+pub use state::{LayerState, SequenceTokens};
 pub use vision::VisionSpec;
+
+use serde_json::{Map, Value};
 
 use crate::config::{Field, Fields};
 use crate::error::EstimatorError;
 use crate::family::eval::Scope;
-use crate::family::registry::{self, Chosen};
+use crate::family::registry::{self, SelectedFamilies};
 use crate::quantization::Quantization;
 use crate::tensors::{self, TensorSpec};
 
-/// What kind of cache a model has.
+/// Class of a model by its cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Architecture {
-    /// Every layer keeps all keys and values.
+    /// Every attention layer caches all keys and values.
     Standard,
-    /// Some layers keep only the last ones.
+    /// Some layers cache only a sliding window.
     SlidingWindow,
-    /// A compressed latent is kept.
+    /// A compressed latent is cached.
     Mla,
     /// Attention and recurrent layers.
     Hybrid,
@@ -33,7 +43,7 @@ pub enum Architecture {
 }
 
 impl Architecture {
-    /// What the JSON report calls it.
+    /// Name in the JSON report.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -47,7 +57,8 @@ impl Architecture {
     }
 }
 
-/// Sizes of a layer's computation, for the scratch model. Zero where the model has no such part.
+/// Widest steps of a layer's computation, in elements per token, for transient memory. Zero where the
+/// model has no such part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Widths {
     /// Elements of the residual stream.
@@ -64,7 +75,7 @@ pub struct Widths {
     pub inner: u64,
     /// Elements per token of the widest recurrent step.
     pub recurrent: u64,
-    /// Routed experts that a token meets; 0 where there are none.
+    /// Routed experts that a token passes; 0 where there are none.
     pub active_experts: u64,
 }
 
@@ -72,51 +83,69 @@ pub struct Widths {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ModelSpec {
-    /// The checkpoint's `model_type`; empty where the config gives none.
+    /// The checkpoint's `model_type`; empty if the config gives none.
     pub model_type: String,
     /// The language part's own `model_type`, where it is nested.
     pub text_model_type: String,
-    /// What kind of cache it has.
+    /// Class of the model by its cache.
     pub architecture: Architecture,
     /// The image encoder, where one is described.
     pub vision: Option<VisionSpec>,
-    /// One entry per layer; `None` where the layout is not known.
+    /// The decoder's layers, every size resolved; `None` where the layout is not known.
     pub layers: Option<Vec<LayerSpec>>,
-    /// The longest context that the model was made for.
+    /// Elements of the residual stream; 0 where the layout is not known.
+    pub hidden_size: u64,
+    /// Tokens of the vocabulary; 0 where the layout is not known.
+    pub vocab_size: u64,
+    /// Serves the embedding as output head, as the configuration states it; where it is silent
+    /// (`None`), tensors are counted by the class default and a loader goes by the files.
+    pub tied_head: Option<bool>,
+    /// Longest context that the model was trained for, in tokens.
     pub max_context_tokens: Option<u64>,
-    /// Sizes of a layer's computation.
+    /// Widest steps of a layer's computation.
     pub widths: Widths,
-    /// How the checkpoint's weights are quantised, where the config says so.
+    /// Quantisation of the checkpoint's weights, if the config states it.
     pub quantization: Option<Quantization>,
     /// Bytes of an unquantised element, by `dtype` or `torch_dtype`; 2 where neither is given.
     pub elem_bytes: u64,
     /// The tensors of the architecture; `None` where they are not known.
     pub tensors: Option<Vec<TensorSpec>>,
-    /// What had to be assumed, a sentence each.
+    /// Assumptions that were made, a sentence each.
     pub assumptions: Vec<String>,
 }
 
 impl ModelSpec {
     /// Reads the text of a `config.json`.
     ///
-    /// A model type that this crate has no description of is sized by the usual field names
-    /// where they are all there and enough (and says so in `assumptions`), and is otherwise unknown:
-    /// `layers` and `tensors` are `None`.
+    /// A model type without a description is sized by the usual field names if they are all present
+    /// and sufficient (`assumptions` then says so), and is unknown otherwise: `layers` and `tensors` are
+    /// `None`.
     ///
     /// # Errors
-    /// Text that is no JSON object, and a known family's field that is missing or impossible.
+    /// Text that is no JSON object, and a field of a known family that is missing or impossible.
     pub fn from_config(json: &str) -> Result<Self, EstimatorError> {
-        let fields = Fields::parse(json)?;
-        match registry::choose(&fields)? {
-            Some(chosen) => match Self::described(&fields, &chosen) {
+        Self::from_fields(&Fields::parse(json)?)
+    }
+
+    /// Reads a `config.json` that is parsed already, or flattened by [`crate::resolved_config`].
+    ///
+    /// # Errors
+    /// A field of a known family that is missing or impossible.
+    pub fn from_object(config: &Map<String, Value>) -> Result<Self, EstimatorError> {
+        Self::from_fields(&Fields::of(config.clone()))
+    }
+
+    fn from_fields(fields: &Fields) -> Result<Self, EstimatorError> {
+        match registry::select(fields)? {
+            Some(chosen) => match Self::described(fields, &chosen) {
                 Err(error) if chosen.guess.is_some() => Ok(Self::unknown(
-                    &fields,
+                    fields,
                     &format!("is not known, and sizing it by its field names fails: {error}"),
                 )),
                 found => found,
             },
             None => {
-                Ok(Self::unknown(&fields, "is not known, and the usual fields are not all there"))
+                Ok(Self::unknown(fields, "is not known, and the usual fields are not all there"))
             }
         }
     }
@@ -127,37 +156,41 @@ impl ModelSpec {
     /// [`EstimatorError::Overflow`] beyond 64 bits.
     pub fn parameters(&self) -> Result<Option<u64>, EstimatorError> {
         let Some(tensors) = &self.tensors else { return Ok(None) };
-        let sum = tensors.iter().try_fold(0_u64, |sum, tensor| {
-            let overflow = || EstimatorError::Overflow { what: "the parameter count".to_owned() };
-            sum.checked_add(tensor.parameters()?).ok_or_else(overflow)
-        });
-        sum.map(Some)
+        let mut sum = 0_u64;
+        for tensor in tensors {
+            sum = sum.checked_add(tensor.parameters()?).ok_or_else(|| {
+                EstimatorError::Overflow { quantity: "the parameter count".to_owned() }
+            })?;
+        }
+        Ok(Some(sum))
     }
 
-    fn described(fields: &Fields, chosen: &Chosen) -> Result<Self, EstimatorError> {
+    fn described(fields: &Fields, chosen: &SelectedFamilies) -> Result<Self, EstimatorError> {
         let scope = Scope::new(fields, &chosen.text);
         let max_context_tokens = scope.named("max_position_embeddings")?;
-        let layers = kept::layers(&scope, max_context_tokens)?;
+        let layers = resolve::layers(&scope, max_context_tokens)?;
         let architecture = match chosen.text.architecture.as_deref() {
             Some("mla") => Architecture::Mla,
-            _ => kept::architecture(&layers),
+            _ => resolve::architecture(&layers),
         };
-        if layers.iter().any(|layer| layer.kept.contains(&Kept::Unknown)) {
+        if layers.iter().any(|layer| layer.mixers.contains(&Mixer::Unknown)) {
             let reason = match chosen.guess {
-                Some(_) => "is not known, and its fields do not say what every layer keeps",
-                None => "is known, but its fields do not say what every layer keeps",
+                Some(_) => "is not known, and its fields do not state what every layer caches",
+                None => "is known, but its fields do not state what every layer caches",
             };
             return Ok(Self { max_context_tokens, ..Self::unknown(fields, reason) });
         }
         let mut spec = Self::unknown(fields, "");
         spec.assumptions = notes(fields, chosen)?;
-        spec.widths = widths(&scope, &layers)?;
+        spec.widths = resolve::widths(&scope, &layers)?;
+        spec.hidden_size = spec.widths.hidden;
+        spec.vocab_size = spec.widths.vocabulary;
         spec.tensors = Some(tensors::inventory(fields, chosen)?);
         spec.vision = VisionSpec::read(fields, chosen)?;
         Ok(Self { architecture, layers: Some(layers), max_context_tokens, ..spec })
     }
 
-    /// What can be said where the layers are not known; `reason` goes on after the model type.
+    /// A model of unknown layers; `reason` continues the sentence after the model type.
     fn unknown(fields: &Fields, reason: &str) -> Self {
         let root = fields.root_type().unwrap_or_default();
         let reason = if root.is_empty() {
@@ -173,6 +206,9 @@ impl ModelSpec {
             architecture: Architecture::Unknown,
             vision: fields.has_vision().then(VisionSpec::default),
             layers: None,
+            hidden_size: 0,
+            vocab_size: 0,
+            tied_head: tied_head(fields),
             max_context_tokens: None,
             widths: Widths::default(),
             quantization: Quantization::read(fields),
@@ -183,7 +219,7 @@ impl ModelSpec {
     }
 }
 
-fn notes(fields: &Fields, chosen: &Chosen) -> Result<Vec<String>, EstimatorError> {
+fn notes(fields: &Fields, chosen: &SelectedFamilies) -> Result<Vec<String>, EstimatorError> {
     let mut notes: Vec<_> = chosen.guess.iter().cloned().collect();
     for family in std::iter::once(&chosen.text).chain(&chosen.wrapper) {
         let scope = Scope::new(fields, family).over(&chosen.text);
@@ -197,35 +233,17 @@ fn notes(fields: &Fields, chosen: &Chosen) -> Result<Vec<String>, EstimatorError
     Ok(notes)
 }
 
+fn tied_head(fields: &Fields) -> Option<bool> {
+    match fields.get("tie_word_embeddings") {
+        Field::Present(value) => value.as_bool(),
+        Field::Absent | Field::Null => None,
+    }
+}
+
 fn elem_bytes(fields: &Fields) -> u64 {
     let stated = ["dtype", "torch_dtype"].into_iter().find_map(|name| match fields.get(name) {
         Field::Present(value) => value.as_str(),
         _ => None,
     });
     if matches!(stated, Some("float32" | "float")) { 4 } else { 2 }
-}
-
-fn widths(scope: &Scope<'_>, layers: &[LayerSpec]) -> Result<Widths, EstimatorError> {
-    let named = |name: &str| scope.at_layer(0).named(name).ok().flatten().unwrap_or(0);
-    let kept = || layers.iter().flat_map(|layer| &layer.kept);
-    let scored = || kept().filter_map(Kept::score_dim);
-    let active_experts = named("num_experts_per_tok");
-    let expert = match named("moe_intermediate_size") {
-        0 => named("intermediate_size"),
-        own => own,
-    };
-    let experts = active_experts.saturating_mul(expert);
-    let shared = named("shared_expert_intermediate_size");
-    let feed_forward = [named("intermediate_size"), experts.saturating_add(shared)];
-    let kv_heads = kept().filter_map(Kept::kv_heads).min().unwrap_or(1);
-    Ok(Widths {
-        hidden: scope.named("hidden_size")?.unwrap_or(0),
-        vocabulary: scope.named("vocab_size")?.unwrap_or(0),
-        query_heads: if scored().next().is_some() { named("num_attention_heads") } else { 0 },
-        group: named("num_attention_heads").checked_div(kv_heads).unwrap_or(0),
-        head_dim: scored().max().unwrap_or(0),
-        inner: feed_forward.into_iter().fold(0, u64::max),
-        recurrent: named("INNER").max(named("CONV")),
-        active_experts,
-    })
 }

@@ -1,11 +1,11 @@
-//! How many bytes the weights take, and how that is known.
+//! Size of the weights, and its source.
 //!
-//! In this order: the total of `model.safetensors.index.json` where its shards are there and
+//! Sources, in this order: the total of `model.safetensors.index.json` where its shards are there and
 //! agree; the sum over the safetensors headers; a count from `config.json`; 7 B parameters of
-//! 2 bytes, labelled as a fallback. [`WeightFootprint::requantised`] re-sizes what MLX's affine
-//! quantisation applies to, and only that.
+//! 2 bytes, labelled as a fallback. [`WeightFootprint::requantised`] re-sizes only the
+//! tensors that MLX's affine quantisation applies to.
 
-mod stored;
+mod checkpoint;
 
 use crate::error::EstimatorError;
 use crate::headers::Checkpoint;
@@ -13,13 +13,13 @@ use crate::quantization::{QuantFormat, QuantScope, Quantization};
 use crate::spec::ModelSpec;
 use crate::tensors::{QUANT_GROUP_ELEMS, TensorPart, TensorRole, TensorSpec};
 
-/// Parameters that are assumed where nothing is known.
+/// Parameters that are assumed for an unknown model.
 pub const FALLBACK_PARAMETERS: u64 = 7_000_000_000;
 
 /// Bytes of an fp16 or bf16 element.
 const HALF: u64 = 2;
 
-/// How the weight bytes are known. The names are those of the JSON report.
+/// Source of the weights' size. Names are those of the JSON report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -30,18 +30,18 @@ pub enum WeightSource {
     Headers,
     /// Counted from `config.json`.
     Config,
-    /// The caller stated them.
+    /// Stated by the caller.
     Stated,
     /// 7 B parameters of 2 bytes: nothing is known.
     Fallback,
 }
 
-/// What `--quant` asks for.
+/// Quantisation that `--quant` requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum WeightQuant {
-    /// As the checkpoint is.
+    /// Unchanged from the checkpoint.
     #[default]
     Default,
     /// 16 bits everywhere.
@@ -56,7 +56,7 @@ impl WeightQuant {
     /// Every choice.
     pub const ALL: [Self; 4] = [Self::Default, Self::Fp16, Self::Int8, Self::Int4];
 
-    /// What `--quant` calls it.
+    /// Name in `--quant`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -67,7 +67,7 @@ impl WeightQuant {
         }
     }
 
-    /// Reads what `--quant` gives.
+    /// Parses the value of `--quant`.
     ///
     /// # Errors
     /// [`EstimatorError::BadValue`], listing the choices.
@@ -80,32 +80,35 @@ impl WeightQuant {
         })
     }
 
-    /// What `elements` quantisable elements take; `None` for [`WeightQuant::Default`].
-    fn resized(self, elements: u64) -> Option<Stored> {
-        let affine =
-            |bits| Stored::quantised(QuantFormat::affine(bits, QUANT_GROUP_ELEMS), elements);
+    /// Size of `elements` quantisable elements; `None` for [`WeightQuant::Default`].
+    fn resized(self, elements: u64) -> Option<TensorBytes> {
         match self {
             Self::Default => None,
-            Self::Fp16 => Some(Stored::plain(elements, HALF)),
-            Self::Int8 => Some(affine(8)),
-            Self::Int4 => Some(affine(4)),
+            Self::Fp16 => Some(TensorBytes::plain(elements, HALF)),
+            Self::Int8 => Some(TensorBytes::affine(8, elements)),
+            Self::Int4 => Some(TensorBytes::affine(4, elements)),
         }
     }
 }
 
-/// What a tensor takes.
+/// Size of a tensor in a checkpoint.
 #[derive(Debug, Clone, Copy)]
-struct Stored {
+struct TensorBytes {
     bytes: u64,
-    /// Those of floats of 16 bits.
+    /// Bytes of 16-bit floats among them.
     half_bytes: u64,
 }
 
-impl Stored {
+impl TensorBytes {
     /// Floats of `elem_bytes` each.
     fn plain(elements: u64, elem_bytes: u64) -> Self {
         let bytes = elements.saturating_mul(elem_bytes);
         Self { bytes, half_bytes: if elem_bytes == HALF { bytes } else { 0 } }
+    }
+
+    /// MLX's affine format of `bits` bits with groups of the usual size.
+    fn affine(bits: u64, elements: u64) -> Self {
+        Self::quantised(QuantFormat::affine(bits, QUANT_GROUP_ELEMS), elements)
     }
 
     /// Codes, with a scale and a bias of 16 bits per group in MLX's affine format.
@@ -125,22 +128,22 @@ pub struct WeightFootprint {
     pub bytes: u64,
     /// Bytes of those that belong to an image encoder.
     pub vision_bytes: u64,
-    /// How `bytes` is known.
+    /// Source of `bytes`.
     pub source: WeightSource,
-    /// Elements that the files hold, packed ones counted as what they unpack to, scales not.
+    /// Elements that the files hold; packed ones are counted unpacked, scales are not.
     pub stored_parameters: Option<u64>,
     /// Elements that quantisation applies to.
     pub quantisable_elements: u64,
     /// Bytes that those elements take now.
     pub quantisable_bytes: u64,
-    /// Bytes of floats of 16 bits, scales included: what fp32 doubles where it widens weights.
+    /// Bytes of 16-bit floats, scales included, which double if weights are widened to fp32.
     pub half_bytes: u64,
-    /// Those of them that belong to `quantisable_elements`.
+    /// Part of `half_bytes` that belongs to `quantisable_elements`.
     pub quantisable_half_bytes: u64,
-    /// Bytes of a float, 2 or 4, of which the language model's files hold most; `None` where there are
-    /// no files to say so.
+    /// Bytes of the float type, 2 or 4, that prevails in the files of the language model; `None` without
+    /// files.
     pub float_bytes: Option<u64>,
-    /// What had to be assumed.
+    /// Assumptions that were made, a sentence each.
     pub assumptions: Vec<String>,
 }
 
@@ -148,7 +151,7 @@ impl WeightFootprint {
     /// From a checkpoint's headers.
     #[must_use]
     pub fn from_headers(checkpoint: &Checkpoint, spec: &ModelSpec) -> Self {
-        stored::footprint(checkpoint, spec)
+        checkpoint::footprint(checkpoint, spec)
     }
 
     /// From `config.json` alone: every tensor of the architecture in the stated element type and
@@ -190,7 +193,7 @@ impl WeightFootprint {
         }
     }
 
-    /// The same weights after `--quant`: quantisable tensors re-sized, the rest as it is.
+    /// Applies `--quant`: re-sizes quantisable tensors and keeps the rest.
     #[must_use]
     pub fn requantised(&self, quant: WeightQuant) -> Self {
         let Some(resized) = quant.resized(self.quantisable_elements) else { return self.clone() };
@@ -207,7 +210,7 @@ impl WeightFootprint {
         footprint
     }
 
-    /// The same weights with every float of 16 bits in 32.
+    /// Widens every 16-bit float to 32 bits.
     #[must_use]
     pub fn widened(&self) -> Self {
         Self {
@@ -238,37 +241,39 @@ impl WeightFootprint {
     fn add(
         &mut self,
         elements: u64,
-        stored: Stored,
+        stored: TensorBytes,
         quantisable: bool,
         part: TensorPart,
     ) -> Result<(), EstimatorError> {
-        let add = |slot: &mut u64, n: u64| {
-            let overflow =
-                || EstimatorError::Overflow { what: "the size of the weights".to_owned() };
-            slot.checked_add(n).map(|sum| *slot = sum).ok_or_else(overflow)
-        };
-        add(&mut self.bytes, stored.bytes)?;
-        add(&mut self.half_bytes, stored.half_bytes)?;
+        accumulate(&mut self.bytes, stored.bytes)?;
+        accumulate(&mut self.half_bytes, stored.half_bytes)?;
         if part == TensorPart::Vision {
-            add(&mut self.vision_bytes, stored.bytes)?;
+            accumulate(&mut self.vision_bytes, stored.bytes)?;
         }
         if quantisable {
-            add(&mut self.quantisable_elements, elements)?;
-            add(&mut self.quantisable_bytes, stored.bytes)?;
-            add(&mut self.quantisable_half_bytes, stored.half_bytes)?;
+            accumulate(&mut self.quantisable_elements, elements)?;
+            accumulate(&mut self.quantisable_bytes, stored.bytes)?;
+            accumulate(&mut self.quantisable_half_bytes, stored.half_bytes)?;
         }
         Ok(())
     }
 }
 
-/// What a tensor takes that no file states: its quantised format, fp32 for a decay rate, or the
+fn accumulate(sum: &mut u64, bytes: u64) -> Result<(), EstimatorError> {
+    *sum = sum.checked_add(bytes).ok_or_else(|| EstimatorError::Overflow {
+        quantity: "the size of the weights".to_owned(),
+    })?;
+    Ok(())
+}
+
+/// Size of a tensor without a file: its quantised format, fp32 for a decay rate, or the
 /// configuration's element type.
-fn analytical_bytes(tensor: &TensorSpec, elements: u64, spec: &ModelSpec) -> Stored {
+fn analytical_bytes(tensor: &TensorSpec, elements: u64, spec: &ModelSpec) -> TensorBytes {
     let format = spec.quantization.as_ref().and_then(|quant| format_of(tensor, quant));
     match format {
-        Some(format) => Stored::quantised(format, elements),
-        None if tensor.name.ends_with("A_log") => Stored::plain(elements, 4),
-        None => Stored::plain(elements, spec.elem_bytes),
+        Some(format) => TensorBytes::quantised(format, elements),
+        None if tensor.name.ends_with("A_log") => TensorBytes::plain(elements, 4),
+        None => TensorBytes::plain(elements, spec.elem_bytes),
     }
 }
 

@@ -1,8 +1,8 @@
-//! Operations on each element, comparisons, and types.
+//! Elementwise operations, comparisons, and type conversions.
 
 use super::{make, ops};
 use crate::array::Array;
-use crate::{Dtype, Result};
+use crate::{Dtype, Error, Result};
 
 ops! {
     /// `|a|`.
@@ -37,9 +37,9 @@ ops! {
     greater(a: array, b: array) => mlxcel_greater;
     /// `a >= b`, boolean.
     greater_equal(a: array, b: array) => mlxcel_greater_equal;
-    /// Whether `a` is neither infinite nor NaN.
+    /// True for elements that are neither infinite nor NaN.
     isfinite(a: array) => mlxcel_isfinite;
-    /// Whether `a` is NaN.
+    /// True for NaN.
     isnan(a: array) => mlxcel_isnan;
     /// `a << b`.
     left_shift(a: array, b: array) => mlxcel_left_shift;
@@ -77,7 +77,7 @@ ops! {
     remainder(a: array, b: array) => mlxcel_remainder;
     /// `a >> b`.
     right_shift(a: array, b: array) => mlxcel_right_shift;
-    /// The nearest integer, of two equally near ones the even one.
+    /// The nearest integer, ties to even.
     round(a: array) => mlxcel_round;
     /// `1 / sqrt(a)`.
     rsqrt(a: array) => mlxcel_rsqrt;
@@ -91,20 +91,20 @@ ops! {
     sqrt(a: array) => mlxcel_sqrt;
     /// `a²`.
     square(a: array) => mlxcel_square;
-    /// `a`, of which no gradient is taken.
+    /// `a` as a constant for differentiation.
     stop_gradient(a: array) => mlxcel_stop_gradient;
     /// `a - b`.
     subtract(a: array, b: array) => mlxcel_subtract;
     /// `tanh(a)`.
     tanh(a: array) => mlxcel_tanh;
-    /// `a` where `condition`, else `b`.
+    /// `a` if `condition` holds, else `b`.
     select(condition: array, a: array, b: array) => mlxcel_where;
 }
 
 /// `a + value`, in the type of `a`.
 ///
 /// # Errors
-/// When MLX refuses the operands.
+/// MLX rejects the operands.
 pub fn add_scalar(a: &Array, value: f64) -> Result<Array> {
     add(a, &Array::scalar(value, a.dtype())?)
 }
@@ -112,15 +112,15 @@ pub fn add_scalar(a: &Array, value: f64) -> Result<Array> {
 /// `a * value`, in the type of `a`.
 ///
 /// # Errors
-/// When MLX refuses the operands.
+/// MLX rejects the operands.
 pub fn multiply_scalar(a: &Array, value: f64) -> Result<Array> {
     multiply(a, &Array::scalar(value, a.dtype())?)
 }
 
-/// `a / value`, in the type of `a`, which is a float.
+/// `a / value`, in the (floating-point) type of `a`.
 ///
 /// # Errors
-/// When MLX refuses the operands.
+/// MLX rejects the operands.
 pub fn divide_scalar(a: &Array, value: f64) -> Result<Array> {
     divide(a, &Array::scalar(value, a.dtype())?)
 }
@@ -128,7 +128,7 @@ pub fn divide_scalar(a: &Array, value: f64) -> Result<Array> {
 /// `a * sigmoid(a)`, as MLX's `nn.silu`.
 ///
 /// # Errors
-/// When MLX refuses the operand.
+/// MLX rejects the operand.
 pub fn silu(a: &Array) -> Result<Array> {
     multiply(a, &sigmoid(a)?)
 }
@@ -136,7 +136,7 @@ pub fn silu(a: &Array) -> Result<Array> {
 /// `log(1 + e^a)`, as MLX's `nn.softplus`.
 ///
 /// # Errors
-/// When MLX refuses the operand.
+/// MLX rejects the operand.
 pub fn softplus(a: &Array) -> Result<Array> {
     logaddexp(a, &Array::scalar(0.0, a.dtype())?)
 }
@@ -144,26 +144,27 @@ pub fn softplus(a: &Array) -> Result<Array> {
 /// The elements converted to `dtype`.
 ///
 /// # Errors
-/// When MLX refuses the operand.
+/// MLX rejects the operand.
 pub fn astype(a: &Array, dtype: Dtype) -> Result<Array> {
-    let (a, number) = (a.raw(), dtype.number());
-    make!("astype", mlxcel_astype(a, number))
+    make!("astype", mlxcel_astype(a.raw(), dtype.number()))
 }
 
-/// The same bytes read as `dtype`; the last axis shrinks or grows with the size of the elements.
+/// Reinterprets the bytes as `dtype`; the last axis shrinks or grows with the element size.
 ///
 /// # Errors
-/// When the last axis does not divide.
+/// The last axis is not divisible.
 pub fn view(a: &Array, dtype: Dtype) -> Result<Array> {
-    let (a, number) = (a.raw(), dtype.number());
-    make!("view", mlxcel_view(a, number))
+    make!("view", mlxcel_view(a.raw(), dtype.number()))
 }
 
-/// `start, start + step, …` up to but without `stop`: `[ceil((stop - start) / step)]`.
+/// `start, start + step, …`, excluding `stop`: `[ceil((stop - start) / step)]`.
 ///
 /// # Errors
-/// When MLX refuses the numbers.
+/// MLX rejects the range.
 pub fn arange(start: f64, stop: f64, step: f64, dtype: Dtype) -> Result<Array> {
-    let number = dtype.number();
-    make!("arange", mlxcel_arange(start, stop, step, number))
+    // MLX divides by the step without a check.
+    if step == 0.0 || step.is_nan() {
+        return Err(Error::BadArgument { op: "arange", argument: "step", value: step });
+    }
+    make!("arange", mlxcel_arange(start, stop, step, dtype.number()))
 }

@@ -1,12 +1,12 @@
 //! Array operations, named and defined as in MLX.
 //!
-//! Every function makes a node of the graph (nothing is computed) on the default stream of the
-//! default device. Axes count from the end when negative. Operands broadcast against each other and
-//! are promoted to a common type as in MLX; note that an [`crate::Array::scalar`] has a type too, so make
-//! it of the other operand's, or use the `_scalar` functions, which do.
+//! Every function adds a node to the graph, on the default stream of the default device; nothing is
+//! computed. Negative axes count from the end. Operands broadcast and are promoted to a common type as
+//! in MLX. An [`crate::Array::scalar`] has a type too: give it that of the other operand, or use the
+//! `_scalar` functions, which do.
 //!
 //! # Errors
-//! Every function fails when MLX refuses its operands, with [`Error::Mlx`](crate::Error::Mlx).
+//! Every function returns [`Error::Mlx`](crate::Error::Mlx) if MLX rejects its operands.
 
 mod elementwise;
 mod linalg;
@@ -20,27 +20,30 @@ pub use quantized::*;
 pub use reduce::*;
 pub use shape::*;
 
-/// Makes an array by a call of the shim whose first argument is the slot for it.
+/// Creates an array by a call of the shim whose first argument is the slot for it.
 ///
-/// The arguments must be live handles (or null where the shim says optional), slices as pointer and
-/// length, and numbers: they are evaluated outside of the unsafe block.
+/// The other arguments are raw handles of borrowed arrays (or null where the shim takes an optional
+/// one), slices as pointer and length, and numbers. Only safe expressions may be passed: they are
+/// expanded inside an `unsafe` block.
 macro_rules! make {
-    ($op:expr, $function:ident($($arg:ident),*)) => {
+    ($op:expr, $function:ident($($arg:expr),* $(,)?)) => {
         $crate::Array::from_call($op, |out| {
-            // SAFETY: arguments are live for the call, see the macro; `out` is a slot to write.
+            // SAFETY: every pointer among the arguments is borrowed from a value that lives until the
+            // call returns, and slices are passed with their lengths (see the macro). `out` is the
+            // valid slot of `from_call`.
             unsafe { $crate::bindings::$function(out, $($arg),*) }
         })
     };
 }
 use make;
 
-/// Defines operations that are one call each, from a table: name, argument list, shim function.
+/// Defines operations that map to one call each, from a table of name, arguments and shim function.
 macro_rules! ops {
     ($($(#[$doc:meta])* $name:ident($($arg:ident: $kind:tt),*) => $function:ident;)*) => {$(
         $(#[$doc])*
         ///
         /// # Errors
-        /// When MLX refuses the operands.
+        /// MLX rejects the operands.
         pub fn $name($($arg: $crate::ops::arg_type!($kind)),*) -> $crate::Result<$crate::Array> {
             $(let $arg = $crate::ops::arg_value!($kind, $arg);)*
             $crate::ops::make!(stringify!($name), $function($($arg),*))

@@ -1,13 +1,14 @@
-//! Quantised weights, in MLX's packing.
+//! Quantised weights in MLX's packed format.
 
 use std::ffi::CStr;
 
+use super::linalg::clamped_matrices;
 use super::{Gather, make};
 use crate::array::{Array, optional};
 use crate::bindings as sys;
-use crate::{Dtype, Result};
+use crate::{Dtype, Error, Result};
 
-/// How each group of weights is stored.
+/// Storage format of a group of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// Integers with a scale and a bias per group.
@@ -34,7 +35,7 @@ impl Mode {
 /// The parameters of a quantisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Quantization {
-    /// How each group is stored.
+    /// Storage format of a group.
     pub mode: Mode,
     /// Weights per group, along the last axis.
     pub group_size: i32,
@@ -43,6 +44,16 @@ pub struct Quantization {
 }
 
 impl Quantization {
+    /// Rejects numbers that MLX divides by before it checks them.
+    fn check(self, op: &'static str) -> Result<()> {
+        for (argument, value) in [("group_size", self.group_size), ("bits", self.bits)] {
+            if value < 1 {
+                return Err(Error::BadArgument { op, argument, value: value.into() });
+            }
+        }
+        Ok(())
+    }
+
     fn raw(self) -> sys::mlxcel_quantization {
         sys::mlxcel_quantization {
             mode: self.mode.name().as_ptr(),
@@ -52,23 +63,23 @@ impl Quantization {
     }
 }
 
-/// A quantised matrix, as checkpoints hold it.
+/// A quantised matrix in the layout of checkpoints.
 #[derive(Debug, Clone)]
 pub struct Quantized {
     /// The packed weights: `[rows, columns * bits / 32]`, `u32`.
     pub weight: Array,
     /// `[rows, columns / group_size]`.
     pub scales: Array,
-    /// As `scales`; [`Mode::Affine`] only.
+    /// Shaped like `scales`; [`Mode::Affine`] only.
     pub biases: Option<Array>,
-    /// How it is stored.
+    /// Parameters of the quantisation.
     pub quantization: Quantization,
 }
 
-/// Whether the quantised matrix is `[outputs, inputs]`, as linear layers store it.
+/// Orientation of the quantised matrix in a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Orientation {
-    /// `x · wᵀ`.
+    /// `x · wᵀ`: the matrix is `[outputs, inputs]`, as linear layers store it.
     Transposed,
     /// `x · w`.
     Plain,
@@ -77,61 +88,83 @@ pub enum Orientation {
 /// Quantises a float matrix along its last axis.
 ///
 /// # Errors
-/// A group size or number of bits that MLX does not have, or an axis that does not divide.
+/// A group size or bit width that MLX does not support, or an axis that is not divisible.
 pub fn quantize(w: &Array, quantization: Quantization) -> Result<Quantized> {
+    quantization.check("quantize")?;
     let mut len = 0;
     let mut parts = Array::many_from_call("quantize", 3, |outs| {
-        // SAFETY: a live handle, three slots and one for their number; the mode is a static string.
+        // SAFETY: `w` keeps its handle alive, `outs` has the three slots that the shim fills at most,
+        // `len` is a local, and the mode is a static C string.
         unsafe { sys::mlxcel_quantize(outs, &mut len, w.raw(), quantization.raw()) }
     })?
     .into_iter();
-    let mut next = || parts.next().expect("the shim returns 2 or 3 arrays");
-    let (weight, scales) = (next(), next());
-    let biases = (len == 3).then(next);
-    Ok(Quantized { weight, scales, biases, quantization })
+    let weight = parts.next().expect("the shim returns 2 or 3 arrays");
+    let scales = parts.next().expect("the shim returns 2 or 3 arrays");
+    Ok(Quantized { weight, scales, biases: parts.next(), quantization })
 }
 
-/// The float matrix, in `dtype`, or that of the scales (bf16 where they are no floats).
+/// Dequantises to `dtype`, by default the type of the scales (bf16 if they are not floats).
 ///
 /// # Errors
-/// Parts that do not belong together.
+/// Parts whose shapes or types do not match.
 pub fn dequantize(w: &Quantized, dtype: Option<Dtype>) -> Result<Array> {
-    let (weight, scales) = (w.weight.raw(), w.scales.raw());
-    let (biases, quantization) = (optional(w.biases.as_ref()), w.quantization.raw());
-    let number = dtype.map_or(-1, Dtype::number);
-    make!("dequantize", mlxcel_dequantize(weight, scales, biases, quantization, number))
+    w.quantization.check("dequantize")?;
+    make!(
+        "dequantize",
+        mlxcel_dequantize(
+            w.weight.raw(),
+            w.scales.raw(),
+            optional(w.biases.as_ref()),
+            w.quantization.raw(),
+            dtype.map_or(-1, Dtype::number)
+        )
+    )
 }
 
 /// `x`, `[…, inputs]`, times a quantised matrix.
 ///
 /// # Errors
-/// Shapes that do not fit.
+/// Shapes that do not match.
 pub fn quantized_matmul(x: &Array, w: &Quantized, orientation: Orientation) -> Result<Array> {
-    let (x, weight, scales) = (x.raw(), w.weight.raw(), w.scales.raw());
-    let (biases, quantization) = (optional(w.biases.as_ref()), w.quantization.raw());
-    let transposed = orientation == Orientation::Transposed;
+    w.quantization.check("quantized_matmul")?;
     make!(
         "quantized_matmul",
-        mlxcel_quantized_matmul(x, weight, scales, biases, transposed, quantization)
+        mlxcel_quantized_matmul(
+            x.raw(),
+            w.weight.raw(),
+            w.scales.raw(),
+            optional(w.biases.as_ref()),
+            orientation == Orientation::Transposed,
+            w.quantization.raw()
+        )
     )
 }
 
-/// [`quantized_matmul`] of chosen matrices, such as those of the experts of a token.
+/// [`quantized_matmul`] of selected matrices, such as the experts that a router chose.
 ///
 /// # Errors
-/// Shapes that do not fit.
+/// Shapes that do not match, or an empty batch.
 pub fn gather_qmm(
     x: &Array,
     w: &Quantized,
     orientation: Orientation,
     gather: Gather<'_>,
 ) -> Result<Array> {
-    let (x, weight, scales) = (x.raw(), w.weight.raw(), w.scales.raw());
-    let (biases, quantization) = (optional(w.biases.as_ref()), w.quantization.raw());
-    let (lhs, rhs, sorted) = (optional(gather.lhs), optional(gather.rhs), gather.sorted);
-    let transposed = orientation == Orientation::Transposed;
+    w.quantization.check("gather_qmm")?;
+    let lhs = clamped_matrices("gather_qmm", gather.lhs, x)?;
+    let rhs = clamped_matrices("gather_qmm", gather.rhs, &w.weight)?;
     make!(
         "gather_qmm",
-        mlxcel_gather_qmm(x, weight, scales, biases, lhs, rhs, transposed, quantization, sorted)
+        mlxcel_gather_qmm(
+            x.raw(),
+            w.weight.raw(),
+            w.scales.raw(),
+            optional(w.biases.as_ref()),
+            optional(lhs.as_ref()),
+            optional(rhs.as_ref()),
+            orientation == Orientation::Transposed,
+            w.quantization.raw(),
+            gather.sorted
+        )
     )
 }

@@ -5,13 +5,13 @@ use crate::Result;
 use crate::array::Array;
 
 ops! {
-    /// Whether all elements along `axis` are true.
+    /// True if all elements along `axis` are true.
     all(a: array, axis: int, keep_dims: bool) => mlxcel_all;
-    /// Whether any element along `axis` is true.
+    /// True if any element along `axis` is true.
     any(a: array, axis: int, keep_dims: bool) => mlxcel_any;
-    /// The index of the greatest element along `axis`, the first of equals; `u32`.
+    /// The index of the greatest element along `axis`, ties to the first; `u32`.
     argmax(a: array, axis: int, keep_dims: bool) => mlxcel_argmax;
-    /// The index of the least element along `axis`, the first of equals; `u32`.
+    /// The index of the least element along `axis`, ties to the first; `u32`.
     argmin(a: array, axis: int, keep_dims: bool) => mlxcel_argmin;
     /// `log(sum(e^a))` along `axis`.
     logsumexp(a: array, axis: int, keep_dims: bool) => mlxcel_logsumexp;
@@ -35,30 +35,29 @@ ops! {
     cumsum(a: array, axis: int, reverse: bool, inclusive: bool) => mlxcel_cumsum;
     /// The indices that sort along `axis`, ascending; `u32`.
     argsort(a: array, axis: int) => mlxcel_argsort;
-    /// Sorted along `axis`, ascending.
+    /// Sorts along `axis`, ascending.
     sort(a: array, axis: int) => mlxcel_sort;
-    /// Indices such that the `k`-th along `axis` is in its sorted place, lesser ones before; `u32`.
+    /// Indices that partition `axis`: the `k`-th is in its sorted place, lesser ones before it; `u32`.
     argpartition(a: array, k: int, axis: int) => mlxcel_argpartition;
-    /// Rearranged such that the `k`-th along `axis` is in its sorted place, lesser ones before.
+    /// Partitions `axis`: the `k`-th element is in its sorted place, lesser ones before it.
     partition(a: array, k: int, axis: int) => mlxcel_partition;
-    /// The `k` greatest elements along `axis`, in no order.
+    /// The `k` greatest elements along `axis`, unordered.
     topk(a: array, k: int, axis: int) => mlxcel_topk;
 }
 
-/// In which type a softmax is computed.
+/// Precision of a softmax.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
     /// The type of the operand.
     Operand,
-    /// At least fp32; the result has the type of the operand.
+    /// At least fp32; the result has the operand's type.
     Float32,
 }
 
 /// `e^a / sum(e^a)` along `axis`.
 ///
 /// # Errors
-/// When MLX refuses the operand.
+/// MLX rejects the operand.
 pub fn softmax(a: &Array, axis: i32, precision: Precision) -> Result<Array> {
-    let (a, precise) = (a.raw(), precision == Precision::Float32);
-    make!("softmax", mlxcel_softmax(a, axis, precise))
+    make!("softmax", mlxcel_softmax(a.raw(), axis, precision == Precision::Float32))
 }

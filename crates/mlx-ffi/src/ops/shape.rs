@@ -1,160 +1,226 @@
 //! Shapes: reshaping, slicing, joining, indexing.
 
-use super::{make, ops};
+use super::{make, maximum, minimum, ops};
 use crate::array::{Array, handles};
 use crate::bindings as sys;
-use crate::{Error, Result};
+use crate::{Dtype, Error, Result};
 
 ops! {
-    /// A new axis of size 1 at `axis`.
+    /// Inserts an axis of size 1 at `axis`.
     expand_dims(a: array, axis: int) => mlxcel_expand_dims;
-    /// Axes `start..=end` become one.
+    /// Merges axes `start..=end`.
     flatten(a: array, start: int, end: int) => mlxcel_flatten;
-    /// `axis` moves to position `to`.
+    /// Moves `axis` to position `to`.
     moveaxis(a: array, axis: int, to: int) => mlxcel_moveaxis;
-    /// Each element `times` times along `axis`.
+    /// Repeats each element `times` times along `axis`.
     repeat(a: array, times: int, axis: int) => mlxcel_repeat;
-    /// Without `axis`, which has size 1.
+    /// Removes `axis`, which has size 1.
     squeeze(a: array, axis: int) => mlxcel_squeeze;
-    /// Two axes change places.
+    /// Swaps two axes.
     swapaxes(a: array, first: int, second: int) => mlxcel_swapaxes;
-    /// The slices of `a` along `axis` at `indices`, whose shape replaces that axis.
-    ///
-    /// Indices are not checked: one beyond the axis reads other memory on the CPU.
-    take(a: array, indices: array, axis: int) => mlxcel_take;
-    /// Element by element along `axis`, as many as `indices` has there. Unchecked, as [`take`].
-    take_along_axis(a: array, indices: array, axis: int) => mlxcel_take_along_axis;
-    /// `a` with `values` at `indices` along `axis`. Unchecked, as [`take`].
-    put_along_axis(a: array, indices: array, values: array, axis: int) => mlxcel_put_along_axis;
     /// Zeros above diagonal `k` of the last two axes.
     tril(a: array, k: int) => mlxcel_tril;
     /// Zeros below diagonal `k` of the last two axes.
     triu(a: array, k: int) => mlxcel_triu;
-    /// The same elements in row-major order without gaps; free if they are already.
+    /// Copies to row-major order without gaps; free for arrays that already are.
     contiguous(a: array) => mlxcel_contiguous;
 }
 
-/// The same elements in another `shape`, of which one entry may be -1.
+/// Changes the shape; one entry of `shape` may be -1.
 ///
 /// # Errors
-/// When the sizes differ.
+/// The sizes differ.
 pub fn reshape(a: &Array, shape: &[i32]) -> Result<Array> {
-    let (a, dims, len) = (a.raw(), shape.as_ptr(), shape.len());
-    make!("reshape", mlxcel_reshape(a, dims, len))
+    make!("reshape", mlxcel_reshape(a.raw(), shape.as_ptr(), shape.len()))
 }
 
-/// `a` repeated along its axes of size 1 (and new leading ones) to `shape`.
+/// Repeats `a` along its axes of size 1 (and new leading ones) to `shape`.
 ///
 /// # Errors
-/// When another axis would have to change.
+/// The shapes cannot be broadcast.
 pub fn broadcast_to(a: &Array, shape: &[i32]) -> Result<Array> {
-    let (a, dims, len) = (a.raw(), shape.as_ptr(), shape.len());
-    make!("broadcast_to", mlxcel_broadcast_to(a, dims, len))
+    make!("broadcast_to", mlxcel_broadcast_to(a.raw(), shape.as_ptr(), shape.len()))
 }
 
-/// The axes in the order `axes`.
+/// Permutes the axes to the order `axes`.
 ///
 /// # Errors
-/// When `axes` is not a permutation.
+/// `axes` is not a permutation.
 pub fn transpose(a: &Array, axes: &[i32]) -> Result<Array> {
-    let (a, dims, len) = (a.raw(), axes.as_ptr(), axes.len());
-    make!("transpose", mlxcel_transpose(a, dims, len))
+    make!("transpose", mlxcel_transpose(a.raw(), axes.as_ptr(), axes.len()))
 }
 
-/// `arrays` one after the other along `axis`.
+/// Joins `arrays` along `axis`.
 ///
 /// # Errors
-/// When other axes differ, or there are no arrays.
+/// Other axes differ, or there are no arrays.
 pub fn concatenate(arrays: &[&Array], axis: i32) -> Result<Array> {
     let handles = handles(arrays);
-    let (data, len) = (handles.as_ptr(), handles.len());
-    make!("concatenate", mlxcel_concatenate(data, len, axis))
+    make!("concatenate", mlxcel_concatenate(handles.as_ptr(), handles.len(), axis))
 }
 
-/// `arrays` of one shape along a new axis at `axis`.
+/// Joins `arrays` of the same shape along a new axis at `axis`.
 ///
 /// # Errors
-/// When shapes differ, or there are no arrays.
+/// Shapes differ, or there are no arrays.
 pub fn stack(arrays: &[&Array], axis: i32) -> Result<Array> {
     let handles = handles(arrays);
-    let (data, len) = (handles.as_ptr(), handles.len());
-    make!("stack", mlxcel_stack(data, len, axis))
+    make!("stack", mlxcel_stack(handles.as_ptr(), handles.len(), axis))
 }
 
-/// `a` cut along `axis` before each of `indices`: one part more than there are indices.
+/// Splits `a` along `axis` before each of `indices`, into one part more than there are indices.
 ///
 /// # Errors
-/// When there is no such axis.
+/// The axis does not exist.
 pub fn split(a: &Array, indices: &[i32], axis: i32) -> Result<Vec<Array>> {
     Array::many_from_call("split", indices.len() + 1, |outs| {
-        // SAFETY: a live handle, a slice with its length, and one slot more than indices.
+        // SAFETY: `a` keeps its handle alive, the pointer to the indices is passed with their number,
+        // and `outs` has the slot that the shim fills for each part.
         unsafe { sys::mlxcel_split(outs, a.raw(), indices.as_ptr(), indices.len(), axis) }
     })
 }
 
-/// `a[start..stop]` in steps of `strides`, one entry of each per axis.
+/// `a[start..stop]` with `strides`, one entry of each per axis.
 ///
 /// # Errors
-/// When there is not one entry per axis, or MLX refuses them.
+/// [`Error::AxisCount`], or MLX rejects the bounds.
 pub fn slice_strided(a: &Array, start: &[i32], stop: &[i32], strides: &[i32]) -> Result<Array> {
-    let len = same_len("slice", a, &[start, stop, strides])?;
-    let (a, start, stop, strides) = (a.raw(), start.as_ptr(), stop.as_ptr(), strides.as_ptr());
-    make!("slice", mlxcel_slice(a, start, stop, strides, len))
+    expect_entry_per_axis("slice", a, &[start, stop, strides])?;
+    make!("slice", mlxcel_slice(a.raw(), start.as_ptr(), stop.as_ptr(), strides.as_ptr(), a.ndim()))
 }
 
 /// `a[start..stop]`, one entry of each per axis.
 ///
 /// # Errors
-/// As for [`slice_strided`].
+/// See [`slice_strided`].
 pub fn slice(a: &Array, start: &[i32], stop: &[i32]) -> Result<Array> {
     slice_strided(a, start, stop, &vec![1; start.len()])
 }
 
-/// `a[…, start..stop, …]` along `axis`; negative ends count from the back.
+/// `a[…, start..stop, …]` along `axis`; negative bounds count from the end.
 ///
 /// # Errors
-/// When there is no such axis.
+/// [`Error::NoAxis`].
 pub fn slice_axis(a: &Array, axis: i32, start: i32, stop: i32) -> Result<Array> {
+    let index = axis_index("slice", a, axis)?;
     let mut from = vec![0; a.ndim()];
     let mut to = a.shape().to_vec();
-    let index = if axis < 0 { axis + i32::try_from(a.ndim()).unwrap_or(0) } else { axis };
-    let index = usize::try_from(index).ok().filter(|&index| index < a.ndim());
-    let Some(index) = index else {
-        let message = format!("there is no axis {axis} in {a:?}");
-        return Err(Error::Mlx { op: "slice", message });
-    };
     from[index] = start;
     to[index] = stop;
     slice(a, &from, &to)
 }
 
-/// `a` with `update` at `start..stop`, one entry of each per axis.
+/// `a` with `a[start..stop]` replaced by `update`; one entry of each bound per axis.
 ///
 /// # Errors
-/// When there is not one entry per axis, or `update` does not broadcast to the place.
+/// [`Error::AxisCount`], or `update` cannot be broadcast to the slice.
 pub fn slice_update(a: &Array, update: &Array, start: &[i32], stop: &[i32]) -> Result<Array> {
     let strides = vec![1; start.len()];
-    let len = same_len("slice_update", a, &[start, stop, &strides])?;
-    let (a, update) = (a.raw(), update.raw());
-    let (start, stop, strides) = (start.as_ptr(), stop.as_ptr(), strides.as_ptr());
-    make!("slice_update", mlxcel_slice_update(a, update, start, stop, strides, len))
+    expect_entry_per_axis("slice_update", a, &[start, stop, &strides])?;
+    make!(
+        "slice_update",
+        mlxcel_slice_update(
+            a.raw(),
+            update.raw(),
+            start.as_ptr(),
+            stop.as_ptr(),
+            strides.as_ptr(),
+            a.ndim()
+        )
+    )
 }
 
-/// `low` and `high` elements of `value` before and after, one entry of each per axis.
+/// Pads with `value`: `low` elements before and `high` after, one entry of each per axis.
 ///
 /// # Errors
-/// When there is not one entry per axis, or one is negative.
+/// [`Error::AxisCount`], or a negative entry.
 pub fn pad(a: &Array, low: &[i32], high: &[i32], value: f64) -> Result<Array> {
-    let len = same_len("pad", a, &[low, high])?;
-    let (a, low, high) = (a.raw(), low.as_ptr(), high.as_ptr());
-    make!("pad", mlxcel_pad(a, low, high, len, value))
+    expect_entry_per_axis("pad", a, &[low, high])?;
+    make!("pad", mlxcel_pad(a.raw(), low.as_ptr(), high.as_ptr(), a.ndim(), value))
 }
 
-/// The number of axes of `a`, which each of `lists` must have entries for: C gets one length.
-fn same_len(op: &'static str, a: &Array, lists: &[&[i32]]) -> Result<usize> {
-    if lists.iter().all(|list| list.len() == a.ndim()) {
-        return Ok(a.ndim());
+/// Selects slices of `a` along `axis`; the shape of `indices` replaces that axis.
+///
+/// Indices are clamped to the axis, since MLX's kernels would access other memory; negative ones count
+/// from the end.
+///
+/// # Errors
+/// [`Error::NoAxis`]; [`Error::BadIndices`] for an empty axis or indices that are not integers.
+pub fn take(a: &Array, indices: &Array, axis: i32) -> Result<Array> {
+    let indices = clamped_to_axis("take", a, indices, axis)?;
+    make!("take", mlxcel_take(a.raw(), indices.raw(), axis))
+}
+
+/// Selects elements of `a` along `axis`, as many as `indices` has there. Clamps like [`take`].
+///
+/// # Errors
+/// See [`take`]; also shapes that do not match.
+pub fn take_along_axis(a: &Array, indices: &Array, axis: i32) -> Result<Array> {
+    let indices = clamped_to_axis("take_along_axis", a, indices, axis)?;
+    make!("take_along_axis", mlxcel_take_along_axis(a.raw(), indices.raw(), axis))
+}
+
+/// `a` with `values` stored at `indices` along `axis`. Clamps like [`take`].
+///
+/// # Errors
+/// See [`take`]; also shapes that do not match.
+pub fn put_along_axis(a: &Array, indices: &Array, values: &Array, axis: i32) -> Result<Array> {
+    let indices = clamped_to_axis("put_along_axis", a, indices, axis)?;
+    make!("put_along_axis", mlxcel_put_along_axis(a.raw(), indices.raw(), values.raw(), axis))
+}
+
+fn clamped_to_axis(op: &'static str, a: &Array, indices: &Array, axis: i32) -> Result<Array> {
+    let index = axis_index(op, a, axis)?;
+    clamped_indices(op, indices, a.shape()[index])
+}
+
+/// `indices` clamped to `0..len`, or `-len..len` for signed types.
+///
+/// Limits that the type of the indices cannot hold need no check.
+pub(super) fn clamped_indices(op: &'static str, indices: &Array, len: i32) -> Result<Array> {
+    let dtype = indices.dtype();
+    let (least, greatest) = match dtype {
+        Dtype::Uint8 => (0, u8::MAX.into()),
+        Dtype::Uint16 => (0, u16::MAX.into()),
+        Dtype::Uint32 | Dtype::Uint64 => (0, i64::from(u32::MAX)),
+        Dtype::Int8 => (i8::MIN.into(), i8::MAX.into()),
+        Dtype::Int16 => (i16::MIN.into(), i16::MAX.into()),
+        Dtype::Int32 | Dtype::Int64 => (i32::MIN.into(), i32::MAX.into()),
+        _ => return Err(Error::BadIndices { op, dtype, len }),
+    };
+    if len <= 0 {
+        // Nothing is selected by no indices, which MLX handles.
+        return if indices.size() == 0 {
+            Ok(indices.clone())
+        } else {
+            Err(Error::BadIndices { op, dtype, len })
+        };
     }
-    let message = format!("one entry per axis of {a:?} is needed, not {lists:?}");
-    Err(Error::Mlx { op, message })
+    let mut clamped = indices.clone();
+    if greatest >= i64::from(len) {
+        clamped = minimum(&clamped, &Array::scalar(f64::from(len - 1), dtype)?)?;
+    }
+    if least < -i64::from(len) {
+        clamped = maximum(&clamped, &Array::scalar(-f64::from(len), dtype)?)?;
+    }
+    Ok(clamped)
+}
+
+/// The position of `axis`, which counts from the end if negative.
+fn axis_index(op: &'static str, a: &Array, axis: i32) -> Result<usize> {
+    let index = match isize::try_from(axis) {
+        Ok(offset) if offset < 0 => a.ndim().checked_add_signed(offset),
+        Ok(offset) => Some(offset.unsigned_abs()),
+        Err(_) => None,
+    };
+    let missing = Error::NoAxis { op, axis, shape: a.shape().to_vec() };
+    index.filter(|&index| index < a.ndim()).ok_or(missing)
+}
+
+/// Checks the lengths of `lists`: the C ABI takes pointers to one entry per axis.
+fn expect_entry_per_axis(op: &'static str, a: &Array, lists: &[&[i32]]) -> Result<()> {
+    match lists.iter().find(|list| list.len() != a.ndim()) {
+        Some(list) => Err(Error::AxisCount { op, found: list.len(), axes: a.ndim() }),
+        None => Ok(()),
+    }
 }

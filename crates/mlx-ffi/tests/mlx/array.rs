@@ -13,7 +13,7 @@ fn round_trip<T: Element + PartialEq + std::fmt::Debug>(values: &[T]) {
 }
 
 #[test]
-fn every_element_type_survives() {
+fn every_element_type_round_trips() {
     on_engine(|| {
         round_trip(&[0_u8, 255]);
         round_trip(&[0_u16, u16::MAX]);
@@ -73,7 +73,7 @@ fn reading_makes_strided_arrays_contiguous() {
 }
 
 #[test]
-fn mistakes_are_errors() {
+fn mismatches_are_errors() {
     on_engine(|| {
         let wrong = Array::from_slice(&[1_f32, 2.0], &[3]);
         assert!(matches!(wrong, Err(Error::WrongSize { nbytes: 8, .. })));

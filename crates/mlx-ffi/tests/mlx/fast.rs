@@ -76,7 +76,7 @@ fn ropes() {
     });
 }
 
-/// Attention in f64; `seen(query, key)` says which keys count.
+/// Attention in f64; `seen(query, key)` is the mask.
 fn attention(
     (q, k, v): (&[f32], &[f32], &[f32]),
     keys: usize,

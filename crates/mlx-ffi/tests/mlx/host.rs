@@ -25,12 +25,12 @@ fn failing(a: &Array) -> Result<Array> {
 }
 
 #[test]
-fn runs_at_once_after_what_it_needs() {
+fn pending_inputs_are_evaluated_first() {
     on_engine(|| {
         let a = Array::from_slice(&[1_f32, 2.0, 3.0], &[3]).unwrap();
         // (2a + 1)² + 1, alternating MLX's nodes with ours, and used twice.
         let b = plus_one(&ops::add(&a, &a).unwrap());
-        assert!(b.is_row_contiguous(), "it has been computed");
+        assert!(b.is_row_contiguous(), "it has been evaluated");
         let c = plus_one(&ops::square(&b).unwrap());
         let d = ops::subtract(&c, &b).unwrap();
         assert_eq!(d.to_vec::<f32>().unwrap(), [7.0, 21.0, 43.0]);
@@ -39,7 +39,7 @@ fn runs_at_once_after_what_it_needs() {
 }
 
 #[test]
-fn waits_for_what_has_been_started() {
+fn started_inputs_are_waited_for() {
     on_engine(|| {
         let ones = Array::full(&[512, 512], 1.0, Dtype::Float32).unwrap();
         let product = ops::matmul(&ones, &ones).unwrap();
@@ -50,7 +50,7 @@ fn waits_for_what_has_been_started() {
 }
 
 #[test]
-fn several_outputs_of_several_types() {
+fn outputs_of_different_types() {
     on_engine(|| {
         let a = Array::from_slice(&[3_i32, -4], &[2, 1]).unwrap();
         let b = Array::from_slice(&[bf16::from_f32(0.5)], &[1]).unwrap();
@@ -85,7 +85,7 @@ fn several_outputs_of_several_types() {
 }
 
 #[test]
-fn a_sibling_that_nobody_wants_is_harmless() {
+fn an_unused_output_can_be_dropped() {
     on_engine(|| {
         let a = Array::zeros(&[1000], Dtype::Float32).unwrap();
         let spec = (a.shape(), a.dtype());
@@ -102,7 +102,7 @@ fn a_sibling_that_nobody_wants_is_harmless() {
 }
 
 #[test]
-fn a_part_of_an_array_begins_where_it_begins_and_may_come_twice() {
+fn slices_of_an_array_can_be_inputs_twice() {
     on_engine(|| {
         let a = Array::from_slice(&[1_f32, 2.0, 3.0, 4.0, 5.0, 6.0], &[3, 2]).unwrap();
         let rows = ops::slice_axis(&a, 0, 1, 3).unwrap();
@@ -119,7 +119,7 @@ fn a_part_of_an_array_begins_where_it_begins_and_may_come_twice() {
 }
 
 #[test]
-fn an_error_of_the_function_comes_back_as_it_is() {
+fn errors_of_the_function_are_returned_unchanged() {
     on_engine(|| {
         #[derive(Debug, PartialEq)]
         enum Own {
@@ -148,19 +148,19 @@ fn an_error_of_the_function_comes_back_as_it_is() {
 fn a_panic_is_an_error() {
     on_engine(|| {
         let a = Array::from_slice(&[1_f32], &[1]).unwrap();
-        let bad = host::call_one("careless", &[&a], (a.shape(), a.dtype()), |inputs, _| {
+        let bad = host::call_one("panicking", &[&a], (a.shape(), a.dtype()), |inputs, _| {
             let index = inputs.len() + 4;
             if index > 0 {
                 panic!("index {index}");
             }
             Ok::<_, Error>(())
         });
-        assert_eq!(bad.unwrap_err().to_string(), "`careless` panicked: index 5");
+        assert_eq!(bad.unwrap_err().to_string(), "`panicking` panicked: index 5");
     });
 }
 
 #[test]
-fn inputs_must_be_row_contiguous() {
+fn strided_inputs_are_rejected() {
     on_engine(|| {
         let a = Array::from_slice(&[1_f32, 2.0, 3.0, 4.0], &[2, 2]).unwrap();
         let t = ops::swapaxes(&a, 0, 1).unwrap();
@@ -174,7 +174,7 @@ fn inputs_must_be_row_contiguous() {
 }
 
 #[test]
-fn impossible_outputs_are_refused_before_the_function_runs() {
+fn invalid_output_shapes_are_rejected_before_the_call() {
     on_engine(|| {
         let ran = Cell::new(false);
         for shape in [&[-1][..], &[i32::MAX, i32::MAX, i32::MAX]] {
@@ -189,7 +189,7 @@ fn impossible_outputs_are_refused_before_the_function_runs() {
 }
 
 #[test]
-fn nothing_leaks() {
+fn calls_do_not_leak() {
     on_engine(|| {
         let before = memory::active_bytes().unwrap();
         for _ in 0..100 {

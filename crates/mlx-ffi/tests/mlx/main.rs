@@ -1,4 +1,4 @@
-//! The tests that call MLX: one binary, so that they share one engine thread.
+//! Tests that call MLX: one binary, so that they share one MLX thread.
 
 #![cfg(test)]
 #![expect(

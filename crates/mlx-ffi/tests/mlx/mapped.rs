@@ -30,7 +30,7 @@ fn is_mapped(path: &std::path::Path) -> bool {
 }
 
 #[test]
-fn values_are_right_and_nothing_is_copied() {
+fn mapped_tensors_are_used_in_place() {
     on_engine(|| {
         let file = file();
         let before = memory::active_bytes().unwrap();
@@ -50,14 +50,14 @@ fn values_are_right_and_nothing_is_copied() {
 }
 
 #[test]
-fn the_last_array_unmaps() {
+fn dropping_the_last_array_unmaps_the_file() {
     on_engine(|| {
         let file = file();
         let mapped = MappedFile::open(file.path()).unwrap();
         let a = mapped.array(HEADER..HEADER + 8, &[2], Dtype::Float32).unwrap().array;
         let b = mapped.array(HEADER + 8..HEADER + 16, &[2], Dtype::Float32).unwrap().array;
         drop(mapped);
-        // A node that was evaluated lets go of its inputs.
+        // An evaluated node drops its inputs.
         let sum = ops::add(&a, &b).unwrap();
         drop(a);
         assert_eq!(sum.to_vec::<f32>().unwrap(), [2.0, 4.0]);
@@ -107,7 +107,7 @@ fn misaligned_and_first_bytes_are_copied() {
 }
 
 #[test]
-fn a_file_that_is_read_gives_the_same_arrays_in_place() {
+fn resident_files_are_used_in_place() {
     on_engine(|| {
         let file = file();
         let before = memory::active_bytes().unwrap();
@@ -127,7 +127,7 @@ fn a_file_that_is_read_gives_the_same_arrays_in_place() {
 }
 
 #[test]
-fn bytes_of_the_program_are_used_in_place() {
+fn static_bytes_are_used_in_place() {
     on_engine(|| {
         let mapped = MappedFile::from_static(&EMBEDDED.0);
         let tensor = mapped.array(8..20, &[3], Dtype::Float32).unwrap();
@@ -137,8 +137,8 @@ fn bytes_of_the_program_are_used_in_place() {
 }
 
 #[test]
-#[expect(clippy::reversed_empty_ranges, reason = "that it is refused is tested")]
-fn lying_ranges_are_refused() {
+#[expect(clippy::reversed_empty_ranges, reason = "the test is that they are rejected")]
+fn ranges_outside_the_file_are_rejected() {
     on_engine(|| {
         let mapped = MappedFile::from_static(&EMBEDDED.0);
         let out_of_file = |result| matches!(result, Err(Error::OutOfFile { len: 24, .. }));

@@ -3,7 +3,7 @@
 use crate::common::{assert_close, on_engine};
 use half::bf16;
 use mlx_ffi::ops::{self, Conv, Gather, Mode, Orientation, Precision, Quantization};
-use mlx_ffi::{Array, Dtype, Result};
+use mlx_ffi::{Array, Dtype, Error, Result};
 
 fn vector(values: &[f32]) -> Array {
     Array::from_slice(values, &[i32::try_from(values.len()).unwrap()]).unwrap()
@@ -61,7 +61,7 @@ fn unary() {
 #[test]
 fn hadamard_transform() {
     on_engine(|| {
-        // Row i of the matrix has −1 where i and the column share an odd number of bits.
+        // Row i of the matrix is −1 in the columns that share an odd number of bits with i.
         for dim in [2i32, 64, 512] {
             let x = matrix(3, dim, |r, c| ((r * 31 + c * 7) % 11 - 5) as f32);
             let size = f64::from(dim).sqrt();
@@ -254,6 +254,140 @@ fn products() {
     });
 }
 
+/// MLX's affine quantisation of a group, from its definition in the documentation of
+/// `mlx.core.quantize` and its CPU kernel, in fp32 as there.
+///
+/// The scale is first the range over the number of steps. It is then stretched or shrunk so that 0 is a
+/// point of the grid, counted from the extreme of larger magnitude. Shrinking moves the other extreme
+/// off the grid, by up to one step: those weights are clamped, all others are within half a step.
+fn rounded_to_affine(group: &[f32], bits: i32) -> Vec<f32> {
+    let least = group.iter().copied().fold(f32::INFINITY, f32::min);
+    let greatest = group.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let steps = 2_f32.powi(bits) - 1.0;
+    let range_step = (greatest - least) / steps;
+    let (edge, sign) = if least.abs() > greatest.abs() { (least, 1.0) } else { (greatest, -1.0) };
+    let zero = (edge / (sign * range_step)).round_ties_even();
+    let scale = edge / zero;
+    let end = edge + steps * scale;
+    let round = |&weight: &f32| {
+        let place = ((weight - edge) / scale).round_ties_even().clamp(0.0, steps);
+        let rounded = edge + place * scale;
+        let beyond = (weight - end) * scale.signum();
+        assert!((rounded - weight).abs() <= 0.5 * scale.abs() + 1e-6 || beyond > 0.0);
+        assert!(beyond <= range_step, "only the far extreme is clamped, by one step at most");
+        rounded
+    };
+    group.iter().map(round).collect()
+}
+
+/// The nearest 4-bit floats (E2M1, ties to even) under the group's shared power-of-two scale.
+fn rounded_to_mxfp4(group: &[f32]) -> Vec<f32> {
+    const MAGNITUDES: [f64; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let greatest = group.iter().map(|weight| f64::from(weight.abs())).fold(0.0, f64::max);
+    let scale = (greatest / 6.0).log2().ceil().exp2();
+    let round = |&weight: &f32| {
+        let magnitude = f64::from(weight.abs()) / scale;
+        let distance = |index: &usize| (MAGNITUDES[*index] - magnitude).abs();
+        let nearest = (0..MAGNITUDES.len())
+            .min_by(|a, b| distance(a).total_cmp(&distance(b)).then((a % 2).cmp(&(b % 2))))
+            .unwrap();
+        (MAGNITUDES[nearest] * scale).copysign(f64::from(weight)) as f32
+    };
+    group.iter().map(round).collect()
+}
+
+#[test]
+fn indices_beyond_the_axis_are_clamped() {
+    on_engine(|| {
+        let a = matrix(3, 2, |r, c| (10 * r + c) as f32);
+        let rows = |indices: Array| floats(ops::take(&a, &indices, 0));
+        let expected = [20.0, 21.0, 0.0, 1.0];
+        assert_eq!(rows(Array::from_slice(&[u32::MAX, 0], &[2]).unwrap()), expected);
+        assert_eq!(rows(Array::from_slice(&[u64::MAX, 0], &[2]).unwrap()), expected);
+        assert_eq!(rows(Array::from_slice(&[255_u8, 0], &[2]).unwrap()), expected);
+        assert_eq!(rows(Array::from_slice(&[i32::MAX, i32::MIN], &[2]).unwrap()), expected);
+        assert_eq!(rows(Array::from_slice(&[i64::MAX, i64::MIN], &[2]).unwrap()), expected);
+        assert_eq!(rows(Array::from_slice(&[-1_i8, -3], &[2]).unwrap()), expected);
+        let bytes = Array::from_slice(&[255_u8], &[1]).unwrap();
+        let long = ops::arange(0.0, 300.0, 1.0, Dtype::Float32).unwrap();
+        assert_eq!(floats(ops::take(&long, &bytes, 0)), [255.0]);
+        let columns = Array::from_slice(&[9_u32, 1, 0], &[3, 1]).unwrap();
+        assert_eq!(floats(ops::take_along_axis(&a, &columns, 1)), [1.0, 11.0, 20.0]);
+        let put = ops::put_along_axis(&a, &columns, &matrix(3, 1, |_, _| -1.0), 1);
+        assert_eq!(floats(put), [0.0, -1.0, 10.0, -1.0, -1.0, 21.0]);
+    });
+}
+
+#[test]
+fn matrix_indices_beyond_the_batch_are_clamped() {
+    on_engine(|| {
+        let stack = Array::from_slice(&[1_f32, 2.0, 3.0], &[3, 1, 1]).unwrap();
+        let x = Array::from_slice(&[10_f32], &[1, 1, 1]).unwrap();
+        let far = Array::from_slice(&[u32::MAX], &[1]).unwrap();
+        let gather = Gather { lhs: Some(&far), rhs: Some(&far), sorted: true };
+        assert_eq!(floats(ops::gather_mm(&x, &stack, gather)), [30.0]);
+        let weights = Array::from_slice(&[[1.0_f32; 64], [2.0; 64]].concat(), &[2, 1, 64]).unwrap();
+        let quantization = Quantization { mode: Mode::Affine, group_size: 64, bits: 8 };
+        let quantized = ops::quantize(&weights, quantization).unwrap();
+        let ones = Array::full(&[1, 1, 64], 1.0, Dtype::Float32).unwrap();
+        let product = ops::gather_qmm(&ones, &quantized, Orientation::Transposed, gather);
+        assert_close(&floats(product), &[128.0], 1e-3);
+    });
+}
+
+#[test]
+fn arguments_outside_their_domain_are_errors() {
+    on_engine(|| {
+        let a = matrix(2, 3, |r, c| (r + c) as f32);
+        let half = vector(&[0.5]);
+        assert!(matches!(ops::take(&a, &half, 0), Err(Error::BadIndices { .. })));
+        let empty = Array::zeros(&[0, 3], Dtype::Float32).unwrap();
+        let first = Array::from_slice(&[0_u32], &[1]).unwrap();
+        assert!(matches!(ops::take(&empty, &first, 0), Err(Error::BadIndices { len: 0, .. })));
+        assert!(matches!(ops::take(&a, &first, 2), Err(Error::NoAxis { axis: 2, .. })));
+        assert!(matches!(ops::take(&a, &first, i32::MIN), Err(Error::NoAxis { .. })));
+        assert!(matches!(ops::slice(&a, &[0], &[1]), Err(Error::AxisCount { axes: 2, .. })));
+        assert!(matches!(ops::pad(&a, &[1], &[1], 0.0), Err(Error::AxisCount { .. })));
+        assert!(ops::pad(&a, &[-3, 0], &[0, 0], 0.0).is_err());
+        let signal = Array::zeros(&[1, 4, 2], Dtype::Float32).unwrap();
+        let kernel = Array::zeros(&[2, 2, 2], Dtype::Float32).unwrap();
+        let usual = Conv::default();
+        for conv in [
+            Conv { stride: 0, ..usual },
+            Conv { stride: -1, ..usual },
+            Conv { padding: -1, ..usual },
+            Conv { dilation: 0, ..usual },
+            Conv { groups: 0, ..usual },
+        ] {
+            let refused = ops::conv1d(&signal, &kernel, conv);
+            assert!(matches!(refused, Err(Error::BadArgument { op: "conv1d", .. })), "{conv:?}");
+        }
+        assert!(ops::conv1d(&signal, &kernel, Conv { groups: 3, ..usual }).is_err());
+        assert!(ops::conv1d(&signal, &kernel, Conv { dilation: 100, ..usual }).is_err());
+        assert!(ops::arange(0.0, 0.0, 0.0, Dtype::Int32).is_err());
+        assert!(ops::arange(0.0, f64::NAN, 1.0, Dtype::Int32).is_err());
+        assert!(ops::arange(0.0, 1e300, 1.0, Dtype::Int32).is_err());
+        assert!(ops::repeat(&a, -1, 0).is_err());
+        for k in [-9, 4, i32::MAX, i32::MIN] {
+            assert!(ops::topk(&a, k, 1).is_err(), "topk {k}");
+            assert!(ops::partition(&a, k, 1).is_err(), "partition {k}");
+            assert!(ops::argpartition(&a, k, 1).is_err(), "argpartition {k}");
+        }
+        let w = matrix(2, 64, |_, c| c as f32);
+        for (group_size, bits) in [(0, 4), (-64, 4), (64, 0), (64, 7), (64, -4), (1, 4), (64, 99)] {
+            let quantization = Quantization { mode: Mode::Affine, group_size, bits };
+            assert!(ops::quantize(&w, quantization).is_err(), "{quantization:?}");
+        }
+        assert!(ops::sum(&a, 5, false).is_err());
+        assert!(ops::cumsum(&a, -5, false, true).is_err());
+        assert!(ops::swapaxes(&a, 0, 9).is_err());
+        assert!(ops::split(&a, &[1], 7).is_err());
+        assert_eq!(ops::split(&a, &[99, -99], 1).map(|parts| parts.len()).ok(), Some(3));
+        assert!(ops::view(&a, Dtype::Float64).is_err());
+        assert!(ops::hadamard_transform(&matrix(1, 7, |_, _| 1.0)).is_ok());
+    });
+}
+
 #[test]
 fn quantised_products_agree_with_the_dequantised_matrix() {
     on_engine(|| {
@@ -270,10 +404,16 @@ fn quantised_products_agree_with_the_dequantised_matrix() {
             assert_eq!(q.weight.shape(), [8, 128 * bits / 32]);
             assert_eq!(q.biases.is_some(), mode == Mode::Affine);
             let plain = ops::dequantize(&q, Some(Dtype::Float32)).unwrap();
-            let step = 2.0 / (2_f32.powi(bits) - 1.0);
-            // One step of the grid, which MLX shifts to contain 0; mxfp4's floats are sparser.
-            let tolerance = if mode == Mode::Mxfp4 { 0.26 } else { 1.01 * step };
-            assert_close(&plain.to_vec::<f32>().unwrap(), &w.to_vec::<f32>().unwrap(), tolerance);
+            let weights = w.to_vec::<f32>().unwrap();
+            let expected: Vec<f32> = weights
+                .chunks(group_size as usize)
+                .flat_map(|group| match mode {
+                    Mode::Mxfp4 => rounded_to_mxfp4(group),
+                    _ => rounded_to_affine(group, bits),
+                })
+                .collect();
+            // The grid is at most 2/7 coarse: this is 1e-5 of a step, for fp32 sums in another order.
+            assert_close(&plain.to_vec::<f32>().unwrap(), &expected, 2e-6);
             let t = ops::transpose(&plain, &[1, 0]).unwrap();
             let expected = floats(ops::matmul(&x, &t));
             let found = floats(ops::quantized_matmul(&x, &q, Orientation::Transposed));

@@ -26,7 +26,7 @@ fn counters_follow_an_array() {
 }
 
 #[test]
-fn limit_is_kept() {
+fn the_limit_is_stored() {
     on_engine(|| {
         let old = memory::set_limit_bytes(1 << 30).unwrap();
         assert_eq!(memory::limit_bytes().unwrap(), 1 << 30);
@@ -35,7 +35,7 @@ fn limit_is_kept() {
 }
 
 #[test]
-fn the_cpu_is_there_and_the_version_is_known() {
+fn cpu_device_and_version() {
     on_engine(|| {
         assert!(Device::Cpu.is_available().unwrap());
         device::set_default_device(Device::Cpu).unwrap();

@@ -73,7 +73,7 @@ pub fn generate(
     progress: &mut dyn Progress,
     emit: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Outcome> {
-    generate_into(engine, tokenizer, request, &engine.new_cache()?, progress, emit)
+    generate_into(engine, tokenizer, request, &mut engine.new_cache()?, progress, emit)
 }
 
 /// [`generate`] with images in place of some of the prompt's tokens, in order.
@@ -88,8 +88,9 @@ pub fn generate_with_images(
     progress: &mut dyn Progress,
     emit: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Outcome> {
-    let prompt = Prompt { images, cache: &engine.new_cache()? };
-    run(engine, tokenizer, request, &prompt, progress, emit)
+    let mut cache = engine.new_cache()?;
+    let prompt = Prompt { images, cache: &mut cache };
+    run(engine, tokenizer, request, prompt, progress, emit)
 }
 
 /// [`generate`] with a cache that holds the beginning of the prompt; the rest of it is read. The
@@ -101,25 +102,25 @@ pub fn generate_into(
     engine: &Engine,
     tokenizer: &Tokenizer,
     request: &Generation<'_>,
-    cache: &SequenceCache,
+    cache: &mut SequenceCache,
     progress: &mut dyn Progress,
     emit: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Outcome> {
-    run(engine, tokenizer, request, &Prompt { images: &[], cache }, progress, emit)
+    run(engine, tokenizer, request, Prompt { images: &[], cache }, progress, emit)
 }
 
 /// What a prompt has besides its tokens.
 struct Prompt<'a> {
     images: &'a [PlacedImage],
     /// The beginning of it.
-    cache: &'a SequenceCache,
+    cache: &'a mut SequenceCache,
 }
 
 fn run(
     engine: &Engine,
     tokenizer: &Tokenizer,
     request: &Generation<'_>,
-    &Prompt { images, cache }: &Prompt<'_>,
+    Prompt { images, cache }: Prompt<'_>,
     progress: &mut dyn Progress,
     emit: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Outcome> {
@@ -132,9 +133,10 @@ fn run(
     };
     let completion = Completion::new(tokenizer, engine.vocab(), request.prompt, options)?;
     let reused_tokens = cache.tokens();
-    let mut decode = Decode { engine, cache, completion, reused_tokens, start: Instant::now() };
+    let start = Instant::now();
     let new = request.prompt.get(reused_tokens..).unwrap_or_default();
-    let logits = engine.prefill_with_images(new, images, cache, progress)?;
+    let logits = engine.prefill_with_images(new, images, &mut *cache, progress)?;
+    let mut decode = Decode { engine, cache, completion, reused_tokens, start };
     let finish = decode.run(logits, progress, emit)?;
     let statistics = decode.statistics();
     let rest = decode.completion.remaining_text();
@@ -170,7 +172,7 @@ pub fn room(
 /// Decode loop of one sequence.
 struct Decode<'a> {
     engine: &'a Engine,
-    cache: &'a SequenceCache,
+    cache: &'a mut SequenceCache,
     completion: Completion,
     /// Prompt tokens that the cache held before.
     reused_tokens: usize,
@@ -198,8 +200,8 @@ impl Decode<'_> {
                 self.completion.interrupt();
             }
             if self.completion.finish().is_none() {
-                logits =
-                    self.engine.decode(&[SequenceRun { tokens: &[token], cache: self.cache }])?;
+                let run = SequenceRun { tokens: &[token], cache: &mut *self.cache };
+                logits = self.engine.decode(&mut [run])?;
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Requests that cannot be met, and outputs that cannot be written: one sentence on stderr.
+//! Invalid requests and outputs that cannot be written: one sentence on stderr.
 
 use std::io::Read;
 use std::process::{Command, Output, Stdio};
@@ -22,7 +22,7 @@ fn prompts() {
 }
 
 #[test]
-fn what_does_not_fit_the_context_is_refused() {
+fn sizes_beyond_the_context_are_rejected() {
     let long = "once upon a time ".repeat(2000);
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &long).unwrap();
@@ -34,7 +34,35 @@ fn what_does_not_fit_the_context_is_refused() {
     assert_refused(&with(&["-c", "10", "-n", "20"]), &["20 more are wanted", "holds 10"]);
     assert_refused(&with(&["-c", "2"]), &["holds 2"]);
     assert_refused(&with(&["-c", "100000000"]), &["--ctx-size 100000000 exceeds"]);
-    assert_refused(&with(&["-c", "0"]), &["--ctx-size must be at least 1"]);
+    let advice = ["generate", "--recommend-quant", "-c", "100000000"];
+    assert_refused(&advice, &["--ctx-size 100000000 exceeds the model's context of 512"]);
+    assert_refused(&["chat", "-q", "-c", "100000000"], &["--ctx-size 100000000 exceeds"]);
+    assert_refused(&["serve", "-c", "100000000"], &["--ctx-size 100000000 exceeds"]);
+    let sum = ["inspect", "-c", "100", "-p", "90", "-n", "20"];
+    assert_refused(&sum, &["the prompt has 90 tokens and 20 more are wanted", "holds 100"]);
+}
+
+/// `--ctx-size 0` is the model's own context, as in llama.cpp.
+#[test]
+fn a_context_of_zero_is_the_models_own() {
+    let context = |args: &[&str]| -> String {
+        let output = mlxcel(args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+    };
+    assert!(context(&["inspect", "-c", "0"]).contains("\n512 tokens × 1"));
+    let advice = context(&["generate", "--recommend-quant", "--json", "-c", "0"]);
+    assert!(advice.contains("\"context_tokens\": 512"), "{advice}");
+    let whole = ["generate", "-q", "-p", "Once", "-c", "0", "-n", "4"];
+    assert!(!context(&whole).is_empty());
+    let full = mlxcel(&["generate", "-q", "-p", "Once", "-c", "0", "-n", "512"]);
+    assert_one_sentence(&full, &["512 more are wanted", "holds 512"]);
+    let model = Model::new().without_config("max_position_embeddings");
+    let path = model.path().to_str().unwrap();
+    for args in [&["generate", "-p", "x"][..], &["chat"], &["serve"], &["inspect"]] {
+        let args = [args, &["-m", path, "-c", "0"]].concat();
+        assert_refused(&args, &["--ctx-size 0", "config.json names no context"]);
+    }
 }
 
 #[test]
@@ -52,7 +80,7 @@ fn a_smaller_context_ends_the_text_there() {
 }
 
 #[test]
-fn flags_that_mean_nothing() {
+fn invalid_values_of_flags() {
     let hello = ["generate", "-p", "Once upon a time"];
     let with = |more: &[&'static str]| [&hello[..], more].concat();
     assert_refused(&with(&["--temp=-1"]), &["temperature"]);
@@ -80,7 +108,7 @@ fn files_that_cannot_be_written() {
     assert_refused(&["eval", "--tokens", "1,2", "--logits-out", logits], &[logits]);
 }
 
-/// Every command that prints, with little to do.
+/// Every command that prints, with a small task.
 const PRINTING: [&[&str]; 5] = [
     &["generate", "-q", "-p", "Once upon a time", "-n", "40"],
     &["eval", "--tokens", "1,2,3"],
@@ -111,7 +139,7 @@ fn a_closed_pipe_on_stdout() {
     }
 }
 
-/// What `… | head -c 10` does: read a little, then go away.
+/// Imitates `… | head -c 10`, which closes the pipe early.
 #[test]
 fn a_pipe_that_closes_midway() {
     let model = Model::new().config("max_position_embeddings", "100000");

@@ -37,24 +37,24 @@ fn continued(prompt: &str) -> String {
 }
 
 #[test]
-fn turns_are_answered_as_the_whole_conversation_would_be() {
+fn answers_equal_those_to_the_whole_conversation() {
     let first = continued("Once upon a time");
     let second = continued(&format!("Once upon a time{first}The king said"));
     let output = chat(&["--temp", "0", "-n", "12"], "Once upon a time\n\nThe king said\n");
     assert!(output.status.success());
     assert_eq!(text(output.stdout), format!("{first}{second}"));
-    let figures = text(output.stderr);
-    let kept: Vec<usize> = figures
+    let statistics = text(output.stderr);
+    let cached: Vec<usize> = statistics
         .lines()
-        .filter_map(|line| line.split(" kept").next()?.rsplit(' ').next()?.parse().ok())
+        .filter_map(|line| line.split(" cached").next()?.rsplit(' ').next()?.parse().ok())
         .collect();
-    assert_eq!(kept.len(), 2, "{figures}");
-    // The first turn but for its last token, which was sampled and not read.
-    assert!(kept[0] == 0 && kept[1] >= 12, "{figures}");
+    assert_eq!(cached.len(), 2, "{statistics}");
+    // The first turn except for its last token, which was sampled but never computed.
+    assert!(cached[0] == 0 && cached[1] >= 12, "{statistics}");
 }
 
 #[test]
-fn conversations_are_saved_loaded_and_forgotten() {
+fn conversations_are_saved_loaded_and_cleared() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("talk.json");
     let name = file.to_str().unwrap();
@@ -68,8 +68,8 @@ fn conversations_are_saved_loaded_and_forgotten() {
     let straight = text(chat(&args, "Once upon\nThe fox\n").stdout);
     let loaded = text(chat(&args, &format!("/load {name}\nThe fox\n")).stdout);
     assert_eq!(format!("{first}{loaded}"), straight);
-    let forgotten = text(chat(&args, "The fox\n/clear\nOnce upon\n").stdout);
-    assert!(forgotten.ends_with(&first), "{forgotten}");
+    let cleared = text(chat(&args, "The fox\n/clear\nOnce upon\n").stdout);
+    assert!(cleared.ends_with(&first), "{cleared}");
 }
 
 #[test]
@@ -81,11 +81,11 @@ fn commands_that_fail_do_not_end_the_conversation() {
     for expected in ["/nowhere: ", "/save needs", "no command /dance", "context 0/512 tokens"] {
         assert!(stderr.contains(expected), "no {expected} in {stderr}");
     }
-    assert_eq!(stderr.matches(" kept,").count(), 1, "{stderr}");
+    assert_eq!(stderr.matches(" cached,").count(), 1, "{stderr}");
 }
 
 #[test]
-fn what_has_no_room_is_refused() {
+fn messages_beyond_the_context_are_rejected() {
     let output = chat(&["-q", "-c", "8", "-n", "4"], "one two three four five six seven eight\n");
     assert_one_sentence(&output, &["the context holds 8"]);
     assert_refused(

@@ -1,10 +1,10 @@
-//! The `mlxcel` command from outside: what it refuses, what it prints, how it stops.
+//! Black-box tests of the `mlxcel` command: refusals, output, exit codes, interruption.
 
 mod bad_models;
 mod bad_requests;
+mod conventions;
 mod everyday;
 mod images;
-mod manners;
 #[cfg(target_os = "linux")]
 mod offers;
 #[cfg(target_os = "linux")]

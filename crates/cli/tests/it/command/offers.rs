@@ -1,4 +1,4 @@
-//! Questions at a terminal: a model that is not here, and one that does not fit.
+//! Questions at a terminal: a model that is missing, and one that does not fit.
 
 use std::io::Write;
 use std::path::Path;
@@ -15,7 +15,7 @@ fn hub() -> FakeHub {
     FakeHub::new("org/tiny", &files)
 }
 
-/// What a person sees who types `answers` after `mlxcel ARGS`, and the exit code.
+/// The terminal's content after typing `answers` to `mlxcel ARGS`, and the exit code.
 fn at_a_terminal(
     server: &FakeHub,
     cache: &Path,
@@ -45,7 +45,7 @@ const OFFER: &str = "org/tiny is not on this machine. Download it? [y/N]";
 const GENERATE: &str = "generate -q -m org/tiny -p hello -n 2";
 
 #[test]
-fn a_model_that_is_not_here_is_offered() {
+fn a_missing_model_is_offered_for_download() {
     let (server, cache) = (hub(), tempfile::tempdir().unwrap());
     for answer in ["n\n", "\n", "maybe\n"] {
         let (seen, code) = at_a_terminal(&server, cache.path(), GENERATE, answer, None);
@@ -74,23 +74,26 @@ fn without_a_terminal_nothing_is_offered() {
 }
 
 #[test]
-fn what_does_not_fit_is_asked_about_refused_or_fetched_with_a_warning() {
+fn a_download_that_does_not_fit_needs_confirmation() {
     let (server, cache) = (hub(), tempfile::tempdir().unwrap());
     let limit = Some("1MB");
     let there = || cache.path().join("models--org--tiny/refs/main").exists();
     let ask = |args: &str, answer: &str| {
         let (seen, code) = at_a_terminal(&server, cache.path(), args, answer, limit);
-        (seen.contains("DOES NOT FIT"), seen.contains("Download it nevertheless? [y/N]"), code)
+        (seen.contains("DOES NOT FIT"), seen.contains("Download it anyway? [y/N]"), code)
     };
     assert_eq!(ask("download org/tiny", "n\n"), (true, true, Some(1)));
-    // Quiet asks nothing, at a terminal or not.
+    // --quiet never asks, not even at a terminal.
     assert_eq!(ask("download -q org/tiny", ""), (true, false, Some(1)));
     let run = |args: &[&str]| {
         let mut command = with_hub(&server, cache.path(), args);
         command.env("MLXCEL_MEMORY_LIMIT", "1MB").output().unwrap()
     };
     let refused = run(&["download", "-q", "org/tiny"]);
-    assert_one_sentence(&refused, &["org/tiny with", "DOES NOT FIT", "--yes downloads it"]);
+    assert_one_sentence(
+        &refused,
+        &["org/tiny with", "DOES NOT FIT", "use --yes to download it anyway"],
+    );
     assert!(!there());
     let forced = run(&["download", "-q", "--yes", "org/tiny"]);
     assert_eq!((forced.status.code(), text(forced.stderr).as_str()), (Some(0), ""));

@@ -126,7 +126,7 @@ fn a_conversation_outlives_a_read_only_disk() {
     let stderr = text(output.stderr);
     assert_eq!(output.status.code(), Some(0), "{stderr}");
     assert!(stderr.contains("new.json: "), "{stderr}");
-    assert_eq!(stderr.matches(" kept,").count(), 2, "both turns are answered: {stderr}");
+    assert_eq!(stderr.matches(" cached,").count(), 2, "both turns are answered: {stderr}");
     assert_eq!(contents(disk.path()), ["lines", "old.json"]);
     assert_eq!(fs::read_to_string(&old).unwrap(), "old");
 }

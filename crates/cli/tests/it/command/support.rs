@@ -1,5 +1,5 @@
-//! The built program from outside: random-weights models in temporary folders, ways to break them,
-//! and what every failure must look like.
+//! Runs the built program on random-weights models in temporary folders, intact or broken, and checks
+//! the form of failures.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -16,7 +16,7 @@ pub(crate) struct Model {
     dir: TempDir,
 }
 
-/// The unharmed model, made once.
+/// The intact model, created once.
 fn original() -> &'static Path {
     static ORIGINAL: OnceLock<TempDir> = OnceLock::new();
     let made = ORIGINAL.get_or_init(|| {
@@ -29,7 +29,7 @@ fn original() -> &'static Path {
 }
 
 impl Model {
-    /// A copy of the unharmed model.
+    /// A copy of the intact model.
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         for entry in std::fs::read_dir(original()).unwrap() {
@@ -47,13 +47,13 @@ impl Model {
         self.path().join(name)
     }
 
-    /// The same model without the file `name`.
+    /// Removes the file `name`.
     pub(crate) fn without(self, name: &str) -> Self {
         std::fs::remove_file(self.file(name)).unwrap();
         self
     }
 
-    /// The same model with one key of `config.json` set to any text.
+    /// Sets one key of `config.json` to arbitrary text.
     pub(crate) fn config(self, key: &str, value: &str) -> Self {
         let text = std::fs::read_to_string(self.file("config.json")).unwrap();
         let mut config: Value = serde_json::from_str(&text).unwrap();
@@ -64,7 +64,16 @@ impl Model {
         self
     }
 
-    /// The same model with another header of its weights, the data untouched.
+    /// Removes one key of `config.json`.
+    pub(crate) fn without_config(self, key: &str) -> Self {
+        let text = std::fs::read_to_string(self.file("config.json")).unwrap();
+        let mut config: Value = serde_json::from_str(&text).unwrap();
+        config.as_object_mut().unwrap().remove(key).unwrap();
+        std::fs::write(self.file("config.json"), config.to_string()).unwrap();
+        self
+    }
+
+    /// Changes the header of the weights, but not their data.
     pub(crate) fn header(self, change: impl FnOnce(&mut Value)) -> Self {
         let bytes = self.weights();
         let length = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
@@ -82,33 +91,33 @@ impl Model {
         std::fs::read(self.file("model.safetensors")).unwrap()
     }
 
-    /// The same model with other bytes as `model.safetensors`.
+    /// Replaces the bytes of `model.safetensors`.
     pub(crate) fn replaced(self, weights: &[u8]) -> Self {
         std::fs::write(self.file("model.safetensors"), weights).unwrap();
         self
     }
 
-    /// `generate -q` with this model must end with one sentence that contains all of `expected`.
+    /// Asserts that `generate -q` fails with one sentence that contains all of `expected`.
     pub(crate) fn refused(&self, expected: &[&str]) {
         let model = self.path().to_str().unwrap();
         assert_refused(&["generate", "-q", "-m", model, "-p", "hello", "-n", "2"], expected);
     }
 }
 
-/// Runs the program with nothing on standard input.
+/// Runs the program with empty standard input.
 pub(crate) fn mlxcel(args: &[&str]) -> Output {
     Command::new(MLXCEL).args(args).stdin(Stdio::null()).output().unwrap()
 }
 
-/// The program must fail with exit code 1, nothing on stdout, and one sentence on stderr that
-/// contains all of `expected`.
+/// Asserts exit code 1, nothing on stdout, and one sentence on stderr that contains all of
+/// `expected`.
 pub(crate) fn assert_refused(args: &[&str], expected: &[&str]) {
     let output = mlxcel(args);
     assert_eq!(output.stdout, b"", "{args:?}: partial output");
     assert_one_sentence(&output, expected);
 }
 
-/// What every failure looks like on stderr.
+/// Asserts exit code 1 and one sentence on stderr that contains all of `expected`.
 pub(crate) fn assert_one_sentence(output: &Output, expected: &[&str]) {
     let stderr = String::from_utf8(output.stderr.clone()).unwrap();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
