@@ -150,7 +150,7 @@ fn openai_client() -> Result<Outcome> {
     }
     let folder = folder.to_str().context("the path is not UTF-8")?;
     let tests = [
-        "server::api::the_official_client_is_content",
+        "server::api::the_official_client_works",
         "server::images::the_official_client_sends_images",
     ];
     let client = [&["--", "--ignored", "--exact"][..], &tests].concat();

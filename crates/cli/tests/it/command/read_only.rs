@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::everyday::{repository, text, with_hub};
 use super::support::{MLXCEL, Model, assert_one_sentence};
-use mlxcel_testing::fake_hub::Server;
+use mlxcel_testing::fake_hub::FakeHub;
 
 /// Mounts the folder `$0` read-only for the rest of the line.
 const READ_ONLY: &str =
@@ -137,7 +137,7 @@ fn a_read_only_cache_is_read() {
     let Some(means) = Means::find() else { return };
     let files = repository();
     let files: Vec<_> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect();
-    let (server, empty, full) = (Server::new("org/tiny", &files), folder(), folder());
+    let (server, empty, full) = (FakeHub::new("org/tiny", &files), folder(), folder());
     assert!(with_hub(&server, full.path(), &["download", "org/tiny"]).status().unwrap().success());
     let run = |cache: &Path, args: &[&str]| {
         let mut command = means.command(cache, MLXCEL, args);
