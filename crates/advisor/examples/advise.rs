@@ -9,16 +9,16 @@ use mlxcel_estimator::{AvailableSource, Backend, Machine, Workload, parse_bytes,
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let argument = |n: usize, default: &str| arguments.get(n).cloned().unwrap_or(default.into());
-    let path = argument(0, ".");
-    let context = argument(1, "8192").parse()?;
-    let available = parse_bytes("MEMORY", &argument(2, "24GiB"))?;
+    let path = arguments.first().map_or(".", String::as_str);
+    let context = arguments.get(1).map_or("8192", String::as_str).parse()?;
+    let memory = arguments.get(2).map_or("24GiB", String::as_str);
+    let available = parse_bytes("MEMORY", memory)?;
     let found = arguments.get(3).map(std::fs::read_to_string).transpose()?;
     let found = found.map(|text| Measurements::from_json(&text)).transpose()?;
-    let (spec, weights) = read_dir(Path::new(&path))?;
+    let (spec, weights) = read_dir(Path::new(path))?;
     let machine = Machine::new(Backend::Metal).with_available(available, AvailableSource::WhatIf);
     let workload = Workload::uniform(context, 1);
     let advice = advise(&spec, &weights, &machine, &workload, found.as_ref())?;
-    println!("{}", advice.named(&path).to_text());
+    println!("{}", advice.named(path).to_text());
     Ok(())
 }

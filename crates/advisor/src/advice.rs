@@ -1,4 +1,4 @@
-//! The one entry point, and what it answers.
+//! The entry point and its result.
 
 use mlxcel_estimator::{
     Architecture, AvailableSource, KvMode, Machine, ModelSpec, Solver, WeightFootprint,
@@ -14,56 +14,57 @@ use crate::weights::{self, WeightAdvice};
 /// The schema of [`Advice::to_json`].
 pub const SCHEMA: &str = "mlxcel.advice/1";
 
-/// What was asked, and of which machine.
+/// Inputs of the advice: the workload and the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
-pub struct Asked {
-    /// The wanted context, in tokens.
+pub struct AdviceInputs {
+    /// Wanted context, in tokens.
     pub context_tokens: u64,
     /// Sequences at once.
     pub batch: u64,
     /// Tokens of a prefill chunk.
     pub prefill_chunk_tokens: u64,
-    /// Bytes available; `None` where nobody knows.
+    /// Available memory, in bytes; `None` if not known.
     pub available_bytes: Option<u64>,
-    /// How that is known.
+    /// Source of `available_bytes`.
     pub available_source: AvailableSource,
 }
 
-/// Advice about one model on one machine. It applies nothing, and changes no default.
+/// Advice about one model on one machine. It applies nothing and changes no default.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Advice {
     /// [`SCHEMA`].
     pub schema: &'static str,
-    /// What the caller calls the model.
+    /// Name of the model, as the caller gives it.
     pub model: String,
-    /// What the rules are keyed by.
+    /// Key of the rules.
     #[serde(flatten)]
     pub class: Class,
-    /// Why the model cannot be classified, where it cannot.
+    /// Reason why the model cannot be classified, if so.
     pub cannot_classify: Option<String>,
-    /// What was asked.
-    pub asked: Asked,
-    /// The mode without any flag: always fp16.
+    /// Workload and machine.
+    #[serde(rename = "asked")]
+    pub inputs: AdviceInputs,
+    /// Mode without any flag: always fp16.
     #[serde(serialize_with = "crate::json::mode")]
     pub default_kv_mode: KvMode,
-    /// Weights; `None` where their size is not known.
+    /// Advice on weights; `None` if their size is not known.
     pub weights: Option<WeightAdvice>,
-    /// The cache, range by range.
+    /// Advice on the cache, by range of context.
     pub kv_cache: Vec<RangeAdvice>,
-    /// What a person should know besides, a sentence each.
+    /// Further notes, a sentence each.
     pub notes: Vec<String>,
 }
 
 /// Advises on a model's weights and cache for a wanted workload.
 ///
-/// The workload's shape and chunk are what is wanted; its cache mode and quantisation are not
-/// read: widths are compared with the default cache, fp16. `measurements` must be of this very
-/// model; the caller compares fingerprints.
+/// The shape and the chunk of `workload` are read, its cache mode and quantisation are not: widths
+/// are compared with the default cache, fp16. `measurements` must be of the same model; the caller
+/// compares fingerprints.
 ///
 /// # Errors
-/// What the estimator cannot size.
+/// Errors of the estimator.
 ///
 /// ```
 /// use mlxcel_advisor::advise;
@@ -103,7 +104,7 @@ pub fn advise(
         schema: SCHEMA,
         model: spec.model_type.clone(),
         cannot_classify: cannot_classify(&class, spec),
-        asked: asked(&advised, machine),
+        inputs: inputs(&advised, machine),
         default_kv_mode: KvMode::default(),
         weights: weight_advice,
         kv_cache: cache::advise(&solver, &class, &advised, measurements)?,
@@ -113,29 +114,29 @@ pub fn advise(
 }
 
 impl Advice {
-    /// The same under the name that a person typed.
+    /// Sets the name of the model.
     #[must_use]
     pub fn named(self, model: &str) -> Self {
         Self { model: model.to_owned(), ..self }
     }
 
-    /// For people.
+    /// Renders the advice as text.
     #[must_use]
     pub fn to_text(&self) -> String {
         crate::text::render(self)
     }
 
-    /// For programs: schema `mlxcel.advice/1`, pretty, without a line's end.
+    /// Renders the advice as JSON, schema `mlxcel.advice/1`, without a final newline.
     ///
     /// # Errors
-    /// [`AdvisorError::Json`], which nothing here should cause.
+    /// [`AdvisorError::Json`] from the serialiser, which no advice should cause.
     pub fn to_json(&self) -> Result<String, AdvisorError> {
         serde_json::to_string_pretty(self).map_err(AdvisorError::Json)
     }
 }
 
-fn asked(workload: &Workload, machine: &Machine) -> Asked {
-    Asked {
+fn inputs(workload: &Workload, machine: &Machine) -> AdviceInputs {
+    AdviceInputs {
         context_tokens: workload.context_tokens(),
         batch: workload.batch(),
         prefill_chunk_tokens: workload.prefill_chunk_tokens,

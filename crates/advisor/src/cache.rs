@@ -1,4 +1,4 @@
-//! The KV half: a mode per range of context, and what it buys on this model and machine.
+//! Advice on the KV cache: a mode per range of context, and its effect on this model and machine.
 
 use mlxcel_estimator::{
     Architecture, EstimatorError, KvMode, LayerSpec, LayerState, MemoryEstimate, ModelSpec, Solver,
@@ -11,15 +11,15 @@ use crate::range::ContextRange;
 use crate::rules::{self, Recommendation, symmetric_turbo4, takes_turbo};
 use crate::weights::estimate;
 
-/// What the rules are keyed by.
+/// Key of the rules.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Class {
-    /// What is cached; a hybrid that keeps latents counts as `mla`, since its cache is one.
+    /// Class of the cache; a hybrid that caches latents counts as `mla`.
     pub architecture: Architecture,
-    /// The language part's type where it is allowlisted, else the checkpoint's.
+    /// The language part's type if it is allowlisted, else the checkpoint's.
     pub model_type: String,
-    /// Elements of a head: one that takes no turbo mode if there is one, else the widest.
+    /// Elements of a head: of one that takes no turbo mode if there is one, else of the widest.
     pub head_dim: u64,
 }
 
@@ -27,9 +27,9 @@ impl Class {
     /// Classifies a model.
     #[must_use]
     pub fn of(spec: &ModelSpec) -> Self {
-        let states = || spec.layers.iter().flatten().flat_map(LayerSpec::states);
-        let unknown = spec.layers.is_none() || states().any(|s| s == LayerState::Unknown);
-        let latent = states().any(|state| matches!(state, LayerState::Latent { .. }));
+        let states: Vec<_> = spec.layers.iter().flatten().flat_map(LayerSpec::states).collect();
+        let unknown = spec.layers.is_none() || states.contains(&LayerState::Unknown);
+        let latent = states.iter().any(|state| matches!(state, LayerState::Latent { .. }));
         let architecture = match spec.architecture {
             _ if unknown => Architecture::Unknown,
             _ if latent => Architecture::Mla,
@@ -40,7 +40,7 @@ impl Class {
         Self { architecture, model_type, head_dim: head_dim(spec) }
     }
 
-    /// The table's word, or the measurement's where there is one.
+    /// The recommendation of the table, overridden by measurements if there are any.
     #[must_use]
     pub fn recommend(
         &self,
@@ -56,18 +56,19 @@ impl Class {
         }
     }
 
-    /// Quantised modes that may be offered where memory is short, the least compressed first:
-    /// symmetric turbo4 only where it is allowlisted or measured, none that measured badly.
+    /// Quantised modes that may be offered if memory is short, the least compressed first: symmetric
+    /// turbo4 only if it is allowlisted or measured, none that measured badly.
     #[must_use]
     pub fn offered_modes(&self, measurements: Option<&Measurements>) -> Vec<KvMode> {
-        let offered = |mode: &KvMode| {
-            let accepted = measurements.is_some_and(|found| found.accept(*mode));
-            let rejected = measurements.is_some_and(|found| found.reject(*mode));
-            let listed = symmetric_turbo4(&self.model_type).is_some();
-            *mode != KvMode::Fp16 && !rejected && (*mode != KvMode::Turbo4 || listed || accepted)
-        };
         let admissible = rules::admissible_modes(self.architecture, self.head_dim);
-        admissible.into_iter().rev().filter(offered).collect()
+        admissible.into_iter().rev().filter(|mode| self.may_offer(*mode, measurements)).collect()
+    }
+
+    fn may_offer(&self, mode: KvMode, measurements: Option<&Measurements>) -> bool {
+        let accepted = measurements.is_some_and(|found| found.accept(mode));
+        let rejected = measurements.is_some_and(|found| found.reject(mode));
+        let listed = symmetric_turbo4(&self.model_type).is_some();
+        mode != KvMode::Fp16 && !rejected && (mode != KvMode::Turbo4 || listed || accepted)
     }
 }
 
@@ -83,23 +84,22 @@ fn head_dim(spec: &ModelSpec) -> u64 {
     awkward.or(dims.iter().max()).copied().unwrap_or(0)
 }
 
-/// A mode's figures at a range's context.
+/// Figures of a mode at the context of a range.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ModeFigures {
     /// The mode.
     #[serde(serialize_with = "crate::json::mode")]
     pub kv_mode: KvMode,
-    /// Bytes of the cache, scales included; `None` where not known.
+    /// Size of the cache in bytes, scales included; `None` if not known.
     pub cache_bytes: Option<u64>,
     /// Bytes less than in fp16.
     pub saved_bytes: Option<u64>,
-    /// What must be available.
+    /// Memory that must be available, in bytes.
     pub total_bytes: u64,
-    /// Whether it fits.
+    /// The total fits; `None` if the available memory is not known.
     pub fits: Option<bool>,
-    /// The longest context on this machine, in tokens: the memory's answer. `None` where
-    /// nothing bounds it.
+    /// Longest context that fits into memory, in tokens; `None` if nothing bounds it.
     pub max_context_tokens: Option<u64>,
 }
 
@@ -109,11 +109,11 @@ pub struct ModeFigures {
 pub struct RangeAdvice {
     /// The range.
     pub range: ContextRange,
-    /// The context at which it is sized, in tokens.
+    /// Context at which the range is sized, in tokens.
     pub context_tokens: u64,
-    /// Whether the wanted context lies in it.
+    /// The wanted context is in this range.
     pub wanted: bool,
-    /// Whether the model was made for contexts this long; `None` where it does not say.
+    /// The model was trained for contexts this long; `None` if its configuration does not say.
     pub within_model_limit: Option<bool>,
     /// The mode, the alternative, and why.
     pub recommendation: Recommendation,
@@ -125,7 +125,7 @@ pub struct RangeAdvice {
     pub alternative: Option<ModeFigures>,
 }
 
-/// The advice for every range; `workload` has the advised weights.
+/// Advises on every range; `workload` has the advised weights.
 ///
 /// # Errors
 /// A cache mode that the model cannot take, which the rules exclude.
@@ -136,14 +136,15 @@ pub(crate) fn advise(
     measurements: Option<&Measurements>,
 ) -> Result<Vec<RangeAdvice>, EstimatorError> {
     let ranges = ContextRange::ALL.into_iter();
-    ranges.map(|range| advise_range(solver, class, workload, (range, measurements))).collect()
+    ranges.map(|range| advise_range(solver, class, workload, range, measurements)).collect()
 }
 
 fn advise_range(
     solver: &Solver<'_>,
     class: &Class,
     workload: &Workload,
-    (range, measurements): (ContextRange, Option<&Measurements>),
+    range: ContextRange,
+    measurements: Option<&Measurements>,
 ) -> Result<RangeAdvice, EstimatorError> {
     let limit = solver.spec.max_context_tokens;
     let context_tokens = range.example_tokens(workload.context_tokens(), limit);
@@ -152,20 +153,23 @@ fn advise_range(
     let workload = if wanted { workload.clone() } else { shaped };
     let recommendation = class.recommend(range, measurements);
     let fp16 = figures(solver, &workload, KvMode::Fp16, None)?;
-    let sized = |mode| figures(solver, &workload, mode, fp16.cache_bytes);
+    let recommended = figures(solver, &workload, recommendation.mode, fp16.cache_bytes)?;
+    let alternative = recommendation.alternative;
+    let alternative =
+        alternative.map(|mode| figures(solver, &workload, mode, fp16.cache_bytes)).transpose()?;
     Ok(RangeAdvice {
         range,
         context_tokens,
         wanted,
         within_model_limit: limit.map(|limit| context_tokens <= limit),
-        recommended: sized(recommendation.mode)?,
-        alternative: recommendation.alternative.map(sized).transpose()?,
+        recommended,
+        alternative,
         recommendation,
         fp16,
     })
 }
 
-/// A mode's figures; `fp16_bytes` is what it is compared with.
+/// Figures of a mode; savings are relative to `fp16_bytes`.
 fn figures(
     solver: &Solver<'_>,
     workload: &Workload,

@@ -1,18 +1,18 @@
-//! What can go wrong while advising.
+//! Errors of the advisor.
 
 use mlxcel_estimator::EstimatorError;
 
-/// Why there is no advice.
+/// An error while advising.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdvisorError {
-    /// The estimator cannot size what was asked for.
+    /// The estimator cannot size the model for this workload.
     #[error(transparent)]
     Estimator(#[from] EstimatorError),
-    /// A text that should hold measurements does not.
+    /// A text holds no measurements.
     #[error("these are no measurements of `mlxcel eval`: {reason}")]
     Measurements {
-        /// What the parser said.
+        /// Message of the parser.
         reason: String,
     },
     /// The advice cannot be written as JSON.

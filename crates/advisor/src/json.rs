@@ -1,4 +1,4 @@
-//! How the estimator's types are written in `mlxcel.advice/1`: by the names of their flags.
+//! Serialisation of the estimator's types in `mlxcel.advice/1`, by the names of their flags.
 
 use mlxcel_estimator::KvMode;
 use serde::Serializer;

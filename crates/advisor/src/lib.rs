@@ -1,13 +1,13 @@
-//! Which quantisation, which KV cache, and why: advice that is read, never applied.
+//! Advice on quantisation and KV cache modes, with reasons. It is read, never applied.
 //!
-//! One entry point, [`advise`], answers for a model (its [`ModelSpec`] and [`WeightFootprint`]),
-//! a machine and a workload; [`Advice::to_text`] and [`Advice::to_json`] render it. Under it lie
-//! a rule table keyed by architecture, model type, head width and [`ContextRange`]
-//! ([`recommend_kv_cache_mode`]), and measurements of this very model, which beat the table
+//! The entry point, [`advise`], takes a model (its [`ModelSpec`] and [`WeightFootprint`]), a machine
+//! and a workload; [`Advice::to_text`] and [`Advice::to_json`] render the result. It is based on a rule
+//! table keyed by architecture, model type, head width and [`ContextRange`]
+//! ([`recommend_kv_cache_mode`]), and on measurements of the same model, which override the table
 //! ([`recommend_measured`]).
 //!
 //! Invariants: every size comes from `mlxcel-estimator`, none is computed here; what is
-//! recommended is among [`ADVISED_MODES`]; symmetric turbo4 only where it is allowlisted or
+//! recommended is among [`ADVISED_MODES`]; symmetric turbo4 only if it is allowlisted or
 //! measured; a latent or recurrent cache never takes a turbo mode; nothing loads, applies or
 //! changes a default; nothing panics.
 //!
@@ -27,7 +27,7 @@ mod rules;
 mod text;
 mod weights;
 
-pub use advice::{Advice, Asked, SCHEMA, advise};
+pub use advice::{Advice, AdviceInputs, SCHEMA, advise};
 pub use cache::{Class, ModeFigures, RangeAdvice};
 pub use error::AdvisorError;
 pub use measured::{
@@ -36,7 +36,9 @@ pub use measured::{
 };
 pub use range::{ContextRange, LONG_EXAMPLE_TOKENS, MEDIUM_TOKENS, SHORT_TOKENS};
 pub use rules::{
-    ADVISED_MODES, Allowed, Provenance, Recommendation, SYMMETRIC_TURBO4, Source, admissible_modes,
-    recommend_kv_cache_mode, symmetric_turbo4, takes_turbo,
+    ADVISED_MODES, AllowlistEntry, Provenance, Recommendation, RecommendationSource,
+    SYMMETRIC_TURBO4, admissible_modes, recommend_kv_cache_mode, symmetric_turbo4, takes_turbo,
 };
-pub use weights::{Fit, MIN_CHUNK_TOKENS, Step, Stored, WeightAdvice, WouldFit};
+pub use weights::{
+    Alternatives, MIN_CHUNK_TOKENS, ModeFit, StoredPrecision, WeightAdvice, WidthFigures,
+};

@@ -1,15 +1,15 @@
-//! Measurements of one model's cache modes, and the recommendation that they give.
+//! Measurements of one model's cache modes, and recommendations from them.
 //!
-//! `mlxcel eval` writes them (`mlxcel.measurement/1`); whoever calls looks them up by the model's
-//! fingerprint. A measured mode is acceptable or it is not; among acceptable ones the smallest
-//! cache is recommended. What was not measured keeps the table's opinion.
+//! `mlxcel eval` writes them (`mlxcel.measurement/1`); the caller looks them up by the model's
+//! fingerprint. A measured mode is accepted or rejected; the accepted mode with the smallest cache is
+//! recommended. Modes without a measurement keep the rating of the table.
 
 use mlxcel_estimator::{Architecture, KvMode};
 use serde::{Deserialize, Serialize};
 
 use crate::error::AdvisorError;
 use crate::range::ContextRange;
-use crate::rules::{self, Recommendation, Source};
+use crate::rules::{self, Recommendation, RecommendationSource};
 
 /// The largest acceptable mean KL divergence from an fp16 cache, in nats.
 ///
@@ -29,8 +29,8 @@ pub const MAX_PERPLEXITY_CHANGE: f64 = 0.01;
 /// of √(0.05 × 0.95 / 1000) = 0.7 points.
 pub const MIN_SCORED_TOKENS: u64 = 1000;
 
-/// What was measured of one model. Missing fields take their defaults and unknown ones are
-/// ignored, so that files of older and newer versions are read.
+/// Measurements of one model. Missing fields take their defaults and unknown ones are ignored, so
+/// that files of older and newer versions can be read.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Measurements {
@@ -59,44 +59,45 @@ pub struct ModeMeasurement {
     pub top1_agreement: Option<f64>,
 }
 
-/// What a measurement says of a mode.
+/// Verdict of a measurement on a mode.
 enum Verdict {
     Accepted(String),
     Rejected(String),
 }
 
 impl Measurements {
-    /// Reads what `mlxcel eval` stores or prints with `--json`.
+    /// Parses the JSON that `mlxcel eval` stores or prints with `--json`.
     ///
     /// # Errors
-    /// [`AdvisorError::Measurements`] for text that is no such JSON.
+    /// [`AdvisorError::Measurements`] for other text.
     pub fn from_json(text: &str) -> Result<Self, AdvisorError> {
         serde_json::from_str(text)
             .map_err(|error| AdvisorError::Measurements { reason: error.to_string() })
     }
 
-    /// Whether enough text was scored to count.
+    /// Reports whether enough text was scored to count.
     #[must_use]
     pub fn are_enough(&self) -> bool {
         self.scored_tokens >= MIN_SCORED_TOKENS
     }
 
-    /// Whether `mode` was measured and found acceptable.
+    /// Reports whether `mode` was measured and accepted.
     #[must_use]
     pub fn accept(&self, mode: KvMode) -> bool {
         matches!(self.verdict(mode), Some(Verdict::Accepted(_)))
     }
 
-    /// Whether `mode` was measured and found wanting.
+    /// Reports whether `mode` was measured and rejected.
     #[must_use]
     pub fn reject(&self, mode: KvMode) -> bool {
         matches!(self.verdict(mode), Some(Verdict::Rejected(_)))
     }
 
-    /// `None` where the mode was not measured, in full and on enough text.
+    /// `None` if the mode was not measured completely and on enough text.
     fn verdict(&self, mode: KvMode) -> Option<Verdict> {
         let row = self.modes.iter().find(|row| row.kv_mode == mode.name())?;
-        let (change, kl) = (row.perplexity_change?, row.mean_kl_nats?);
+        let change = row.perplexity_change?;
+        let kl = row.mean_kl_nats?;
         let top1 = row.top1_agreement?;
         if mode == KvMode::Fp16 || !self.are_enough() {
             return None;
@@ -107,7 +108,7 @@ impl Measurements {
         Some(if good { Verdict::Accepted(figures) } else { Verdict::Rejected(figures) })
     }
 
-    /// On how much text, and a warning where its windows are shorter than the contexts meant.
+    /// Amount of text, and a warning if its windows are shorter than the range.
     fn extent(&self, range: ContextRange) -> String {
         let Self { scored_tokens, window, .. } = self;
         let shorter = ContextRange::of(*window) < range;
@@ -116,18 +117,19 @@ impl Measurements {
     }
 }
 
-/// Figures as people read them.
+/// Formats figures for text.
 pub(crate) fn figures(perplexity_change: f64, mean_kl_nats: f64, top1_agreement: f64) -> String {
-    let (change, top1) = (100.0 * perplexity_change, 100.0 * top1_agreement);
+    let change = 100.0 * perplexity_change;
+    let top1 = 100.0 * top1_agreement;
     format!("perplexity {change:+.2} %, mean KL {mean_kl_nats:.2e} nats, top-1 {top1:.2} %")
 }
 
-/// [`rules::recommend_kv_cache_mode`], overridden by what was measured of this very model.
+/// [`rules::recommend_kv_cache_mode`], overridden by measurements of the same model.
 ///
-/// Measurements decide wherever the table recommends a quantised cache: the smallest acceptable
-/// mode that the model can take, or, where the table's own mode was found wanting and nothing
-/// measured is acceptable, the alternative and then fp16. Where the table says fp16 there is
-/// little to save, whatever was measured.
+/// Measurements decide wherever the table recommends a quantised cache: the smallest accepted mode
+/// that the model can take or, if the mode of the table was rejected and none is accepted, the
+/// alternative and then fp16. If the table recommends fp16 there is little to save, whatever was
+/// measured.
 #[must_use]
 pub fn recommend_measured(
     architecture: Architecture,
@@ -149,8 +151,8 @@ pub fn recommend_measured(
     }
 }
 
-/// The recommendation of a mode that was measured and accepted. The alternative is another
-/// accepted mode, else one of the table's that nobody measured.
+/// Recommends a mode that was measured and accepted. The alternative is another accepted mode, else
+/// one of the table that was not measured.
 fn by_measurement(
     mode: KvMode,
     second: Option<KvMode>,
@@ -158,8 +160,8 @@ fn by_measurement(
     range: ContextRange,
     measurements: &Measurements,
 ) -> Recommendation {
-    let untried = |other: &KvMode| *other != mode && measurements.verdict(*other).is_none();
-    let of_table = [Some(tabled.mode), tabled.alternative].into_iter().flatten().find(untried);
+    let tabled = [Some(tabled.mode), tabled.alternative].into_iter().flatten();
+    let untried = tabled.into_iter().find(|o| *o != mode && measurements.verdict(*o).is_none());
     let figures = match measurements.verdict(mode) {
         Some(Verdict::Accepted(figures) | Verdict::Rejected(figures)) => figures,
         None => String::new(),
@@ -168,22 +170,26 @@ fn by_measurement(
         "the smallest cache that measured well on this model: {figures} against fp16, {}",
         measurements.extent(range)
     );
-    Recommendation { mode, alternative: second.or(of_table), reason, source: Source::Measured }
+    Recommendation {
+        mode,
+        alternative: second.or(untried),
+        reason,
+        source: RecommendationSource::Measured,
+    }
 }
 
-/// The table's recommendation less what was measured and found wanting.
+/// The recommendation of the table without rejected modes.
 fn without_rejected(
     tabled: Recommendation,
     range: ContextRange,
     measurements: &Measurements,
 ) -> Recommendation {
-    let kept = |mode: &KvMode| !measurements.reject(*mode);
-    let alternative = tabled.alternative.filter(kept);
+    let alternative = tabled.alternative.filter(|mode| !measurements.reject(*mode));
     let Some(Verdict::Rejected(figures)) = measurements.verdict(tabled.mode) else {
         return Recommendation { alternative, ..tabled };
     };
     let extent = measurements.extent(range);
-    let wanting =
+    let rejected =
         format!("{} measured too far from fp16 on this model ({figures}, {extent})", tabled.mode);
     let (mode, rest) = match alternative {
         Some(mode) => (mode, format!("{mode} was not measured")),
@@ -192,7 +198,7 @@ fn without_rejected(
     Recommendation {
         mode,
         alternative: None,
-        reason: format!("{wanting}; {rest}"),
-        source: Source::Measured,
+        reason: format!("{rejected}; {rest}"),
+        source: RecommendationSource::Measured,
     }
 }

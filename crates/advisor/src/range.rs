@@ -1,6 +1,6 @@
-//! Ranges of context length: what the rule table is keyed by.
+//! Ranges of context length: a key of the rule table.
 
-/// How long a context is, as far as the choice of a cache mode goes.
+/// Range of context length that decides the choice of a cache mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ContextRange {
@@ -12,20 +12,20 @@ pub enum ContextRange {
     Long,
 }
 
-/// The longest short context, in tokens.
+/// Longest short context, in tokens.
 pub const SHORT_TOKENS: u64 = 4096;
 
-/// The longest medium context, in tokens.
+/// Longest medium context, in tokens.
 pub const MEDIUM_TOKENS: u64 = 32_768;
 
-/// The context at which the long range is sized where nobody wants another.
+/// Default context at which the long range is sized, in tokens.
 pub const LONG_EXAMPLE_TOKENS: u64 = 131_072;
 
 impl ContextRange {
     /// Every range.
     pub const ALL: [Self; 3] = [Self::Short, Self::Medium, Self::Long];
 
-    /// The range that a context of `tokens` lies in.
+    /// Range of a context of `tokens`.
     #[must_use]
     pub fn of(tokens: u64) -> Self {
         match tokens {
@@ -35,7 +35,7 @@ impl ContextRange {
         }
     }
 
-    /// What people call it.
+    /// Name in text.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -45,8 +45,8 @@ impl ContextRange {
         }
     }
 
-    /// The context at which this range is sized: `wanted` where it lies in the range, else the
-    /// range's end, or the model's own limit where that comes first and lies in the range.
+    /// Context at which this range is sized: `wanted` if it is in the range, else the end of the range,
+    /// or the model's own limit if that is in the range and shorter.
     #[must_use]
     pub fn example_tokens(self, wanted: u64, model_limit: Option<u64>) -> u64 {
         let end = match self {

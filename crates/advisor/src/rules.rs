@@ -1,7 +1,6 @@
-//! The rule table and the allowlist, as data, and the pure function over them.
+//! The rule table and the allowlist, as data, and the pure functions over them.
 //!
-//! Nothing here knows a size: a rule is an opinion about quality and speed, and every opinion
-//! says where it comes from.
+//! No size is computed here: a rule is a judgement of quality and speed, and states its source.
 
 use mlxcel_estimator::{Architecture, CacheType, KvMode, vector_bytes};
 
@@ -11,18 +10,18 @@ use crate::range::ContextRange;
 pub const ADVISED_MODES: [KvMode; 5] =
     [KvMode::Turbo4, KvMode::Int8, KvMode::Fp16Turbo3, KvMode::Fp16Turbo4, KvMode::Fp16];
 
-/// How a recommendation is known. The names are those of the JSON report.
+/// Source of a recommendation. Names are those of the JSON report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum Source {
-    /// The rule table: an opinion about this kind of model.
+pub enum RecommendationSource {
+    /// The rule table: a judgement of this kind of model.
     Table,
-    /// The table, through an allowlist entry that others reported and nobody here measured.
+    /// The table, through an allowlist entry that was reported elsewhere and not measured here.
     ReportedUpstream,
-    /// A measurement of this very model.
+    /// A measurement of the same model.
     Measured,
-    /// The configuration is not understood: the default is kept.
+    /// The model cannot be classified: the default is recommended.
     CannotClassify,
 }
 
@@ -33,20 +32,20 @@ pub struct Recommendation {
     /// The mode.
     #[serde(serialize_with = "crate::json::mode")]
     pub mode: KvMode,
-    /// Another one worth a benchmark.
+    /// Another mode that is worth a benchmark.
     #[serde(serialize_with = "crate::json::optional_mode")]
     pub alternative: Option<KvMode>,
     /// One sentence.
     pub reason: String,
-    /// How it is known.
-    pub source: Source,
+    /// Source of the recommendation.
+    pub source: RecommendationSource,
 }
 
-/// Where an allowlist entry comes from.
+/// Provenance of an allowlist entry.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Provenance {
-    /// Others say that it works.
+    /// Reported elsewhere to work.
     ReportedUpstream,
     /// Measured here against an fp16 cache.
     Measured {
@@ -59,34 +58,34 @@ pub enum Provenance {
     },
 }
 
-/// A model type whose keys stand 4 bits.
+/// A model type whose keys tolerate 4 bits.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Allowed {
+pub struct AllowlistEntry {
     /// The checkpoint's `model_type`; its text part (`…_text`) counts too.
     pub model_type: &'static str,
-    /// How that is known.
+    /// Provenance of the entry.
     pub provenance: Provenance,
 }
 
-/// Model types to which symmetric turbo4 may be recommended without a measurement (DESIGN §6).
+/// Model types to which symmetric turbo4 may be recommended without a measurement.
 /// Their cache is that of a few attention layers among recurrent ones.
-pub const SYMMETRIC_TURBO4: [Allowed; 3] = [
-    Allowed { model_type: "qwen3_5", provenance: Provenance::ReportedUpstream },
-    Allowed { model_type: "qwen3_5_moe", provenance: Provenance::ReportedUpstream },
-    Allowed { model_type: "qwen3_next", provenance: Provenance::ReportedUpstream },
+pub const SYMMETRIC_TURBO4: [AllowlistEntry; 3] = [
+    AllowlistEntry { model_type: "qwen3_5", provenance: Provenance::ReportedUpstream },
+    AllowlistEntry { model_type: "qwen3_5_moe", provenance: Provenance::ReportedUpstream },
+    AllowlistEntry { model_type: "qwen3_next", provenance: Provenance::ReportedUpstream },
 ];
 
 /// The allowlist's entry of a model type.
 #[must_use]
-pub fn symmetric_turbo4(model_type: &str) -> Option<&'static Allowed> {
+pub fn symmetric_turbo4(model_type: &str) -> Option<&'static AllowlistEntry> {
     let stem = model_type.strip_suffix("_text").unwrap_or(model_type);
     SYMMETRIC_TURBO4.iter().find(|entry| entry.model_type == stem)
 }
 
-/// To whom a rule applies.
+/// Models that a rule applies to.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Who {
-    Everybody,
+enum RuleScope {
+    AllModels,
     Allowlisted,
 }
 
@@ -94,7 +93,7 @@ enum Who {
 struct Rule {
     architectures: &'static [Architecture],
     ranges: &'static [ContextRange],
-    who: Who,
+    scope: RuleScope,
     mode: KvMode,
     alternative: Option<KvMode>,
     reason: &'static str,
@@ -106,12 +105,12 @@ const SHORT: &[ContextRange] = &[ContextRange::Short];
 const MEDIUM: &[ContextRange] = &[ContextRange::Medium];
 const LONG: &[ContextRange] = &[ContextRange::Long];
 
-/// DESIGN §6's table; the first row that applies counts.
+/// The rule table; the first row that applies counts.
 const RULES: [Rule; 7] = [
     Rule {
         architectures: HEADS,
         ranges: SHORT,
-        who: Who::Everybody,
+        scope: RuleScope::AllModels,
         mode: KvMode::Fp16,
         alternative: None,
         reason: "at this length the cache is small beside the weights, and fp16 loses nothing",
@@ -119,7 +118,7 @@ const RULES: [Rule; 7] = [
     Rule {
         architectures: HEADS,
         ranges: MEDIUM,
-        who: Who::Everybody,
+        scope: RuleScope::AllModels,
         mode: KvMode::Fp16Turbo4,
         alternative: Some(KvMode::Int8),
         reason: "values stand 4 bits better than keys, whose errors change what is attended to, so keys stay fp16",
@@ -127,7 +126,7 @@ const RULES: [Rule; 7] = [
     Rule {
         architectures: HEADS,
         ranges: LONG,
-        who: Who::Allowlisted,
+        scope: RuleScope::Allowlisted,
         mode: KvMode::Turbo4,
         alternative: Some(KvMode::Fp16Turbo4),
         reason: "the cache outgrows the weights at this length, and this model type's keys stand 4 bits",
@@ -135,7 +134,7 @@ const RULES: [Rule; 7] = [
     Rule {
         architectures: HEADS,
         ranges: LONG,
-        who: Who::Everybody,
+        scope: RuleScope::AllModels,
         mode: KvMode::Fp16Turbo4,
         alternative: Some(KvMode::Fp16Turbo3),
         reason: "the cache outgrows the weights at this length; values stand 4 bits better than keys, which stay fp16",
@@ -143,7 +142,7 @@ const RULES: [Rule; 7] = [
     Rule {
         architectures: &[Architecture::Mla],
         ranges: SHORT,
-        who: Who::Everybody,
+        scope: RuleScope::AllModels,
         mode: KvMode::Fp16,
         alternative: None,
         reason: "a latent is small at this length, and fp16 loses nothing",
@@ -151,7 +150,7 @@ const RULES: [Rule; 7] = [
     Rule {
         architectures: &[Architecture::Mla],
         ranges: &[ContextRange::Medium, ContextRange::Long],
-        who: Who::Everybody,
+        scope: RuleScope::AllModels,
         mode: KvMode::Int8,
         alternative: None,
         reason: "a latent is compressed already: 8 bits are as few as it takes, and turbo codes need separate heads",
@@ -159,19 +158,18 @@ const RULES: [Rule; 7] = [
     Rule {
         architectures: &[Architecture::Ssm],
         ranges: &ContextRange::ALL,
-        who: Who::Everybody,
+        scope: RuleScope::AllModels,
         mode: KvMode::Fp16,
         alternative: None,
         reason: "a recurrent model keeps no keys or values, so there is nothing to quantise",
     },
 ];
 
-/// The table's cache mode for a kind of model and a range of context.
+/// Looks the cache mode for a kind of model and a range of context up in the table.
 ///
-/// `head_dim` is in elements, 0 where there is no head; where a model has heads of several
-/// widths, pass one that is no power of two if there is one. The mode is always among
-/// [`ADVISED_MODES`]. A model that is not understood keeps the default, fp16, and the reason
-/// says that it cannot be classified.
+/// `head_dim` is in elements, 0 without heads; of heads of several widths, pass one that is not a
+/// power of two if there is one. The mode is always among [`ADVISED_MODES`]. A model that cannot be
+/// classified keeps the default, fp16, and the reason says so.
 #[must_use]
 pub fn recommend_kv_cache_mode(
     architecture: Architecture,
@@ -180,37 +178,37 @@ pub fn recommend_kv_cache_mode(
     range: ContextRange,
 ) -> Recommendation {
     let allowed = symmetric_turbo4(model_type);
-    let applies = |rule: &&Rule| {
+    let rule = RULES.iter().find(|rule| {
         rule.architectures.contains(&architecture)
             && rule.ranges.contains(&range)
-            && (rule.who == Who::Everybody || allowed.is_some())
-    };
-    let Some(rule) = RULES.iter().find(applies) else { return cannot_classify() };
-    let listed = allowed.filter(|_| rule.who == Who::Allowlisted);
+            && (rule.scope == RuleScope::AllModels || allowed.is_some())
+    });
+    let Some(rule) = rule else { return cannot_classify() };
+    let listed = allowed.filter(|_| rule.scope == RuleScope::Allowlisted);
     let tabled = Recommendation {
         mode: rule.mode,
         alternative: rule.alternative,
         reason: listed.map_or(rule.reason.to_owned(), |entry| cited(rule.reason, entry)),
-        source: listed.map_or(Source::Table, source),
+        source: listed.map_or(RecommendationSource::Table, source),
     };
     if takes_turbo(head_dim) { tabled } else { without_turbo(tabled, head_dim) }
 }
 
-/// The modes that may be recommended to a model at all, the smallest cache first; symmetric
-/// turbo4 is among them whether or not it is allowlisted.
+/// The modes that may be recommended for a model, the smallest cache first; symmetric turbo4 is
+/// included, allowlisted or not.
 #[must_use]
 pub fn admissible_modes(architecture: Architecture, head_dim: u64) -> Vec<KvMode> {
-    let admissible = |mode: &KvMode| match architecture {
+    let admissible = ADVISED_MODES.into_iter().filter(|mode| match architecture {
         Architecture::Standard | Architecture::SlidingWindow | Architecture::Hybrid => {
             takes_turbo(head_dim) || !mode.is_turbo()
         }
         Architecture::Mla => !mode.is_turbo(),
         _ => *mode == KvMode::Fp16,
-    };
-    ADVISED_MODES.into_iter().filter(admissible).collect()
+    });
+    admissible.collect()
 }
 
-/// Whether heads of this width can be stored as turbo codes: the estimator's formula knows.
+/// Reports whether heads of this width can be stored as turbo codes, by the estimator's formula.
 #[must_use]
 pub fn takes_turbo(head_dim: u64) -> bool {
     head_dim > 0 && vector_bytes(CacheType::Turbo4, head_dim).is_ok()
@@ -222,7 +220,7 @@ fn cannot_classify() -> Recommendation {
         alternative: None,
         reason: "cannot classify: what this model caches is not known, so the default stays"
             .to_owned(),
-        source: Source::CannotClassify,
+        source: RecommendationSource::CannotClassify,
     }
 }
 
@@ -238,18 +236,18 @@ fn without_turbo(tabled: Recommendation, head_dim: u64) -> Recommendation {
         reason: format!(
             "heads of {head_dim} elements are no power of two, which turbo codes need; int8 halves the cache"
         ),
-        source: Source::Table,
+        source: RecommendationSource::Table,
     }
 }
 
-fn source(entry: &Allowed) -> Source {
+fn source(entry: &AllowlistEntry) -> RecommendationSource {
     match entry.provenance {
-        Provenance::ReportedUpstream => Source::ReportedUpstream,
-        Provenance::Measured { .. } => Source::Measured,
+        Provenance::ReportedUpstream => RecommendationSource::ReportedUpstream,
+        Provenance::Measured { .. } => RecommendationSource::Measured,
     }
 }
 
-fn cited(reason: &str, entry: &Allowed) -> String {
+fn cited(reason: &str, entry: &AllowlistEntry) -> String {
     match entry.provenance {
         Provenance::ReportedUpstream => {
             format!("{reason} (reported upstream, not measured here)")

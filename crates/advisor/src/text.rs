@@ -1,4 +1,4 @@
-//! Advice for people: framed as advice, with what to type for those who want to follow it.
+//! Advice as text, with the flags to type for following it.
 
 use std::fmt::Write as _;
 
@@ -6,21 +6,21 @@ use mlxcel_estimator::{KvMode, WeightQuant, format_bytes};
 
 use crate::advice::Advice;
 use crate::cache::{ModeFigures, RangeAdvice};
-use crate::rules::Source;
-use crate::weights::{Fit, WeightAdvice, WouldFit};
+use crate::rules::RecommendationSource;
+use crate::weights::{Alternatives, ModeFit, WeightAdvice};
 
-/// Renders the advice: what was asked, weights, cache by range, notes.
+/// Renders the advice: inputs, weights, cache by range, notes.
 pub(crate) fn render(advice: &Advice) -> String {
     let mut out = String::new();
     head(&mut out, advice);
     match &advice.weights {
-        Some(weights) => weight_half(&mut out, weights),
+        Some(weights) => weights_section(&mut out, weights),
         None => line(&mut out, "weights: cannot classify, their size is not known"),
     }
     line(&mut out, "");
     match &advice.cannot_classify {
         Some(why) => line(&mut out, &format!("KV cache: {why}; fp16, the default, stays")),
-        None => cache_half(&mut out, advice),
+        None => cache_section(&mut out, advice),
     }
     if !advice.notes.is_empty() {
         line(&mut out, "\nnotes");
@@ -35,14 +35,15 @@ fn line(out: &mut String, text: &str) {
 }
 
 fn head(out: &mut String, advice: &Advice) {
-    let (class, asked) = (&advice.class, &advice.asked);
-    let available = asked
+    let class = &advice.class;
+    let inputs = &advice.inputs;
+    let available = inputs
         .available_bytes
         .map_or("unknown memory".to_owned(), |bytes| format!("{} available", format_bytes(bytes)));
     line(out, &format!("{}: {} ({})", advice.model, class.model_type, class.architecture.name()));
     line(
         out,
-        &format!("{} tokens × {} sequence(s), {available}", asked.context_tokens, asked.batch),
+        &format!("{} tokens × {} sequence(s), {available}", inputs.context_tokens, inputs.batch),
     );
     line(
         out,
@@ -50,7 +51,7 @@ fn head(out: &mut String, advice: &Advice) {
     );
 }
 
-fn weight_half(out: &mut String, weights: &WeightAdvice) {
+fn weights_section(out: &mut String, weights: &WeightAdvice) {
     let name = match weights.quant {
         WeightQuant::Default => "as they are",
         quant => quant.name(),
@@ -73,11 +74,11 @@ fn weight_half(out: &mut String, weights: &WeightAdvice) {
     }
 }
 
-fn width(fit: &Fit) -> &'static str {
+fn width(fit: &ModeFit) -> &'static str {
     if fit.quant == WeightQuant::Default { "these" } else { fit.quant.name() }
 }
 
-fn would_fit(out: &mut String, would: &WouldFit) {
+fn would_fit(out: &mut String, would: &Alternatives) {
     line(out, "  what would fit");
     let nothing = would.max_context_tokens == Some(0);
     let context = if nothing {
@@ -103,7 +104,7 @@ fn tokens(count: Option<u64>) -> String {
     count.map_or("any length".to_owned(), |count| format!("{count} tokens"))
 }
 
-fn cache_half(out: &mut String, advice: &Advice) {
+fn cache_section(out: &mut String, advice: &Advice) {
     line(out, "KV cache, by length of context (* is what you asked for)");
     for range in &advice.kv_cache {
         range_lines(out, range);
@@ -118,7 +119,8 @@ fn range_lines(out: &mut String, advice: &RangeAdvice) {
         ""
     };
     let recommendation = &advice.recommendation;
-    let (range, at) = (advice.range.name(), advice.context_tokens);
+    let range = advice.range.name();
+    let at = advice.context_tokens;
     line(out, &format!("{mark} {range}, at {at} tokens{beyond}: {}", recommendation.mode));
     line(out, &format!("    why        {}", recommendation.reason));
     if recommendation.mode != KvMode::Fp16 {
@@ -132,12 +134,14 @@ fn range_lines(out: &mut String, advice: &RangeAdvice) {
     }
 }
 
-fn known_by(source: Source) -> &'static str {
+fn known_by(source: RecommendationSource) -> &'static str {
     match source {
-        Source::Table => "rule table; not measured on this model (mlxcel eval does)",
-        Source::ReportedUpstream => "reported upstream, not measured here (mlxcel eval does)",
-        Source::Measured => "measurement",
-        Source::CannotClassify => "nothing",
+        RecommendationSource::Table => "rule table; not measured on this model (mlxcel eval does)",
+        RecommendationSource::ReportedUpstream => {
+            "reported upstream, not measured here (mlxcel eval does)"
+        }
+        RecommendationSource::Measured => "measurement",
+        RecommendationSource::CannotClassify => "nothing",
     }
 }
 

@@ -1,5 +1,4 @@
-//! What an attention layer is: heads, scale, window, soft cap, sinks. Running it is
-//! [`crate::Batch::attention`]'s work.
+//! Parameters of an attention layer: heads, scale, window, soft cap, sinks. [`crate::Pass`] runs it.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -16,7 +15,7 @@ pub struct AttentionSpec {
     sinks: Option<Arc<[f32]>>,
 }
 
-/// What a layer keeps per token of a sequence.
+/// Keys and values that a layer stores per token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerLayout {
     /// Key-value heads.
@@ -27,7 +26,7 @@ pub struct LayerLayout {
     pub value_dim: usize,
     /// Tokens that a query sees, itself included; `None` sees all.
     pub window: Option<NonZeroUsize>,
-    /// Whether a value is the first `value_dim` elements of its key, stored once (MLA).
+    /// True if a value is the first `value_dim` elements of its key, stored once (MLA).
     pub latent: bool,
 }
 
@@ -61,47 +60,53 @@ impl AttentionSpec {
         Self { query_heads, layout, scale, softcap: None, sinks: None }
     }
 
-    /// The same with a sliding window of `window` tokens.
+    /// Limits attention to a sliding window of `window` tokens.
     ///
     /// # Errors
     /// A window of 0 tokens.
     pub fn with_window(mut self, window: Option<usize>) -> Result<Self> {
         self.layout.window = match window {
             None => None,
-            Some(tokens) => Some(
-                NonZeroUsize::new(tokens)
-                    .ok_or_else(|| Error::Config { what: "a sliding window of 0 tokens".into() })?,
-            ),
+            Some(tokens) => Some(NonZeroUsize::new(tokens).ok_or_else(|| Error::Value {
+                name: "the sliding window",
+                value: tokens.to_string(),
+                expected: "at least 1 token",
+            })?),
         };
         Ok(self)
     }
 
-    /// The same with another factor on the scores.
+    /// Replaces the factor on the scores.
     #[must_use]
     pub fn with_scale(self, scale: f32) -> Self {
         Self { scale, ..self }
     }
 
-    /// The same with `cap · tanh(score / cap)` on the scores.
+    /// Applies `cap · tanh(score / cap)` to the scores.
     ///
     /// # Errors
     /// A cap that is not positive and finite.
     pub fn with_softcap(self, softcap: Option<f32>) -> Result<Self> {
         if let Some(cap) = softcap.filter(|cap| !(*cap > 0.0 && cap.is_finite())) {
-            return Err(Error::Config { what: format!("a soft cap of {cap} on attention scores") });
+            return Err(Error::Value {
+                name: "the soft cap on attention scores",
+                value: cap.to_string(),
+                expected: "a positive number",
+            });
         }
         Ok(Self { softcap, ..self })
     }
 
-    /// The same with one extra logit per query head in the softmax.
+    /// Adds one extra logit per query head to the softmax.
     ///
     /// # Errors
     /// Another number of sinks than of query heads.
     pub fn with_sinks(self, sinks: Arc<[f32]>) -> Result<Self> {
         if sinks.len() != self.query_heads {
-            let (sinks, heads) = (sinks.len(), self.query_heads);
-            return Err(Error::Config {
-                what: format!("{sinks} attention sinks for {heads} heads"),
+            return Err(Error::Length {
+                list: "attention sinks, one per query head",
+                found: sinks.len(),
+                expected: self.query_heads,
             });
         }
         Ok(Self { sinks: Some(sinks), ..self })
@@ -137,7 +142,7 @@ impl AttentionSpec {
         self.sinks.as_ref()
     }
 
-    /// What the layer keeps per token.
+    /// Keys and values that the layer stores per token.
     #[must_use]
     pub fn layout(&self) -> LayerLayout {
         self.layout

@@ -1,12 +1,12 @@
-//! A layer's experts: the matrices of all of them, and how tokens choose among them. Running them
-//! is [`crate::Ops::experts`]'s work.
+//! A layer's experts: the matrices of all of them, and the rule by which tokens choose among them.
+//! [`crate::Ops::experts`] runs them.
 
 use mlx_ffi::Array;
+use mlxcel_kernels::elementwise::Glu as Activation;
 pub use mlxcel_kernels::route::{GroupLimit, GroupScore, RouteRule, Scores};
 
 use crate::layers::Weight;
-use crate::ops::Activation;
-use crate::shape::dims;
+use crate::shape::shape_error;
 use crate::{Error, Result};
 
 /// One matrix per expert, all of one shape and format.
@@ -14,19 +14,19 @@ use crate::{Error, Result};
 pub enum ExpertMatrices {
     /// One after the other, `[experts · rows, cols]`, as MLX's checkpoints hold them.
     Stacked(Weight),
-    /// Each by itself, as the original checkpoints hold them: mapped, not copied. Only host
+    /// In one array each, as the original checkpoints hold them: mapped, not copied. Only host
     /// kernels read these; [`crate::Ops::expert_matrices`] decides.
     Separate(Vec<Weight>),
-    /// Row by row with those of `parts − 1` other matrices, `[experts · rows · parts, cols]`, as
-    /// gpt-oss's files hold gate and up. Only host kernels read these; [`crate::Ops::take_turns`]
-    /// decides.
-    TakingTurns {
-        /// All of them.
+    /// Interleaved row by row with `count − 1` other matrices, `[experts · rows · count, cols]`, as
+    /// gpt-oss's files hold gate and up. Only host kernels read these;
+    /// [`crate::Ops::deinterleave`] decides.
+    Interleaved {
+        /// All of the matrices.
         weight: Weight,
-        /// Which one of them this is.
-        part: usize,
-        /// How many take turns.
-        parts: usize,
+        /// Index of this one.
+        index: usize,
+        /// Their number.
+        count: usize,
     },
 }
 
@@ -55,9 +55,9 @@ impl ExpertMatrices {
                 let same = weights.iter().all(|weight| weight.shape() == shape);
                 (same && weights.len() == experts).then_some(shape)
             }
-            Self::TakingTurns { weight, parts, .. } => {
+            Self::Interleaved { weight, count, .. } => {
                 let (rows, cols) = weight.shape();
-                let all = experts * parts;
+                let all = experts * count;
                 rows.is_multiple_of(all).then_some((rows / all, cols))
             }
         }
@@ -80,26 +80,28 @@ impl Experts {
         let experts = rule.experts;
         let shapes = [&gate, &up, &down].map(|matrices| matrices.shape(experts));
         let [Some(first), Some(second), Some((rows, cols))] = shapes else {
-            let what = format!("the matrices of {experts} experts are not as many, of one shape");
-            return Err(Error::Config { what });
+            return Err(Error::Value {
+                name: "the number of experts",
+                value: experts.to_string(),
+                expected: "that of their matrices, all of one shape,",
+            });
         };
         if first != second || (cols, rows) != first {
-            let what = format!(
-                "gate {first:?}, up {second:?} and down {:?} of an expert do not fit",
-                (rows, cols)
-            );
-            return Err(Error::Config { what });
-        }
-        if bias.as_ref().is_some_and(|bias| bias.size() != experts) {
-            return Err(Error::Config {
-                what: format!("the bias is not one of {experts} experts"),
+            return Err(Error::Shape {
+                op: "experts",
+                operand: "down",
+                found: vec![rows, cols],
+                expected: format!("the transpose of gate {first:?} and up {second:?}"),
             });
+        }
+        if let Some(bias) = bias.as_ref().filter(|bias| bias.size() != experts) {
+            return Err(shape_error("experts", "bias", bias, format!("[{experts}]")));
         }
         let activation = Activation::Silu;
         Ok(Self { gate, up, down, rule, bias, biases: None, activation })
     }
 
-    /// The same with biases of gate, up and down, `[experts · rows]` each.
+    /// Adds biases of gate, up and down, `[experts · rows]` each.
     ///
     /// # Errors
     /// Other lengths.
@@ -108,30 +110,25 @@ impl Experts {
         for (matrices, bias) in self.matrices().into_iter().zip(&biases) {
             let rows = matrices.shape(experts).map_or(0, |(rows, _)| rows * experts);
             if bias.size() != rows {
-                return Err(Error::Shape {
-                    op: "experts",
-                    operand: "biases",
-                    found: dims(bias),
-                    expected: format!("{rows} values"),
-                });
+                return Err(shape_error("experts", "biases", bias, format!("{rows} values")));
             }
         }
         Ok(Self { biases: Some(biases), ..self })
     }
 
-    /// The same with another activation than SiLU.
+    /// Replaces the activation, which is SiLU.
     #[must_use]
     pub fn with_activation(self, activation: Activation) -> Self {
         Self { activation, ..self }
     }
 
-    /// How tokens choose.
+    /// Rule by which tokens choose experts.
     #[must_use]
     pub fn rule(&self) -> &RouteRule {
         &self.rule
     }
 
-    /// What is added to the scores for the choice.
+    /// Bias on the scores, for the choice alone.
     pub(crate) fn bias(&self) -> Option<&Array> {
         self.bias.as_ref()
     }
@@ -141,7 +138,7 @@ impl Experts {
         self.biases.as_ref()
     }
 
-    /// What gates.
+    /// Activation of the gate.
     pub(crate) fn activation(&self) -> Activation {
         self.activation
     }

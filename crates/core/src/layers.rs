@@ -1,11 +1,11 @@
 //! The parameters of layers: matrices in their storage format, embeddings, norms.
 //!
-//! A layer here is data with checked shapes; what runs it is [`crate::Ops`]. Matrices are kept as
-//! they are stored (mapped, not copied), vectors as the kernel set wants them.
+//! A layer here is data with checked shapes; [`crate::Ops`] runs it. Matrices are kept as they are
+//! stored (mapped, not copied), vectors as the kernel set reads them.
 
 use mlx_ffi::{Array, Dtype};
 
-use crate::shape::{dims, rows_cols};
+use crate::shape::{dims, rows_cols, shape_error};
 use crate::{Error, Result};
 
 /// A matrix `[rows, cols]` that multiplies from the left: `y = x · Wᵀ`.
@@ -85,29 +85,20 @@ impl AffineWeight {
         bits: usize,
     ) -> Result<Self> {
         if ![32, 64, 128].contains(&group_size) || ![2, 3, 4, 5, 6, 8].contains(&bits) {
-            return Err(Error::Config {
-                what: format!(
-                    "quantisation with {bits} bits in groups of {group_size} is not supported (2, 3, 4, 5, 6 or 8 bits; groups of 32, 64 or 128)"
-                ),
+            return Err(Error::Value {
+                name: "the quantisation",
+                value: format!("{bits} bits in groups of {group_size}"),
+                expected: "2, 3, 4, 5, 6 or 8 bits in groups of 32, 64 or 128",
             });
         }
         let [rows, groups] = matrix("scales", &scales)?;
         let expected = [rows, groups * group_size * bits / 32];
         if dims(&codes) != expected {
-            return Err(Error::Shape {
-                op: "quantised weight",
-                operand: "codes",
-                found: dims(&codes),
-                expected: format!("{expected:?}"),
-            });
+            return Err(shape_error("quantised weight", "codes", &codes, format!("{expected:?}")));
         }
         if biases.shape() != scales.shape() {
-            return Err(Error::Shape {
-                op: "quantised weight",
-                operand: "biases",
-                found: dims(&biases),
-                expected: format!("{:?}", scales.shape()),
-            });
+            let expected = format!("{:?}", scales.shape());
+            return Err(shape_error("quantised weight", "biases", &biases, expected));
         }
         Ok(Self { codes, scales, biases, group_size, bits })
     }
@@ -123,17 +114,14 @@ impl Mxfp4Weight {
     /// When they do not describe one matrix.
     pub fn new(codes: Array, scales: Array) -> Result<Self> {
         let [rows, groups] = matrix("scales", &scales)?;
-        let (first, width) = (dims(&codes).first().copied(), codes.dtype().size_bytes());
+        let first = dims(&codes).first().copied();
+        let width = codes.dtype().size_bytes();
         let bytes = rows * groups * Self::GROUP / 2;
         let types = [codes.dtype(), scales.dtype()];
         let known = matches!(types, [Dtype::Uint8 | Dtype::Uint32, Dtype::Uint8]);
         if !known || first != Some(rows) || codes.size() * width != bytes {
-            return Err(Error::Shape {
-                op: "quantised weight",
-                operand: "codes",
-                found: dims(&codes),
-                expected: format!("{bytes} bytes of codes in {rows} rows, with u8 scales"),
-            });
+            let expected = format!("{bytes} bytes of codes in {rows} rows, with u8 scales");
+            return Err(shape_error("quantised weight", "codes", &codes, expected));
         }
         Ok(Self { codes, scales })
     }
@@ -185,7 +173,7 @@ pub enum Norm {
     Layer(LayerNorm),
 }
 
-/// Root-mean-square norm over the last dimension, or over groups of it; the weight serves again after
+/// Root-mean-square norm over the last dimension, or over groups of it; the weight is repeated after
 /// its end.
 #[derive(Clone)]
 pub struct RmsNorm {

@@ -1,23 +1,23 @@
-//! What recurrent layers are: a short convolution, mostly a scan behind it, and what both keep per
-//! sequence. Running them is the work of [`crate::Batch::convolve`] and [`crate::Batch::scan`].
+//! Parameters of recurrent layers: a short convolution, mostly followed by a scan, and their state per
+//! sequence. [`crate::Pass`] runs them.
 
 use mlx_ffi::Array;
+use mlxcel_kernels::elementwise::Glu as Activation;
 
-use crate::ops::Activation;
-use crate::shape::{dims, rows_cols};
+use crate::shape::{dims, rows_cols, shape_error};
 use crate::{Error, Result};
 
-/// What a recurrent layer keeps of a sequence, whatever its length.
+/// State of a recurrent layer per sequence, whatever its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateLayout {
     /// Elements of the convolution's last inputs, in half precision (unless all is fp32).
     pub window_elems: usize,
-    /// Elements of what the scan has summed up, fp32.
+    /// Elements of the scan's sums, fp32.
     pub sum_elems: usize,
 }
 
 impl StateLayout {
-    /// Of a layer with this convolution and scan.
+    /// State of a layer with this convolution and scan.
     #[must_use]
     pub fn new(convolution: &Convolution, scan: Option<&Scan>) -> Self {
         Self {
@@ -42,10 +42,12 @@ impl Convolution {
     /// # Errors
     /// Sizes that do not fit.
     pub fn new(taps: Array, bias: Option<Array>, activation: Option<Activation>) -> Result<Self> {
-        let fits = |bias: &Array| dims(bias) == [rows_cols(&taps).1];
-        if taps.ndim() != 2 || taps.size() == 0 || !bias.as_ref().is_none_or(fits) {
-            let what = format!("a convolution of shape {:?} with another bias", dims(&taps));
-            return Err(Error::Config { what });
+        if taps.ndim() != 2 || taps.size() == 0 {
+            return Err(shape_error("convolution", "taps", &taps, "[kernel, channels]".into()));
+        }
+        let (_, channels) = rows_cols(&taps);
+        if let Some(bias) = bias.as_ref().filter(|bias| dims(bias) != [channels]) {
+            return Err(shape_error("convolution", "bias", bias, format!("[{channels}]")));
         }
         Ok(Self { taps, bias, activation })
     }
@@ -56,7 +58,7 @@ impl Convolution {
         rows_cols(&self.taps).1
     }
 
-    /// Inputs that it sees.
+    /// Number of inputs that an output depends on.
     #[must_use]
     pub fn kernel(&self) -> usize {
         rows_cols(&self.taps).0
@@ -75,7 +77,7 @@ impl Convolution {
     }
 }
 
-/// What goes over a sequence token by token. All parameters are fp32.
+/// Recurrence over the tokens of a sequence. All parameters are fp32.
 #[derive(Clone)]
 pub enum Scan {
     /// Mamba 1.
@@ -175,8 +177,7 @@ impl Scan {
             Self::GatedDelta(scan) => (scan.heads(), scan.key_heads),
         };
         if groups == 0 || !heads.is_multiple_of(groups) {
-            let what = format!("{heads} heads of a scan are not a multiple of {groups} groups");
-            return Err(Error::Config { what });
+            return Err(Error::Indivisible { what: "heads of a scan", size: heads, parts: groups });
         }
         Ok(self)
     }

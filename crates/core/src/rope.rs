@@ -1,7 +1,7 @@
 //! Rotary position embeddings: the frequencies of a layer, with every scaling rule in one place.
 //!
-//! Owns the table of wavelengths (`freqs`, as MLX's `fast::rope` wants them: the angle of pair `i`
-//! at position `p` is `p / freqs[i]`). Applying the rotation is [`crate::Ops::rope`]'s work.
+//! Owns the table of wavelengths (`freqs`, as MLX's `fast::rope` takes them: the angle of pair `i`
+//! at position `p` is `p / freqs[i]`). [`crate::Pass::rope`] applies the rotation.
 //! The rules follow mlx-lm 0.32 (`rope_utils.py`), which the golden tests compare with.
 
 use std::f64::consts::PI;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::{Error, Result};
 
-/// How a model stretches its rotary frequencies beyond its training length.
+/// Stretching of a model's rotary frequencies beyond its training length.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub enum RopeScaling {
@@ -46,8 +46,8 @@ pub enum RopeScaling {
         mscale: f64,
         /// Temperature coefficient that is applied elsewhere (DeepSeek), divided out here.
         mscale_all_dim: f64,
-        /// Whether the ramp between kept and interpolated frequencies ends at whole dimensions, as
-        /// it does in every model but gpt-oss.
+        /// True if the ramp between kept and interpolated frequencies ends at whole dimensions: in every
+        /// model but gpt-oss.
         truncate: bool,
     },
     /// LongRoPE (Phi-3): one factor per frequency, and a scaled input.
@@ -81,20 +81,28 @@ impl Rope {
     /// When `dims` is odd, zero, or does not match the length of the scaling's factors.
     pub fn new(dims: usize, base: f64, traditional: bool, scaling: &RopeScaling) -> Result<Self> {
         if dims == 0 || !dims.is_multiple_of(2) {
-            return Err(Error::Config {
-                what: format!("rope over {dims} dimensions: it needs an even, positive number"),
+            return Err(Error::Value {
+                name: "the number of rope dimensions",
+                value: dims.to_string(),
+                expected: "an even, positive number",
             });
         }
         if !(base.is_finite() && base > 0.0) {
-            return Err(Error::Config {
-                what: format!("rope_theta {base} is not a positive number"),
+            return Err(Error::Value {
+                name: "rope_theta",
+                value: base.to_string(),
+                expected: "a positive number",
             });
         }
         let plain: Vec<f64> =
             (0..dims / 2).map(|i| base.powf(2.0 * i as f64 / dims as f64)).collect();
         let (freqs, input_scale) = scale(plain, dims, base, scaling)?;
         if let Some(bad) = freqs.iter().find(|f| !(f.is_finite() && **f > 0.0)) {
-            return Err(Error::Config { what: format!("rope scaling gives the frequency {bad}") });
+            return Err(Error::Value {
+                name: "a scaled rope frequency",
+                value: bad.to_string(),
+                expected: "a positive number",
+            });
         }
         #[expect(
             clippy::cast_possible_truncation,
@@ -107,31 +115,34 @@ impl Rope {
         Ok(Self { dims, traditional, input_scale, freqs, inverse, sections: Arc::new([]) })
     }
 
-    /// The same where a position has several coordinates (M-RoPE: time, height, width): the first
-    /// `sections[0]` frequencies turn by the first of them, and so on.
+    /// A rope for positions of several coordinates (M-RoPE: time, height, width): the first
+    /// `sections[0]` frequencies rotate by the first of them, and so on.
     ///
     /// # Errors
     /// Sections that are not all frequencies together.
     pub fn with_sections(self, sections: &[usize]) -> Result<Self> {
         let sum = sections.iter().try_fold(0usize, |sum, n| sum.checked_add(*n));
         if sum != Some(self.freqs.len()) {
-            let what = format!("rope sections {sections:?} of {} frequencies", self.freqs.len());
-            return Err(Error::Config { what });
+            return Err(Error::Value {
+                name: "the list of rope sections",
+                value: format!("{sections:?} for {} frequencies", self.freqs.len()),
+                expected: "a sum of all frequencies",
+            });
         }
         Ok(Self { sections: sections.into(), ..self })
     }
 
-    /// The embedding of squares by row and column: the first half of the frequencies turns by the
-    /// row, the second, which is the same frequencies again, by the column.
+    /// Embedding of image patches by row and column: the first half of the frequencies rotates by the
+    /// row, the second, which repeats them, by the column.
     ///
     /// # Errors
-    /// As [`Self::new`]; `dims` must be a multiple of 4.
+    /// Errors of [`Self::new`]; `dims` must be a multiple of 4.
     pub fn grid(dims: usize, base: f64) -> Result<Self> {
         let half = Self::new(dims / 2, base, false, &RopeScaling::None)?;
-        let twice = |table: &[f32]| Arc::from([table, table].concat());
         let pairs = half.freqs.len();
-        Self { dims, freqs: twice(&half.freqs), inverse: twice(&half.inverse), ..half }
-            .with_sections(&[pairs, pairs])
+        let freqs = half.freqs.repeat(2).into();
+        let inverse = half.inverse.repeat(2).into();
+        Self { dims, freqs, inverse, ..half }.with_sections(&[pairs, pairs])
     }
 
     /// Number of rotated dimensions per head.
@@ -140,7 +151,7 @@ impl Rope {
         self.dims
     }
 
-    /// Whether neighbours are paired, rather than halves.
+    /// Returns true if neighbours are paired, rather than halves.
     #[must_use]
     pub fn traditional(&self) -> bool {
         self.traditional
@@ -158,16 +169,17 @@ impl Rope {
         &self.freqs
     }
 
-    /// How many frequencies each coordinate of a position turns; empty where positions are numbers.
+    /// Number of frequencies that each coordinate of a position rotates; empty where positions are
+    /// numbers.
     #[must_use]
-    pub fn sections(&self) -> &Arc<[usize]> {
+    pub fn sections(&self) -> &[usize] {
         &self.sections
     }
 
     /// `1 / freqs`: the angle is `position · inverse[i]`.
     #[must_use]
-    pub fn inverse_freqs(&self) -> Arc<[f32]> {
-        Arc::clone(&self.inverse)
+    pub fn inverse_freqs(&self) -> &[f32] {
+        &self.inverse
     }
 }
 
@@ -189,12 +201,10 @@ fn scale(
         }
         RopeScaling::LongRope { long_factor, max_context, original_context } => {
             if long_factor.len() != plain.len() {
-                return Err(Error::Config {
-                    what: format!(
-                        "rope_scaling.long_factor has {} entries, {} expected",
-                        long_factor.len(),
-                        plain.len()
-                    ),
+                return Err(Error::Length {
+                    list: "rope_scaling.long_factor",
+                    found: long_factor.len(),
+                    expected: plain.len(),
                 });
             }
             let freqs = plain.iter().zip(long_factor).map(|(f, l)| f * l).collect();
@@ -204,7 +214,8 @@ fn scale(
 }
 
 fn llama3(plain: &[f64], factor: f64, low: f64, high: f64, original: f64) -> Vec<f64> {
-    let (low_wavelength, high_wavelength) = (original / low, original / high);
+    let low_wavelength = original / low;
+    let high_wavelength = original / high;
     plain
         .iter()
         .map(|&f| {
@@ -232,21 +243,25 @@ fn yarn(plain: &[f64], dims: usize, base: f64, scaling: &RopeScaling) -> Vec<f64
         return plain.to_vec();
     };
     let d = dims as f64;
-    let correction =
-        |rotations: f64| d * (original_context / (rotations * 2.0 * PI)).ln() / (2.0 * base.ln());
-    let (low, high) = (correction(*beta_fast), correction(*beta_slow));
-    let (low, high) = if *truncate { (low.floor(), high.ceil()) } else { (low, high) };
-    let (low, mut high) = (low.max(0.0), high.min(d - 1.0));
+    // Dimensions at which a frequency makes so many rotations over the original context.
+    let [mut low, mut high] = [beta_fast, beta_slow]
+        .map(|rotations| d * (original_context / (rotations * 2.0 * PI)).ln() / (2.0 * base.ln()));
+    if *truncate {
+        low = low.floor();
+        high = high.ceil();
+    }
+    low = low.max(0.0);
+    high = high.min(d - 1.0);
     if (high - low).abs() < f64::EPSILON {
         high += 0.001;
     }
-    let ramp = |i: usize| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
     plain
         .iter()
         .enumerate()
         .map(|(i, &extrapolated)| {
             let interpolated = factor * extrapolated;
-            let keep = 1.0 - ramp(i);
+            let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+            let keep = 1.0 - ramp;
             interpolated * extrapolated / (interpolated * keep + extrapolated * (1.0 - keep))
         })
         .collect()
@@ -323,9 +338,9 @@ mod tests {
         let rope = Rope::new(16, 10_000.0, false, &RopeScaling::None).unwrap();
         assert!(rope.clone().with_sections(&[2, 3, 2]).is_err());
         assert!(rope.clone().with_sections(&[usize::MAX, 9]).is_err());
-        assert_eq!(*rope.with_sections(&[2, 3, 3]).unwrap().sections(), [2, 3, 3].into());
+        assert_eq!(rope.with_sections(&[2, 3, 3]).unwrap().sections(), [2, 3, 3]);
         let grid = Rope::grid(16, 100.0).unwrap();
-        assert_eq!((grid.dims(), &**grid.sections()), (16, &[4, 4][..]));
+        assert_eq!((grid.dims(), grid.sections()), (16, &[4, 4][..]));
         assert_eq!(grid.freqs()[..4], grid.freqs()[4..]);
         assert!((grid.freqs()[2] - 10.0).abs() < 1e-5);
     }

@@ -24,19 +24,117 @@ pub fn cache_bytes(
     workload: &Workload,
     phase: Phase,
 ) -> Result<CacheBytes, EstimatorError> {
-    let mut sum = CacheBytes::default();
-    for sequence in &workload.sequences {
-        let view = SequenceView::new(sequence, workload, phase);
-        let mut one = CacheBytes::default();
-        for state in layers.iter().flat_map(LayerSpec::states) {
-            one.kv = one.kv.plus(view.allocated(&state, workload.kv_storage())?);
-            one.state_bytes = one.state_bytes.saturating_add(state.state_bytes(workload.dtype));
+    CacheLayout::new(layers).bytes(workload, phase)
+}
+
+/// Bytes by which one sequence's keys and values grow with a token in the long run, scales
+/// excluded.
+///
+/// # Errors
+/// Same as [`cache_bytes`].
+pub fn kv_bytes_per_token(
+    layers: &[LayerSpec],
+    storage: impl Into<KvStorage>,
+) -> Result<u64, EstimatorError> {
+    CacheLayout::new(layers).bytes_per_token(storage.into())
+}
+
+/// The states of all layers, layers of equal state counted together: a solver sums over them
+/// hundreds of times, and most layers are alike.
+pub(crate) struct CacheLayout {
+    groups: Vec<LayerGroup>,
+}
+
+/// Layers of equal state.
+struct LayerGroup {
+    /// State of one layer.
+    states: Vec<LayerState>,
+    /// Number of layers.
+    layers: u64,
+}
+
+impl CacheLayout {
+    pub(crate) fn new(layers: &[LayerSpec]) -> Self {
+        let mut groups: Vec<LayerGroup> = Vec::new();
+        for layer in layers {
+            match groups.iter_mut().find(|group| layer.states().eq(group.states.iter().copied())) {
+                Some(group) => group.layers = group.layers.saturating_add(1),
+                None => groups.push(LayerGroup { states: layer.states().collect(), layers: 1 }),
+            }
         }
-        sum.kv = sum.kv.plus(one.kv.times(sequence.count));
-        let state = one.state_bytes.saturating_mul(sequence.count);
-        sum.state_bytes = sum.state_bytes.saturating_add(state);
+        Self { groups }
     }
-    Ok(sum)
+
+    /// Every distinct state.
+    pub(crate) fn states(&self) -> impl Iterator<Item = &LayerState> {
+        self.groups.iter().flat_map(|group| &group.states)
+    }
+
+    /// Bytes for `workload`, see [`cache_bytes`].
+    pub(crate) fn bytes(
+        &self,
+        workload: &Workload,
+        phase: Phase,
+    ) -> Result<CacheBytes, EstimatorError> {
+        let mut sum = CacheBytes::default();
+        for sequence in &workload.sequences {
+            let view = SequenceView::new(sequence, workload, phase);
+            for group in &self.groups {
+                let count = group.layers.saturating_mul(sequence.count);
+                for state in &group.states {
+                    let allocated = view.allocated(state, workload.kv_storage())?;
+                    sum.kv = sum.kv.plus(allocated.times(count));
+                    let bytes = state.state_bytes(workload.dtype).saturating_mul(count);
+                    sum.state_bytes = sum.state_bytes.saturating_add(bytes);
+                }
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Growth of one sequence with a token, see [`kv_bytes_per_token`].
+    pub(crate) fn bytes_per_token(&self, storage: KvStorage) -> Result<u64, EstimatorError> {
+        let mut sum = 0_u64;
+        for group in &self.groups {
+            for state in &group.states {
+                let bytes = state.bytes_per_token(storage)?.saturating_mul(group.layers);
+                sum = sum.saturating_add(bytes);
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Copies that the MLX kernel set makes of the largest layer of the longest sequence.
+    /// `elem_bytes` is the size of an activation.
+    ///
+    /// # Errors
+    /// Same as [`cache_bytes`].
+    pub(crate) fn largest_copies(
+        &self,
+        workload: &Workload,
+        elem_bytes: u64,
+    ) -> Result<LayerCopies, EstimatorError> {
+        let tokens =
+            SequenceTokens { context: workload.context_tokens(), beyond_window: 0, images: 0 };
+        let beyond_window = workload.prefill_chunk_tokens.saturating_sub(1);
+        let held = SequenceTokens { beyond_window, ..tokens };
+        let plain = KvStorage { dtype: workload.dtype, ..KvStorage::default() };
+        let mut largest = LayerCopies::default();
+        for group in &self.groups {
+            let mut growth_bytes = 0_u64;
+            let mut codec = CodecBytes::default();
+            for state in &group.states {
+                let growth = state.cache_bytes(plain, tokens)?.total();
+                growth_bytes = growth_bytes.saturating_add(growth);
+                codec = codec.plus(state.codec_bytes(workload.kv_mode, held, elem_bytes));
+            }
+            largest.growth_bytes = largest.growth_bytes.max(growth_bytes);
+            largest.decoded_bytes = largest.decoded_bytes.max(codec.decoding);
+            largest.coding_bytes_per_token =
+                largest.coding_bytes_per_token.max(codec.encoding_per_token);
+        }
+        Ok(largest)
+    }
 }
 
 /// One sequence as the layers see it.
@@ -78,52 +176,6 @@ impl SequenceView {
             scale_bytes: all.scale_bytes.saturating_sub(shared.scale_bytes),
         })
     }
-}
-
-/// Bytes by which one sequence's keys and values grow with a token in the long run, scales
-/// excluded.
-///
-/// # Errors
-/// Same as [`cache_bytes`].
-pub fn kv_bytes_per_token(
-    layers: &[LayerSpec],
-    storage: impl Into<KvStorage>,
-) -> Result<u64, EstimatorError> {
-    let storage = storage.into();
-    layers
-        .iter()
-        .flat_map(LayerSpec::states)
-        .try_fold(0_u64, |sum, state| Ok(sum.saturating_add(state.bytes_per_token(storage)?)))
-}
-
-/// Copies that the MLX kernel set makes of the largest layer of the longest sequence. `elem_bytes` is
-/// the size of an activation.
-///
-/// # Errors
-/// Same as [`cache_bytes`].
-pub(crate) fn layer_copies(
-    layers: &[LayerSpec],
-    workload: &Workload,
-    elem_bytes: u64,
-) -> Result<LayerCopies, EstimatorError> {
-    let tokens = SequenceTokens { context: workload.context_tokens(), beyond_window: 0, images: 0 };
-    let beyond_window = workload.prefill_chunk_tokens.saturating_sub(1);
-    let held = SequenceTokens { beyond_window, ..tokens };
-    let plain = KvStorage { dtype: workload.dtype, ..KvStorage::default() };
-    let mut largest = LayerCopies::default();
-    for layer in layers {
-        let mut growth_bytes = 0_u64;
-        let mut codec = CodecBytes::default();
-        for state in layer.states() {
-            growth_bytes = growth_bytes.saturating_add(state.cache_bytes(plain, tokens)?.total());
-            codec = codec.plus(state.codec_bytes(workload.kv_mode, held, elem_bytes));
-        }
-        largest.growth_bytes = largest.growth_bytes.max(growth_bytes);
-        largest.decoded_bytes = largest.decoded_bytes.max(codec.decoding);
-        largest.coding_bytes_per_token =
-            largest.coding_bytes_per_token.max(codec.encoding_per_token);
-    }
-    Ok(largest)
 }
 
 #[cfg(test)]

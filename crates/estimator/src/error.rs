@@ -40,6 +40,61 @@ pub enum EstimatorError {
         /// Reason why it cannot be a size.
         reason: String,
     },
+    /// A size is zero, no whole number, or larger than any model's.
+    #[error("config.json: {field} is {value}, not a whole number from 1 to {largest}")]
+    SizeOutOfRange {
+        /// The field's name.
+        field: String,
+        /// Its value, shortened.
+        value: String,
+        /// Largest valid size.
+        largest: u64,
+    },
+    /// Query heads that do not divide among the key-value heads.
+    #[error(
+        "config.json: num_attention_heads ({query_heads}) is not a multiple of num_key_value_heads ({kv_heads})"
+    )]
+    UnevenHeads {
+        /// Query heads.
+        query_heads: u64,
+        /// Key-value heads.
+        kv_heads: u64,
+    },
+    /// A per-layer list or pattern of another length than the model.
+    #[error("config.json: {field} has {entries} entries, but the model has {layers} layers")]
+    WrongLength {
+        /// The field's name.
+        field: String,
+        /// Entries of the list.
+        entries: usize,
+        /// Layers of the model.
+        layers: u64,
+    },
+    /// A per-layer list or pattern names a type of layer that the family does not have.
+    #[error("config.json: {field} says \"{word}\" of layer {layer} (known: {known})")]
+    UnknownLayerType {
+        /// The field's name.
+        field: String,
+        /// Layer, counted from 0.
+        layer: usize,
+        /// The word or letter, shortened.
+        word: String,
+        /// Known words or letters, separated by commas.
+        known: String,
+    },
+    /// A list of layer numbers holds one that does not exist.
+    #[error(
+        "config.json: {field} names layer {number}, but the {layers} layers are numbered from 0 to {}",
+        layers.saturating_sub(1)
+    )]
+    NoSuchLayer {
+        /// The field's name.
+        field: String,
+        /// The number, shortened.
+        number: String,
+        /// Layers of the model.
+        layers: u64,
+    },
     /// A product or a sum of sizes exceeds 64 bits.
     #[error("{quantity} exceeds 2^64 and cannot be a real size")]
     Overflow {

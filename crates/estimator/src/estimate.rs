@@ -8,13 +8,13 @@
 
 use std::path::Path;
 
-use crate::cache::{self, CacheBytes};
+use crate::cache::{CacheBytes, CacheLayout};
 use crate::error::EstimatorError;
 use crate::headers::Checkpoint;
 use crate::kv::ComputeDtype;
 use crate::machine::{KernelSet, Machine};
 use crate::scratch::{Phase, Scratch, Step, scratch};
-use crate::spec::{LayerSpec, LayerState, ModelSpec};
+use crate::spec::{LayerState, ModelSpec};
 use crate::weights::{WeightFootprint, WeightSource};
 use crate::workload::Workload;
 
@@ -205,6 +205,7 @@ enum Assumed {
 /// The parts of an estimate before they are added up.
 struct EstimateParts {
     weights: WeightFootprint,
+    cache: CacheLayout,
     /// The cache layout is known.
     known: bool,
     rest: CacheBytes,
@@ -223,14 +224,15 @@ impl EstimateParts {
         machine: &Machine,
     ) -> Result<Self, EstimatorError> {
         let layers = spec.layers.as_deref().unwrap_or_default();
-        let unknown = layers.iter().flat_map(LayerSpec::states).any(|s| s == LayerState::Unknown);
+        let cache = CacheLayout::new(layers);
+        let unknown = cache.states().any(|state| *state == LayerState::Unknown);
         let known = spec.layers.is_some() && !unknown;
         let held = loaded_weights(weights, workload, machine);
         let workload = &in_compute_dtype(spec, weights, workload, machine);
         let elem_bytes = workload.dtype.float_bytes();
         let context = workload.context_tokens();
         let keys = context.max(workload.cross_tokens());
-        let copies = cache::layer_copies(layers, workload, elem_bytes)?;
+        let copies = cache.largest_copies(workload, elem_bytes)?;
         let prefill = Step {
             phase: Phase::Prefill,
             queries: workload.prefill_chunk_tokens.min(longest_prompt(workload)),
@@ -238,12 +240,13 @@ impl EstimateParts {
             sequences: 1,
         };
         let decode = Step { phase: Phase::Decode, queries: 1, keys, sequences: workload.batch() };
-        let per_token = cache::kv_bytes_per_token(layers, workload.kv_storage())?;
+        let per_token = cache.bytes_per_token(workload.kv_storage())?;
         Ok(Self {
             weights: held,
             known,
-            rest: cache::cache_bytes(layers, workload, Phase::Decode)?,
-            prefilling: cache::cache_bytes(layers, workload, Phase::Prefill)?,
+            rest: cache.bytes(workload, Phase::Decode)?,
+            prefilling: cache.bytes(workload, Phase::Prefill)?,
+            cache,
             per_token: known.then_some(per_token),
             prefill_scratch: scratch(&spec.widths, &prefill, machine, elem_bytes, &copies),
             decode_scratch: scratch(&spec.widths, &decode, machine, elem_bytes, &copies),
@@ -362,9 +365,9 @@ fn assumptions(
     if !parts.known {
         list.push("the cache's size is unknown: a flat 2 GiB is counted".to_owned());
     }
-    let states: Vec<_> = spec.layers.iter().flatten().flat_map(LayerSpec::states).collect();
-    if states
-        .iter()
+    if parts
+        .cache
+        .states()
         .any(|state| matches!(state, LayerState::Indexer { .. } | LayerState::Compressed { .. }))
     {
         list.push(
@@ -372,7 +375,7 @@ fn assumptions(
                 .to_owned(),
         );
     }
-    let cross = states.iter().any(|state| matches!(state, LayerState::Cross { .. }));
+    let cross = parts.cache.states().any(|state| matches!(state, LayerState::Cross { .. }));
     if cross && workload.cross_tokens() == 0 {
         list.push("no image is counted: its keys and values would come on top".to_owned());
     }

@@ -79,7 +79,7 @@ mod workload;
 
 pub use bytes::{GIB, KIB, MIB, TIB, format_bytes, parse_bytes};
 pub use cache::{CacheBytes, cache_bytes, kv_bytes_per_token};
-pub use config::resolved_config;
+pub use config::{check_config, resolved_config};
 pub use dtype::Dtype;
 pub use error::EstimatorError;
 pub use estimate::{

@@ -1,4 +1,4 @@
-//! How many bytes the buffers of this crate hold in the whole process, and how many they may.
+//! Process-wide count of the bytes that the buffers of this crate hold, and its limit.
 //!
 //! Blocks of caches and scratch are [`crate::AlignedBuf`]s, and what is not a buffer is small or
 //! mapped from files: an allowance here is what keeps a cache within a limit that no allocator
@@ -39,11 +39,11 @@ pub fn trim() {
 
 /// Bytes of a live buffer; given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Share {
+pub(crate) struct HeldBytes {
     bytes: usize,
 }
 
-impl Share {
+impl HeldBytes {
     /// Takes `bytes` of the process's allowance.
     ///
     /// # Errors
@@ -54,7 +54,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for HeldBytes {
     fn drop(&mut self) {
         PROCESS.held.fetch_sub(self.bytes, Relaxed);
     }
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn a_buffer_gives_back_what_it_held() {
-        let share = Share::take(1 << 40).unwrap();
+        let share = HeldBytes::take(1 << 40).unwrap();
         assert!(held_bytes() >= 1 << 40);
         drop(share);
         assert!(held_bytes() < 1 << 40);

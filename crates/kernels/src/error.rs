@@ -8,7 +8,7 @@ use crate::isa::Isa;
 /// Result of a kernel call.
 pub type Result<T> = std::result::Result<T, KernelError>;
 
-/// What can be wrong with a kernel call or with the machine it runs on.
+/// Errors of a kernel call and of the machine it runs on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {
@@ -21,7 +21,7 @@ pub enum KernelError {
     /// An instruction set was asked for that this processor does not have.
     #[error("this processor does not support {isa}; unset MLXCEL_ISA to use {best}")]
     MissingIsa {
-        /// What was asked for.
+        /// The instruction set that was asked for.
         isa: Isa,
         /// The best that the processor has.
         best: Isa,
@@ -51,7 +51,7 @@ pub enum KernelError {
     OverLimit {
         /// The size that was asked for.
         bytes: usize,
-        /// What buffers hold already.
+        /// Bytes that buffers hold already.
         held: usize,
         /// The most that they may.
         most: usize,
@@ -79,7 +79,7 @@ pub enum KernelError {
     /// An index (token, expert, position) lies outside of its table.
     #[error("{what} {index} is out of range for {len}")]
     Index {
-        /// What the index selects.
+        /// Name of the table's entries.
         what: &'static str,
         /// The index.
         index: i64,

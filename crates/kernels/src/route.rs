@@ -1,4 +1,4 @@
-//! Which experts a token goes to: scores, limits to groups of experts, weights.
+//! Routing of tokens to experts: scores, limits to groups of experts, weights.
 //!
 //! The rules are those of mlx-lm: Qwen, Mixtral and OLMoE take the highest softmax scores,
 //! DeepSeek V2 and V3 only look into the best groups of experts.
@@ -17,7 +17,7 @@ pub enum Scores {
     SoftmaxOfChosen,
 }
 
-/// What a group of experts is worth.
+/// Score of a group of experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupScore {
     /// Its best expert (DeepSeek V2).
@@ -33,11 +33,11 @@ pub struct GroupLimit {
     pub groups: usize,
     /// Groups that are looked into.
     pub active: usize,
-    /// What a group is worth.
+    /// Score of a group.
     pub score: GroupScore,
 }
 
-/// How a layer chooses.
+/// Routing rule of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RouteRule {
     /// Experts of the layer.
@@ -46,9 +46,9 @@ pub struct RouteRule {
     pub active: usize,
     /// From logits to scores.
     pub scores: Scores,
-    /// Where not all groups are looked into.
+    /// Limit to some groups, if there is one.
     pub limit: Option<GroupLimit>,
-    /// Whether the weights of a token are made to sum to one.
+    /// Scales the weights of a token to sum to one.
     pub normalise: bool,
     /// Factor on the weights, after that.
     pub scale: f32,
@@ -98,7 +98,7 @@ impl RouteRule {
 /// Returns experts and weights, both `[tokens, active]`, in no particular order within a token.
 ///
 /// # Errors
-/// As [`RouteRule::check`], and [`KernelError::Length`] for a bias of another length.
+/// Errors of [`RouteRule::check`], and [`KernelError::Length`] for a bias of another length.
 pub fn route(
     logits: &[f32],
     rule: &RouteRule,
@@ -109,7 +109,8 @@ pub fn route(
         check_len("bias of the experts", bias.len(), rule.experts)?;
     }
     let slots = logits.len() / rule.experts * rule.active;
-    let (mut chosen, mut weights) = (Vec::with_capacity(slots), Vec::with_capacity(slots));
+    let mut chosen = Vec::with_capacity(slots);
+    let mut weights = Vec::with_capacity(slots);
     for row in logits.chunks_exact(rule.experts) {
         let scores = scores(row, rule.scores);
         let mut ranks = scores.clone();
@@ -151,15 +152,9 @@ fn softmax(logits: &[f32]) -> Vec<f32> {
 /// Sets the scores of all but the best groups to 0, as DeepSeek's code does.
 fn forget_groups(ranks: &mut [f32], limit: GroupLimit) {
     let size = ranks.len() / limit.groups;
-    let worth = |group: &[f32]| {
-        let count = match limit.score {
-            GroupScore::Best => 1,
-            GroupScore::BestTwo => 2,
-        };
-        best(group, count).iter().map(|&expert| group[expert as usize]).sum()
-    };
-    let worth: Vec<f32> = ranks.chunks_exact(size).map(worth).collect();
-    let kept = best(&worth, limit.active);
+    let groups = ranks.chunks_exact(size);
+    let group_scores: Vec<f32> = groups.map(|group| group_score(group, limit.score)).collect();
+    let kept = best(&group_scores, limit.active);
     for (group, ranks) in ranks.chunks_exact_mut(size).enumerate() {
         if !kept.contains(&(group as u32)) {
             ranks.fill(0.0);
@@ -167,11 +162,19 @@ fn forget_groups(ranks: &mut [f32], limit: GroupLimit) {
     }
 }
 
+/// Score of a group of experts.
+fn group_score(ranks: &[f32], score: GroupScore) -> f32 {
+    let count = match score {
+        GroupScore::Best => 1,
+        GroupScore::BestTwo => 2,
+    };
+    best(ranks, count).iter().map(|&expert| ranks[expert as usize]).sum()
+}
+
 /// The indices of the `count` largest values; a NaN counts as the largest.
 fn best(values: &[f32], count: usize) -> Vec<u32> {
     let mut order: Vec<u32> = (0..values.len() as u32).collect();
-    let value = |index: &u32| values[*index as usize];
-    order.sort_by(|a, b| value(b).total_cmp(&value(a)));
+    order.sort_by(|a, b| values[*b as usize].total_cmp(&values[*a as usize]));
     order.truncate(count);
     order
 }

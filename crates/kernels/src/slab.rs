@@ -27,7 +27,7 @@ struct Mapping {
 
 /// A part of a slab, which nothing else refers to.
 #[derive(Debug)]
-pub(crate) struct Part {
+pub(crate) struct SlabPart {
     mapping: Arc<Mapping>,
     offset: usize,
     bytes: usize,
@@ -55,8 +55,9 @@ impl Slab {
         let end = self.used.saturating_add(end);
         match &self.memory {
             Some(mapping) if end <= mapping.bytes && bytes > 0 => {
-                let (mapping, offset) = (Arc::clone(mapping), self.used);
-                let part = Part { mapping, offset, bytes: end - offset };
+                let mapping = Arc::clone(mapping);
+                let offset = self.used;
+                let part = SlabPart { mapping, offset, bytes: end - offset };
                 let buf = AlignedBuf::part(part, bytes)?;
                 self.used = end;
                 Ok(buf)
@@ -85,8 +86,8 @@ impl Mapping {
     }
 }
 
-impl Part {
-    /// Where the part begins: at a multiple of [`ALIGN_BYTES`], with at least `len()` bytes that
+impl SlabPart {
+    /// First byte of the part: at a multiple of [`ALIGN_BYTES`], with at least `len()` bytes that
     /// were zero at first and are its owner's alone.
     pub(crate) fn as_mut_ptr(&self) -> *mut u8 {
         self.mapping.memory.as_mut_ptr().wrapping_add(self.mapping.start + self.offset)
@@ -97,13 +98,14 @@ impl Part {
     }
 }
 
-impl Drop for Part {
+impl Drop for SlabPart {
     /// Gives back the pages that belong to this part alone; the last part unmaps them all.
     fn drop(&mut self) {
         #[cfg(target_os = "linux")]
         if Arc::strong_count(&self.mapping) > 1 {
             const PAGE: usize = 4096;
-            let (offset, end) = (self.offset.next_multiple_of(PAGE), self.offset + self.bytes);
+            let offset = self.offset.next_multiple_of(PAGE);
+            let end = self.offset + self.bytes;
             let pages = (end - end % PAGE).saturating_sub(offset);
             if pages > 0 {
                 let start =

@@ -125,7 +125,7 @@ pub(crate) fn e8m0(scale: u8) -> f32 {
     f32::from_bits(if scale == 0 { SMALLEST } else { u32::from(scale) << 23 })
 }
 
-/// How a matrix is stored.
+/// Storage of a matrix.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Format<'a> {
     Affine(Affine<'a>),
@@ -211,8 +211,9 @@ impl<'a> WeightMatrix<'a> {
             let index = i64::try_from(part).unwrap_or(i64::MAX);
             return Err(KernelError::Index { what: "interleaved matrix", index, len: parts });
         }
-        let from = |data: &'a [u8]| &data[part * (data.len() / self.rows)..];
-        let mxfp4 = Mxfp4 { codes: from(codes), scales: from(scales), step: parts };
+        let codes = &codes[part * (codes.len() / self.rows)..];
+        let scales = &scales[part * (scales.len() / self.rows)..];
+        let mxfp4 = Mxfp4 { codes, scales, step: parts };
         Ok(Self { rows: self.rows / parts, cols: self.cols, format: Format::Mxfp4(mxfp4) })
     }
 
@@ -267,8 +268,8 @@ impl<'a> WeightMatrix<'a> {
                 let part = |data: &'a [u8], row_bytes: usize| {
                     &data[first * step * row_bytes..((end - 1) * step + 1) * row_bytes]
                 };
-                let (codes, scales) =
-                    (part(codes, self.cols / 2), part(scales, self.cols / Mxfp4::GROUP));
+                let codes = part(codes, self.cols / 2);
+                let scales = part(scales, self.cols / Mxfp4::GROUP);
                 Format::Mxfp4(Mxfp4 { codes, scales, step })
             }
             Format::Dense(ty, data) => Format::Dense(ty, part(data)),

@@ -68,18 +68,19 @@ impl Engine {
 
     /// Seconds for one repetition.
     fn time(&self, plan: Plan) -> Result<f64> {
-        let cache = self.new_cache()?;
+        let mut cache = self.new_cache()?;
         cache.fill_synthetic(self.ops(), plan.depth)?;
         let tokens: Vec<u32> = (0..plan.tokens).map(|i| pseudo_token(i, self.vocab())).collect();
         let start = Instant::now();
         match plan.test {
             Test::Prefill => {
-                self.prefill(&tokens, &cache, &mut NoProgress)?;
+                self.prefill(&tokens, &mut cache, &mut NoProgress)?;
             }
             Test::Decode => {
                 for token in &tokens {
-                    let run = SequenceRun { tokens: std::slice::from_ref(token), cache: &cache };
-                    self.forward(&[run], LogitRows::Last)?;
+                    let tokens = std::slice::from_ref(token);
+                    let run = SequenceRun { tokens, cache: &mut cache };
+                    self.forward(&mut [run], LogitRows::Last)?;
                 }
             }
         }

@@ -17,9 +17,9 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// A file that cannot be written.
-pub fn save(engine: &Engine, model: Fingerprint, cache: &SequenceCache, path: &Path) -> Result<()> {
+pub fn save(model: Fingerprint, cache: &SequenceCache, path: &Path) -> Result<()> {
     let failed = |error: safetensors::SafeTensorError| io(path, error);
-    let saved = cache.save(engine.ops(), &model.to_string())?;
+    let saved = cache.save(&model.to_string())?;
     let states: Vec<Vec<u8>> = saved
         .layers
         .iter()

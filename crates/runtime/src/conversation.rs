@@ -138,7 +138,8 @@ impl<'a> Conversation<'a> {
             ignore_eos: false,
         };
         let tokenizer = self.text.tokenizer();
-        let outcome = generate_into(self.engine, tokenizer, &request, &self.cache, progress, emit);
+        let cache = &mut self.cache;
+        let outcome = generate_into(self.engine, tokenizer, &request, cache, progress, emit);
         self.held = prompt;
         if let Ok(outcome) = &outcome {
             self.held.extend_from_slice(&outcome.tokens);

@@ -22,7 +22,7 @@ pub(super) fn share(cache: &SequenceCache, tokens: usize) -> Option<SequenceCach
     if tokens == 0 {
         return None;
     }
-    let fork = cache.fork();
+    let mut fork = cache.fork();
     fork.trim(tokens).ok().map(|()| fork)
 }
 
@@ -168,7 +168,7 @@ mod tests {
         let config = EngineConfig { ops: ops.clone(), kv_mode, prefill_chunk: 512, weights };
         let engine = Engine::load(&ModelSource::BuiltIn, config, &mut NoProgress).unwrap();
         let filled = |tokens: usize| {
-            let cache = engine.new_cache().unwrap();
+            let mut cache = engine.new_cache().unwrap();
             cache.fill_synthetic(engine.ops(), tokens).unwrap();
             cache
         };
@@ -233,7 +233,7 @@ mod tests {
 
     /// A delegated mode is cut within its open block, and behind whole ones before that.
     fn sealed_blocks_are_found_whole(engine: &Engine) {
-        let cache = engine.new_cache_in(KvMode::Turbo4Delegated).unwrap();
+        let mut cache = engine.new_cache_in(KvMode::Turbo4Delegated).unwrap();
         cache.fill_synthetic(engine.ops(), 700).unwrap();
         let mut prefixes = PrefixCache::new(1 << 30);
         prefixes.insert(&tokens(700, 1), &[], share(&cache, 700).unwrap());
@@ -255,11 +255,11 @@ mod tests {
         let config = EngineConfig { ops, kv_mode, prefill_chunk: 512, weights };
         let source = ModelSource::Folder(folder.path().to_owned());
         let engine = Engine::load(&source, config, &mut NoProgress).unwrap();
-        let read = |tokens: &[u32], cache: &SequenceCache| {
+        let read = |tokens: &[u32], cache: &mut SequenceCache| {
             engine.prefill(tokens, cache, &mut NoProgress).unwrap()
         };
-        let cache = engine.new_cache().unwrap();
-        read(&prompt[..512], &cache);
+        let mut cache = engine.new_cache().unwrap();
+        read(&prompt[..512], &mut cache);
         let mut prefixes = PrefixCache::new(1 << 30);
         prefixes.insert(&prompt[..512], &[], share(&cache, 512).unwrap());
         assert!(share(&cache, 256).is_none(), "a state cannot go back");
@@ -268,12 +268,12 @@ mod tests {
         let alone = cache.allocated_bytes() as u64;
         assert!(alone < bytes && bytes < 2 * alone, "{alone} {bytes}");
 
-        let expected = read(&prompt[512..], &cache);
+        let expected = read(&prompt[512..], &mut cache);
         assert!(share(&cache, 512).is_none(), "it has gone further");
         assert!(prefixes.find(&text(&prompt[..500])).is_none());
-        let hit = prefixes.find(&text(&prompt)).unwrap();
+        let mut hit = prefixes.find(&text(&prompt)).unwrap();
         assert_eq!(hit.tokens(), 512);
-        assert_eq!(read(&prompt[512..], &hit), expected);
-        assert_eq!(read(&prompt[512..], &prefixes.find(&text(&prompt)).unwrap()), expected);
+        assert_eq!(read(&prompt[512..], &mut hit), expected);
+        assert_eq!(read(&prompt[512..], &mut prefixes.find(&text(&prompt)).unwrap()), expected);
     }
 }

@@ -228,7 +228,7 @@ impl Scheduler {
 
     /// Bytes of blocks that no running sequence counts as its own.
     fn held_bytes(&self, hit: Option<&SequenceCache>) -> u64 {
-        let shared = self.running.iter().filter_map(|answer| answer.shared.as_ref());
+        let shared = self.running.iter().filter_map(|answer| answer.shared.as_deref());
         distinct_bytes(self.prefixes.caches().chain(shared).chain(hit.filter(|_| self.shares())))
     }
 
@@ -296,13 +296,13 @@ impl Scheduler {
             return Ok(());
         }
         let beside = answer.take_beside();
-        self.engine.show_images(&answer.cache, &beside)?;
-        let tokens = answer.next_tokens(self.chunk);
+        self.engine.show_images(&mut answer.cache, &beside)?;
+        let tokens = answer.next_tokens(self.chunk).to_vec();
         let partial = answer.unread() > tokens.len();
         let rows = if partial { LogitRows::None } else { LogitRows::Last };
         let done = answer.cache.tokens();
         let image = answer.image_rows(done..done + tokens.len()).into_iter().collect();
-        let run = SequenceRun { tokens, cache: &answer.cache };
+        let run = SequenceRun { tokens: &tokens, cache: &mut answer.cache };
         logits.append(&mut self.engine.read(run, image, rows)?);
         answer.forget_read_images();
         Ok(())
@@ -310,14 +310,18 @@ impl Scheduler {
 
     /// Computes a token of each of `answers`. Our kernels give a few tokens at once what each
     /// would get alone; more answers are computed a few at a time.
-    fn write(&self, answers: &[usize], logits: &mut Vec<f32>) -> Result<()> {
+    fn write(&mut self, answers: &[usize], logits: &mut Vec<f32>) -> Result<()> {
         let at_once = if self.shares() { FEW_TOKENS } else { answers.len() };
         for some in answers.chunks(at_once.max(1)) {
-            let answers = some.iter().filter_map(|index| self.running.get(*index));
-            let runs: Vec<SequenceRun<'_>> = answers
-                .map(|a| SequenceRun { tokens: a.next_tokens(self.chunk), cache: &a.cache })
-                .collect();
-            logits.append(&mut self.engine.forward(&runs, LogitRows::Last)?);
+            let mut running: Vec<_> = self.running.iter_mut().map(Some).collect();
+            let mut inputs = Vec::with_capacity(some.len());
+            for index in some {
+                let Some(answer) = running.get_mut(*index).and_then(Option::take) else { continue };
+                inputs.push((answer.next_tokens(self.chunk).to_vec(), &mut answer.cache));
+            }
+            let mut runs: Vec<SequenceRun<'_>> =
+                inputs.iter_mut().map(|(tokens, cache)| SequenceRun { tokens, cache }).collect();
+            logits.append(&mut self.engine.forward(&mut runs, LogitRows::Last)?);
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ pub(super) struct Answer {
     pub(super) index: usize,
     pub(super) cache: SequenceCache,
     /// What is shared with others: held bytes that this sequence does not count as its own.
-    pub(super) shared: Option<SequenceCache>,
+    pub(super) shared: Option<Rc<SequenceCache>>,
     /// Prompt and generated tokens.
     pub(super) history: Vec<u32>,
     /// Images of the prompt that are to be read, the last one first.
@@ -78,7 +78,7 @@ impl Answer {
             images,
             job: Rc::new(job),
             cache,
-            shared,
+            shared: shared.map(Rc::new),
             generated: 0,
             sampler,
             text,
@@ -206,7 +206,7 @@ impl Answer {
 
     /// What the answer takes of the cache, for the estimator, beyond what is shared.
     pub(super) fn account(&self) -> Demand {
-        let shared = self.shared.as_ref().map_or(0, SequenceCache::tokens);
+        let shared = self.shared.as_ref().map_or(0, |shared| shared.tokens());
         let (prompt, most) = (&self.job.prompt, self.job.max_tokens);
         match self.prefilling() {
             true => Demand::answers(shared, prompt, most, self.job.n),
@@ -228,7 +228,7 @@ impl Answer {
     /// Lets others share what the cache holds now.
     pub(super) fn share(&mut self) {
         if let Some(shared) = held(&self.cache, &self.job.prompt) {
-            self.shared = Some(shared);
+            self.shared = Some(Rc::new(shared));
         }
     }
 

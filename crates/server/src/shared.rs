@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use mlxcel_core::SequenceCache;
 use serde::Serialize;
 
 use super::intake::Intake;
@@ -119,7 +118,7 @@ pub(super) struct RequestMemory {
 impl RequestMemory {
     /// What `answer` holds now, of the `reserved_bytes` that it may.
     pub(super) fn of(answer: &Answer, reserved_bytes: u64) -> Self {
-        let shared = answer.shared.as_ref().map_or(0, SequenceCache::allocated_bytes);
+        let shared = answer.shared.as_ref().map_or(0, |shared| shared.allocated_bytes());
         Self {
             id: answer.job.id,
             answer: answer.index,

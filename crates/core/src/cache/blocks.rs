@@ -1,8 +1,8 @@
 //! A layer's cache as 256-token blocks: appended in place, never moved, shared copy on write.
 //!
-//! Behind a sliding window blocks rotate. What a pass over n tokens sees and writes spans
-//! window + n − 1 tokens, which rarely start at a block boundary; the first and the last block of
-//! the span then share one allocation: new tokens overwrite those that no query sees any more.
+//! Behind a sliding window blocks rotate. A pass over n tokens reads and writes a span of
+//! window + n − 1 tokens, which rarely starts at a block boundary; the first and the last block of
+//! the span then share one allocation: new tokens overwrite those that no query attends to any more.
 //! So a windowed layer takes the whole blocks of its span and no more, which is the estimator's
 //! formula. (Delegated modes do not: a sealed block takes no tokens, so theirs is one block more.)
 
@@ -10,16 +10,19 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
+use mlx_ffi::Array;
 use mlxcel_estimator::KvStorage;
 use mlxcel_kernels::Pool;
 use mlxcel_kernels::aligned::ALIGN_BYTES;
 use mlxcel_kernels::kv::{self, KV_BLOCK_TOKENS, KvBlock, ValueStore};
 use mlxcel_kernels::slab::Slab;
 
-use super::modes::{LayerFormat, dropped_by_window, sealed_block};
+use super::formats::{LayerFormat, dropped_by_window, sealed_block};
 use super::saved::SavedLayer;
+use super::storage::LayerCache;
+use crate::Result;
 use crate::attention::LayerLayout;
-use crate::{Error, Result};
+use crate::shape::{rows_cols, to_f32};
 
 /// One layer's blocks. Cloning shares the blocks; a write to a shared one copies it first.
 #[derive(Clone)]
@@ -29,7 +32,7 @@ pub(crate) struct BlockCache {
     blocks: VecDeque<Arc<KvBlock>>,
     /// Blocks dropped in front, behind the sliding window.
     dropped: usize,
-    /// Whether the first block also holds the tokens that follow the last one.
+    /// True if the first block also holds the tokens after the last block.
     wrapped: bool,
     /// Positions before this one have been reserved, and perhaps written.
     end: usize,
@@ -37,60 +40,43 @@ pub(crate) struct BlockCache {
     lost: usize,
 }
 
+/// Numbers of blocks for the tokens of a pass, behind the dropped ones.
+struct WantedBlocks {
+    /// Blocks that the tokens span.
+    spanned: usize,
+    /// Blocks that are allocated: one less where the first and the last share an allocation.
+    allocated: usize,
+}
+
+/// Elements of a token's keys and values in a layer.
+#[derive(Clone, Copy)]
+struct RowShape {
+    heads: usize,
+    /// Elements of a key.
+    key_dim: usize,
+    /// Elements of a value; 0 where a value is part of its key.
+    value_dim: usize,
+}
+
+impl RowShape {
+    fn key_elems(self) -> usize {
+        self.heads * self.key_dim
+    }
+
+    fn value_elems(self) -> usize {
+        self.heads * self.value_dim
+    }
+}
+
 impl BlockCache {
-    pub(super) fn new(layout: &LayerLayout, storage: KvStorage) -> Result<Self> {
-        let format = LayerFormat::new(layout, storage)?;
-        let window = layout.window.map(std::num::NonZeroUsize::get);
-        Ok(Self {
-            format,
-            window,
-            blocks: VecDeque::new(),
-            dropped: 0,
-            wrapped: false,
-            end: 0,
-            lost: 0,
-        })
-    }
-
-    /// Drops what no query from `position` on sees, and says how many bytes the blocks take that are
-    /// missing for tokens up to `end`.
-    pub(super) fn make_room(&mut self, position: usize, end: usize) -> Result<usize> {
-        if let Some(window) = self.window {
-            self.drop_before((position + 1).saturating_sub(window) / KV_BLOCK_TOKENS);
-        }
-        let (_, blocks) = self.wanted(position, end);
-        if self.wrapped && self.blocks.len() < blocks {
-            self.unwrap_front()?;
-        }
-        let bytes = self.format.open.bytes().next_multiple_of(ALIGN_BYTES);
-        Ok(blocks.saturating_sub(self.blocks.len()).saturating_mul(bytes))
-    }
-
-    /// Takes the missing blocks from `slab`; [`Self::make_room`] went before.
-    pub(super) fn reserve(&mut self, slab: &mut Slab, position: usize, end: usize) -> Result<()> {
-        let (wanted, blocks) = self.wanted(position, end);
-        while self.blocks.len() < blocks {
-            self.blocks.push_back(Arc::new(KvBlock::new_in(slab, self.format.open)?));
-        }
-        self.wrapped = wanted > self.blocks.len();
-        if self.wrapped {
-            let overwritten = (end - 1) % KV_BLOCK_TOKENS + 1;
-            self.lost = self.lost.max(self.dropped * KV_BLOCK_TOKENS + overwritten);
-        }
-        self.end = end;
-        Ok(())
-    }
-
-    /// Both, for this layer alone.
-    pub(super) fn reserve_alone(&mut self, position: usize, end: usize) -> Result<()> {
+    /// Reserves memory for tokens up to `end`, for this layer alone.
+    fn reserve_alone(&mut self, position: usize, end: usize) -> Result<()> {
         let mut slab = Slab::new(self.make_room(position, end)?)?;
         self.reserve(&mut slab, position, end)
     }
 
-    /// Blocks that tokens from `position` up to `end` lie in, behind those dropped: as many as they
-    /// count, and as many as are allocated.
-    fn wanted(&self, position: usize, end: usize) -> (usize, usize) {
-        let wanted = end.div_ceil(KV_BLOCK_TOKENS).saturating_sub(self.dropped);
+    fn wanted(&self, position: usize, end: usize) -> WantedBlocks {
+        let spanned = end.div_ceil(KV_BLOCK_TOKENS).saturating_sub(self.dropped);
         let most = match self.window {
             Some(window) if self.format.sealed.is_none() => {
                 let span = window.saturating_add(end.saturating_sub(position).max(1) - 1);
@@ -98,7 +84,7 @@ impl BlockCache {
             }
             _ => usize::MAX,
         };
-        (wanted, wanted.min(most))
+        WantedBlocks { spanned, allocated: spanned.min(most) }
     }
 
     /// Drops the blocks before block `first`; one that already holds new tokens becomes the last.
@@ -113,7 +99,7 @@ impl BlockCache {
         }
     }
 
-    /// Gives the tokens that share the first block one of their own.
+    /// Moves the tokens that share the first block to a block of their own.
     fn unwrap_front(&mut self) -> Result<()> {
         if let Some(front) = self.blocks.front() {
             let copy = Arc::new(front.duplicate()?);
@@ -123,7 +109,8 @@ impl BlockCache {
         Ok(())
     }
 
-    /// Where attention must break a run so that each part sees its own block unsealed.
+    /// Returns true if attention must break a run at block boundaries, so that each part sees its own block
+    /// unsealed.
     pub(crate) fn breaks_at_blocks(&self) -> bool {
         self.format.sealed.is_some()
     }
@@ -136,13 +123,13 @@ impl BlockCache {
         k: &[f32],
         v: &[f32],
     ) -> Result<()> {
-        let (heads, keys, values) = self.shape();
-        let tokens = k.len() / (heads * keys);
+        let shape = self.shape();
+        let tokens = k.len() / shape.key_elems();
         // Blocks may be one allocation twice, so those after the last are a call of their own.
         let last = (self.dropped + self.blocks.len()) * KV_BLOCK_TOKENS;
         let direct = last.saturating_sub(position).min(tokens);
-        let (k, wrapped_k) = k.split_at(direct * heads * keys);
-        let (v, wrapped_v) = v.split_at(direct * heads * values);
+        let (k, wrapped_k) = k.split_at(direct * shape.key_elems());
+        let (v, wrapped_v) = v.split_at(direct * shape.value_elems());
         let first = position / KV_BLOCK_TOKENS - self.dropped;
         if direct > 0 {
             let end = first + (position % KV_BLOCK_TOKENS + direct).div_ceil(KV_BLOCK_TOKENS);
@@ -169,11 +156,13 @@ impl BlockCache {
         Ok(kv::append(pool, &mut targets, position % KV_BLOCK_TOKENS, k, v)?)
     }
 
-    /// Heads, elements of a key, elements of a value (0 where a value is part of its key).
-    fn shape(&self) -> (usize, usize, usize) {
+    fn shape(&self) -> RowShape {
         let open = &self.format.open;
-        let own = open.value() != ValueStore::KeyPrefix;
-        (open.kv_heads(), open.key_dim(), if own { open.value_dim() } else { 0 })
+        let value_dim = match open.value() {
+            ValueStore::KeyPrefix => 0,
+            ValueStore::Own(_) => open.value_dim(),
+        };
+        RowShape { heads: open.kv_heads(), key_dim: open.key_dim(), value_dim }
     }
 
     /// Re-codes the blocks before `position` that are still open, if this mode seals blocks.
@@ -194,21 +183,54 @@ impl BlockCache {
         let blocks = self.blocks.iter().chain(wrapped).map(|block| &**block);
         (blocks.collect(), self.dropped * KV_BLOCK_TOKENS)
     }
+}
 
-    pub(super) fn allocated_bytes(&self) -> usize {
-        self.blocks.iter().map(|block| block.bytes().len()).sum()
+impl LayerCache for BlockCache {
+    fn new(layout: &LayerLayout, storage: KvStorage) -> Result<Self> {
+        Ok(Self {
+            format: LayerFormat::new(layout, storage)?,
+            window: layout.window.map(std::num::NonZeroUsize::get),
+            blocks: VecDeque::new(),
+            dropped: 0,
+            wrapped: false,
+            end: 0,
+            lost: 0,
+        })
     }
 
-    /// Every block's identity and bytes.
-    pub(super) fn allocations(&self, visit: &mut dyn FnMut(usize, usize)) {
+    fn make_room(&mut self, position: usize, end: usize) -> Result<usize> {
+        if let Some(window) = self.window {
+            self.drop_before((position + 1).saturating_sub(window) / KV_BLOCK_TOKENS);
+        }
+        let blocks = self.wanted(position, end).allocated;
+        if self.wrapped && self.blocks.len() < blocks {
+            self.unwrap_front()?;
+        }
+        let bytes = self.format.open.bytes().next_multiple_of(ALIGN_BYTES);
+        Ok(blocks.saturating_sub(self.blocks.len()).saturating_mul(bytes))
+    }
+
+    fn reserve(&mut self, slab: &mut Slab, position: usize, end: usize) -> Result<()> {
+        let wanted = self.wanted(position, end);
+        while self.blocks.len() < wanted.allocated {
+            self.blocks.push_back(Arc::new(KvBlock::new_in(slab, self.format.open)?));
+        }
+        self.wrapped = wanted.spanned > self.blocks.len();
+        if self.wrapped {
+            let overwritten = (end - 1) % KV_BLOCK_TOKENS + 1;
+            self.lost = self.lost.max(self.dropped * KV_BLOCK_TOKENS + overwritten);
+        }
+        self.end = end;
+        Ok(())
+    }
+
+    fn allocations(&self, visit: &mut dyn FnMut(usize, usize)) {
         self.blocks.iter().for_each(|block| visit(Arc::as_ptr(block).addr(), block.bytes().len()));
     }
 
-    /// Whether [`Self::trim`] to `tokens` keeps what the next query sees.
-    ///
     /// A place whose values are sealed cannot be written again, so a delegated mode is trimmed to
     /// the start of a block or within its open one.
-    pub(super) fn check_trim(&self, tokens: usize) -> Result<()> {
+    fn check_trim(&self, tokens: usize) -> Result<()> {
         let kept_from = self.lost.max(self.dropped * KV_BLOCK_TOKENS);
         let seen_from = self.window.map_or(0, |window| (tokens + 1).saturating_sub(window));
         if tokens > 0 && seen_from < kept_from {
@@ -223,11 +245,10 @@ impl BlockCache {
         Ok(())
     }
 
-    /// Forgets the tokens from `tokens` on, and the blocks that hold no others.
-    pub(super) fn trim(&mut self, tokens: usize) -> Result<()> {
+    fn trim(&mut self, tokens: usize) -> Result<()> {
         self.check_trim(tokens)?;
         if tokens == 0 {
-            (self.dropped, self.wrapped, self.lost) = (0, false, 0);
+            self.clear();
         }
         let keep = tokens.div_ceil(KV_BLOCK_TOKENS).saturating_sub(self.dropped);
         self.wrapped &= keep > self.blocks.len();
@@ -236,57 +257,85 @@ impl BlockCache {
         Ok(())
     }
 
-    /// What is stored and how, as text: caches of equal texts have interchangeable bytes.
-    pub(super) fn layout_text(&self) -> String {
-        let (heads, keys, values) = self.shape();
-        let open = &self.format.open;
-        let key = open.key();
-        let value = match open.value() {
+    fn clear(&mut self) {
+        self.blocks.clear();
+        self.dropped = 0;
+        self.wrapped = false;
+        self.lost = 0;
+        self.end = 0;
+    }
+
+    fn fill(&mut self, pool: &Pool, keys: &Array, values: &Array) -> Result<()> {
+        self.reserve_alone(0, rows_cols(keys).0)?;
+        self.append(pool, 0, &to_f32(keys)?, &to_f32(values)?)
+    }
+
+    /// Fills with copies of one block.
+    fn fill_synthetic(&mut self, pool: &Pool, tokens: usize) -> Result<()> {
+        let shape = self.shape();
+        let k = noise(KV_BLOCK_TOKENS * shape.key_elems(), 1);
+        let v = noise(KV_BLOCK_TOKENS * shape.value_elems(), 2);
+        let mut open = KvBlock::new(self.format.open)?;
+        kv::append(pool, &mut [&mut open], 0, &k, &v)?;
+        // Blocks are sealed before they are copied: no more of them are ever open than in a sequence.
+        let sealed = match self.format.sealed {
+            Some(format) => Some(open.with_values_as(pool, format, KV_BLOCK_TOKENS)?),
+            None => None,
+        };
+
+        self.make_room(tokens, tokens)?;
+        let blocks = self.wanted(tokens, tokens).allocated;
+        let full = (tokens / KV_BLOCK_TOKENS).saturating_sub(self.dropped);
+        let mut patterns = Vec::with_capacity(blocks);
+        for at in 0..blocks {
+            patterns.push(sealed.as_ref().filter(|_| at < full).unwrap_or(&open));
+        }
+        let bytes = patterns.iter().map(|block| block.layout().bytes());
+        let mut slab = Slab::new(bytes.map(|bytes| bytes.next_multiple_of(ALIGN_BYTES)).sum())?;
+        for pattern in patterns {
+            let mut block = KvBlock::new_in(&mut slab, *pattern.layout())?;
+            block.copy_from(pattern)?;
+            self.blocks.push_back(Arc::new(block));
+        }
+        self.reserve(&mut slab, tokens, tokens)
+    }
+
+    fn layout_text(&self) -> String {
+        let RowShape { heads, key_dim, value_dim } = self.shape();
+        let key = self.format.open.key();
+        let value = match self.format.open.value() {
             ValueStore::Own(format) => format.to_string(),
             ValueStore::KeyPrefix => "of the key".to_owned(),
         };
         let sealed = self.format.sealed.map_or(String::new(), |format| format!(" sealed {format}"));
         let window = self.window.map_or(String::new(), |window| format!(" window {window}"));
-        format!("blocks {heads} x ({keys} {key} + {values} {value}{sealed}){window}")
+        format!("blocks {heads} x ({key_dim} {key} + {value_dim} {value}{sealed}){window}")
     }
 
-    /// State (`[dropped, wrapped, end, sealed blocks, lost]`) and the bytes of all blocks in order.
-    pub(super) fn save(&self) -> SavedLayer {
-        let is_sealed = |block: &&Arc<KvBlock>| *block.layout() != self.format.open;
-        let sealed = self.blocks.iter().filter(is_sealed).count();
+    /// The state is `[dropped, wrapped, end, sealed blocks, lost]`; the bytes are those of all blocks
+    /// in order.
+    fn save(&self) -> Result<SavedLayer> {
+        let layouts = self.blocks.iter().map(|block| block.layout());
+        let sealed = layouts.filter(|layout| **layout != self.format.open).count();
         let state = [self.dropped, usize::from(self.wrapped), self.end, sealed, self.lost];
-        SavedLayer {
+        Ok(SavedLayer {
             state: state.map(|n| n as u64).to_vec(),
             bytes: self.blocks.iter().flat_map(|block| block.bytes()).copied().collect(),
-        }
+        })
     }
 
-    /// Takes over what [`Self::save`] gave for a sequence of `tokens`; `None` when it cannot be.
-    pub(super) fn restore(&mut self, saved: &SavedLayer, tokens: usize) -> Result<Option<()>> {
+    fn restore(&mut self, saved: &SavedLayer, tokens: usize) -> Result<Option<()>> {
         let state: Option<Vec<usize>> =
             saved.state.iter().map(|n| usize::try_from(*n).ok()).collect();
-        let Some([dropped, wrapped, end, sealed, lost]) = state.as_deref() else { return Ok(None) };
-        let (mut blocks, mut bytes) = (VecDeque::new(), saved.bytes.as_slice());
-        let mut slab = Slab::new(bytes.len())?;
-        while !bytes.is_empty() {
-            let layout = match self.format.sealed {
-                Some(format) if blocks.len() < *sealed => {
-                    self.format.open.with_value_format(format)?
-                }
-                _ => self.format.open,
-            };
-            let Some((own, rest)) = bytes.split_at_checked(layout.bytes()) else { return Ok(None) };
-            let mut block = KvBlock::new_in(&mut slab, layout)?;
-            block.bytes_mut().copy_from_slice(own);
-            blocks.push_back(Arc::new(block));
-            bytes = rest;
-        }
-        let wrapped = *wrapped != 0;
+        let Some(&[dropped, wrapped, end, sealed, lost]) = state.as_deref() else {
+            return Ok(None);
+        };
+        let Some(blocks) = self.restored_blocks(&saved.bytes, sealed)? else { return Ok(None) };
+        let wrapped = wrapped != 0;
         let capacity = dropped.checked_add(blocks.len() + usize::from(wrapped));
         let capacity = capacity.and_then(|blocks| blocks.checked_mul(KV_BLOCK_TOKENS));
-        let fits = capacity.is_some_and(|most| tokens <= *end && *end <= most);
-        let shares = !wrapped || (self.window.is_some() && !blocks.is_empty() && *end > 0);
-        let (dropped, end, lost) = (*dropped, *end, *lost);
+        let fits = capacity.is_some_and(|most| tokens <= end && end <= most);
+        let shares = !wrapped || (self.window.is_some() && !blocks.is_empty() && end > 0);
         let restored = Self { blocks, dropped, wrapped, end, lost, ..self.clone() };
         if !fits || !shares || restored.check_trim(tokens).is_err() {
             return Ok(None);
@@ -294,57 +343,57 @@ impl BlockCache {
         *self = restored;
         Ok(Some(()))
     }
+}
 
-    /// Fills an empty cache with copies of one block.
-    pub(super) fn fill_synthetic(&mut self, pool: &Pool, tokens: usize) -> Result<()> {
-        let (heads, keys, values) = self.shape();
-        let (k, v) =
-            (noise(KV_BLOCK_TOKENS * heads * keys, 1), noise(KV_BLOCK_TOKENS * heads * values, 2));
-        let mut open = KvBlock::new(self.format.open)?;
-        kv::append(pool, &mut [&mut open], 0, &k, &v)?;
-        // Blocks are sealed before they are copied: no more of them are ever open than in a sequence.
-        let seal = |format| open.with_values_as(pool, format, KV_BLOCK_TOKENS);
-        let sealed = self.format.sealed.map(seal).transpose()?;
-
-        self.make_room(tokens, tokens)?;
-        let (_, blocks) = self.wanted(tokens, tokens);
-        let full = (tokens / KV_BLOCK_TOKENS).saturating_sub(self.dropped);
-        let pattern = |at| sealed.as_ref().filter(|_| at < full).unwrap_or(&open);
-        let bytes = |at| pattern(at).layout().bytes().next_multiple_of(ALIGN_BYTES);
-        let mut slab = Slab::new((0..blocks).map(bytes).sum())?;
-        for at in 0..blocks {
-            let mut block = KvBlock::new_in(&mut slab, *pattern(at).layout())?;
-            block.copy_from(pattern(at))?;
-            self.blocks.push_back(Arc::new(block));
+impl BlockCache {
+    /// Blocks of saved bytes, the first `sealed` of them sealed; `None` where bytes are missing.
+    fn restored_blocks(
+        &self,
+        mut bytes: &[u8],
+        sealed: usize,
+    ) -> Result<Option<VecDeque<Arc<KvBlock>>>> {
+        let mut blocks = VecDeque::new();
+        let mut slab = Slab::new(bytes.len())?;
+        while !bytes.is_empty() {
+            let layout = match self.format.sealed {
+                Some(format) if blocks.len() < sealed => {
+                    self.format.open.with_value_format(format)?
+                }
+                _ => self.format.open,
+            };
+            let Some((own, rest)) = bytes.split_at_checked(layout.bytes()) else {
+                return Ok(None);
+            };
+            let mut block = KvBlock::new_in(&mut slab, layout)?;
+            block.bytes_mut().copy_from_slice(own);
+            blocks.push_back(Arc::new(block));
+            bytes = rest;
         }
-        self.reserve(&mut slab, tokens, tokens)
+        Ok(Some(blocks))
     }
 }
 
-/// The block for writing: a shared or sealed one is copied first.
+/// The block for writing: a shared one is copied first.
 fn exclusive<'a>(block: &'a mut Arc<KvBlock>, format: &LayerFormat) -> Result<&'a mut KvBlock> {
-    if *block.layout() != format.open {
-        return Err(Error::Cache {
-            what: "a sealed block cannot take tokens: trim to its start first".into(),
-        });
-    }
+    // `check_trim` lets no sequence go back into a sealed block, and a pass seals only full ones.
+    assert!(*block.layout() == format.open, "a sealed block takes no tokens");
     if Arc::get_mut(block).is_none() {
         *block = Arc::new(block.duplicate()?);
     }
-    Arc::get_mut(block)
-        .ok_or_else(|| Error::Cache { what: "a block is shared after its copy".into() })
+    Ok(Arc::get_mut(block).expect("a block that was just copied has one owner"))
 }
 
 /// Deterministic values of about unit variance.
 #[expect(clippy::cast_precision_loss, reason = "noise")]
 fn noise(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    let mut next = || {
+    let mut values = Vec::with_capacity(len);
+    for _ in 0..len {
         state =
             state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 3.46
-    };
-    (0..len).map(|_| next()).collect()
+        values.push(((state >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 3.46);
+    }
+    values
 }
 
 #[cfg(test)]

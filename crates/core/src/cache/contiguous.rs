@@ -1,7 +1,7 @@
-//! A layer's cache as MLX arrays: contiguous, as MLX's attention wants it, grown in steps.
+//! A layer's cache as MLX arrays: contiguous, as MLX's attention reads it, grown in steps.
 //!
-//! What a mode quantises is held as codes and scales, and decoded as a whole layer when attention
-//! reads it. Turbo's rows stay rotated: queries are rotated before, outputs rotated back behind.
+//! Quantised modes hold codes and scales, and decode a whole layer when attention reads it. Turbo's
+//! rows stay rotated: queries are rotated before attention, outputs are rotated back after it.
 
 mod coding;
 mod rows;
@@ -11,16 +11,18 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use mlx_ffi::{Array, Dtype, ops};
-use mlxcel_estimator::KvStorage;
+use mlxcel_estimator::{ComputeDtype, KvStorage};
+use mlxcel_kernels::Pool;
 use mlxcel_kernels::kv::{KV_BLOCK_TOKENS, KvFormat, ValueStore};
+use mlxcel_kernels::slab::Slab;
 
 use self::coding::Rotation;
 use self::rows::Rows;
 use self::values::{Delegated, Values};
-use super::modes::{KvSide, LayerFormat, dropped_by_window, sealed_block};
+use super::formats::{KvSide, LayerFormat, dropped_by_window, sealed_block};
 use super::saved::SavedLayer;
+use super::storage::LayerCache;
 use crate::attention::LayerLayout;
-use crate::ops::{ComputeDtype, Ops};
 use crate::shape::{dims, int, ints, rows_cols};
 use crate::{Error, Result};
 
@@ -32,8 +34,10 @@ const ELEMENTS: [Dtype; 3] = [Dtype::Float16, Dtype::Bfloat16, Dtype::Float32];
 pub(crate) struct ContiguousCache {
     window: Option<NonZeroUsize>,
     kv_heads: usize,
-    /// Coordinates of what [`Self::append`] takes as a key, where the rows of keys hold more.
+    /// Coordinates that [`Self::append`] takes as a key, where the rows of keys hold more.
     key_dim: usize,
+    /// Type of floats in a synthetic fill.
+    compute: ComputeDtype,
     keys: Rows,
     values: Values,
     /// Position of the first token that is held.
@@ -43,63 +47,47 @@ pub(crate) struct ContiguousCache {
 }
 
 /// Keys and values `[1, kv_heads, tokens, dim]` of a sequence from position `first` on.
-pub(crate) struct Held {
+pub(crate) struct KvView {
     pub(crate) keys: Array,
     pub(crate) values: Array,
     pub(crate) first: usize,
-    /// Bytes of what was decoded from codes.
+    /// Bytes that were decoded from codes.
     pub(crate) decoded_bytes: usize,
-    /// What keys, and with them queries, are rotated by.
+    /// Rotation of the keys, and with them of queries.
     key_rotation: Option<Rotation>,
-    /// What values, and with them outputs, are rotated by.
+    /// Rotation of the values, and with them of outputs.
     value_rotation: Option<Rotation>,
 }
 
-impl Held {
-    /// `queries`, `[…, key_dim]`, for the basis of the keys.
+impl KvView {
+    /// `queries`, `[…, key_dim]`, in the basis of the keys.
     pub(crate) fn rotate(&self, queries: Array) -> Result<Array> {
-        self.key_rotation.as_ref().map_or(Ok(queries.clone()), |rotation| rotation.apply(&queries))
+        match &self.key_rotation {
+            Some(rotation) => rotation.apply(&queries),
+            None => Ok(queries),
+        }
     }
 
-    /// What attention made of the values, `[…, value_dim]`, in their own basis.
+    /// Outputs of attention, `[…, value_dim]`, rotated back from the basis of the values.
     pub(crate) fn rotate_back(&self, outputs: Array) -> Result<Array> {
-        self.value_rotation.as_ref().map_or(Ok(outputs.clone()), |rotation| rotation.undo(&outputs))
+        match &self.value_rotation {
+            Some(rotation) => rotation.undo(&outputs),
+            None => Ok(outputs),
+        }
     }
 }
 
 impl ContiguousCache {
-    pub(super) fn new(layout: &LayerLayout, storage: KvStorage) -> Result<Self> {
-        let format = LayerFormat::new(layout, storage)?;
-        let LayerLayout { kv_heads, key_dim, value_dim, window, .. } = *layout;
-        let rows = |side| Rows::new(kv_heads, side);
-        let side = format.keys();
-        let (keys, values) = match (format.open.value(), format.sealed) {
-            // Floats of a latent and of the rotary part of its key lie apart.
-            (ValueStore::KeyPrefix, _) if side.format != KvFormat::Int8 => {
-                let part = |dim| rows(KvSide { dim, ..side });
-                (part(value_dim)?, Values::Own(part(key_dim - value_dim)?))
-            }
-            (ValueStore::KeyPrefix, _) => (rows(side)?, Values::InKeys),
-            (ValueStore::Own(open), None) => (rows(side)?, Values::Own(rows(format.values(open))?)),
-            (ValueStore::Own(open), Some(sealed)) => {
-                let (sealed, open) = (rows(format.values(sealed))?, rows(format.values(open))?);
-                (rows(side)?, Values::Delegated(Delegated::new(sealed, open)))
-            }
-        };
-        let key_dim = if layout.latent { value_dim } else { key_dim };
-        Ok(Self { window, kv_heads, key_dim, keys, values, first: 0, len: 0 })
-    }
-
-    /// Whether [`Self::append`] takes no run that crosses the end of a block.
+    /// Returns true if [`Self::append`] takes no run that crosses the end of a block.
     pub(crate) fn breaks_at_blocks(&self) -> bool {
         matches!(self.values, Values::Delegated(_))
     }
 
     /// Appends `[1, kv_heads, tokens, dim]` keys and values (of a latent: itself and the rotary part
-    /// of its key) and returns all that attention sees.
-    pub(crate) fn append(&mut self, k: &Array, v: &Array) -> Result<Held> {
+    /// of its key) and returns everything that attention reads.
+    pub(crate) fn append(&mut self, k: &Array, v: &Array) -> Result<KvView> {
         let tokens = dims(k)[2];
-        self.forget_unseen(tokens)?;
+        self.drop_unseen(tokens)?;
         match &mut self.values {
             Values::InKeys => self.keys.write(self.len, &ops::concatenate(&[k, v], -1)?)?,
             Values::Own(values) => {
@@ -112,35 +100,34 @@ impl ContiguousCache {
             }
         }
         self.len += tokens;
-        self.held(0..self.len, k.dtype())
+        self.view(0..self.len, k.dtype())
     }
 
-    /// Fills an empty cache with rows, `[tokens, kv_heads · dim]`, computed at once.
-    pub(super) fn fill(&mut self, k: &Array, v: &Array) -> Result<()> {
-        let by_head = |x: &Array| -> Result<Array> {
-            let (tokens, width) = rows_cols(x);
-            let shape = [1, tokens, self.kv_heads, width / self.kv_heads.max(1)];
-            Ok(ops::transpose(&ops::reshape(x, &ints(shape)?)?, &[0, 2, 1, 3])?)
-        };
-        let (k, v) = (by_head(k)?, by_head(v)?);
-        self.append(&k, &v)?;
-        Ok(mlx_ffi::eval(&self.arrays())?)
+    /// Rows, `[tokens, kv_heads · dim]`, as `[1, kv_heads, tokens, dim]`.
+    fn by_head(&self, rows: &Array) -> Result<Array> {
+        let (tokens, width) = rows_cols(rows);
+        let shape = ints([1, tokens, self.kv_heads, width / self.kv_heads.max(1)])?;
+        Ok(ops::transpose(&ops::reshape(rows, &shape)?, &[0, 2, 1, 3])?)
     }
 
-    /// Keys and values of the tokens `tokens` of those that are held, in `dtype` where they are codes.
-    pub(crate) fn held(&self, tokens: Range<usize>, dtype: Dtype) -> Result<Held> {
+    /// Keys and values of the held tokens `tokens`, in `dtype` where they are codes.
+    pub(crate) fn view(&self, tokens: Range<usize>, dtype: Dtype) -> Result<KvView> {
         if tokens.end > self.len {
-            let what = format!("tokens {tokens:?} of a cache of {}", self.len);
-            return Err(Error::Cache { what });
+            let index = tokens.end;
+            return Err(Error::OutOfRange {
+                what: "the end of cached tokens",
+                index,
+                len: self.len,
+            });
         }
         let first = self.first + tokens.start;
         let keys = self.keys.read(tokens.clone(), dtype)?;
         let (keys, values, value_rotation) = match &self.values {
             Values::Own(values) => (keys, values.read(tokens, dtype)?, values.rotation().cloned()),
             Values::InKeys => {
-                let (own, all) = (int(self.key_dim)?, int(dims(&keys)[3])?);
-                let part = |from, to| ops::slice_axis(&keys, -1, from, to);
-                (part(0, own)?, part(own, all)?, None)
+                let own = int(self.key_dim)?;
+                let rotary = ops::slice_axis(&keys, -1, own, int(dims(&keys)[3])?)?;
+                (ops::slice_axis(&keys, -1, 0, own)?, rotary, None)
             }
             Values::Delegated(values) => {
                 let (values, rotation) = values.read(tokens, dtype)?;
@@ -150,22 +137,11 @@ impl ContiguousCache {
         let key_rotation = self.keys.rotation().cloned();
         let coded = self.rows().into_iter().any(Rows::is_coded);
         let decoded_bytes = if coded { keys.nbytes() + values.nbytes() } else { 0 };
-        Ok(Held { keys, values, first, decoded_bytes, key_rotation, value_rotation })
+        Ok(KvView { keys, values, first, decoded_bytes, key_rotation, value_rotation })
     }
 
-    /// Forgets everything, its memory too.
-    pub(super) fn clear(&mut self) -> Result<()> {
-        self.keys.clear();
-        match &mut self.values {
-            Values::Own(values) => values.clear(),
-            Values::InKeys => {}
-            Values::Delegated(values) => values.clear(),
-        }
-        self.trim(0)
-    }
-
-    /// Before full arrays would grow, drops the tokens that no query sees any more.
-    fn forget_unseen(&mut self, tokens: usize) -> Result<()> {
+    /// Before full arrays would grow, drops the tokens that no query attends to any more.
+    fn drop_unseen(&mut self, tokens: usize) -> Result<()> {
         let Some(window) = self.window else { return Ok(()) };
         let mut unseen = (self.len + 1).saturating_sub(window.get());
         if self.breaks_at_blocks() {
@@ -178,7 +154,7 @@ impl ContiguousCache {
         match &mut self.values {
             Values::Own(values) => values.keep(unseen..self.len)?,
             Values::InKeys => {}
-            Values::Delegated(values) => values.forget_before(unseen)?,
+            Values::Delegated(values) => values.drop_before(unseen)?,
         }
         self.first += unseen;
         self.len -= unseen;
@@ -198,13 +174,56 @@ impl ContiguousCache {
     fn arrays(&self) -> Vec<&Array> {
         self.rows().into_iter().flat_map(Rows::arrays).collect()
     }
+}
 
-    pub(super) fn allocated_bytes(&self) -> usize {
-        self.rows().into_iter().map(Rows::allocated_bytes).sum()
+impl LayerCache for ContiguousCache {
+    fn new(layout: &LayerLayout, storage: KvStorage) -> Result<Self> {
+        let format = LayerFormat::new(layout, storage)?;
+        let LayerLayout { kv_heads, key_dim, value_dim, window, .. } = *layout;
+        let side = format.keys();
+        let mut own_keys = side;
+        let values = match (format.open.value(), format.sealed) {
+            // Floats of a latent and of the rotary part of its key lie apart.
+            (ValueStore::KeyPrefix, _) if side.format != KvFormat::Int8 => {
+                own_keys.dim = value_dim;
+                let rotary = KvSide { dim: key_dim - value_dim, ..side };
+                Values::Own(Rows::new(kv_heads, rotary)?)
+            }
+            (ValueStore::KeyPrefix, _) => Values::InKeys,
+            (ValueStore::Own(open), None) => Values::Own(Rows::new(kv_heads, format.values(open))?),
+            (ValueStore::Own(open), Some(sealed)) => {
+                let sealed = Rows::new(kv_heads, format.values(sealed))?;
+                let open = Rows::new(kv_heads, format.values(open))?;
+                Values::Delegated(Delegated::new(sealed, open))
+            }
+        };
+        Ok(Self {
+            window,
+            kv_heads,
+            key_dim: if layout.latent { value_dim } else { key_dim },
+            compute: storage.dtype,
+            keys: Rows::new(kv_heads, own_keys)?,
+            values,
+            first: 0,
+            len: 0,
+        })
     }
 
-    /// Whether [`Self::trim`] to `tokens` keeps what the next query sees, and can be written behind.
-    pub(super) fn check_trim(&self, tokens: usize) -> Result<()> {
+    /// Arrays grow as they are appended to.
+    fn make_room(&mut self, _: usize, _: usize) -> Result<usize> {
+        Ok(0)
+    }
+
+    fn reserve(&mut self, _: &mut Slab, _: usize, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn allocations(&self, visit: &mut dyn FnMut(usize, usize)) {
+        let bytes = self.rows().into_iter().map(Rows::allocated_bytes).sum();
+        visit(std::ptr::from_ref(self).addr(), bytes);
+    }
+
+    fn check_trim(&self, tokens: usize) -> Result<()> {
         let window = self.window.map_or(usize::MAX, NonZeroUsize::get);
         let seen_from = (tokens + 1).saturating_sub(window);
         if tokens > 0 && seen_from < self.first {
@@ -220,8 +239,7 @@ impl ContiguousCache {
         Ok(())
     }
 
-    /// Forgets the tokens from `tokens` on.
-    pub(super) fn trim(&mut self, tokens: usize) -> Result<()> {
+    fn trim(&mut self, tokens: usize) -> Result<()> {
         self.check_trim(tokens)?;
         if tokens == 0 {
             self.first = 0;
@@ -233,8 +251,8 @@ impl ContiguousCache {
         Ok(())
     }
 
-    /// What is stored and how, as text; the element type of floats is part of the state.
-    pub(super) fn layout_text(&self) -> String {
+    /// The element type of floats is part of the state.
+    fn layout_text(&self) -> String {
         let values = match &self.values {
             Values::Own(values) => values.text(),
             Values::InKeys => "of the key".to_owned(),
@@ -247,13 +265,15 @@ impl ContiguousCache {
         format!("arrays {} x ({} + {values}){window}", self.kv_heads, self.keys.text())
     }
 
-    /// State (`[first, tokens, element type]`, behind them sealed tokens where values are), and the
-    /// arrays of keys, then of values, `[kv_heads, tokens, width]` each.
-    pub(super) fn save(&self) -> Result<SavedLayer> {
-        let float = self.rows().into_iter().find_map(Rows::float);
-        let number = |float| ELEMENTS.iter().position(|e| *e == float).unwrap_or(ELEMENTS.len());
-        let (mut bytes, mut state) = (Vec::new(), vec![self.first, self.len]);
-        state.push(float.map_or(0, number));
+    /// The state is `[first, tokens, element type]`, followed by the sealed tokens where values are
+    /// sealed; the bytes are the arrays of keys, then of values, `[kv_heads, tokens, width]` each.
+    fn save(&self) -> Result<SavedLayer> {
+        let element = match self.rows().into_iter().find_map(Rows::float) {
+            Some(float) => ELEMENTS.iter().position(|e| *e == float).unwrap_or(ELEMENTS.len()),
+            None => 0,
+        };
+        let mut state = vec![self.first, self.len, element];
+        let mut bytes = Vec::new();
         self.keys.save(self.len, &mut bytes)?;
         match &self.values {
             Values::Own(values) => values.save(self.len, &mut bytes)?,
@@ -266,13 +286,14 @@ impl ContiguousCache {
         Ok(SavedLayer { state: state.into_iter().map(|n| n as u64).collect(), bytes })
     }
 
-    /// Takes over what [`Self::save`] gave for a sequence of `tokens`; `None` when it cannot be.
-    pub(super) fn restore(&mut self, saved: &SavedLayer, tokens: usize) -> Result<Option<()>> {
+    fn restore(&mut self, saved: &SavedLayer, tokens: usize) -> Result<Option<()>> {
         let state: Option<Vec<usize>> =
             saved.state.iter().map(|n| usize::try_from(*n).ok()).collect();
         let Some([first, len, element, sealed @ ..]) = state.as_deref() else { return Ok(None) };
         let Some(&float) = ELEMENTS.get(*element) else { return Ok(None) };
-        let (first, len, mut bytes) = (*first, *len, saved.bytes.as_slice());
+        let first = *first;
+        let len = *len;
+        let mut bytes = saved.bytes.as_slice();
         if first.checked_add(len) != Some(tokens) {
             return Ok(None);
         }
@@ -293,9 +314,11 @@ impl ContiguousCache {
         Ok(Some(()))
     }
 
-    pub(super) fn fill_synthetic(&mut self, ops: &Ops, tokens: usize) -> Result<()> {
-        let dtype =
-            if ops.dtype() == ComputeDtype::Fp32 { Dtype::Float32 } else { Dtype::Bfloat16 };
+    fn fill_synthetic(&mut self, _: &Pool, tokens: usize) -> Result<()> {
+        let dtype = match self.compute {
+            ComputeDtype::Fp32 => Dtype::Float32,
+            ComputeDtype::Checkpoint => Dtype::Bfloat16,
+        };
         self.keys.fill(tokens, dtype)?;
         match &mut self.values {
             Values::Own(values) => values.fill(tokens, dtype)?,
@@ -304,6 +327,22 @@ impl ContiguousCache {
         }
         self.len = tokens;
         Ok(())
+    }
+
+    fn clear(&mut self) {
+        self.keys.clear();
+        match &mut self.values {
+            Values::Own(values) => values.clear(),
+            Values::InKeys => {}
+            Values::Delegated(values) => values.clear(),
+        }
+        self.first = 0;
+        self.len = 0;
+    }
+
+    fn fill(&mut self, _: &Pool, keys: &Array, values: &Array) -> Result<()> {
+        self.append(&self.by_head(keys)?, &self.by_head(values)?)?;
+        Ok(mlx_ffi::eval(&self.arrays())?)
     }
 }
 

@@ -1,21 +1,16 @@
 //! A sequence's cache as bytes that outlive the process, and back.
 //!
-//! Owns the versioned header and what is checked before a saved cache is taken over; which file
-//! the bytes go to is the runtime's business.
+//! Owns the versioned header and the checks before a saved cache is restored; writing the bytes to a
+//! file is the runtime's business.
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::rc::Rc;
 
-use mlxcel_estimator::KvMode;
-
-use super::{LayerCache, SequenceCache};
-use crate::attention::LayerLayout;
-use crate::images::HeldImages;
-use crate::ops::Ops;
+use super::SequenceCache;
+use crate::error::SavedCacheProblem;
+use crate::images::CachedImages;
 use crate::{Error, Result};
 
-/// The version of the header and of the layers' bytes.
+/// Version of the header and of the layers' bytes.
 const FORMAT: &str = "mlxcel.kv-cache/1";
 
 /// A cache that was saved: a header of names and values, and each layer's state and bytes.
@@ -37,98 +32,73 @@ pub struct SavedLayer {
 }
 
 impl SequenceCache {
-    /// The cache as bytes; `model` names what it belongs to, such as a fingerprint.
+    /// The cache as bytes; `model` names the model that it belongs to, such as a fingerprint.
     ///
     /// # Errors
-    /// Arrays that cannot be evaluated, and recurrent layers and images beside the tokens, which are
+    /// Arrays that cannot be evaluated, and recurrent layers and cross-attention images, which are
     /// not saved.
-    pub fn save(&self, ops: &Ops, model: &str) -> Result<SavedCache> {
-        let refused = |what: &str| Err(Error::Cache { what: what.into() });
-        if !self.states.is_empty() {
-            return refused("the state of recurrent layers cannot be saved");
+    pub fn save(&self, model: &str) -> Result<SavedCache> {
+        if self.storage.has_states() {
+            let feature = "saving a cache with recurrent layers";
+            return Err(Error::Unsupported { feature });
         }
-        if !self.cross.is_empty() {
-            return refused("images that cross-attention layers see cannot be saved");
+        if !self.cross_rows.is_empty() {
+            let feature = "saving a cache with cross-attention images";
+            return Err(Error::Unsupported { feature });
         }
-        let layers = self.layers.iter().map(|layer| match layer {
-            LayerCache::Blocks(blocks) => Ok(LayerCache::lock(blocks).save()),
-            LayerCache::Contiguous(cache) => cache.borrow().save(),
-        });
-        Ok(SavedCache { header: self.header(ops, model), layers: layers.collect::<Result<_>>()? })
+        Ok(SavedCache { header: self.header(model), layers: self.storage.save()? })
     }
 
-    /// The cache that [`Self::save`] saved, for a model called `model` that runs in `mode`.
-    ///
-    /// # Errors
-    /// [`Error::Cache`] for another version, model, mode or layout, and for bytes that are not
-    /// what the header says.
-    pub fn restore(
-        ops: &Ops,
-        layout: &[LayerLayout],
-        mode: KvMode,
-        model: &str,
-        saved: &SavedCache,
-    ) -> Result<Self> {
-        let cache = Self::new(ops, layout, mode)?;
-        let needed = cache.header(ops, model);
+    /// Restores, into an empty cache, one that [`Self::save`] saved for a model called `model`.
+    pub(crate) fn restored(mut self, model: &str, saved: &SavedCache) -> Result<Self> {
+        let needed = self.header(model);
         // In the order in which a difference explains the others.
         for key in ["format", "model", "mode", "compute", "layout"] {
-            let [found, expected] =
-                [&saved.header, &needed].map(|header| header.get(key).map_or("", String::as_str));
-            if found != expected {
-                return broken(format!("its {key} is \"{found}\", here \"{expected}\" is needed"));
+            let found = entry(&saved.header, key);
+            let needed = entry(&needed, key);
+            if found != needed {
+                return Err(Error::SavedCache(SavedCacheProblem::Header {
+                    key,
+                    found: found.to_owned(),
+                    needed: needed.to_owned(),
+                }));
             }
         }
-        let tokens = saved.header.get("tokens").and_then(|text| text.parse().ok());
-        let Some(tokens) = tokens.filter(|tokens| i32::try_from(*tokens).is_ok()) else {
-            return broken("its header states no number of tokens".into());
+        let tokens: Option<usize> = entry(&saved.header, "tokens").parse().ok();
+        let tokens = tokens
+            .filter(|tokens| i32::try_from(*tokens).is_ok())
+            .ok_or(Error::SavedCache(SavedCacheProblem::Tokens))?;
+        let text = entry(&saved.header, "images");
+        let Some(images) = CachedImages::parse(text, tokens) else {
+            let problem = SavedCacheProblem::Images { text: text.to_owned(), tokens };
+            return Err(Error::SavedCache(problem));
         };
-        let images = saved.header.get("images").map_or("", String::as_str);
-        let Some(images) = HeldImages::parse(images, tokens) else {
-            return broken(format!("images at \"{images}\" in {tokens} tokens"));
-        };
-        if saved.layers.len() != cache.layers.len() {
-            return broken(format!("{} of {} layers", saved.layers.len(), cache.layers.len()));
-        }
-        for (index, (layer, saved)) in cache.layers.iter().zip(&saved.layers).enumerate() {
-            let restored = match layer {
-                LayerCache::Blocks(blocks) => LayerCache::lock(blocks).restore(saved, tokens)?,
-                LayerCache::Contiguous(cache) => cache.borrow_mut().restore(saved, tokens)?,
-            };
-            if restored.is_none() {
-                return broken(format!("layer {index} does not hold {tokens} tokens"));
-            }
-        }
-        let (tokens, images) = (Rc::new(Cell::new(tokens)), Rc::new(RefCell::new(images)));
-        Ok(Self { tokens, images, ..cache })
+        self.storage.restore(&saved.layers, tokens)?;
+        self.tokens = tokens;
+        self.images = images;
+        Ok(self)
     }
 
-    fn header(&self, ops: &Ops, model: &str) -> BTreeMap<String, String> {
-        let mut layers: Vec<String> = self.layers.iter().map(LayerCache::layout_text).collect();
-        layers.dedup();
-        let entries = [
-            ("format", FORMAT.to_owned()),
-            ("model", model.to_owned()),
-            ("mode", self.mode.to_string()),
-            ("tokens", self.tokens().to_string()),
-            ("compute", format!("{:?}", ops.dtype()).to_lowercase()),
-            ("layout", layers.join("; ")),
-        ];
-        let images = Some(("images", self.images().to_text())).filter(|(_, text)| !text.is_empty());
-        let entries = entries.into_iter().chain(images);
-        entries.map(|(key, value)| (key.to_owned(), value)).collect()
+    fn header(&self, model: &str) -> BTreeMap<String, String> {
+        let mut layouts = self.storage.layout_texts();
+        layouts.dedup();
+        let mut header = BTreeMap::from([
+            ("format".to_owned(), FORMAT.to_owned()),
+            ("model".to_owned(), model.to_owned()),
+            ("mode".to_owned(), self.format.mode.to_string()),
+            ("tokens".to_owned(), self.tokens.to_string()),
+            ("compute".to_owned(), format!("{:?}", self.format.dtype).to_lowercase()),
+            ("layout".to_owned(), layouts.join("; ")),
+        ]);
+        let images = self.images.to_text();
+        if !images.is_empty() {
+            header.insert("images".to_owned(), images);
+        }
+        header
     }
 }
 
-impl LayerCache {
-    fn layout_text(&self) -> String {
-        match self {
-            Self::Blocks(blocks) => Self::lock(blocks).layout_text(),
-            Self::Contiguous(cache) => cache.borrow().layout_text(),
-        }
-    }
-}
-
-fn broken<T>(what: String) -> Result<T> {
-    Err(Error::Cache { what: format!("the saved cache does not fit: {what}") })
+/// Value of an entry; empty where there is none.
+fn entry<'a>(header: &'a BTreeMap<String, String>, key: &str) -> &'a str {
+    header.get(key).map_or("", String::as_str)
 }

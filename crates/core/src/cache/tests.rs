@@ -1,10 +1,9 @@
-//! Sequences of several layers, and what a person could ask of a cache that it cannot do.
+//! Sequences of several layers, and requests that a cache must refuse.
 
 use std::num::NonZeroUsize;
 
 use super::*;
-use crate::AttentionSpec;
-use crate::ops::{ComputeDtype, OpsConfig, Precision};
+use crate::{AttentionSpec, ComputeDtype, KernelSet, Ops, OpsConfig, Precision};
 
 fn ops() -> Ops {
     Ops::new(&OpsConfig {
@@ -22,7 +21,7 @@ fn layer(dim: usize, window: Option<usize>) -> LayerLayout {
 }
 
 fn filled(ops: &Ops, layers: &[LayerLayout], tokens: usize) -> SequenceCache {
-    let cache = SequenceCache::new(ops, layers, KvMode::Int8).unwrap();
+    let mut cache = SequenceCache::new(ops, layers, KvMode::Int8).unwrap();
     cache.fill_synthetic(ops, tokens).unwrap();
     cache
 }
@@ -48,9 +47,9 @@ fn a_token_takes_what_the_estimator_says_in_every_layer() {
 #[test]
 fn a_trim_that_fails_in_one_layer_changes_none() {
     let ops = ops();
-    let cache = filled(&ops, &[layer(64, None), layer(64, Some(256))], 1000);
+    let mut cache = filled(&ops, &[layer(64, None), layer(64, Some(256))], 1000);
     for tokens in [1001, usize::MAX] {
-        assert!(message(cache.trim(tokens)).contains("cannot trim 1000 tokens"));
+        assert!(message(cache.trim(tokens)).contains("it holds 1000"));
     }
     cache.reserve(1).unwrap();
     let bytes = cache.allocated_bytes();
@@ -64,23 +63,24 @@ fn a_trim_that_fails_in_one_layer_changes_none() {
 fn a_fork_has_its_own_length() {
     let ops = ops();
     let cache = filled(&ops, &[layer(64, None)], 700);
-    let fork = cache.fork();
+    let mut fork = cache.fork();
     fork.trim(100).unwrap();
     assert_eq!((cache.tokens(), fork.tokens()), (700, 100));
     assert_eq!(cache.allocated_bytes(), 3 * fork.allocated_bytes());
 }
 
 #[test]
-fn what_is_too_long_or_has_no_window_is_an_error() {
+fn too_many_tokens_and_empty_windows_are_refused() {
     let ops = ops();
-    let cache = filled(&ops, &[layer(64, None)], 5);
-    assert!(message(cache.reserve(usize::MAX)).contains("overflows"));
-    assert!(message(cache.fill_synthetic(&ops, 1)).contains("only an empty cache"));
-    assert!(message(cache.layer(1)).contains("layer 1 of 1"));
-    let empty = SequenceCache::new(&ops, &[layer(64, None)], KvMode::Int8).unwrap();
-    assert!(message(empty.fill_synthetic(&ops, usize::MAX)).contains("too many"));
+    let mut cache = filled(&ops, &[layer(64, None)], 5);
+    assert!(message(cache.reserve(usize::MAX)).contains("no overflow"));
+    assert!(message(cache.fill_synthetic(&ops, 1)).contains("needs an empty cache"));
+    let layer_1 = cache.storage_mut::<HostCaches>().layer_mut(1);
+    assert!(message(layer_1).contains("attention layer 1 is out of range: there are 1"));
+    let mut empty = SequenceCache::new(&ops, &[layer(64, None)], KvMode::Int8).unwrap();
+    assert!(message(empty.fill_synthetic(&ops, usize::MAX)).contains("less than 2^31"));
     let window = AttentionSpec::causal(2, 2, 64).with_window(Some(0));
-    assert!(message(window).contains("a sliding window of 0 tokens"));
+    assert!(message(window).contains("the sliding window is 0"));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use mlx_ffi::Array;
 
-use super::{ComputeDtype, KernelSet, Ops, OpsConfig, Precision};
+use crate::{ComputeDtype, KernelSet, Ops, OpsConfig, Precision};
 
 fn both() -> [Ops; 2] {
     [KernelSet::Host, KernelSet::Mlx].map(|kernels| {

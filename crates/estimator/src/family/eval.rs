@@ -101,10 +101,13 @@ impl<'a> Scope<'a> {
         if let Some(expr) = self.defined(|family| &family.lets, name) {
             return self.deeper(name)?.evaluate(expr);
         }
-        match (self.fields.get(name), self.defined(|family| &family.defaults, name)) {
-            (Field::Present(value), _) => self.read(name, value),
-            (Field::Absent, Some(default)) => self.deeper(name)?.evaluate(default),
-            (Field::Absent | Field::Null, _) => self.derived(name),
+        match self.fields.get(name) {
+            Field::Present(value) => self.read(name, value),
+            Field::Null => self.derived(name),
+            Field::Absent => match self.defined(|family| &family.defaults, name) {
+                Some(default) => self.deeper(name)?.evaluate(default),
+                None => self.derived(name),
+            },
         }
     }
 

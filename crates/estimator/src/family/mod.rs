@@ -27,6 +27,8 @@ pub(crate) struct Family {
     pub(crate) lets: BTreeMap<String, Expr>,
     pub(crate) architecture: Option<String>,
     pub(crate) text: Option<String>,
+    /// Words that a per-layer list or pattern may hold, by field.
+    pub(crate) words: Vec<(String, Vec<String>)>,
     pub(crate) renames: Vec<(String, String)>,
     pub(crate) notes: Vec<(String, Option<Expr>)>,
     pub(crate) sections: Vec<Section>,

@@ -99,6 +99,12 @@ pub(crate) fn read(family: &mut Family, line: &str) -> Result<(), String> {
             family.renames.push((from.to_owned(), to.trim().to_owned()));
             Ok(())
         }
+        "words" => {
+            let mut words = rest.split_whitespace().map(str::to_owned);
+            let field = words.next().ok_or("`words` needs a field")?;
+            family.words.push((field, words.collect()));
+            Ok(())
+        }
         "note" => {
             let (sentence, guard) = guarded(rest)?;
             family.notes.push((sentence.to_owned(), guard));

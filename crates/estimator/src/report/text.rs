@@ -76,7 +76,7 @@ fn breakdown(out: &mut String, report: &Report) {
         ("KV cache", known_bytes(report.kv_cache_bytes), per_token.unwrap_or_default()),
         ("KV scales", known_bytes(report.kv_scale_bytes), String::new()),
         ("recurrent state", known_bytes(report.recurrent_state_bytes), String::new()),
-        ("prefill scratch", format_bytes(report.prefill_scratch_bytes), "for a moment".to_owned()),
+        ("prefill scratch", format_bytes(report.prefill_scratch_bytes), "transient".to_owned()),
         (
             "runtime headroom",
             format_bytes(report.runtime_headroom_bytes),
@@ -87,7 +87,7 @@ fn breakdown(out: &mut String, report: &Report) {
             format_bytes(report.expected_peak_bytes),
             format!("in {}, ± {band:.0} %", word(&report.peak_phase)),
         ),
-        ("total", format_bytes(report.total_bytes), "what must be available".to_owned()),
+        ("total", format_bytes(report.total_bytes), "must be available".to_owned()),
         ("available", known_bytes(report.available_bytes), word(&report.available_source)),
     ];
     for (name, bytes, source) in rows {

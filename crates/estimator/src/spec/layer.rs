@@ -109,7 +109,9 @@ impl Mixer {
     pub fn state(&self) -> Option<LayerState> {
         match *self {
             Self::Attention(shape) if shape.shares_cache => None,
-            Self::Attention(AttentionShape { kv_heads, key_dim, value_dim, window, .. }) => {
+            Self::Attention(shape) => {
+                let AttentionShape { kv_heads, key_dim, value_dim, cached_window, .. } = shape;
+                let window = cached_window;
                 Some(LayerState::Attention { kv_heads, key_dim, value_dim, window })
             }
             Self::Latent(shape) => Some(LayerState::Latent { dim: shape.cached_dim() }),
@@ -166,6 +168,8 @@ pub struct AttentionShape {
     pub value_dim: u64,
     /// Sliding window, in tokens; `None` for attention to the whole context.
     pub window: Option<u64>,
+    /// Most tokens that the cache holds: the window, unless the model's longest context fits into it.
+    pub cached_window: Option<u64>,
     /// Reads the keys and values of an earlier layer and caches none of its own.
     pub shares_cache: bool,
 }
@@ -180,6 +184,7 @@ impl AttentionShape {
             key_dim: head_dim,
             value_dim: head_dim,
             window: None,
+            cached_window: None,
             shares_cache: false,
         }
     }
@@ -187,7 +192,7 @@ impl AttentionShape {
     /// Sets the sliding window, in tokens.
     #[must_use]
     pub fn with_window(self, window: Option<u64>) -> Self {
-        Self { window, ..self }
+        Self { window, cached_window: window, ..self }
     }
 
     /// Sets another width for values than for keys.

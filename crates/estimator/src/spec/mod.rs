@@ -14,6 +14,8 @@ pub(crate) use state::CodecBytes;
 pub use state::{LayerState, SequenceTokens};
 pub use vision::VisionSpec;
 
+use serde_json::{Map, Value};
+
 use crate::config::{Field, Fields};
 use crate::error::EstimatorError;
 use crate::family::eval::Scope;
@@ -122,17 +124,28 @@ impl ModelSpec {
     /// # Errors
     /// Text that is no JSON object, and a field of a known family that is missing or impossible.
     pub fn from_config(json: &str) -> Result<Self, EstimatorError> {
-        let fields = Fields::parse(json)?;
-        match registry::select(&fields)? {
-            Some(chosen) => match Self::described(&fields, &chosen) {
+        Self::from_fields(&Fields::parse(json)?)
+    }
+
+    /// Reads a `config.json` that is parsed already, or flattened by [`crate::resolved_config`].
+    ///
+    /// # Errors
+    /// A field of a known family that is missing or impossible.
+    pub fn from_object(config: &Map<String, Value>) -> Result<Self, EstimatorError> {
+        Self::from_fields(&Fields::of(config.clone()))
+    }
+
+    fn from_fields(fields: &Fields) -> Result<Self, EstimatorError> {
+        match registry::select(fields)? {
+            Some(chosen) => match Self::described(fields, &chosen) {
                 Err(error) if chosen.guess.is_some() => Ok(Self::unknown(
-                    &fields,
+                    fields,
                     &format!("is not known, and sizing it by its field names fails: {error}"),
                 )),
                 found => found,
             },
             None => {
-                Ok(Self::unknown(&fields, "is not known, and the usual fields are not all there"))
+                Ok(Self::unknown(fields, "is not known, and the usual fields are not all there"))
             }
         }
     }
@@ -162,8 +175,8 @@ impl ModelSpec {
         };
         if layers.iter().any(|layer| layer.mixers.contains(&Mixer::Unknown)) {
             let reason = match chosen.guess {
-                Some(_) => "is not known, and its fields do not say what every layer keeps",
-                None => "is known, but its fields do not say what every layer keeps",
+                Some(_) => "is not known, and its fields do not state what every layer caches",
+                None => "is known, but its fields do not state what every layer caches",
             };
             return Ok(Self { max_context_tokens, ..Self::unknown(fields, reason) });
         }

@@ -12,7 +12,7 @@ use crate::family::eval::Scope;
 use crate::family::{LayerPart, Section, SectionPlace};
 use crate::tensors;
 
-/// Resolves every layer. A window that is no shorter than the longest context is dropped.
+/// Resolves every layer of a model.
 pub(super) fn layers(
     scope: &Scope<'_>,
     max_context_tokens: Option<u64>,
@@ -72,6 +72,14 @@ impl Arguments<'_> {
         Ok(self.scope.optional(expr)?.filter(|size| *size > 0))
     }
 
+    /// The argument at `position` if it has a value, 0 included.
+    fn optional_or_zero(&self, position: usize) -> Result<Option<u64>, EstimatorError> {
+        match self.part.arguments.get(position) {
+            Some(expr) => self.scope.optional(expr),
+            None => Ok(None),
+        }
+    }
+
     /// A defect of the description that its parser excludes.
     fn internal(&self, reason: &str) -> EstimatorError {
         self.scope.internal(format!("`{}` {reason}", self.part.kind))
@@ -123,7 +131,9 @@ fn attention(
         kv_heads: given.size(1)?,
         key_dim: given.size(2)?,
         value_dim: given.size(3)?,
-        window: window.filter(|window| max_context_tokens.is_none_or(|longest| *window < longest)),
+        window,
+        cached_window: window
+            .filter(|window| max_context_tokens.is_none_or(|longest| *window < longest)),
         shares_cache: false,
     })
 }
@@ -178,7 +188,7 @@ fn feed_forward(given: &Arguments<'_>) -> Result<FeedForward, EstimatorError> {
 fn experts(given: &Arguments<'_>) -> Result<ExpertsShape, EstimatorError> {
     Ok(ExpertsShape {
         count: given.size(0)?,
-        active: given.optional(1)?,
+        active: given.optional_or_zero(1)?,
         width: given.size(2)?,
         shared_width: given.optional(3)?.unwrap_or(0),
         gated: true,

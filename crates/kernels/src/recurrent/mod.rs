@@ -21,7 +21,7 @@ use half::f16;
 use crate::error::{Result, check_len};
 use crate::pool::Pool;
 
-/// What one recurrent layer keeps of one sequence.
+/// State of one recurrent layer for one sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecurrentState {
     window: Window,
@@ -36,7 +36,7 @@ enum Window {
     Full(Vec<f32>),
 }
 
-/// How the window of a convolution is stored.
+/// Storage type of a convolution's window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WindowStore {
     /// In fp16.

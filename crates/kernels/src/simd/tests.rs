@@ -42,6 +42,7 @@ fn push<S: Simd>(simd: S, out: &mut Vec<f32>, value: S::F) {
 }
 
 impl Kernel for Everything<'_> {
+    const INTEGER_DOTS: bool = true;
     type Output = Vec<f32>;
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> Vec<f32> {
@@ -75,11 +76,11 @@ impl Kernel for Everything<'_> {
             let mut bytes = [0u8; LANES];
             simd.store_low_bytes(bytes.as_mut_ptr(), big);
             out.extend(bytes.map(f32::from));
-            let table = std::array::from_fn(|i| self.digits[i]);
+            let table = simd.byte_table(&std::array::from_fn(|i| self.digits[i]));
             let (even, odd) = simd.unpack::<4>(self.codes.as_ptr(), 64);
             for nibbles in [even, odd] {
                 let mut bytes = [0u8; 64];
-                simd.store_bytes(bytes.as_mut_ptr(), simd.lookup(&table, nibbles));
+                simd.store_bytes(bytes.as_mut_ptr(), simd.lookup(table, nibbles));
                 out.extend(bytes.map(f32::from));
             }
             let quad = simd.splat_quad(self.digits.as_ptr().add(5));

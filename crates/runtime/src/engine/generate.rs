@@ -73,7 +73,7 @@ pub fn generate(
     progress: &mut dyn Progress,
     emit: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Outcome> {
-    generate_into(engine, tokenizer, request, &engine.new_cache()?, progress, emit)
+    generate_into(engine, tokenizer, request, &mut engine.new_cache()?, progress, emit)
 }
 
 /// [`generate`] with images in place of some of the prompt's tokens, in order.
@@ -88,8 +88,9 @@ pub fn generate_with_images(
     progress: &mut dyn Progress,
     emit: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Outcome> {
-    let prompt = Prompt { images, cache: &engine.new_cache()? };
-    run(engine, tokenizer, request, &prompt, progress, emit)
+    let mut cache = engine.new_cache()?;
+    let prompt = Prompt { images, cache: &mut cache };
+    run(engine, tokenizer, request, prompt, progress, emit)
 }
 
 /// [`generate`] with a cache that holds the beginning of the prompt; the rest of it is read. The
@@ -101,25 +102,25 @@ pub fn generate_into(
     engine: &Engine,
     tokenizer: &Tokenizer,
     request: &Generation<'_>,
-    cache: &SequenceCache,
+    cache: &mut SequenceCache,
     progress: &mut dyn Progress,
     emit: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Outcome> {
-    run(engine, tokenizer, request, &Prompt { images: &[], cache }, progress, emit)
+    run(engine, tokenizer, request, Prompt { images: &[], cache }, progress, emit)
 }
 
 /// What a prompt has besides its tokens.
 struct Prompt<'a> {
     images: &'a [PlacedImage],
     /// The beginning of it.
-    cache: &'a SequenceCache,
+    cache: &'a mut SequenceCache,
 }
 
 fn run(
     engine: &Engine,
     tokenizer: &Tokenizer,
     request: &Generation<'_>,
-    &Prompt { images, cache }: &Prompt<'_>,
+    Prompt { images, cache }: Prompt<'_>,
     progress: &mut dyn Progress,
     emit: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Outcome> {
@@ -128,7 +129,7 @@ fn run(
     let mut sampler = Sampler::new(&request.sampling, engine.vocab())?;
     let (reused_tokens, start) = (cache.tokens(), Instant::now());
     let new = request.prompt.get(reused_tokens..).unwrap_or_default();
-    let logits = engine.prefill_with_images(new, images, cache, progress)?;
+    let logits = engine.prefill_with_images(new, images, &mut *cache, progress)?;
     let tokens = Vec::new();
     let mut decode = Decode {
         engine,
@@ -175,7 +176,7 @@ struct Decode<'a, 'e> {
     engine: &'a Engine,
     tokenizer: &'a Tokenizer,
     request: &'a Generation<'a>,
-    cache: &'a SequenceCache,
+    cache: &'a mut SequenceCache,
     text: TextOut<'e>,
     /// Tokens that the cache held before.
     reused_tokens: usize,
@@ -209,8 +210,8 @@ impl Decode<'_, '_> {
                 return Ok(Finish::Interrupted);
             }
             if self.tokens.len() < request.max_tokens {
-                let run = SequenceRun { tokens: &[token], cache: self.cache };
-                logits = self.engine.forward(&[run], LogitRows::Last)?;
+                let run = SequenceRun { tokens: &[token], cache: &mut *self.cache };
+                logits = self.engine.forward(&mut [run], LogitRows::Last)?;
             }
         }
         Ok(Finish::Length)

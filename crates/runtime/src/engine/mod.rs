@@ -8,7 +8,7 @@ mod text_stream;
 
 use mlxcel_core::recurrent::StateLayout;
 use mlxcel_core::{
-    Batch, FEW_TOKENS, ImageRows, LayerLayout, Ops, OpsConfig, SequenceCache, SequenceRun,
+    FEW_TOKENS, ImageRows, LayerLayout, Ops, OpsConfig, Pass, SequenceCache, SequenceRun,
 };
 use mlxcel_estimator::KvMode;
 
@@ -17,7 +17,7 @@ pub use self::generate::{
 };
 pub use self::text_stream::TextStream;
 use crate::families::{self, ImageEncoder, LanguageModel};
-use crate::loading::{Checkpoint, Residence, Source};
+use crate::loading::{Checkpoint, Residence, WeightSource};
 pub use crate::progress::{NoProgress, Progress, Statistics};
 pub use crate::source::ModelSource;
 use crate::text::TextFiles;
@@ -84,7 +84,7 @@ impl Engine {
         )?;
         crate::memory::apply_limit()?;
         let ops = Ops::new(&config.ops)?;
-        let weights = Source::new(&checkpoint, &ops, progress)?;
+        let weights = WeightSource::new(&checkpoint, &ops, progress)?;
         let model = families::load(&weights.root(), checkpoint.config())?;
         let layout = model.cache_layout();
         SequenceCache::check(&ops, &layout, config.kv_mode)?;
@@ -100,7 +100,7 @@ impl Engine {
                 .size("vocab_size")
                 .ok_or_else(|| Error::config("vocab_size is missing"))?,
             context: checkpoint.size("max_position_embeddings"),
-            prompt_ops: ops.for_prompts(),
+            prompt_ops: ops.for_prefill(),
             ops,
         };
         progress.loaded();
@@ -157,12 +157,12 @@ impl Engine {
     /// As [`Self::new_cache`].
     pub fn new_cache_in(&self, mode: KvMode) -> Result<SequenceCache> {
         let cache = SequenceCache::new(&self.ops, &self.layout, mode)?;
-        self.with_room(cache.with_states(&self.ops, &self.states))
+        self.with_room(cache.with_states(&self.states))
     }
 
     /// `cache` with room for the images that cross-attention layers see.
     pub(crate) fn with_room(&self, cache: SequenceCache) -> Result<SequenceCache> {
-        Ok(cache.with_cross(&self.ops, &self.cross)?)
+        Ok(cache.with_cross(&self.cross)?)
     }
 
     /// One pass over a ragged batch; the caches then hold the runs' tokens.
@@ -171,7 +171,7 @@ impl Engine {
     ///
     /// # Errors
     /// Tokens outside the vocabulary (nothing is computed then), and failed operations.
-    pub fn forward(&self, runs: &[SequenceRun<'_>], rows: LogitRows) -> Result<Vec<f32>> {
+    pub fn forward(&self, runs: &mut [SequenceRun<'_>], rows: LogitRows) -> Result<Vec<f32>> {
         self.forward_with_images(runs, Vec::new(), rows)
     }
 
@@ -181,7 +181,7 @@ impl Engine {
     /// As [`Self::forward`], and images that do not lie within one run each.
     pub fn forward_with_images(
         &self,
-        runs: &[SequenceRun<'_>],
+        runs: &mut [SequenceRun<'_>],
         images: Vec<ImageRows>,
         rows: LogitRows,
     ) -> Result<Vec<f32>> {
@@ -205,36 +205,35 @@ impl Engine {
     ) -> Result<Vec<f32>> {
         let short = run.cache.tokens() == 0 && run.tokens.len() <= FEW_TOKENS;
         let ops = if short { &self.ops } else { &self.prompt_ops };
-        self.pass(ops, &[run], images, rows)
+        self.pass(ops, &mut [run], images, rows)
     }
 
     fn pass(
         &self,
         ops: &Ops,
-        runs: &[SequenceRun<'_>],
+        runs: &mut [SequenceRun<'_>],
         images: Vec<ImageRows>,
         rows: LogitRows,
     ) -> Result<Vec<f32>> {
-        let tokens = runs.iter().flat_map(|run| run.tokens);
+        let mut tokens = runs.iter().flat_map(|run| run.tokens);
         let known = self.vocab + self.model.extra_tokens();
-        if let Some(&token) = tokens.into_iter().find(|&&t| t as usize >= known) {
+        if let Some(&token) = tokens.find(|&&t| t as usize >= known) {
             return Err(Error::TokenOutOfRange { token, vocab: self.vocab });
         }
-        let batch = Batch::new(ops, runs)?.with_images(images)?;
-        let hidden = self.model.forward(&batch)?;
+        let mut pass = Pass::new(ops, runs, images)?;
+        let hidden = self.model.forward(&mut pass)?;
         let logits = match rows {
             LogitRows::None => {
                 self.ops.evaluate(&hidden)?;
                 Vec::new()
             }
             LogitRows::Last => {
-                let last: Vec<usize> = batch.spans().iter().map(|s| s.start + s.len - 1).collect();
-                let hidden = self.ops.rows(&hidden, &last)?;
+                let hidden = self.ops.rows(&hidden, &pass.last_rows())?;
                 self.ops.to_f32(&self.model.logits(&self.ops, &hidden)?)?
             }
             LogitRows::All => self.ops.to_f32(&self.model.logits(&self.ops, &hidden)?)?,
         };
-        batch.commit();
+        pass.commit();
         Ok(logits)
     }
 
@@ -269,9 +268,9 @@ impl Engine {
     ///
     /// # Errors
     /// A cache that holds tokens, a model without layers that see such images.
-    pub fn show_images(&self, cache: &SequenceCache, images: &[PlacedImage]) -> Result<()> {
+    pub fn show_images(&self, cache: &mut SequenceCache, images: &[PlacedImage]) -> Result<()> {
         let beside: Vec<_> = images.iter().filter_map(PlacedImage::beside).collect();
-        if beside.is_empty() { Ok(()) } else { self.model.show(&self.ops, cache, &beside) }
+        if beside.is_empty() { Ok(()) } else { self.model.attach_images(&self.ops, cache, &beside) }
     }
 
     /// Fills `cache` with `tokens` in chunks and returns the logits of the last one, `[vocab]`.
@@ -281,7 +280,7 @@ impl Engine {
     pub fn prefill(
         &self,
         tokens: &[u32],
-        cache: &SequenceCache,
+        cache: &mut SequenceCache,
         progress: &mut dyn Progress,
     ) -> Result<Vec<f32>> {
         self.prefill_with_images(tokens, &[], cache, progress)
@@ -297,7 +296,7 @@ impl Engine {
         &self,
         tokens: &[u32],
         images: &[PlacedImage],
-        cache: &SequenceCache,
+        cache: &mut SequenceCache,
         progress: &mut dyn Progress,
     ) -> Result<Vec<f32>> {
         if let Some(image) = images.iter().find(|image| image.tokens().end > tokens.len()) {
@@ -315,7 +314,7 @@ impl Engine {
                     .get(done..end)
                     .filter(|t| !t.is_empty())
                     .ok_or(Error::EmptyPrompt)?,
-                cache,
+                cache: &mut *cache,
             };
             let within = images.iter().filter_map(|image| image.rows_in(done..end)).collect();
             let rows = if last { LogitRows::Last } else { LogitRows::None };

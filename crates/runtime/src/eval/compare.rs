@@ -60,19 +60,19 @@ impl<'e> Comparison<'e> {
     pub fn add(&mut self, window: &[u32]) -> Result<()> {
         let (engine, vocab) = (self.engine, self.engine.vocab());
         let cache = |mode| -> Result<SequenceCache> { engine.new_cache_in(mode) };
-        let fp16 = cache(KvMode::Fp16)?;
-        let caches: Vec<_> = self.modes.iter().map(|m| cache(m.mode)).collect::<Result<_>>()?;
-        let logits = |tokens: &[u32], cache: &SequenceCache| {
-            engine.forward(&[SequenceRun { tokens, cache }], LogitRows::All)
+        let mut fp16 = cache(KvMode::Fp16)?;
+        let mut caches: Vec<_> = self.modes.iter().map(|m| cache(m.mode)).collect::<Result<_>>()?;
+        let logits = |tokens: &[u32], cache: &mut SequenceCache| {
+            engine.forward(&mut [SequenceRun { tokens, cache }], LogitRows::All)
         };
         let mut done = 0;
         for chunk in window.chunks(engine.prefill_chunk()) {
             done += chunk.len();
             let first = done - chunk.len() + 1;
             let next = &window[first..(done + 1).min(window.len())];
-            let expected = logits(chunk, &fp16)?;
+            let expected = logits(chunk, &mut fp16)?;
             self.baseline.add_rows(next, &expected, vocab);
-            for (tally, cache) in self.modes.iter_mut().zip(&caches) {
+            for (tally, cache) in self.modes.iter_mut().zip(&mut caches) {
                 tally.add(next, &logits(chunk, cache)?, &expected, vocab);
             }
         }

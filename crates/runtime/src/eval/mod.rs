@@ -21,11 +21,11 @@ use crate::{Error, Result};
 /// # Errors
 /// Tokens outside the vocabulary, failed operations.
 pub fn window_logits(engine: &Engine, tokens: &[u32]) -> Result<Vec<f32>> {
-    let cache = engine.new_cache()?;
+    let mut cache = engine.new_cache()?;
     let mut logits = Vec::with_capacity(tokens.len() * engine.vocab());
     for chunk in tokens.chunks(engine.prefill_chunk()) {
-        let run = SequenceRun { tokens: chunk, cache: &cache };
-        logits.extend(engine.forward(&[run], LogitRows::All)?);
+        let run = SequenceRun { tokens: chunk, cache: &mut cache };
+        logits.extend(engine.forward(&mut [run], LogitRows::All)?);
     }
     Ok(logits)
 }

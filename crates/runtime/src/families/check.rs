@@ -1,7 +1,7 @@
-//! What a `config.json` of any family must satisfy before a tensor is looked at.
+//! Checks of a `config.json` of any family, before a tensor is read.
 //!
 //! Owns the bounds of sizes, so that products of them cannot overflow, and the agreement of lists
-//! with the number of layers. What only one family knows is checked where it is read.
+//! with the number of layers. Fields of one family alone are checked where they are read.
 
 use serde_json::Value;
 
@@ -29,7 +29,7 @@ pub(super) fn sizes(config: &Value) -> Result<()> {
         let Some(value) = config.get(name).filter(|value| !value.is_null()) else { continue };
         let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
         if !size.is_some_and(|size| (1..=largest).contains(&size)) {
-            return Err(Error::config(format!("{name} is {value}, which is no model's")));
+            return Err(Error::config(format!("{name} is {value}, which is out of range")));
         }
     }
     Ok(())
@@ -51,15 +51,15 @@ pub(super) fn layer_types(config: &Value) -> Result<()> {
 const NUMBERED: [&str; 4] =
     ["full_attn_idxs", "attn_layer_indices", "mlp_only_layers", "cross_attention_layers"];
 
-/// Refuses a list that numbers a layer which is not there; one that counts from 1 ends so.
+/// Refuses a list that names a missing layer, such as one that counts from 1.
 pub(super) fn numbered_layers(config: &Value) -> Result<()> {
     let Some(layers) = config.get("num_hidden_layers").and_then(Value::as_u64) else {
         return Ok(());
     };
     for name in NUMBERED {
         let Some(numbers) = config.get(name).and_then(Value::as_array) else { continue };
-        let known = |number: &Value| number.as_u64().is_some_and(|number| number < layers);
-        if let Some(wrong) = numbers.iter().find(|number| !known(number)) {
+        let wrong = numbers.iter().find(|number| number.as_u64().is_none_or(|n| n >= layers));
+        if let Some(wrong) = wrong {
             return Err(Error::config(format!(
                 "{name} names layer {wrong}, but the {layers} layers are numbered from 0 to {}",
                 layers.saturating_sub(1)

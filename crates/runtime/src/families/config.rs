@@ -1,5 +1,5 @@
-//! What several families read from `config.json`: sizes, heads, rotary embeddings, windows per
-//! layer. [`DecoderConfig`] is all of it.
+//! Parts of `config.json` that several families read: sizes, heads, rotary embeddings, windows per
+//! layer. [`DecoderConfig`] is all of them.
 
 use mlxcel_core::{Activation, AttentionSpec};
 use serde::Deserialize;
@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// Largest value that any size in a configuration may have; products of two stay within `usize`.
 pub(super) const MAX_SIZE: usize = 1 << 28;
 
-/// What the configuration of every decoder with attention states.
+/// Configuration of every decoder with attention.
 #[derive(Debug, Deserialize)]
 pub(super) struct DecoderConfig {
     #[serde(flatten)]
@@ -65,7 +65,7 @@ impl Sizes {
         Ok(NormRule { kind, eps })
     }
 
-    /// The same with the epsilon that the family's class takes where none is stated.
+    /// The rule of the decoder's norms, with the default epsilon of the family's class.
     pub(super) fn norm_or(&self, kind: NormKind, eps: f32) -> NormRule {
         NormRule { kind, eps: self.rms_norm_eps.unwrap_or(eps) }
     }
@@ -159,10 +159,11 @@ pub(super) fn activation(name: &str) -> Result<Activation> {
     }
 }
 
-/// Which layers attend to a sliding window.
+/// Sliding windows of layers.
 ///
-/// `layer_types` says it for each layer where it is given; without it Mistral slides everywhere,
-/// and Qwen and SmolLM from `max_window_layers` on, but only with `use_sliding_window`.
+/// `layer_types` decides for each layer where it is given; without it all layers of Mistral have a
+/// window, and those of Qwen and SmolLM from `max_window_layers` on, but only with
+/// `use_sliding_window`.
 #[derive(Debug, Deserialize)]
 pub(super) struct LayerWindows {
     sliding_window: Option<usize>,
@@ -182,7 +183,8 @@ impl LayerWindows {
         self.opt_in_where(layer, layer >= self.max_window_layers.unwrap_or(0))
     }
 
-    /// The same where, without `layer_types`, a layer has a window if `by_default`.
+    /// The window of layer `layer` where `use_sliding_window` decides; without `layer_types` it has one
+    /// if `by_default`.
     pub(super) fn opt_in_where(&self, layer: usize, by_default: bool) -> Result<Option<usize>> {
         if !self.use_sliding_window.unwrap_or(false) {
             return Ok(None);

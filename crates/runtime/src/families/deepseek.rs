@@ -1,19 +1,19 @@
 //! `deepseek_v2` (also V2-Lite) and `deepseek_v3` (also R1, V3.1): latent attention, experts chosen
-//! from the best groups, experts that every token passes. Kimi K2 says `deepseek_v3`, too.
+//! from the best groups, experts that every token passes. Kimi K2 is a `deepseek_v3`, too.
 
-use mlxcel_core::Absorbed;
+use mlxcel_core::AbsorbedStorage;
 use mlxcel_core::experts::{GroupLimit, GroupScore, RouteRule, Scores};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::config::{DecoderConfig, RopeDefaults};
-use super::dense::{Block, FeedForward, Mlp, Model};
-use super::mla::{Attention, LatentSizes};
+use super::dense::{DecoderBlock, FeedForward, Mlp, Model};
+use super::mla::{LatentAttention, LatentSizes};
 use super::moe::{Moe, NAMES, swiglu};
 use crate::loading::{Bias, ExpertShape, NormKind, Weights};
 use crate::{Error, Result};
 
-/// What a configuration states beside [`DecoderConfig`].
+/// Configuration beyond [`DecoderConfig`].
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(flatten)]
@@ -43,6 +43,15 @@ impl Config {
         self.num_experts.filter(|experts| sparse && *experts > 0)
     }
 
+    /// The experts that every token passes, as one, where there are any.
+    fn shared_experts(&self, w: &Weights, hidden: usize) -> Result<Option<Mlp>> {
+        let Some(shared) = self.n_shared_experts.filter(|shared| *shared > 0) else {
+            return Ok(None);
+        };
+        let inner = self.moe_intermediate_size.saturating_mul(shared);
+        Ok(Some(swiglu(&w.at("shared_experts"), hidden, inner)?))
+    }
+
     fn active(&self) -> Result<usize> {
         self.num_experts_per_tok.ok_or_else(|| Error::config("it has no num_experts_per_tok"))
     }
@@ -60,7 +69,7 @@ impl Config {
             Some("group_limited_greedy") => self.limit(GroupScore::Best),
             Some(other) => return Err(unknown("topk_method", other)),
         };
-        // Published code scales what it does not normalise.
+        // Published code scales only weights that it does not normalise.
         let normalise = self.norm_topk_prob.unwrap_or(false) && self.active()? > 1;
         let scale = if normalise { 1.0 } else { self.routed_scaling_factor.unwrap_or(1.0) };
         Ok(RouteRule { limit, scale, ..RouteRule::softmax(experts, self.active()?, normalise) })
@@ -84,12 +93,15 @@ impl Config {
         })
     }
 
+    fn scaling_number(&self, key: &str) -> Option<f64> {
+        self.rope_scaling.as_ref()?.get(key)?.as_f64()
+    }
+
     /// YaRN's factor on the scores, which comes with a longer context.
     #[expect(clippy::cast_possible_truncation, reason = "a factor near 1")]
     fn temperature(&self) -> f32 {
-        let number = |key: &str| self.rope_scaling.as_ref()?.get(key)?.as_f64();
-        let (mscale, factor) =
-            (number("mscale_all_dim").unwrap_or(0.0), number("factor").unwrap_or(1.0));
+        let mscale = self.scaling_number("mscale_all_dim").unwrap_or(0.0);
+        let factor = self.scaling_number("factor").unwrap_or(1.0);
         let m = if factor > 1.0 { 0.1 * mscale * factor.ln() + 1.0 } else { 1.0 };
         (m * m) as f32
     }
@@ -100,13 +112,13 @@ fn unknown(key: &str, word: &str) -> Error {
 }
 
 pub(super) fn load_v2(w: &Weights, decoder: &DecoderConfig, c: &Config) -> Result<Model> {
-    load(w, decoder, c, Absorbed::Float, |w, shape, experts| {
+    load(w, decoder, c, AbsorbedStorage::Float, |w, shape, experts| {
         Moe::load(w, shape, c.rule_v2(experts)?, None)
     })
 }
 
 pub(super) fn load_v3(w: &Weights, decoder: &DecoderConfig, c: &Config) -> Result<Model> {
-    load(w, decoder, c, Absorbed::AsStored, |w, shape, experts| {
+    load(w, decoder, c, AbsorbedStorage::AsStored, |w, shape, experts| {
         Moe::load(w, shape, c.rule_v3(experts)?, Some("gate.e_score_correction_bias"))
     })
 }
@@ -115,7 +127,7 @@ fn load(
     w: &Weights,
     decoder: &DecoderConfig,
     c: &Config,
-    storage: Absorbed,
+    storage: AbsorbedStorage,
     moe: impl Fn(&Weights, ExpertShape, usize) -> Result<Moe>,
 ) -> Result<Model> {
     let s = &decoder.sizes;
@@ -124,20 +136,25 @@ fn load(
     let defaults = RopeDefaults { traditional: true, ..RopeDefaults::default() };
     let rope = decoder.rope.build_or(c.latent.qk_rope_head_dim, defaults)?;
     let shape = ExpertShape { hidden, inner: c.moe_intermediate_size, names: NAMES };
-    let feed_forward = |w: &Weights, layer| -> Result<Box<dyn FeedForward>> {
-        let Some(experts) = c.experts(layer) else {
-            return Ok(Box::new(Mlp::load(w, s, Bias::None)?));
-        };
-        let mut moe = moe(w, shape, experts)?;
-        if let Some(shared) = c.n_shared_experts.filter(|shared| *shared > 0) {
-            let inner = c.moe_intermediate_size.saturating_mul(shared);
-            moe.shared_experts = Some(swiglu(&w.at("shared_experts"), hidden, inner)?);
-        }
-        Ok(Box::new(moe))
-    };
     Model::load(w, s, norm, |w, layer| {
-        let turn = (rope.clone(), c.temperature());
-        let attention = Attention::load(&w.at("self_attn"), hidden, &c.latent, turn, storage)?;
-        Block::pre_norm(w, hidden, norm, attention, feed_forward(&w.at("mlp"), layer)?)
+        let rope = rope.clone();
+        let temperature = c.temperature();
+        let attention = LatentAttention::load(
+            &w.at("self_attn"),
+            hidden,
+            &c.latent,
+            rope,
+            temperature,
+            storage,
+        )?;
+        let mlp = w.at("mlp");
+        let feed_forward: Box<dyn FeedForward> = match c.experts(layer) {
+            None => Box::new(Mlp::load(&mlp, s, Bias::None)?),
+            Some(experts) => Box::new(Moe {
+                shared_experts: c.shared_experts(&mlp, hidden)?,
+                ..moe(&mlp, shape, experts)?
+            }),
+        };
+        DecoderBlock::pre_norm(w, hidden, norm, attention, feed_forward)
     })
 }

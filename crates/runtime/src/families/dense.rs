@@ -1,34 +1,34 @@
 //! The decoder that dense families share: embeddings, layers of attention and a feed-forward part
 //! with norms around each, a last norm and a head.
 //!
-//! Owns the blocks `Attention`, `Block` and `Model` (`mlp` has the feed-forward parts); a family that
-//! uses them adds its `Config` and says which norms, scales and parts there are. A family whose
-//! blocks differ writes its own behind [`Layer`], [`Mixer`] or [`FeedForward`].
+//! Owns the blocks `Attention`, `DecoderBlock` and `Model` (`mlp` has the feed-forward parts); a family that
+//! uses them adds its `Config` and chooses norms, scales and parts. A family whose blocks differ
+//! implements [`DecoderLayer`], [`Mixer`] or [`FeedForward`].
 
 use mlxcel_core::layers::{Embedding, Linear, Norm, RmsNorm};
 use mlxcel_core::recurrent::StateLayout;
-use mlxcel_core::{Array, AttentionSpec, Batch, LayerLayout, Map, Ops, Rope};
+use mlxcel_core::{Array, AttentionSpec, LayerLayout, Map, Ops, Pass, Rope};
 
 use super::LanguageModel;
 use super::config::{DecoderConfig, HeadShape, Sizes};
-use super::kept::{Kept, Slot};
+use super::layer_state::{LayerState, StateIndex};
 pub(super) use super::mlp::{Mlp, PlainMlp};
 use crate::Result;
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 
-/// What mixes the tokens of a sequence: attention, or something that takes its place.
+/// Part of a layer that mixes the tokens of a sequence: attention, or its replacement.
 pub(super) trait Mixer {
-    /// What it keeps of a sequence.
-    fn kept(&self) -> Kept;
+    /// State that it keeps of a sequence.
+    fn layer_state(&self) -> LayerState;
 
-    /// `[total tokens, hidden]` to the same; `slot` says where it keeps what it keeps.
-    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array>;
+    /// Maps `[total tokens, hidden]` to itself; `index` is that of its state.
+    fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array>;
 }
 
-/// What transforms each token by itself.
+/// Part of a layer that transforms each token independently.
 pub(super) trait FeedForward {
-    /// `[total tokens, hidden]` to the same.
-    fn forward(&self, cx: &Batch, x: &Array) -> Result<Array>;
+    /// Maps `[total tokens, hidden]` to itself.
+    fn forward(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array>;
 }
 
 /// Grouped-query attention; norms and rotation only where the family has them.
@@ -43,7 +43,7 @@ pub(super) struct Attention {
     pub(super) spec: AttentionSpec,
 }
 
-/// Which of the projections of an attention have a bias.
+/// Biases of the projections of an attention.
 #[derive(Clone, Copy)]
 pub(super) struct ProjectionBias {
     pub(super) qkv: Bias,
@@ -51,7 +51,7 @@ pub(super) struct ProjectionBias {
 }
 
 impl ProjectionBias {
-    /// The same for all four projections.
+    /// One rule for all four projections.
     pub(super) fn all(bias: Bias) -> Self {
         Self { qkv: bias, output: bias }
     }
@@ -70,7 +70,7 @@ impl Attention {
         Self::with_output(w, heads, bias.qkv, o_proj, rope)
     }
 
-    /// The same around an output projection of another name.
+    /// Reads `q_proj`, `k_proj` and `v_proj`, for an output projection of another name.
     pub(super) fn with_output(
         w: &Weights,
         heads: HeadShape,
@@ -90,7 +90,7 @@ impl Attention {
         })
     }
 
-    /// The same attention over a sliding window of tokens, or over everything.
+    /// Limits attention to a sliding window of tokens, where there is one.
     pub(super) fn windowed(mut self, window: Option<usize>) -> Result<Self> {
         self.spec = self.spec.with_window(window)?;
         Ok(self)
@@ -98,37 +98,43 @@ impl Attention {
 }
 
 impl Mixer for Attention {
-    fn kept(&self) -> Kept {
+    fn layer_state(&self) -> LayerState {
         self.spec.layout().into()
     }
 
-    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
-        let [mut q, mut k, v] = cx.ops().linears(x, [&self.q_proj, &self.k_proj, &self.v_proj])?;
+    fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
+        let [mut q, mut k, v] =
+            pass.ops().linears(x, [&self.q_proj, &self.k_proj, &self.v_proj])?;
         if let Some((q_norm, k_norm)) = &self.qk_norm {
-            q = cx.ops().rms_norm(&q, q_norm)?;
-            k = cx.ops().rms_norm(&k, k_norm)?;
+            q = pass.ops().rms_norm(&q, q_norm)?;
+            k = pass.ops().rms_norm(&k, k_norm)?;
         }
         if let Some(rope) = &self.rope {
-            q = cx.rope(&q, self.spec.query_heads(), rope)?;
-            k = cx.rope(&k, self.spec.kv_heads(), rope)?;
+            q = pass.rope(&q, self.spec.query_heads(), rope)?;
+            k = pass.rope(&k, self.spec.kv_heads(), rope)?;
         }
-        let attended = cx.attention(slot.cache, &q, &k, &v, &self.spec)?;
-        Ok(cx.ops().linear(&attended, &self.o_proj)?)
+        let attended = pass.attention(index.cache, &q, &k, &v, &self.spec)?;
+        Ok(pass.ops().linear(&attended, &self.o_proj)?)
     }
 }
 
-/// What stands around a part of a block: `x + scale · after(part(before(x)))`.
+/// Residual connection around a part of a block: `x + scale · after(part(before(x)))`.
 #[derive(Default)]
-pub(super) struct Around {
+pub(super) struct Residual {
     pub(super) before: Option<Norm>,
     pub(super) after: Option<Norm>,
     pub(super) scale: Option<f32>,
 }
 
-impl Around {
+impl Residual {
     /// The norm `name` before the part.
     pub(super) fn before(w: &Weights, name: &str, hidden: usize, norm: NormRule) -> Result<Self> {
         Ok(Self { before: Some(w.norm(name, hidden, norm)?), ..Self::default() })
+    }
+
+    /// The norm `name` after the part.
+    pub(super) fn after(w: &Weights, name: &str, hidden: usize, norm: NormRule) -> Result<Self> {
+        Ok(Self { after: Some(w.norm(name, hidden, norm)?), ..Self::default() })
     }
 
     fn apply(
@@ -151,21 +157,21 @@ impl Around {
     }
 }
 
-/// One layer of a [`Model`]; as a [`Mixer`].
-pub(super) trait Layer {
-    fn kept(&self) -> Kept;
-    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array>;
+/// One layer of a [`Model`]; methods are those of [`Mixer`].
+pub(super) trait DecoderLayer {
+    fn layer_state(&self) -> LayerState;
+    fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array>;
 }
 
 /// A mixer, then a feed-forward part.
-pub(super) struct Block {
+pub(super) struct DecoderBlock {
     pub(super) mixer: Box<dyn Mixer>,
     pub(super) mlp: Box<dyn FeedForward>,
-    pub(super) around_mixer: Around,
-    pub(super) around_mlp: Around,
+    pub(super) mixer_residual: Residual,
+    pub(super) mlp_residual: Residual,
 }
 
-impl Block {
+impl DecoderBlock {
     /// A block with `input_layernorm` before the mixer and `post_attention_layernorm` before the
     /// feed-forward part.
     pub(super) fn pre_norm(
@@ -178,20 +184,20 @@ impl Block {
         Ok(Self {
             mixer: Box::new(mixer),
             mlp: Box::new(mlp),
-            around_mixer: Around::before(w, "input_layernorm", hidden, norm)?,
-            around_mlp: Around::before(w, "post_attention_layernorm", hidden, norm)?,
+            mixer_residual: Residual::before(w, "input_layernorm", hidden, norm)?,
+            mlp_residual: Residual::before(w, "post_attention_layernorm", hidden, norm)?,
         })
     }
 }
 
-impl Layer for Block {
-    fn kept(&self) -> Kept {
-        self.mixer.kept()
+impl DecoderLayer for DecoderBlock {
+    fn layer_state(&self) -> LayerState {
+        self.mixer.layer_state()
     }
 
-    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
-        let x = self.around_mixer.apply(cx.ops(), x, |x| self.mixer.forward(cx, slot, x))?;
-        self.around_mlp.apply(cx.ops(), &x, |x| self.mlp.forward(cx, x))
+    fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
+        let x = self.mixer_residual.apply(pass.ops(), x, |x| self.mixer.forward(pass, index, x))?;
+        self.mlp_residual.apply(pass.ops(), &x, |x| self.mlp.forward(pass, x))
     }
 }
 
@@ -202,41 +208,43 @@ pub(super) struct Model {
     pub(super) positions: Option<Embedding>,
     /// Factor on the embeddings.
     pub(super) embed_scale: Option<f32>,
-    pub(super) layers: Vec<Box<dyn Layer>>,
+    pub(super) layers: Vec<Box<dyn DecoderLayer>>,
     pub(super) norm: Norm,
     /// `None` where the embedding serves as head.
     pub(super) lm_head: Option<Linear>,
-    /// What is done to the logits.
+    /// Function of the logits.
     pub(super) logits: Option<Map>,
 }
 
 impl Model {
     /// Reads `model.embed_tokens`, `model.layers`, `model.norm` and `lm_head`; `layer` builds a
     /// layer from its tensors and index.
-    pub(super) fn load<L: Layer + 'static>(
+    pub(super) fn load<L: DecoderLayer + 'static>(
         w: &Weights,
         s: &Sizes,
         norm: NormRule,
         layer: impl Fn(&Weights, usize) -> Result<L>,
     ) -> Result<Self> {
-        Self::load_with([&w.at("model"), w], s, ("norm", norm), layer)
+        Self::load_with([&w.at("model"), w], s, "norm", norm, layer)
     }
 
-    /// The same of what lies in other places, below `model` and beside `lm_head`, with a last norm
-    /// of another name.
-    pub(super) fn load_with<L: Layer + 'static>(
+    /// Reads the decoder below `model` and `lm_head` below `head`, with a last norm called `last_norm`.
+    pub(super) fn load_with<L: DecoderLayer + 'static>(
         [model, head]: [&Weights; 2],
         s: &Sizes,
-        (last, norm): (&str, NormRule),
+        last_norm: &str,
+        norm: NormRule,
         layer: impl Fn(&Weights, usize) -> Result<L>,
     ) -> Result<Self> {
-        let boxed = |w: &Weights, i| Ok(Box::new(layer(w, i)?) as Box<dyn Layer>);
+        let layers = model.layers("layers", s.num_hidden_layers, |w, i| {
+            Ok(Box::new(layer(w, i)?) as Box<dyn DecoderLayer>)
+        })?;
         Ok(Self {
             embed_tokens: model.embedding("embed_tokens", s.vocab_size, s.hidden_size)?,
             positions: None,
             embed_scale: None,
-            layers: model.layers("layers", s.num_hidden_layers, boxed)?,
-            norm: model.norm(last, s.hidden_size, norm)?,
+            layers,
+            norm: model.norm(last_norm, s.hidden_size, norm)?,
             lm_head: head.lm_head(s.tie_word_embeddings, s.hidden_size, s.vocab_size)?,
             logits: None,
         })
@@ -253,36 +261,36 @@ impl Model {
         let norm = c.sizes.norm(NormKind::Rms)?;
         Self::load(w, &c.sizes, norm, |w, layer| {
             let attention = attention(&w.at("self_attn"), layer)?;
-            Block::pre_norm(w, c.sizes.hidden_size, norm, attention, mlp(&w.at("mlp"))?)
+            DecoderBlock::pre_norm(w, c.sizes.hidden_size, norm, attention, mlp(&w.at("mlp"))?)
         })
     }
 }
 
 impl LanguageModel for Model {
     fn cache_layout(&self) -> Vec<LayerLayout> {
-        self.layers.iter().filter_map(|layer| layer.kept().cache).collect()
+        self.layers.iter().filter_map(|layer| layer.layer_state().cache).collect()
     }
 
     fn state_layout(&self) -> Vec<StateLayout> {
-        self.layers.iter().filter_map(|layer| layer.kept().state).collect()
+        self.layers.iter().filter_map(|layer| layer.layer_state().state).collect()
     }
 
-    fn forward(&self, cx: &Batch) -> Result<Array> {
-        let mut x = cx.ops().embed(cx.tokens(), &self.embed_tokens)?;
+    fn forward(&self, pass: &mut Pass<'_>) -> Result<Array> {
+        let mut x = pass.embed_tokens(&self.embed_tokens)?;
         if let Some(scale) = self.embed_scale {
-            x = cx.ops().map(&x, Map::Scale(scale))?;
+            x = pass.ops().map(&x, Map::Scale(scale))?;
         }
-        x = cx.place_images(&x)?;
+        x = pass.place_images(&x)?;
         if let Some(positions) = &self.positions {
-            x = cx.ops().add(&x, &cx.embed_positions(positions)?)?;
+            x = pass.ops().add(&x, &pass.embed_positions(positions)?)?;
         }
-        let mut slot = Slot::default();
+        let mut index = StateIndex::default();
         for layer in &self.layers {
-            x = layer.forward(cx, slot, &x)?;
-            slot = slot.after(layer.kept());
-            cx.ops().settle(&x)?;
+            x = layer.forward(pass, index, &x)?;
+            index = index.after(layer.layer_state());
+            pass.ops().eval_layer(&x)?;
         }
-        Ok(cx.ops().norm(&x, &self.norm)?)
+        Ok(pass.ops().norm(&x, &self.norm)?)
     }
 
     fn logits(&self, ops: &Ops, hidden: &Array) -> Result<Array> {

@@ -2,21 +2,21 @@
 //! every projection. Converted files have the factors in their weights.
 
 use mlxcel_core::layers::{Linear, Norm};
-use mlxcel_core::{Activation, Array, Batch, Map, Ops};
+use mlxcel_core::{Activation, Array, Map, Ops, Pass};
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, RopeDefaults};
-use super::dense::{Attention, Layer, Mixer, Model, ProjectionBias};
-use super::kept::{Kept, Slot};
+use super::dense::{Attention, DecoderLayer, Mixer, Model, ProjectionBias};
+use super::layer_state::{LayerState, StateIndex};
 use super::mamba2::{Factors, Mamba2Mixer, MixerShape, check_shape, is_one};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
-/// What is not in [`DecoderConfig`].
+/// Configuration beyond [`DecoderConfig`].
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(flatten)]
-    multipliers: Multipliers,
+    multipliers: FalconMultipliers,
     #[serde(default)]
     attention_bias: bool,
     #[serde(default)]
@@ -42,7 +42,7 @@ pub(super) struct Config {
 /// Factors, 1 where they are not stated.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(default)]
-struct Multipliers {
+struct FalconMultipliers {
     embedding_multiplier: f32,
     lm_head_multiplier: f32,
     attention_in_multiplier: f32,
@@ -56,7 +56,7 @@ struct Multipliers {
     mlp_multipliers: [f32; 2],
 }
 
-impl Default for Multipliers {
+impl Default for FalconMultipliers {
     fn default() -> Self {
         Self {
             embedding_multiplier: 1.0,
@@ -101,7 +101,7 @@ impl Config {
         }
         if self.mamba_rms_norm && (self.mamba_norm_before_gate || self.mamba_n_groups > 1) {
             return Err(Error::config(
-                "mamba_rms_norm is only supported behind the gate and with one group",
+                "mamba_rms_norm is only supported after the gate and with one group",
             ));
         }
         Ok(shape)
@@ -118,7 +118,8 @@ struct ScaledMlp {
 
 impl ScaledMlp {
     fn load(w: &Weights, d: &DecoderConfig, bias: Bias, gate_factor: f32) -> Result<Self> {
-        let (hidden, inner) = (d.sizes.hidden_size, d.sizes.intermediate_size);
+        let hidden = d.sizes.hidden_size;
+        let inner = d.sizes.intermediate_size;
         Ok(Self {
             gate_proj: w.linear("gate_proj", hidden, inner, bias)?,
             up_proj: w.linear("up_proj", hidden, inner, bias)?,
@@ -139,18 +140,19 @@ fn scaled(ops: &Ops, x: &Array, factor: f32) -> Result<Array> {
 }
 
 /// `h = x + mamba(norm(x)) + attention(norm(x))`, then `h + mlp(norm(h))`.
-struct Block {
+struct FalconH1Block {
     input_layernorm: Norm,
     mamba: Mamba2Mixer,
     self_attn: Attention,
     pre_ff_layernorm: Norm,
     feed_forward: ScaledMlp,
-    multipliers: Multipliers,
+    multipliers: FalconMultipliers,
 }
 
-impl Block {
-    fn load(w: &Weights, d: &DecoderConfig, c: &Config, m: &Multipliers) -> Result<Self> {
-        let (hidden, heads) = (d.sizes.hidden_size, d.heads()?);
+impl FalconH1Block {
+    fn load(w: &Weights, d: &DecoderConfig, c: &Config, m: &FalconMultipliers) -> Result<Self> {
+        let hidden = d.sizes.hidden_size;
+        let heads = d.heads()?;
         let norm = d.sizes.norm_or(NormKind::Rms, 1e-5);
         let [gate, x, b, c_factor, dt] = m.ssm_multipliers;
         let shape = c.mixer(hidden, norm, Factors { gate, x, b, c: c_factor, dt })?;
@@ -160,7 +162,8 @@ impl Block {
         let plain = Attention::load(&w.at("self_attn"), hidden, heads, bias, Some(rope))?;
         // A factor on the keys is one on the scores.
         let spec = plain.spec.clone().with_scale(plain.spec.scale() * m.key_multiplier);
-        let (mlp, gate_factor) = (w.at("feed_forward"), m.mlp_multipliers[0]);
+        let mlp = w.at("feed_forward");
+        let gate_factor = m.mlp_multipliers[0];
         Ok(Self {
             input_layernorm: w.norm("input_layernorm", hidden, norm)?,
             mamba: Mamba2Mixer::load(&w.at("mamba"), &shape)?,
@@ -172,18 +175,22 @@ impl Block {
     }
 }
 
-impl Layer for Block {
-    fn kept(&self) -> Kept {
-        Kept { cache: self.self_attn.kept().cache, state: self.mamba.kept().state }
+impl DecoderLayer for FalconH1Block {
+    fn layer_state(&self) -> LayerState {
+        LayerState {
+            cache: self.self_attn.layer_state().cache,
+            state: self.mamba.layer_state().state,
+        }
     }
 
-    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
-        let (ops, m) = (cx.ops(), &self.multipliers);
+    fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
+        let ops = pass.ops();
+        let m = &self.multipliers;
         let normed = ops.norm(x, &self.input_layernorm)?;
         let mixed = scaled(ops, &normed, m.ssm_in_multiplier)?;
-        let mixed = scaled(ops, &self.mamba.forward(cx, slot, &mixed)?, m.ssm_out_multiplier)?;
+        let mixed = scaled(ops, &self.mamba.forward(pass, index, &mixed)?, m.ssm_out_multiplier)?;
         let attended = scaled(ops, &normed, m.attention_in_multiplier)?;
-        let attended = self.self_attn.forward(cx, slot, &attended)?;
+        let attended = self.self_attn.forward(pass, index, &attended)?;
         let attended = scaled(ops, &attended, m.attention_out_multiplier)?;
         let h = ops.add(&ops.add(x, &mixed)?, &attended)?;
         let y = self.feed_forward.forward(ops, &ops.norm(&h, &self.pre_ff_layernorm)?)?;
@@ -191,14 +198,18 @@ impl Layer for Block {
     }
 }
 
-/// What is left to do of the factors, and those on embeddings and logits. Converted files have all
-/// in their weights; a tied head then has the embeddings' factor, which is taken back.
-fn remaining(stated: &Multipliers, converted: bool, tied: bool) -> (Multipliers, [f32; 2]) {
+/// Factors that remain to be applied, and those on embeddings and logits. Converted files have them
+/// in their weights; a tied head then has the embeddings' factor, which is undone.
+fn remaining(
+    stated: &FalconMultipliers,
+    converted: bool,
+    tied: bool,
+) -> (FalconMultipliers, [f32; 2]) {
     let logits = stated.lm_head_multiplier;
     match (converted, tied) {
         (false, _) => (*stated, [stated.embedding_multiplier, logits]),
-        (true, true) => (Multipliers::default(), [1.0, logits / stated.embedding_multiplier]),
-        (true, false) => (Multipliers::default(), [1.0, 1.0]),
+        (true, true) => (FalconMultipliers::default(), [1.0, logits / stated.embedding_multiplier]),
+        (true, false) => (FalconMultipliers::default(), [1.0, 1.0]),
     }
 }
 
@@ -210,8 +221,8 @@ pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> 
     let tied = !w.has("lm_head.weight");
     let (multipliers, [embed, logits]) = remaining(&c.multipliers, converted, tied);
     let places = [&w.at("model"), w];
-    let model = Model::load_with(places, &d.sizes, ("final_layernorm", norm), |w, _| {
-        Block::load(w, d, c, &multipliers)
+    let model = Model::load_with(places, &d.sizes, "final_layernorm", norm, |w, _| {
+        FalconH1Block::load(w, d, c, &multipliers)
     })?;
     Ok(Model { embed_scale: Some(embed), logits: Some(Map::Scale(logits)), ..model })
 }

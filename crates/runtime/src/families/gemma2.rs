@@ -1,12 +1,12 @@
-//! `gemma2`, and what later Gemmas share with it: four norms a layer whose files hold the weight
-//! minus 1, a GELU-gated MLP, scaled embeddings. Its own are soft caps on scores and logits, and a
-//! window over every other layer.
+//! `gemma2`, and the parts that later Gemmas share: four norms a layer whose files hold the weight
+//! minus 1, a GELU-gated MLP, scaled embeddings. Gemma 2 alone has soft caps on scores and logits, and
+//! a window over every other layer.
 
 use mlxcel_core::{Activation, Map};
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, HeadShape};
-use super::dense::{Attention, Block, Mlp, Model, ProjectionBias};
+use super::dense::{Attention, DecoderBlock, Mlp, Model, ProjectionBias};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
@@ -52,14 +52,15 @@ pub(super) fn embed_scale(c: &DecoderConfig) -> f32 {
 }
 
 /// A layer of Gemma 2 or 3 around `attention`.
-pub(super) fn block(w: &Weights, c: &DecoderConfig, attention: Attention) -> Result<Block> {
-    let (hidden, norm) = (c.sizes.hidden_size, norm(c));
+pub(super) fn block(w: &Weights, c: &DecoderConfig, attention: Attention) -> Result<DecoderBlock> {
+    let hidden = c.sizes.hidden_size;
+    let norm = norm(c);
     let mlp = Mlp::load(&w.at("mlp"), &c.sizes, Bias::None)?;
     let mlp = Mlp { activation: Activation::GeluTanh, ..mlp };
-    let mut block = Block::pre_norm(w, hidden, norm, attention, mlp)?;
-    block.around_mixer.after = block.around_mlp.before.take();
-    block.around_mlp.before = Some(w.norm("pre_feedforward_layernorm", hidden, norm)?);
-    block.around_mlp.after = Some(w.norm("post_feedforward_layernorm", hidden, norm)?);
+    let mut block = DecoderBlock::pre_norm(w, hidden, norm, attention, mlp)?;
+    block.mixer_residual.after = block.mlp_residual.before.take();
+    block.mlp_residual.before = Some(w.norm("pre_feedforward_layernorm", hidden, norm)?);
+    block.mlp_residual.after = Some(w.norm("post_feedforward_layernorm", hidden, norm)?);
     Ok(block)
 }
 

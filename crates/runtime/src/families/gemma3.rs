@@ -1,7 +1,7 @@
 //! `gemma3_text` and the language model of `gemma3`: Gemma 2's layers with norms over each query
 //! and key head, and five windowed layers to one global, each kind with its own rotary base.
-//! `gemma3` has an image encoder, whose tokens see each other in both directions in every layer, as
-//! in transformers.
+//! `gemma3` has an image encoder, whose tokens attend to each other in both directions in every layer,
+//! as in transformers.
 
 use mlxcel_core::{Rope, RopeScaling};
 use serde::Deserialize;
@@ -9,12 +9,12 @@ use serde::Deserialize;
 use super::config::{DecoderConfig, HeadShape, RopeDefaults};
 use super::dense::{Attention, Model, ProjectionBias};
 use super::gemma2::{block, embed_scale, norm, score_scale};
-use super::siglip::{self, Tower};
+use super::siglip::{self, SiglipTower};
 use super::with_encoder::WithEncoder;
 use crate::Result;
 use crate::loading::{Bias, Weights};
 
-/// What the class takes for global layers where the configuration does not say.
+/// The class's defaults for global layers.
 const GLOBAL: RopeDefaults = RopeDefaults { theta: 1_000_000.0, traditional: false, partial: 1.0 };
 
 #[derive(Debug, Deserialize)]
@@ -40,7 +40,7 @@ impl Config {
         self.decoder.windows.of(layer, !(layer + 1).is_multiple_of(pattern))
     }
 
-    /// The rotary embedding of windowed layers, then of global ones.
+    /// The rotary embeddings of windowed and of global layers.
     fn ropes(&self, head_dim: usize) -> Result<[Rope; 2]> {
         let rope = &self.decoder.rope;
         let local = match rope.of_layer_type("sliding_attention") {
@@ -61,10 +61,11 @@ fn attention(w: &Weights, c: &Config, heads: HeadShape, layer: usize) -> Result<
     let window = c.window(layer)?;
     let rope = if window.is_some() { local } else { global };
     let plain = Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, Some(rope))?;
-    let head_norm = |name| w.rms_norm(name, heads.head_dim, norm(&c.decoder));
+    let norm = norm(&c.decoder);
+    let q_norm = w.rms_norm("q_norm", heads.head_dim, norm)?;
+    let k_norm = w.rms_norm("k_norm", heads.head_dim, norm)?;
     let spec = plain.spec.with_scale(score_scale(c.query_pre_attn_scalar)?);
-    let qk_norm = Some((head_norm("q_norm")?, head_norm("k_norm")?));
-    Attention { qk_norm, spec, ..plain }.windowed(window)
+    Attention { qk_norm: Some((q_norm, k_norm)), spec, ..plain }.windowed(window)
 }
 
 /// `√hidden` in bfloat16, as the reference implementations have it in every precision.
@@ -73,12 +74,12 @@ fn rounded_scale(c: &DecoderConfig) -> f32 {
 }
 
 /// The decoder, with the encoder where the configuration and the files have one.
-pub(super) fn load_with_images(w: &Weights, c: &Config) -> Result<WithEncoder<Tower>> {
+pub(super) fn load_with_images(w: &Weights, c: &Config) -> Result<WithEncoder<SiglipTower>> {
     let complete = w.has("vision_tower.vision_model.post_layernorm.weight");
     let encoder = match c.vision_config.as_ref().filter(|_| complete) {
         Some(vision) => {
             let hidden = c.decoder.sizes.hidden_size;
-            Some(Tower::load(w, vision, c.mm_tokens_per_image, hidden)?)
+            Some(SiglipTower::load(w, vision, c.mm_tokens_per_image, hidden)?)
         }
         None => None,
     };

@@ -5,11 +5,11 @@ use mlxcel_core::Rope;
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, HeadShape, RopeDefaults};
-use super::dense::{Attention, Block, Mlp, Model, ProjectionBias};
+use super::dense::{Attention, DecoderBlock, Mlp, Model, ProjectionBias};
 use crate::Result;
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 
-/// What the class takes where the configuration does not say.
+/// Defaults of the family's class.
 const ROPE: RopeDefaults = RopeDefaults { theta: 10_000.0, traditional: true, partial: 0.5 };
 
 #[derive(Debug, Deserialize)]
@@ -19,15 +19,21 @@ pub(super) struct Config {
     attention_bias: Option<bool>,
 }
 
-fn block(w: &Weights, c: &Config, heads: HeadShape, norm: NormRule, rope: Rope) -> Result<Block> {
+fn block(
+    w: &Weights,
+    c: &Config,
+    heads: HeadShape,
+    norm: NormRule,
+    rope: Rope,
+) -> Result<DecoderBlock> {
     let hidden = c.decoder.sizes.hidden_size;
     let qkv = Bias::when(c.attention_bias.unwrap_or(true));
     let bias = ProjectionBias { qkv, output: Bias::None };
     let attention = Attention::load(&w.at("self_attn"), hidden, heads, bias, Some(rope))?;
     let mlp = Mlp::load_fused(&w.at("mlp"), &c.decoder.sizes)?;
-    let mut block = Block::pre_norm(w, hidden, norm, attention, mlp)?;
-    block.around_mixer.after = Some(w.norm("post_self_attn_layernorm", hidden, norm)?);
-    block.around_mlp.after = Some(w.norm("post_mlp_layernorm", hidden, norm)?);
+    let mut block = DecoderBlock::pre_norm(w, hidden, norm, attention, mlp)?;
+    block.mixer_residual.after = Some(w.norm("post_self_attn_layernorm", hidden, norm)?);
+    block.mlp_residual.after = Some(w.norm("post_mlp_layernorm", hidden, norm)?);
     Ok(block)
 }
 

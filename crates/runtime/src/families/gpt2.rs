@@ -7,7 +7,7 @@ use mlxcel_core::layers::Linear;
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, HeadShape, activation};
-use super::dense::{Around, Attention, Block, Layer, Model, PlainMlp};
+use super::dense::{Attention, DecoderBlock, DecoderLayer, Model, PlainMlp, Residual};
 use crate::Result;
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 
@@ -18,21 +18,24 @@ pub(super) struct Config {
     activation_function: Option<String>,
 }
 
-/// How a checkpoint holds matrices.
+/// Order of the dimensions of a checkpoint's matrices.
 #[derive(Clone, Copy)]
-enum Stored {
+enum ProjectionLayout {
     InOut,
     OutIn,
 }
 
-impl Stored {
-    /// The tensors of the decoder, and how matrices are held there.
+impl ProjectionLayout {
+    /// The tensors of the decoder, and the layout of its matrices.
     fn find<'a>(w: &Weights<'a>) -> (Self, Weights<'a>) {
-        let holds = |prefix: &str| w.at(prefix).has("wte.weight");
-        match () {
-            () if holds("model") => (Self::OutIn, w.at("model")),
-            () if holds("transformer") => (Self::InOut, w.at("transformer")),
-            () => (Self::InOut, w.root()),
+        let converted = w.at("model");
+        let published = w.at("transformer");
+        if converted.has("wte.weight") {
+            (Self::OutIn, converted)
+        } else if published.has("wte.weight") {
+            (Self::InOut, published)
+        } else {
+            (Self::InOut, w.root())
         }
     }
 
@@ -50,40 +53,48 @@ impl Stored {
     }
 }
 
-fn attention(w: &Weights, stored: Stored, hidden: usize, heads: HeadShape) -> Result<Attention> {
+fn attention(
+    w: &Weights,
+    stored: ProjectionLayout,
+    hidden: usize,
+    heads: HeadShape,
+) -> Result<Attention> {
     let [q_proj, k_proj, v_proj] = stored.linears(w, "c_attn", hidden, [hidden; 3])?;
     let [o_proj] = stored.linears(w, "c_proj", hidden, [hidden])?;
     let spec = heads.attention();
     Ok(Attention { q_proj, k_proj, v_proj, o_proj, qk_norm: None, rope: None, spec })
 }
 
-fn mlp(w: &Weights, stored: Stored, c: &Config) -> Result<PlainMlp> {
-    let (hidden, inner) = (c.decoder.sizes.hidden_size, c.decoder.sizes.intermediate_size);
+fn mlp(w: &Weights, stored: ProjectionLayout, c: &Config) -> Result<PlainMlp> {
+    let hidden = c.decoder.sizes.hidden_size;
+    let inner = c.decoder.sizes.intermediate_size;
     let [input] = stored.linears(w, "c_fc", hidden, [inner])?;
     let [output] = stored.linears(w, "c_proj", inner, [hidden])?;
     let activation = activation(c.activation_function.as_deref().unwrap_or("gelu_new"))?;
     Ok(PlainMlp { input, output, activation })
 }
 
-fn block(w: &Weights, stored: Stored, c: &Config, norm: NormRule) -> Result<Block> {
+fn block(
+    w: &Weights,
+    stored: ProjectionLayout,
+    c: &Config,
+    norm: NormRule,
+) -> Result<DecoderBlock> {
     let hidden = c.decoder.sizes.hidden_size;
-    let before = |name| -> Result<Around> {
-        Ok(Around { before: Some(w.norm(name, hidden, norm)?), ..Around::default() })
-    };
-    Ok(Block {
+    Ok(DecoderBlock {
         mixer: Box::new(attention(&w.at("attn"), stored, hidden, c.decoder.heads()?)?),
         mlp: Box::new(mlp(&w.at("mlp"), stored, c)?),
-        around_mixer: before("ln_1")?,
-        around_mlp: before("ln_2")?,
+        mixer_residual: Residual::before(w, "ln_1", hidden, norm)?,
+        mlp_residual: Residual::before(w, "ln_2", hidden, norm)?,
     })
 }
 
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     let s = &c.decoder.sizes;
     let norm = s.norm_or(NormKind::Layer, 1e-5);
-    let (stored, model) = Stored::find(w);
+    let (stored, model) = ProjectionLayout::find(w);
     let layers = model.layers("h", s.num_hidden_layers, |w, _| {
-        Ok(Box::new(block(w, stored, c, norm)?) as Box<dyn Layer>)
+        Ok(Box::new(block(w, stored, c, norm)?) as Box<dyn DecoderLayer>)
     })?;
     Ok(Model {
         embed_tokens: model.embedding("wte", s.vocab_size, s.hidden_size)?,

@@ -8,12 +8,12 @@ use mlxcel_core::experts::{RouteRule, Scores};
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, RopeDefaults};
-use super::dense::{Attention, Block, Model, ProjectionBias};
+use super::dense::{Attention, DecoderBlock, Model, ProjectionBias};
 use super::moe::{Moe, NAMES};
 use crate::loading::{Bias, ExpertShape, NormKind, Weights};
 use crate::{Error, Result};
 
-/// What the class takes where the configuration does not say.
+/// Defaults of the family's class.
 const ROPE: RopeDefaults = RopeDefaults { theta: 150_000.0, traditional: false, partial: 1.0 };
 
 #[derive(Debug, Deserialize)]
@@ -38,7 +38,8 @@ fn attention(w: &Weights, c: &Config, layer: usize) -> Result<Attention> {
 
 fn mlp(w: &Weights, c: &Config) -> Result<Moe> {
     let sizes = &c.decoder.sizes;
-    let (hidden, inner) = (sizes.hidden_size, sizes.intermediate_size);
+    let hidden = sizes.hidden_size;
+    let inner = sizes.intermediate_size;
     let shape = ExpertShape { hidden, inner, names: NAMES };
     let rule = RouteRule {
         scores: Scores::SoftmaxOfChosen,
@@ -56,6 +57,12 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     let norm = c.decoder.sizes.norm(NormKind::Rms)?;
     Model::load(w, &c.decoder.sizes, norm, |w, layer| {
         let attention = attention(&w.at("self_attn"), c, layer)?;
-        Block::pre_norm(w, c.decoder.sizes.hidden_size, norm, attention, mlp(&w.at("mlp"), c)?)
+        DecoderBlock::pre_norm(
+            w,
+            c.decoder.sizes.hidden_size,
+            norm,
+            attention,
+            mlp(&w.at("mlp"), c)?,
+        )
     })
 }

@@ -5,7 +5,7 @@ use mlxcel_core::Map;
 use serde::Deserialize;
 
 use super::config::DecoderConfig;
-use super::dense::{Attention, Block, Mlp, Model, ProjectionBias};
+use super::dense::{Attention, DecoderBlock, Mlp, Model, ProjectionBias};
 use crate::loading::{Bias, NormKind, Weights};
 use crate::{Error, Result};
 
@@ -14,7 +14,7 @@ pub(super) struct Config {
     #[serde(flatten)]
     decoder: DecoderConfig,
     #[serde(flatten)]
-    factors: Multipliers,
+    factors: GraniteMultipliers,
     #[serde(default)]
     attention_bias: bool,
     #[serde(default)]
@@ -24,7 +24,7 @@ pub(super) struct Config {
 /// Factors, 1 where they are not stated.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(default)]
-pub(super) struct Multipliers {
+pub(super) struct GraniteMultipliers {
     pub(super) embedding_multiplier: f32,
     pub(super) attention_multiplier: f32,
     pub(super) residual_multiplier: f32,
@@ -32,7 +32,7 @@ pub(super) struct Multipliers {
     pub(super) logits_scaling: f32,
 }
 
-impl Default for Multipliers {
+impl Default for GraniteMultipliers {
     fn default() -> Self {
         Self {
             embedding_multiplier: 1.0,
@@ -43,7 +43,7 @@ impl Default for Multipliers {
     }
 }
 
-impl Multipliers {
+impl GraniteMultipliers {
     /// Refuses logits that cannot be divided.
     pub(super) fn check(&self) -> Result<()> {
         if self.logits_scaling.is_finite() && self.logits_scaling > 0.0 {
@@ -54,26 +54,27 @@ impl Multipliers {
 }
 
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    let (s, factors) = (&c.decoder.sizes, c.factors);
+    let s = &c.decoder.sizes;
+    let factors = c.factors;
     factors.check()?;
     let heads = c.decoder.heads()?;
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));
     let rope = c.decoder.rope.build(heads.head_dim)?;
     let norm = s.norm(NormKind::Rms)?;
-    let layer = |w: &Weights, _| {
+    let model = Model::load(w, s, norm, |w, _| {
         let plain =
             Attention::load(&w.at("self_attn"), s.hidden_size, heads, bias, Some(rope.clone()))?;
         let spec = plain.spec.with_scale(factors.attention_multiplier);
         let attention = Attention { spec, ..plain };
         let mlp = Mlp::load(&w.at("mlp"), s, Bias::when(c.mlp_bias))?;
-        let mut block = Block::pre_norm(w, s.hidden_size, norm, attention, mlp)?;
-        block.around_mixer.scale = Some(factors.residual_multiplier);
-        block.around_mlp.scale = Some(factors.residual_multiplier);
+        let mut block = DecoderBlock::pre_norm(w, s.hidden_size, norm, attention, mlp)?;
+        block.mixer_residual.scale = Some(factors.residual_multiplier);
+        block.mlp_residual.scale = Some(factors.residual_multiplier);
         Ok(block)
-    };
+    })?;
     Ok(Model {
         embed_scale: Some(factors.embedding_multiplier),
         logits: Some(Map::Scale(factors.logits_scaling.recip())),
-        ..Model::load(w, s, norm, layer)?
+        ..model
     })
 }

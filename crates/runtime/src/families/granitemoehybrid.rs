@@ -1,23 +1,23 @@
-//! `granitemoehybrid`: Granite 4: Mamba 2 with an attention layer here and there; behind each an MLP,
-//! in some sizes with experts beside it. Granite's factors on embeddings, scores, residuals, logits.
+//! `granitemoehybrid`: Granite 4: Mamba 2 with occasional attention layers, each followed by an MLP, in
+//! some sizes with experts. Granite's factors on embeddings, scores, residuals and logits.
 
 use mlxcel_core::experts::RouteRule;
 use mlxcel_core::{Activation, Map};
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, HeadShape};
-use super::dense::{Attention, Block, FeedForward, Mixer, Mlp, Model, ProjectionBias};
-use super::granite::Multipliers;
+use super::dense::{Attention, DecoderBlock, FeedForward, Mixer, Mlp, Model, ProjectionBias};
+use super::granite::GraniteMultipliers;
 use super::mamba2::{Factors, Mamba2Mixer, MixerShape, TimeStepLimit, check_shape};
 use super::moe::{Moe, NAMES, swiglu};
 use crate::loading::{Bias, ExpertShape, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
-/// What is not in [`DecoderConfig`].
+/// Configuration beyond [`DecoderConfig`].
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(flatten)]
-    factors: Multipliers,
+    factors: GraniteMultipliers,
     layer_types: Vec<String>,
     #[serde(default)]
     attention_bias: bool,
@@ -38,7 +38,7 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// Whether layer `layer` attends.
+    /// Returns true if layer `layer` is attention.
     fn attends(&self, layer: usize) -> Result<bool> {
         match self.layer_types.get(layer).map(String::as_str) {
             Some("attention") => Ok(true),
@@ -94,14 +94,16 @@ fn stacked_mlp(w: &Weights, hidden: usize, inner: usize) -> Result<Mlp> {
 }
 
 fn feed_forward(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Box<dyn FeedForward>> {
-    let (hidden, inner) = (d.sizes.hidden_size, d.sizes.intermediate_size);
+    let hidden = d.sizes.hidden_size;
+    let inner = d.sizes.intermediate_size;
     let shared = c.shared_intermediate_size.unwrap_or(inner);
     if c.num_experts == 0 {
         return Ok(Box::new(plain_mlp(w, hidden, shared)?));
     }
     let active = c.num_experts_per_tok.unwrap_or(0);
     let rule = RouteRule::softmax(c.num_experts, active, true);
-    let (moe, shape) = (w.at("block_sparse_moe"), ExpertShape { hidden, inner, names: NAMES });
+    let moe = w.at("block_sparse_moe");
+    let shape = ExpertShape { hidden, inner, names: NAMES };
     let fused = ["input_linear.weight", "output_linear.weight"];
     Ok(Box::new(Moe {
         gate: moe.linear("router.layer", hidden, c.num_experts, Bias::None)?,
@@ -121,7 +123,8 @@ fn attention(w: &Weights, d: &DecoderConfig, c: &Config, heads: HeadShape) -> Re
 
 pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
     c.factors.check()?;
-    let (heads, norm) = (d.heads()?, d.sizes.norm(NormKind::Rms)?);
+    let heads = d.heads()?;
+    let norm = d.sizes.norm(NormKind::Rms)?;
     let shape = c.mixer(d.sizes.hidden_size, norm)?;
     let model = Model::load(w, &d.sizes, norm, |w, layer| {
         let mixer: Box<dyn Mixer> = match c.attends(layer)? {
@@ -129,9 +132,9 @@ pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> 
             false => Box::new(Mamba2Mixer::load(&w.at("mamba"), &shape)?),
         };
         let mlp = feed_forward(w, d, c)?;
-        let mut block = Block::pre_norm(w, d.sizes.hidden_size, norm, mixer, mlp)?;
-        block.around_mixer.scale = Some(c.factors.residual_multiplier);
-        block.around_mlp.scale = Some(c.factors.residual_multiplier);
+        let mut block = DecoderBlock::pre_norm(w, d.sizes.hidden_size, norm, mixer, mlp)?;
+        block.mixer_residual.scale = Some(c.factors.residual_multiplier);
+        block.mlp_residual.scale = Some(c.factors.residual_multiplier);
         Ok(block)
     })?;
     Ok(Model {

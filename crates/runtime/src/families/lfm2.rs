@@ -1,17 +1,17 @@
-//! `lfm2`: LFM2: gated short convolutions with an attention layer here and there.
+//! `lfm2`: LFM2: gated short convolutions with occasional attention layers.
 
 use mlxcel_core::layers::Linear;
 use mlxcel_core::recurrent::{Convolution, StateLayout};
-use mlxcel_core::{Activation, Array, Batch};
+use mlxcel_core::{Activation, Array, Pass};
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, HeadShape, positive};
-use super::dense::{Around, Attention, Block, Mixer, Mlp, Model};
-use super::kept::{Kept, Slot};
+use super::dense::{Attention, DecoderBlock, Mixer, Mlp, Model, Residual};
+use super::layer_state::{LayerState, StateIndex};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
-/// What is not in [`DecoderConfig`].
+/// Configuration beyond [`DecoderConfig`].
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     layer_types: Option<Vec<String>>,
@@ -27,7 +27,7 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// Whether layer `layer` attends.
+    /// Returns true if layer `layer` is attention.
     fn attends(&self, layer: usize) -> Result<bool> {
         let kind = self.layer_types.as_ref().and_then(|types| types.get(layer));
         match (kind.map(String::as_str), &self.full_attn_idxs) {
@@ -66,7 +66,7 @@ impl Config {
 
 /// `out(c · convolution(b · x))`.
 struct ShortConv {
-    /// To b, c and x.
+    /// Projections to b, c and x.
     in_proj: [Linear; 3],
     convolution: Convolution,
     out_proj: Linear,
@@ -77,22 +77,22 @@ impl ShortConv {
         let bias = Bias::when(c.conv_bias);
         Ok(Self {
             in_proj: w.fused_linear("in_proj", hidden, [hidden; 3], bias)?,
-            convolution: w.convolution("conv", (hidden, c.conv_l_cache), c.conv_bias, None)?,
+            convolution: w.convolution("conv", hidden, c.conv_l_cache, c.conv_bias, None)?,
             out_proj: w.linear("out_proj", hidden, hidden, bias)?,
         })
     }
 }
 
 impl Mixer for ShortConv {
-    fn kept(&self) -> Kept {
+    fn layer_state(&self) -> LayerState {
         StateLayout::new(&self.convolution, None).into()
     }
 
-    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
-        let ops = cx.ops();
+    fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
+        let ops = pass.ops();
         let [b, c, mut x] = ops.linears(x, self.in_proj.each_ref())?;
         x = ops.gated(&b, &x, Activation::Identity)?;
-        x = cx.convolve(slot.state, &x, &self.convolution)?;
+        x = pass.convolve(index.state, &x, &self.convolution)?;
         x = ops.gated(&c, &x, Activation::Identity)?;
         Ok(ops.linear(&x, &self.out_proj)?)
     }
@@ -107,10 +107,10 @@ fn attention(
     let hidden = d.sizes.hidden_size;
     let out = w.linear("out_proj", heads.query_size(), hidden, Bias::None)?;
     let rope = d.rope.build(heads.head_dim)?;
-    let norm = |name| w.rms_norm(name, heads.head_dim, rule);
-    let qk_norm = Some((norm("q_layernorm")?, norm("k_layernorm")?));
+    let q_norm = w.rms_norm("q_layernorm", heads.head_dim, rule)?;
+    let k_norm = w.rms_norm("k_layernorm", heads.head_dim, rule)?;
     let plain = Attention::with_output(w, heads, Bias::None, out, Some(rope))?;
-    Ok(Attention { qk_norm, ..plain })
+    Ok(Attention { qk_norm: Some((q_norm, k_norm)), ..plain })
 }
 
 fn feed_forward(w: &Weights, hidden: usize, inner: usize) -> Result<Mlp> {
@@ -124,19 +124,21 @@ fn feed_forward(w: &Weights, hidden: usize, inner: usize) -> Result<Mlp> {
 
 pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
     positive(&[("conv_L_cache", c.conv_l_cache)])?;
-    let (heads, hidden) = (d.heads()?, d.sizes.hidden_size);
-    let (norm, inner) = (d.sizes.norm(NormKind::Rms)?, c.inner(d.sizes.intermediate_size)?);
-    Model::load_with([&w.at("model"), w], &d.sizes, ("embedding_norm", norm), |w, layer| {
+    let heads = d.heads()?;
+    let hidden = d.sizes.hidden_size;
+    let norm = d.sizes.norm(NormKind::Rms)?;
+    let inner = c.inner(d.sizes.intermediate_size)?;
+    Model::load_with([&w.at("model"), w], &d.sizes, "embedding_norm", norm, |w, layer| {
         let mixer: Box<dyn Mixer> = match c.attends(layer)? {
             true => Box::new(attention(&w.at("self_attn"), d, heads, norm)?),
             false => Box::new(ShortConv::load(&w.at("conv"), c, hidden)?),
         };
         let mlp = feed_forward(&w.at("feed_forward"), hidden, inner)?;
-        Ok(Block {
+        Ok(DecoderBlock {
             mixer,
             mlp: Box::new(mlp),
-            around_mixer: Around::before(w, "operator_norm", hidden, norm)?,
-            around_mlp: Around::before(w, "ffn_norm", hidden, norm)?,
+            mixer_residual: Residual::before(w, "operator_norm", hidden, norm)?,
+            mlp_residual: Residual::before(w, "ffn_norm", hidden, norm)?,
         })
     })
 }

@@ -3,14 +3,14 @@
 
 use mlxcel_core::layers::{Linear, RmsNorm};
 use mlxcel_core::recurrent::{self, Convolution, Scan, StateLayout};
-use mlxcel_core::{Activation, Array, Batch};
+use mlxcel_core::{Activation, Array, Pass};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::config::positive;
 use super::dense::{Mixer, Model};
-use super::kept::{Kept, Slot};
-use super::single::{Sizes, backbone};
+use super::layer_state::{LayerState, StateIndex};
+use super::single::{BackboneSizes, backbone};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
@@ -43,7 +43,7 @@ fn conv_kernel() -> usize {
 }
 
 impl Config {
-    /// Elements that step sizes are made of; `"auto"` and nothing mean a sixteenth of the width.
+    /// Elements of compressed step sizes; `"auto"`, the default, is a sixteenth of the width.
     fn rank(&self) -> Result<usize> {
         let auto = self.hidden_size.div_ceil(16);
         match &self.time_step_rank {
@@ -64,13 +64,13 @@ impl Config {
         ])
     }
 
-    fn sizes(&self) -> Sizes {
+    fn sizes(&self) -> BackboneSizes {
         let eps = self.layer_norm_epsilon.unwrap_or(1e-5);
-        Sizes {
+        BackboneSizes {
             vocab_size: self.vocab_size,
             hidden_size: self.hidden_size,
             layers: self.num_hidden_layers,
-            // The class ties where nothing is said.
+            // The class ties by default.
             tied: Some(self.tie_word_embeddings.unwrap_or(true)),
             norm: NormRule { kind: NormKind::Rms, eps },
         }
@@ -82,7 +82,7 @@ struct MambaMixer {
     x_proj: Linear,
     z_proj: Linear,
     convolution: Convolution,
-    /// From the convolved input to what step sizes are made of, B and C.
+    /// From the convolved input to compressed step sizes, B and C.
     inputs: [Linear; 3],
     /// Over each of these.
     norms: Option<[RmsNorm; 3]>,
@@ -93,7 +93,8 @@ struct MambaMixer {
 
 impl MambaMixer {
     fn load(w: &Weights, c: &Config) -> Result<Self> {
-        let (inner, state) = (c.intermediate_size, c.state_size);
+        let inner = c.intermediate_size;
+        let state = c.state_size;
         let bias = Bias::when(c.use_bias);
         let [x_proj, z_proj] = w.fused_linear("in_proj", c.hidden_size, [inner; 2], bias)?;
         let widths = [c.rank()?, state, state];
@@ -114,7 +115,7 @@ impl MambaMixer {
         Ok(Self {
             x_proj,
             z_proj,
-            convolution: w.convolution("conv1d", (inner, c.conv_kernel), conv_bias, silu)?,
+            convolution: w.convolution("conv1d", inner, c.conv_kernel, conv_bias, silu)?,
             inputs: w.fused_linear("x_proj", inner, widths, Bias::None)?,
             norms,
             dt_proj: w.linear("dt_proj", widths[0], inner, Bias::Required)?,
@@ -125,14 +126,14 @@ impl MambaMixer {
 }
 
 impl Mixer for MambaMixer {
-    fn kept(&self) -> Kept {
+    fn layer_state(&self) -> LayerState {
         StateLayout::new(&self.convolution, Some(&self.scan)).into()
     }
 
-    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
-        let ops = cx.ops();
+    fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
+        let ops = pass.ops();
         let [mut x, z] = ops.linears(x, [&self.x_proj, &self.z_proj])?;
-        x = cx.convolve(slot.state, &x, &self.convolution)?;
+        x = pass.convolve(index.state, &x, &self.convolution)?;
         let [mut dt, mut b, mut c] = ops.linears(&x, self.inputs.each_ref())?;
         if let Some([dt_norm, b_norm, c_norm]) = &self.norms {
             dt = ops.rms_norm(&dt, dt_norm)?;
@@ -140,7 +141,7 @@ impl Mixer for MambaMixer {
             c = ops.rms_norm(&c, c_norm)?;
         }
         dt = ops.linear(&dt, &self.dt_proj)?;
-        let mut y = cx.scan(slot.state, &[&x, &dt, &b, &c], &self.scan)?;
+        let mut y = pass.scan(index.state, &[&x, &dt, &b, &c], &self.scan)?;
         y = ops.gated(&z, &y, Activation::Silu)?;
         Ok(ops.linear(&y, &self.out_proj)?)
     }

@@ -1,16 +1,16 @@
 //! `mamba2`: Mamba 2: layers of a short convolution and a selective scan with a decay per head, no
-//! attention. [`Mamba2Mixer`] is also what hybrids put beside attention.
+//! attention. Hybrids use [`Mamba2Mixer`], too.
 
 use mlxcel_core::layers::{Linear, RmsNorm};
 use mlxcel_core::recurrent::{self, Convolution, Scan, StateLayout};
-use mlxcel_core::{Activation, Array, Batch, Map};
+use mlxcel_core::{Activation, Array, Map, Pass};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::config::positive;
 use super::dense::{Mixer, Model};
-use super::kept::{Kept, Slot};
-use super::single::{Sizes, backbone};
+use super::layer_state::{LayerState, StateIndex};
+use super::single::{BackboneSizes, backbone};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
@@ -38,20 +38,23 @@ pub(super) struct TimeStepLimit([Value; 2]);
 
 impl TimeStepLimit {
     pub(super) fn limits(&self) -> Result<(f32, f32)> {
-        #[expect(clippy::cast_possible_truncation, reason = "a limit of fp32 numbers")]
-        let number = |value: &Value| match value {
-            Value::String(word) if word == "Infinity" => Some(f32::INFINITY),
-            value => value.as_f64().map(|number| number as f32),
-        };
         let Self([least, largest]) = self;
-        number(least)
-            .zip(number(largest))
+        limit(least)
+            .zip(limit(largest))
             .filter(|(least, largest)| least <= largest)
             .ok_or_else(|| Error::config(format!("time_step_limit is [{least}, {largest}]")))
     }
 }
 
-/// The sizes of a mixer, and what its projections and norm are like.
+#[expect(clippy::cast_possible_truncation, reason = "a limit of fp32 numbers")]
+fn limit(value: &Value) -> Option<f32> {
+    match value {
+        Value::String(word) if word == "Infinity" => Some(f32::INFINITY),
+        value => value.as_f64().map(|number| number as f32),
+    }
+}
+
+/// The sizes of a mixer, and the kinds of its projections and norm.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MixerShape {
     pub(super) hidden: usize,
@@ -64,14 +67,14 @@ pub(super) struct MixerShape {
     pub(super) conv_bias: bool,
     pub(super) in_bias: Bias,
     pub(super) out_bias: Bias,
-    /// The norm of what was gated, where there is one.
+    /// The norm after the gate, where there is one.
     pub(super) norm: Option<NormRule>,
     /// Parts that have a mean square of their own in that norm.
     pub(super) norm_groups: usize,
     pub(super) factors: Factors,
 }
 
-/// Factors on what the input projection makes.
+/// Factors on the outputs of the input projection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Factors {
     pub(super) gate: f32,
@@ -97,7 +100,8 @@ impl MixerShape {
 
     /// The factors of the convolution's channels.
     fn channel_factors(&self) -> Vec<f32> {
-        let (Factors { x, b, c, .. }, wide) = (self.factors, self.groups * self.state_size);
+        let Factors { x, b, c, .. } = self.factors;
+        let wide = self.groups * self.state_size;
         [vec![x; self.inner()], vec![b; wide], vec![c; wide]].concat()
     }
 }
@@ -126,9 +130,9 @@ impl Mamba2Mixer {
             state_size: s.state_size,
         })
         .checked()?;
-        let (factors, silu) = (s.channel_factors(), Some(Activation::Silu));
-        let convolution =
-            w.scaled_convolution("conv1d", (&factors, s.kernel), s.conv_bias, silu)?;
+        let factors = s.channel_factors();
+        let silu = Some(Activation::Silu);
+        let convolution = w.scaled_convolution("conv1d", &factors, s.kernel, s.conv_bias, silu)?;
         let rows = [s.inner(), s.channels(), s.heads];
         let [gate_proj, conv_proj, dt_proj] =
             w.fused_linear("in_proj", s.hidden, rows, s.in_bias)?;
@@ -146,7 +150,8 @@ impl Mamba2Mixer {
 }
 
 fn gated_norm(w: &Weights, s: &MixerShape, rule: NormRule) -> Result<RmsNorm> {
-    let (inner, groups) = (s.inner(), s.norm_groups);
+    let inner = s.inner();
+    let groups = s.norm_groups;
     if groups == 0 || !inner.is_multiple_of(groups) {
         let what = format!("{inner} channels do not divide into {groups} groups of a norm");
         return Err(Error::config(what));
@@ -155,12 +160,12 @@ fn gated_norm(w: &Weights, s: &MixerShape, rule: NormRule) -> Result<RmsNorm> {
 }
 
 impl Mixer for Mamba2Mixer {
-    fn kept(&self) -> Kept {
+    fn layer_state(&self) -> LayerState {
         StateLayout::new(&self.convolution, Some(&self.scan)).into()
     }
 
-    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
-        let ops = cx.ops();
+    fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
+        let ops = pass.ops();
         let projections = [&self.gate_proj, &self.conv_proj, &self.dt_proj];
         let [mut gate, mut xbc, mut dt] = ops.linears(x, projections)?;
         for (part, factor) in [(&mut gate, self.factors.gate), (&mut dt, self.factors.dt)] {
@@ -168,8 +173,8 @@ impl Mixer for Mamba2Mixer {
                 *part = ops.map(part, Map::Scale(factor))?;
             }
         }
-        xbc = cx.convolve(slot.state, &xbc, &self.convolution)?;
-        let mut y = cx.scan(slot.state, &[&xbc, &dt], &self.scan)?;
+        xbc = pass.convolve(index.state, &xbc, &self.convolution)?;
+        let mut y = pass.scan(index.state, &[&xbc, &dt], &self.scan)?;
         y = ops.gated(&gate, &y, Activation::Silu)?;
         if let Some(norm) = &self.norm {
             y = ops.rms_norm(&y, norm)?;
@@ -178,7 +183,7 @@ impl Mixer for Mamba2Mixer {
     }
 }
 
-/// Whether a factor changes nothing.
+/// Returns true if a factor changes nothing.
 pub(super) fn is_one(factor: f32) -> bool {
     factor.to_bits() == 1.0_f32.to_bits()
 }
@@ -216,15 +221,13 @@ fn shape(c: &Config, norm: NormRule) -> Result<MixerShape> {
 
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     let norm = NormRule { kind: NormKind::Rms, eps: c.layer_norm_epsilon.unwrap_or(1e-5) };
-    let (sizes, shape) = (
-        Sizes {
-            vocab_size: c.vocab_size,
-            hidden_size: c.hidden_size,
-            layers: c.num_hidden_layers,
-            tied: c.tie_word_embeddings,
-            norm,
-        },
-        shape(c, norm)?,
-    );
+    let sizes = BackboneSizes {
+        vocab_size: c.vocab_size,
+        hidden_size: c.hidden_size,
+        layers: c.num_hidden_layers,
+        tied: c.tie_word_embeddings,
+        norm,
+    };
+    let shape = shape(c, norm)?;
     backbone(w, &sizes, |w, _| Mamba2Mixer::load(w, &shape))
 }

@@ -1,12 +1,11 @@
-//! `mixtral`: Mistral's layout with experts in every layer, weighed by the softmax of the chosen.
-//!
-//! That softmax is the one over all experts, made to sum to one.
+//! `mixtral`: Mistral's layout with experts in every layer, weighted by the softmax over all experts,
+//! normalised over the chosen ones.
 
 use mlxcel_core::experts::RouteRule;
 use serde::Deserialize;
 
 use super::config::DecoderConfig;
-use super::dense::{Attention, Block, Model, ProjectionBias};
+use super::dense::{Attention, DecoderBlock, Model, ProjectionBias};
 use super::moe::Moe;
 use crate::Result;
 use crate::loading::{Bias, ExpertShape, NormKind, Weights};
@@ -20,10 +19,13 @@ pub(super) struct Config {
 }
 
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    let (heads, s) = (c.decoder.heads()?, &c.decoder.sizes);
+    let heads = c.decoder.heads()?;
+    let s = &c.decoder.sizes;
     let bias = ProjectionBias::all(Bias::None);
-    let (rope, norm) = (c.decoder.rope.build(heads.head_dim)?, s.norm(NormKind::Rms)?);
-    let (hidden, inner) = (s.hidden_size, s.intermediate_size);
+    let rope = c.decoder.rope.build(heads.head_dim)?;
+    let norm = s.norm(NormKind::Rms)?;
+    let hidden = s.hidden_size;
+    let inner = s.intermediate_size;
     let shape = ExpertShape { hidden, inner, names: ["w1", "w3", "w2"] };
     let rule = RouteRule::softmax(c.num_experts, c.num_experts_per_tok, true);
     Model::load(w, s, norm, |w, layer| {
@@ -31,6 +33,6 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
             Attention::load(&w.at("self_attn"), hidden, heads, bias, Some(rope.clone()))?
                 .windowed(c.decoder.windows.of(layer, true)?)?;
         let moe = Moe::load(&w.at("block_sparse_moe"), shape, rule, None)?;
-        Block::pre_norm(w, hidden, norm, attention, moe)
+        DecoderBlock::pre_norm(w, hidden, norm, attention, moe)
     })
 }

@@ -1,19 +1,19 @@
 //! Multi-head latent attention in its absorbed form: a cache of one latent for all heads.
 //!
-//! A head's query is carried into the space of the latents (`embed_q`), attends to latents and the
-//! rotary part of the key, and what it gets is carried on to the head's value (`unembed_out`).
+//! A head's query is projected into the space of the latents (`embed_q`) and attends to latents and
+//! the rotary part of the key; the result is projected to the head's value (`unembed_out`).
 
 use mlxcel_core::layers::{Linear, RmsNorm, Weight};
-use mlxcel_core::{Absorbed, Array, AttentionSpec, Batch, Rope};
+use mlxcel_core::{AbsorbedStorage, Array, AttentionSpec, Pass, Rope};
 use serde::Deserialize;
 
 use super::config::MAX_SIZE;
 use super::dense::Mixer;
-use super::kept::{Kept, Slot};
-use crate::loading::{Bias, NormKind, NormRule, Weights};
+use super::layer_state::{LayerState, StateIndex};
+use crate::loading::{Bias, LatentShape, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
-/// The norms of the compressed queries and of the latents, whatever the model's own epsilon is.
+/// The norms of the compressed queries and of the latents, independent of the model's epsilon.
 const NORM: NormRule = NormRule { kind: NormKind::Rms, eps: 1e-6 };
 
 /// The sizes of latent attention as a configuration states them.
@@ -50,7 +50,7 @@ impl LatentSizes {
     }
 }
 
-/// Where the queries come from.
+/// Projection of the queries.
 enum Query {
     /// One projection.
     Plain(Linear),
@@ -59,7 +59,7 @@ enum Query {
 }
 
 /// Latent attention.
-pub(super) struct Attention {
+pub(super) struct LatentAttention {
     sizes: LatentSizes,
     query: Query,
     kv_a_proj_with_mqa: Linear,
@@ -71,19 +71,22 @@ pub(super) struct Attention {
     spec: AttentionSpec,
 }
 
-impl Attention {
-    /// Reads the attention; `temperature` is a factor on the scores beside `1/√head_dim`.
+impl LatentAttention {
+    /// Reads the attention; `temperature` is a factor on the scores besides `1/√head_dim`.
     pub(super) fn load(
         w: &Weights,
         hidden: usize,
         sizes: &LatentSizes,
-        (rope, temperature): (Rope, f32),
-        storage: Absorbed,
+        rope: Rope,
+        temperature: f32,
+        storage: AbsorbedStorage,
     ) -> Result<Self> {
         sizes.check()?;
-        let (heads, latent) = (sizes.num_attention_heads, sizes.kv_lora_rank);
-        let (nope, rotary, value) =
-            (sizes.qk_nope_head_dim, sizes.qk_rope_head_dim, sizes.v_head_dim);
+        let heads = sizes.num_attention_heads;
+        let latent = sizes.kv_lora_rank;
+        let nope = sizes.qk_nope_head_dim;
+        let rotary = sizes.qk_rope_head_dim;
+        let value = sizes.v_head_dim;
         let bias = Bias::when(sizes.attention_bias);
         let queries = heads * sizes.head_dim();
         let query = match sizes.q_lora_rank {
@@ -94,7 +97,8 @@ impl Attention {
                 q_b_proj: w.linear("q_b_proj", rank, queries, Bias::None)?,
             },
         };
-        let [embed_q, unembed_out] = w.latent_matrices(heads, latent, (nope, value), storage)?;
+        let shape = LatentShape { heads, latent, nope, value };
+        let [embed_q, unembed_out] = w.latent_matrices(shape, storage)?;
         #[expect(clippy::cast_precision_loss, reason = "head dimensions are small")]
         let scale = temperature / (sizes.head_dim() as f32).sqrt();
         Ok(Self {
@@ -110,9 +114,10 @@ impl Attention {
         })
     }
 
-    /// Absorbed queries `[total tokens, heads · (latent + rotary)]`.
-    fn queries(&self, cx: &Batch, x: &Array) -> Result<Array> {
-        let (ops, heads) = (cx.ops(), self.sizes.num_attention_heads);
+    /// AbsorbedStorage queries `[total tokens, heads · (latent + rotary)]`.
+    fn queries(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array> {
+        let ops = pass.ops();
+        let heads = self.sizes.num_attention_heads;
         let q = match &self.query {
             Query::Plain(q_proj) => ops.linear(x, q_proj)?,
             Query::Compressed { q_a_proj, q_a_layernorm, q_b_proj } => {
@@ -121,29 +126,30 @@ impl Attention {
             }
         };
         let [nope, rotary] = ops.split_heads(&q, heads, self.sizes.qk_nope_head_dim)?;
-        let rotary = cx.rope(&rotary, heads, &self.rope)?;
-        Ok(ops.join_heads(&ops.heads(&nope, &self.embed_q, heads)?, &rotary, heads)?)
+        let rotary = pass.rope(&rotary, heads, &self.rope)?;
+        Ok(ops.join_heads(&ops.linear_per_head(&nope, &self.embed_q, heads)?, &rotary, heads)?)
     }
 
-    /// Latents, each with the rotary part of its key behind it.
-    fn keys(&self, cx: &Batch, x: &Array) -> Result<Array> {
-        let compressed = cx.ops().linear(x, &self.kv_a_proj_with_mqa)?;
-        let [latent, rotary] = cx.ops().split_heads(&compressed, 1, self.sizes.kv_lora_rank)?;
-        let latent = cx.ops().rms_norm(&latent, &self.kv_a_layernorm)?;
-        Ok(cx.ops().join_heads(&latent, &cx.rope(&rotary, 1, &self.rope)?, 1)?)
+    /// Latents, each followed by the rotary part of its key.
+    fn keys(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array> {
+        let compressed = pass.ops().linear(x, &self.kv_a_proj_with_mqa)?;
+        let [latent, rotary] = pass.ops().split_heads(&compressed, 1, self.sizes.kv_lora_rank)?;
+        let latent = pass.ops().rms_norm(&latent, &self.kv_a_layernorm)?;
+        Ok(pass.ops().join_heads(&latent, &pass.rope(&rotary, 1, &self.rope)?, 1)?)
     }
 }
 
-impl Mixer for Attention {
-    fn kept(&self) -> Kept {
+impl Mixer for LatentAttention {
+    fn layer_state(&self) -> LayerState {
         self.spec.layout().into()
     }
 
-    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
-        let (q, keys) = (self.queries(cx, x)?, self.keys(cx, x)?);
-        let latents = cx.latent_attention(slot.cache, &q, &keys, &self.spec)?;
+    fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
+        let q = self.queries(pass, x)?;
+        let keys = self.keys(pass, x)?;
+        let latents = pass.latent_attention(index.cache, &q, &keys, &self.spec)?;
         let heads = self.sizes.num_attention_heads;
-        let values = cx.ops().heads(&latents, &self.unembed_out, heads)?;
-        Ok(cx.ops().linear(&values, &self.o_proj)?)
+        let values = pass.ops().linear_per_head(&latents, &self.unembed_out, heads)?;
+        Ok(pass.ops().linear(&values, &self.o_proj)?)
     }
 }

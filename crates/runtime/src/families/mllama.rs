@@ -1,29 +1,29 @@
 //! `mllama`, Llama 3.2 Vision: Llama with an image encoder (`mllama_vit`) and layers of gated
-//! cross-attention among its own, which see the images beside the text. A sequence without images
-//! skips them. (Tokens before the first image see all rows of all images and leave only the
-//! feed-forward part of these layers out, as in transformers.)
+//! cross-attention, which attend to the images. A sequence without images skips them. (Tokens before
+//! the first image attend to all rows of all images, and skip only the feed-forward part of these
+//! layers, as in transformers.)
 
 use mlxcel_core::layers::{Embedding, Linear, RmsNorm};
-use mlxcel_core::{Array, AttentionSpec, Batch, CrossImage, LayerLayout, Ops, SequenceCache};
+use mlxcel_core::{Array, AttentionSpec, CrossImage, LayerLayout, Ops, Pass, SequenceCache};
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, HeadShape};
-use super::dense::{Attention, Block, FeedForward, Layer as _, Mlp, ProjectionBias};
-use super::kept::Slot;
-use super::mllama_vit::{self, Tower};
+use super::dense::{Attention, DecoderBlock, DecoderLayer as _, FeedForward, Mlp, ProjectionBias};
+use super::layer_state::StateIndex;
+use super::mllama_vit::{self, MllamaVisionTower};
 use super::{ImageEncoder, LanguageModel};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
-/// Tokens behind the vocabulary, which are read and never written: `<|image|>` is one.
+/// Tokens after the vocabulary, which are input only: `<|image|>` is one.
 const EXTRA_TOKENS: usize = 8;
 
-/// Every fifth layer, where the configuration does not say.
+/// Every fifth layer, the default of the class.
 fn cross_attention_layers() -> Vec<usize> {
     (0..8).map(|index| 5 * index + 3).collect()
 }
 
-/// What the configuration has beside a decoder's.
+/// Configuration beyond that of a decoder.
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(flatten)]
@@ -33,7 +33,7 @@ pub(super) struct Config {
     vision_config: Option<mllama_vit::Config>,
 }
 
-/// Where the decoder, the head, the encoder and `multi_modal_projector` lie: as published, as mlx-vlm
+/// Paths of the decoder, the head, the encoder and `multi_modal_projector`: as published, as mlx-vlm
 /// converts them, as transformers 5 writes them.
 const PLACES: [[&str; 4]; 3] = [
     ["language_model.model", "language_model", "vision_model", ""],
@@ -41,7 +41,7 @@ const PLACES: [[&str; 4]; 3] = [
     ["model.language_model", "", "model.vision_model", "model"],
 ];
 
-/// Attention to what a token sees of its sequence's images.
+/// Attention of tokens to their sequence's images.
 struct CrossAttention {
     q_proj: Linear,
     k_proj: Linear,
@@ -52,7 +52,7 @@ struct CrossAttention {
     spec: AttentionSpec,
 }
 
-/// A layer of cross-attention; each part is added as much as its gate is open.
+/// A layer of cross-attention; each part has a gate.
 struct CrossBlock {
     input_layernorm: RmsNorm,
     cross_attn: CrossAttention,
@@ -63,23 +63,24 @@ struct CrossBlock {
 }
 
 /// A layer of either kind.
-enum Layer {
-    Tokens(Block),
+enum MllamaLayer {
+    Tokens(DecoderBlock),
     Images(Box<CrossBlock>),
 }
 
 /// The decoder, with the encoder where the configuration and the files have one.
-pub(super) struct Model {
+pub(super) struct MllamaModel {
     embed_tokens: Embedding,
-    layers: Vec<Layer>,
+    layers: Vec<MllamaLayer>,
     norm: RmsNorm,
     lm_head: Option<Linear>,
-    encoder: Option<Tower>,
+    encoder: Option<MllamaVisionTower>,
 }
 
 impl CrossAttention {
     fn load(w: &Weights, hidden: usize, heads: HeadShape, norm: NormRule) -> Result<Self> {
-        let (queries, keys) = (heads.query_size(), heads.kv_size());
+        let queries = heads.query_size();
+        let keys = heads.kv_size();
         Ok(Self {
             q_proj: w.linear("q_proj", hidden, queries, Bias::None)?,
             k_proj: w.linear("k_proj", hidden, keys, Bias::None)?,
@@ -91,10 +92,10 @@ impl CrossAttention {
         })
     }
 
-    fn forward(&self, cx: &Batch, layer: usize, x: &Array) -> Result<Array> {
-        let q = cx.ops().rms_norm(&cx.ops().linear(x, &self.q_proj)?, &self.q_norm)?;
-        let attended = cx.cross_attention(layer, &q, &self.spec)?;
-        Ok(cx.ops().linear(&attended, &self.o_proj)?)
+    fn forward(&self, pass: &mut Pass<'_>, layer: usize, x: &Array) -> Result<Array> {
+        let q = pass.ops().rms_norm(&pass.ops().linear(x, &self.q_proj)?, &self.q_norm)?;
+        let attended = pass.cross_attention(layer, &q, &self.spec)?;
+        Ok(pass.ops().linear(&attended, &self.o_proj)?)
     }
 
     /// Keys and values of the images' rows.
@@ -117,74 +118,81 @@ impl CrossBlock {
         })
     }
 
-    fn forward(&self, cx: &Batch, layer: usize, x: &Array) -> Result<Array> {
-        let ops = cx.ops();
+    fn forward(&self, pass: &mut Pass<'_>, layer: usize, x: &Array) -> Result<Array> {
+        let ops = pass.ops();
         let seen = ops.rms_norm(x, &self.input_layernorm)?;
-        let seen = self.cross_attn.forward(cx, layer, &seen)?;
+        let seen = self.cross_attn.forward(pass, layer, &seen)?;
         let x = ops.add(x, &ops.map(&seen, mlxcel_core::Map::Scale(self.attn_gate))?)?;
-        let y = self.mlp.forward(cx, &ops.rms_norm(&x, &self.post_attention_layernorm)?)?;
-        Ok(ops.add(&x, &cx.scale_behind_images(&y, self.mlp_gate)?)?)
+        let y = self.mlp.forward(pass, &ops.rms_norm(&x, &self.post_attention_layernorm)?)?;
+        Ok(ops.add(&x, &pass.scale_after_images(&y, self.mlp_gate)?)?)
     }
 }
 
-/// How far the gate `name` is open: the hyperbolic tangent of what is stored.
+/// Factor of the gate `name`: the hyperbolic tangent of the stored value.
 pub(super) fn gate(w: &Weights, name: &str) -> Result<f32> {
     Ok(w.values(name, 1)?.first().copied().unwrap_or(0.0).tanh())
 }
 
 /// The decoder, with the encoder where the configuration and the files have one.
-pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    let at = |name: &str| if name.is_empty() { w.root() } else { w.at(name) };
-    let encodes = |[_, _, vision, _]: &&[&str; 4]| at(vision).has("layernorm_post.weight");
-    let decodes = |[model, ..]: &&[&str; 4]| at(model).has("norm.weight");
-    let place = PLACES.iter().find(encodes).or_else(|| PLACES.iter().find(decodes));
-    let [model, head, vision, projector] = place.unwrap_or(&PLACES[0]).map(at);
+pub(super) fn load(w: &Weights, c: &Config) -> Result<MllamaModel> {
+    let with_encoder =
+        PLACES.iter().find(|[_, _, vision, _]| w.below(vision).has("layernorm_post.weight"));
+    let with_decoder = PLACES.iter().find(|[model, ..]| w.below(model).has("norm.weight"));
+    let place = with_encoder.or(with_decoder).unwrap_or(&PLACES[0]);
+    let [model, head, vision, projector] = place.map(|path| w.below(path));
     let sizes = &c.decoder.sizes;
-    let (hidden, layers) = (sizes.hidden_size, sizes.num_hidden_layers);
+    let hidden = sizes.hidden_size;
+    let layers = sizes.num_hidden_layers;
     if let Some(wrong) = c.cross_attention_layers.iter().find(|index| **index >= layers) {
         let what = format!("cross_attention_layers names layer {wrong} of {layers}");
         return Err(Error::config(what));
     }
     let norm = sizes.norm_or(NormKind::Rms, 1e-5);
     let described = c.vision_config.as_ref().filter(|_| vision.has("layernorm_post.weight"));
-    Ok(Model {
+    Ok(MllamaModel {
         embed_tokens: model.embedding("embed_tokens", sizes.vocab_size + EXTRA_TOKENS, hidden)?,
         layers: model.layers("layers", layers, |w, index| layer(w, c, norm, index))?,
         norm: model.rms_norm("norm", hidden, norm)?,
         lm_head: head.lm_head(Some(false), hidden, sizes.vocab_size)?,
-        encoder: described.map(|c| Tower::load([&vision, &projector], c, hidden)).transpose()?,
+        encoder: described
+            .map(|c| MllamaVisionTower::load([&vision, &projector], c, hidden))
+            .transpose()?,
     })
 }
 
-fn layer(w: &Weights, c: &Config, norm: NormRule, index: usize) -> Result<Layer> {
-    let (sizes, heads) = (&c.decoder.sizes, c.decoder.heads()?);
+fn layer(w: &Weights, c: &Config, norm: NormRule, index: usize) -> Result<MllamaLayer> {
+    let sizes = &c.decoder.sizes;
+    let heads = c.decoder.heads()?;
     if c.cross_attention_layers.contains(&index) {
         let block = CrossBlock::load(w, &c.decoder, heads, norm)?;
-        return Ok(Layer::Images(Box::new(block)));
+        return Ok(MllamaLayer::Images(Box::new(block)));
     }
-    let (bias, rope) = (ProjectionBias::all(Bias::None), c.decoder.rope.build(heads.head_dim)?);
+    let bias = ProjectionBias::all(Bias::None);
+    let rope = c.decoder.rope.build(heads.head_dim)?;
     let hidden = sizes.hidden_size;
     let attention = Attention::load(&w.at("self_attn"), hidden, heads, bias, Some(rope))?;
     let mlp = Mlp::load(&w.at("mlp"), sizes, Bias::None)?;
-    Block::pre_norm(w, hidden, norm, attention, mlp).map(Layer::Tokens)
+    DecoderBlock::pre_norm(w, hidden, norm, attention, mlp).map(MllamaLayer::Tokens)
 }
 
-impl Model {
+impl MllamaModel {
     fn cross_layers(&self) -> impl Iterator<Item = &CrossAttention> {
         self.layers.iter().filter_map(|layer| match layer {
-            Layer::Images(block) => Some(&block.cross_attn),
-            Layer::Tokens(_) => None,
+            MllamaLayer::Images(block) => Some(&block.cross_attn),
+            MllamaLayer::Tokens(_) => None,
         })
     }
 }
 
-impl LanguageModel for Model {
+impl LanguageModel for MllamaModel {
     fn cache_layout(&self) -> Vec<LayerLayout> {
-        let kept = |layer: &Layer| match layer {
-            Layer::Tokens(block) => block.kept().cache,
-            Layer::Images(_) => None,
-        };
-        self.layers.iter().filter_map(kept).collect()
+        self.layers
+            .iter()
+            .filter_map(|layer| match layer {
+                MllamaLayer::Tokens(block) => block.layer_state().cache,
+                MllamaLayer::Images(_) => None,
+            })
+            .collect()
     }
 
     fn cross_layout(&self) -> Vec<LayerLayout> {
@@ -195,25 +203,26 @@ impl LanguageModel for Model {
         EXTRA_TOKENS
     }
 
-    fn forward(&self, cx: &Batch) -> Result<Array> {
-        let mut x = cx.ops().embed(cx.tokens(), &self.embed_tokens)?;
-        let (mut slot, mut cross) = (Slot::default(), 0);
+    fn forward(&self, pass: &mut Pass<'_>) -> Result<Array> {
+        let mut x = pass.embed_tokens(&self.embed_tokens)?;
+        let mut index = StateIndex::default();
+        let mut cross = 0;
         for layer in &self.layers {
             match layer {
-                Layer::Tokens(block) => {
-                    x = block.forward(cx, slot, &x)?;
-                    slot = slot.after(block.kept());
+                MllamaLayer::Tokens(block) => {
+                    x = block.forward(pass, index, &x)?;
+                    index = index.after(block.layer_state());
                 }
-                Layer::Images(block) => {
-                    if cx.sees_images() {
-                        x = block.forward(cx, cross, &x)?;
+                MllamaLayer::Images(block) => {
+                    if pass.has_cross_images() {
+                        x = block.forward(pass, cross, &x)?;
                     }
                     cross += 1;
                 }
             }
-            cx.ops().settle(&x)?;
+            pass.ops().eval_layer(&x)?;
         }
-        Ok(cx.ops().rms_norm(&x, &self.norm)?)
+        Ok(pass.ops().rms_norm(&x, &self.norm)?)
     }
 
     fn logits(&self, ops: &Ops, hidden: &Array) -> Result<Array> {
@@ -227,8 +236,13 @@ impl LanguageModel for Model {
         self.encoder.as_ref().map(|encoder| encoder as &dyn ImageEncoder)
     }
 
-    fn show(&self, ops: &Ops, cache: &SequenceCache, images: &[CrossImage]) -> Result<()> {
+    fn attach_images(
+        &self,
+        ops: &Ops,
+        cache: &mut SequenceCache,
+        images: &[CrossImage],
+    ) -> Result<()> {
         let layers: Vec<_> = self.cross_layers().collect();
-        cache.show(ops, images, |index, rows| layers[index].project(ops, rows))
+        cache.attach_images(ops, images, |index, rows| layers[index].project(ops, rows))
     }
 }

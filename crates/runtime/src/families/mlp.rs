@@ -1,7 +1,7 @@
 //! The feed-forward parts of dense families: gated linear units and plain ones.
 
 use mlxcel_core::layers::Linear;
-use mlxcel_core::{Activation, Array, Batch, Map, Ops};
+use mlxcel_core::{Activation, Array, Map, Ops, Pass};
 
 use super::config::Sizes;
 use super::dense::FeedForward;
@@ -38,9 +38,9 @@ impl Mlp {
 }
 
 impl FeedForward for Mlp {
-    fn forward(&self, cx: &Batch, x: &Array) -> Result<Array> {
-        let hidden = cx.ops().glu(x, &self.gate_proj, &self.up_proj, self.activation)?;
-        Ok(cx.ops().linear(&hidden, &self.down_proj)?)
+    fn forward(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array> {
+        let hidden = pass.ops().glu(x, &self.gate_proj, &self.up_proj, self.activation)?;
+        Ok(pass.ops().linear(&hidden, &self.down_proj)?)
     }
 }
 
@@ -52,8 +52,8 @@ pub(super) struct PlainMlp {
 }
 
 impl PlainMlp {
-    /// Of `[rows, width]`.
-    pub(super) fn of(&self, ops: &Ops, x: &Array) -> Result<Array> {
+    /// The MLP of `x`, `[rows, width]`.
+    pub(super) fn apply(&self, ops: &Ops, x: &Array) -> Result<Array> {
         let mut hidden = ops.linear(x, &self.input)?;
         hidden = ops.map(&hidden, Map::Activation(self.activation))?;
         Ok(ops.linear(&hidden, &self.output)?)
@@ -61,7 +61,7 @@ impl PlainMlp {
 }
 
 impl FeedForward for PlainMlp {
-    fn forward(&self, cx: &Batch, x: &Array) -> Result<Array> {
-        self.of(cx.ops(), x)
+    fn forward(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array> {
+        self.apply(pass.ops(), x)
     }
 }

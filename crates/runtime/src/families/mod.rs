@@ -1,9 +1,9 @@
 //! Model families: one file each, and the registry that picks one by `model_type`.
-//! A file holds the family's `Config` and whatever of the blocks `Attention`, `Mlp`, `Block`,
-//! `Model` is its own; `dense` holds those blocks for the families that share them.
+//! A file holds the family's `Config` and its own blocks; `dense` holds `Attention`, `Mlp`,
+//! `DecoderBlock` and `Model` for the families that share them.
 //!
 //! Field names are the checkpoint's. Masks, rotary embeddings, norms, attention and caches live in
-//! `mlxcel-core`, once; what several families read from `config.json` lives in `config`, once.
+//! `mlxcel-core`, once; `config` has the parts of `config.json` that several families read.
 
 mod check;
 mod config;
@@ -18,7 +18,7 @@ mod gpt2;
 mod gpt_oss;
 mod granite;
 mod granitemoehybrid;
-mod kept;
+mod layer_state;
 mod lfm2;
 mod llama;
 mod mamba;
@@ -51,7 +51,7 @@ mod starcoder2;
 mod with_encoder;
 
 use mlxcel_core::recurrent::StateLayout;
-use mlxcel_core::{Array, Batch, CrossImage, LayerLayout, Ops, SequenceCache};
+use mlxcel_core::{Array, CrossImage, LayerLayout, Ops, Pass, SequenceCache};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -62,20 +62,20 @@ use crate::{Error, Result};
 
 /// A decoder that maps a ragged batch of tokens to hidden states and logits.
 pub trait LanguageModel {
-    /// What each layer with attention keeps per sequence, in layer order.
+    /// Keys and values of each layer with attention, in layer order.
     fn cache_layout(&self) -> Vec<LayerLayout>;
 
-    /// What each recurrent layer keeps per sequence, in layer order, the others left out.
+    /// State of each recurrent layer, in layer order.
     fn state_layout(&self) -> Vec<StateLayout> {
         Vec::new()
     }
 
-    /// What each cross-attention layer keeps per row of an image, in layer order, the others left out.
+    /// Keys and values of each cross-attention layer per row of an image, in layer order.
     fn cross_layout(&self) -> Vec<LayerLayout> {
         Vec::new()
     }
 
-    /// Tokens that the model reads and never writes, behind those of its vocabulary.
+    /// Number of input-only tokens after those of the vocabulary.
     fn extra_tokens(&self) -> usize {
         0
     }
@@ -84,33 +84,38 @@ pub trait LanguageModel {
     ///
     /// # Errors
     /// When an operation cannot be built; evaluation errors come later.
-    fn forward(&self, cx: &Batch) -> Result<Array>;
+    fn forward(&self, pass: &mut Pass<'_>) -> Result<Array>;
 
     /// Logits `[rows, vocab]` of hidden states `[rows, hidden]`.
     ///
     /// # Errors
-    /// As [`Self::forward`].
+    /// Errors of [`Self::forward`].
     fn logits(&self, ops: &Ops, hidden: &Array) -> Result<Array>;
 
-    /// What turns images into rows of a pass, where the model and its checkpoint have it.
+    /// The image encoder, where the model and its checkpoint have one.
     fn images(&self) -> Option<&dyn ImageEncoder> {
         None
     }
 
-    /// Shows images to a sequence's cross-attention layers, all of them before its first token.
+    /// Attaches images to a sequence's cross-attention layers, all of them before its first token.
     ///
     /// # Errors
-    /// A model without such layers, and what [`SequenceCache::show`] fails with.
-    fn show(&self, ops: &Ops, cache: &SequenceCache, images: &[CrossImage]) -> Result<()> {
-        cache.show(ops, images, |_, _| {
+    /// A model without such layers, and errors of [`SequenceCache::attach_images`].
+    fn attach_images(
+        &self,
+        ops: &Ops,
+        cache: &mut SequenceCache,
+        images: &[CrossImage],
+    ) -> Result<()> {
+        cache.attach_images(ops, images, |_, _| {
             Err(Error::config("the model has no cross-attention layers to see images"))
         })
     }
 }
 
-/// What turns an image into rows among those of tokens.
+/// Encoder of images as rows of a pass.
 pub trait ImageEncoder {
-    /// The rows of an image, what they see and where they stand.
+    /// The rows of an image, their attention and their positions.
     ///
     /// # Errors
     /// An image of another size, or operations that cannot be built.
@@ -177,7 +182,7 @@ pub fn load(weights: &Weights, config: &Value) -> Result<Box<dyn LanguageModel>>
 /// or when the configuration states sizes that no model can have.
 ///
 /// # Errors
-/// As [`load`].
+/// Errors of [`load`].
 pub fn check_supported(config: &Value) -> Result<()> {
     let model_type = model_type(config)?;
     if !supported().any(|name| name == model_type) {

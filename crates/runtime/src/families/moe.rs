@@ -2,13 +2,13 @@
 
 use mlxcel_core::experts::{Experts, RouteRule};
 use mlxcel_core::layers::Linear;
-use mlxcel_core::{Activation, Array, Batch};
+use mlxcel_core::{Activation, Array, Pass};
 
 use super::dense::{FeedForward, Mlp};
 use crate::Result;
 use crate::loading::{Bias, ExpertShape, Weights};
 
-/// What gate, up and down are called in most checkpoints.
+/// Names of gate, up and down in most checkpoints.
 pub(super) const NAMES: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 
 /// `Σ weight · expert(x)` over the experts that the router chooses, and the shared ones.
@@ -19,8 +19,8 @@ pub(super) struct Moe {
 }
 
 impl Moe {
-    /// Reads the router `gate` and the experts; `bias` names what is added to the scores for the
-    /// choice, where there is such a thing.
+    /// Reads the router `gate` and the experts; `bias` names the bias on the scores for the choice,
+    /// where there is one.
     pub(super) fn load(
         w: &Weights,
         shape: ExpertShape,
@@ -34,20 +34,20 @@ impl Moe {
 }
 
 impl FeedForward for Moe {
-    fn forward(&self, cx: &Batch, x: &Array) -> Result<Array> {
-        let logits = cx.ops().linear(x, &self.gate)?;
-        let y = cx.ops().experts(x, &logits, &self.experts)?;
+    fn forward(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array> {
+        let logits = pass.ops().linear(x, &self.gate)?;
+        let y = pass.ops().experts(x, &logits, &self.experts)?;
         match &self.shared_experts {
-            Some(shared) => Ok(cx.ops().add(&y, &shared.forward(cx, x)?)?),
+            Some(shared) => Ok(pass.ops().add(&y, &shared.forward(pass, x)?)?),
             None => Ok(y),
         }
     }
 }
 
-/// Layers of both kinds in one model.
+/// For models with layers of several kinds.
 impl FeedForward for Box<dyn FeedForward> {
-    fn forward(&self, cx: &Batch, x: &Array) -> Result<Array> {
-        self.as_ref().forward(cx, x)
+    fn forward(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array> {
+        self.as_ref().forward(pass, x)
     }
 }
 

@@ -1,14 +1,14 @@
 //! `nemotron_h`: Nemotron-H and Nemotron Nano 2: layers of one part each, in the order of a pattern:
-//! Mamba 2, attention without positions, or an MLP. Sizes whose pattern has experts are refused.
+//! Mamba 2, attention without positions, or an MLP. Models whose pattern has experts are refused.
 
-use mlxcel_core::{Activation, Array, Batch};
+use mlxcel_core::{Activation, Array, Pass};
 use serde::Deserialize;
 
 use super::config::{Heads, positive};
 use super::dense::{Attention, FeedForward, Mixer, Model, PlainMlp, ProjectionBias};
-use super::kept::{Kept, Slot};
+use super::layer_state::{LayerState, StateIndex};
 use super::mamba2::{Factors, Mamba2Mixer, MixerShape, TimeStepLimit, check_shape};
-use super::single::{Sizes, backbone};
+use super::single::{BackboneSizes, backbone};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
@@ -40,15 +40,15 @@ pub(super) struct Config {
     time_step_limit: Option<TimeStepLimit>,
 }
 
-/// What a layer is.
+/// Kind of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+enum NemotronLayer {
     Mamba,
     Attention,
     Mlp,
 }
 
-impl Part {
+impl NemotronLayer {
     fn of_letter(letter: char) -> Option<Self> {
         match letter {
             'M' => Some(Self::Mamba),
@@ -68,34 +68,35 @@ impl Part {
     }
 }
 
+/// The error of a kind that is not supported.
+fn unknown(layer: usize, kind: &dyn std::fmt::Display) -> Error {
+    Error::config(format!(
+        "layer {layer} is \"{kind}\" (supported: Mamba \"M\", attention \"*\", MLP \"-\")"
+    ))
+}
+
 impl Config {
-    /// What each layer is.
-    fn parts(&self) -> Result<Vec<Part>> {
-        let known = |layer: usize, word: String, part: Option<Part>| {
-            part.ok_or_else(|| {
-                Error::config(format!(
-                    "layer {layer} is \"{word}\" (supported: Mamba \"M\", attention \"*\", MLP \"-\")"
-                ))
-            })
-        };
-        let parts: Vec<Part> = match (&self.hybrid_override_pattern, &self.layers_block_type) {
+    /// Kind of each layer.
+    fn parts(&self) -> Result<Vec<NemotronLayer>> {
+        let mut parts = Vec::new();
+        match (&self.hybrid_override_pattern, &self.layers_block_type) {
             (Some(pattern), _) => {
-                let letters = pattern.chars().enumerate();
-                letters
-                    .map(|(layer, letter)| known(layer, letter.into(), Part::of_letter(letter)))
-                    .collect::<Result<_>>()?
+                for (layer, letter) in pattern.chars().enumerate() {
+                    parts.push(
+                        NemotronLayer::of_letter(letter).ok_or_else(|| unknown(layer, &letter))?,
+                    );
+                }
             }
             (None, Some(names)) => {
-                let names = names.iter().enumerate();
-                names
-                    .map(|(layer, name)| known(layer, name.clone(), Part::of_name(name)))
-                    .collect::<Result<_>>()?
+                for (layer, name) in names.iter().enumerate() {
+                    parts.push(NemotronLayer::of_name(name).ok_or_else(|| unknown(layer, name))?);
+                }
             }
             (None, None) => {
                 let what = "it has neither hybrid_override_pattern nor layers_block_type";
                 return Err(Error::config(what));
             }
-        };
+        }
         match self.num_hidden_layers.filter(|layers| *layers != parts.len()) {
             Some(layers) => Err(Error::config(format!(
                 "the pattern has {} layers, but num_hidden_layers is {layers}",
@@ -134,7 +135,8 @@ impl Config {
     }
 
     fn mlp(&self, w: &Weights) -> Result<PlainMlp> {
-        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
+        let hidden = self.hidden_size;
+        let inner = self.intermediate_size;
         let bias = Bias::when(self.mlp_bias);
         Ok(PlainMlp {
             input: w.linear("up_proj", hidden, inner, bias)?,
@@ -144,16 +146,16 @@ impl Config {
     }
 }
 
-/// A feed-forward part as a layer of its own: it keeps nothing of a sequence.
-struct Alone<F>(F);
+/// A feed-forward part as a layer, which has no state.
+struct MlpLayer<F>(F);
 
-impl<F: FeedForward> Mixer for Alone<F> {
-    fn kept(&self) -> Kept {
-        Kept::default()
+impl<F: FeedForward> Mixer for MlpLayer<F> {
+    fn layer_state(&self) -> LayerState {
+        LayerState::default()
     }
 
-    fn forward(&self, cx: &Batch, _: Slot, x: &Array) -> Result<Array> {
-        self.0.forward(cx, x)
+    fn forward(&self, pass: &mut Pass<'_>, _: StateIndex, x: &Array) -> Result<Array> {
+        self.0.forward(pass, x)
     }
 }
 
@@ -162,10 +164,11 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     if let Some(other) = c.mlp_hidden_act.as_deref().filter(|name| *name != "relu2") {
         return Err(Error::config(format!("mlp_hidden_act is \"{other}\" (supported: relu2)")));
     }
-    let (parts, shape) = (c.parts()?, c.mixer()?);
+    let parts = c.parts()?;
+    let shape = c.mixer()?;
     let heads = c.heads.shape(c.hidden_size)?;
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));
-    let sizes = Sizes {
+    let sizes = BackboneSizes {
         vocab_size: c.vocab_size,
         hidden_size: c.hidden_size,
         layers: parts.len(),
@@ -174,9 +177,11 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     };
     backbone(w, &sizes, |w, layer| -> Result<Box<dyn Mixer>> {
         Ok(match parts[layer] {
-            Part::Mamba => Box::new(Mamba2Mixer::load(w, &shape)?),
-            Part::Attention => Box::new(Attention::load(w, c.hidden_size, heads, bias, None)?),
-            Part::Mlp => Box::new(Alone(c.mlp(w)?)),
+            NemotronLayer::Mamba => Box::new(Mamba2Mixer::load(w, &shape)?),
+            NemotronLayer::Attention => {
+                Box::new(Attention::load(w, c.hidden_size, heads, bias, None)?)
+            }
+            NemotronLayer::Mlp => Box::new(MlpLayer(c.mlp(w)?)),
         })
     })
 }
@@ -187,7 +192,7 @@ mod tests {
 
     use super::*;
 
-    fn parts(fields: &Value) -> std::result::Result<Vec<Part>, String> {
+    fn parts(fields: &Value) -> std::result::Result<Vec<NemotronLayer>, String> {
         let mut config = json!({"hidden_size": 64, "vocab_size": 300, "intermediate_size": 64,
             "num_attention_heads": 4, "mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2,
             "ssm_state_size": 16, "conv_kernel": 4});
@@ -198,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_pattern_or_a_list_says_what_layers_are() {
-        let expected = [Part::Mamba, Part::Mlp, Part::Attention];
+        let expected = [NemotronLayer::Mamba, NemotronLayer::Mlp, NemotronLayer::Attention];
         assert_eq!(parts(&json!({"hybrid_override_pattern": "M-*"})).unwrap(), expected);
         let names = json!({"layers_block_type": ["mamba", "mlp", "full_attention"]});
         assert_eq!(parts(&names).unwrap(), expected);

@@ -2,11 +2,10 @@
 //! queries and keys.
 
 use mlxcel_core::Rope;
-use mlxcel_core::layers::Norm;
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, HeadShape};
-use super::dense::{Around, Attention, Block, Mlp, Model, ProjectionBias};
+use super::dense::{Attention, DecoderBlock, Mlp, Model, ProjectionBias, Residual};
 use crate::Result;
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 
@@ -27,16 +26,13 @@ fn attention(w: &Weights, c: &Config, heads: HeadShape, rope: Rope) -> Result<At
     Ok(Attention { qk_norm: Some((q_norm, k_norm)), ..plain })
 }
 
-fn block(w: &Weights, c: &Config, norm: NormRule, attention: Attention) -> Result<Block> {
-    let after = |name| -> Result<Around> {
-        let norm: Norm = w.norm(name, c.decoder.sizes.hidden_size, norm)?;
-        Ok(Around { after: Some(norm), ..Around::default() })
-    };
-    Ok(Block {
+fn block(w: &Weights, c: &Config, norm: NormRule, attention: Attention) -> Result<DecoderBlock> {
+    let hidden = c.decoder.sizes.hidden_size;
+    Ok(DecoderBlock {
         mixer: Box::new(attention),
         mlp: Box::new(Mlp::load(&w.at("mlp"), &c.decoder.sizes, Bias::None)?),
-        around_mixer: after("post_attention_layernorm")?,
-        around_mlp: after("post_feedforward_layernorm")?,
+        mixer_residual: Residual::after(w, "post_attention_layernorm", hidden, norm)?,
+        mlp_residual: Residual::after(w, "post_feedforward_layernorm", hidden, norm)?,
     })
 }
 

@@ -4,7 +4,7 @@ use mlxcel_core::experts::RouteRule;
 use serde::Deserialize;
 
 use super::config::DecoderConfig;
-use super::dense::{Attention, Block, Model, ProjectionBias};
+use super::dense::{Attention, DecoderBlock, Model, ProjectionBias};
 use super::moe::{Moe, NAMES};
 use crate::Result;
 use crate::loading::{Bias, ExpertShape, NormKind, Weights};
@@ -22,10 +22,13 @@ pub(super) struct Config {
 }
 
 pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    let (heads, s) = (c.decoder.heads()?, &c.decoder.sizes);
+    let heads = c.decoder.heads()?;
+    let s = &c.decoder.sizes;
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));
-    let (rope, norm) = (c.decoder.rope.build(heads.head_dim)?, s.norm_or(NormKind::Rms, 1e-5));
-    let (hidden, inner) = (s.hidden_size, s.intermediate_size);
+    let rope = c.decoder.rope.build(heads.head_dim)?;
+    let norm = s.norm_or(NormKind::Rms, 1e-5);
+    let hidden = s.hidden_size;
+    let inner = s.intermediate_size;
     let shape = ExpertShape { hidden, inner, names: NAMES };
     let rule = RouteRule::softmax(c.num_experts, c.num_experts_per_tok, c.norm_topk_prob);
     Model::load(w, s, norm, |w, _| {
@@ -37,6 +40,6 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
         );
         let attention = Attention { qk_norm: Some(norms), ..plain };
         let moe = Moe::load(&w.at("mlp"), shape, rule, None)?;
-        Block::pre_norm(w, hidden, norm, attention, moe)
+        DecoderBlock::pre_norm(w, hidden, norm, attention, moe)
     })
 }

@@ -1,17 +1,17 @@
-//! `phi`: Phi 1, 1.5 and 2: attention and MLP in parallel behind one layer norm, a part of each
+//! `phi`: Phi 1, 1.5 and 2: attention and MLP in parallel after one layer norm, a part of each
 //! head rotated, biases everywhere, the head's too.
 
 use mlxcel_core::layers::Norm;
-use mlxcel_core::{Array, Batch, Rope};
+use mlxcel_core::{Array, Pass, Rope};
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, HeadShape, RopeDefaults, activation};
-use super::dense::{Attention, FeedForward, Layer, Mixer, Model, PlainMlp};
-use super::kept::{Kept, Slot};
+use super::dense::{Attention, DecoderLayer, FeedForward, Mixer, Model, PlainMlp};
+use super::layer_state::{LayerState, StateIndex};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
-/// What the class takes where the configuration does not say.
+/// Defaults of the family's class.
 const ROPE: RopeDefaults = RopeDefaults { theta: 10_000.0, traditional: false, partial: 0.5 };
 
 #[derive(Debug, Deserialize)]
@@ -38,13 +38,13 @@ fn mlp(w: &Weights, c: &Config) -> Result<PlainMlp> {
 }
 
 /// `x + attention(norm(x)) + mlp(norm(x))`.
-struct Block {
+struct PhiBlock {
     self_attn: Attention,
     mlp: PlainMlp,
     input_layernorm: Norm,
 }
 
-impl Block {
+impl PhiBlock {
     fn load(w: &Weights, c: &Config, norm: NormRule, self_attn: Attention) -> Result<Self> {
         Ok(Self {
             self_attn,
@@ -54,16 +54,16 @@ impl Block {
     }
 }
 
-impl Layer for Block {
-    fn kept(&self) -> Kept {
-        self.self_attn.kept()
+impl DecoderLayer for PhiBlock {
+    fn layer_state(&self) -> LayerState {
+        self.self_attn.layer_state()
     }
 
-    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
-        let normed = cx.ops().norm(x, &self.input_layernorm)?;
-        let attended = self.self_attn.forward(cx, slot, &normed)?;
-        let sum = cx.ops().add(&attended, &self.mlp.forward(cx, &normed)?)?;
-        Ok(cx.ops().add(&sum, x)?)
+    fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
+        let normed = pass.ops().norm(x, &self.input_layernorm)?;
+        let attended = self.self_attn.forward(pass, index, &normed)?;
+        let sum = pass.ops().add(&attended, &self.mlp.forward(pass, &normed)?)?;
+        Ok(pass.ops().add(&sum, x)?)
     }
 }
 
@@ -78,7 +78,7 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     let model = w.at("model");
     let layers = model.layers("layers", s.num_hidden_layers, |w, _| {
         let attention = attention(&w.at("self_attn"), s.hidden_size, heads, rope.clone())?;
-        Ok(Box::new(Block::load(w, c, norm, attention)?) as Box<dyn Layer>)
+        Ok(Box::new(PhiBlock::load(w, c, norm, attention)?) as Box<dyn DecoderLayer>)
     })?;
     Ok(Model {
         embed_tokens: model.embedding("embed_tokens", s.vocab_size, s.hidden_size)?,

@@ -4,7 +4,7 @@ use mlxcel_core::Rope;
 use serde::Deserialize;
 
 use super::config::DecoderConfig;
-use super::dense::{Attention, Block, Mlp, Model, ProjectionBias};
+use super::dense::{Attention, DecoderBlock, Mlp, Model, ProjectionBias};
 use crate::Result;
 use crate::loading::{Bias, NormKind, Weights};
 
@@ -19,16 +19,18 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     load_at([&w.at("model"), w], c, &rope)
 }
 
-/// The same of what lies in other places, below `model` and beside `lm_head`, with another rotation.
+/// Reads the decoder below the first of `places` and the head below the second, with another rope.
 pub(super) fn load_at(places: [&Weights; 2], c: &Config, rope: &Rope) -> Result<Model> {
-    let (d, heads) = (&c.decoder, c.decoder.heads()?);
-    let (hidden, norm) = (d.sizes.hidden_size, d.sizes.norm(NormKind::Rms)?);
+    let d = &c.decoder;
+    let heads = c.decoder.heads()?;
+    let hidden = d.sizes.hidden_size;
+    let norm = d.sizes.norm(NormKind::Rms)?;
     let bias = ProjectionBias { qkv: Bias::Required, output: Bias::None };
-    Model::load_with(places, &d.sizes, ("norm", norm), |w, layer| {
+    Model::load_with(places, &d.sizes, "norm", norm, |w, layer| {
         let attention =
             Attention::load(&w.at("self_attn"), hidden, heads, bias, Some(rope.clone()))?
                 .windowed(d.windows.opt_in(layer)?)?;
         let mlp = Mlp::load(&w.at("mlp"), &d.sizes, Bias::None)?;
-        Block::pre_norm(w, hidden, norm, attention, mlp)
+        DecoderBlock::pre_norm(w, hidden, norm, attention, mlp)
     })
 }

@@ -1,22 +1,22 @@
-//! `qwen2_5_vl`: Qwen 2.5 with an image encoder (`qwen_vit`). Rows of an image stand on a grid: a third
-//! each of a head's frequencies, about, turns by a token's time, its height and its width (M-RoPE).
+//! `qwen2_5_vl`: Qwen 2.5 with an image encoder (`qwen_vit`). Rows of an image have positions on a
+//! grid: about a third each of a head's frequencies rotates by time, height and width (M-RoPE).
 
 use serde::Deserialize;
 
-use super::qwen_vit::{self, Tower};
+use super::qwen_vit::{self, QwenVisionTower};
 use super::qwen2;
 use super::with_encoder::WithEncoder;
 use crate::loading::Weights;
 use crate::{Error, Result};
 
-/// What the configuration has beside a decoder's.
+/// Configuration beyond that of a decoder.
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     vision_config: Option<qwen_vit::Config>,
 }
 
-/// Where the decoder and the head lie, and where the encoder: as published, as mlx-vlm converts them,
-/// as transformers 5 writes them.
+/// Paths of the decoder, the head and the encoder: as published, as mlx-vlm converts them, as
+/// transformers 5 writes them.
 const PLACES: [[&str; 3]; 3] = [
     ["model", "", "visual"],
     ["language_model.model", "language_model", "vision_tower"],
@@ -24,13 +24,16 @@ const PLACES: [[&str; 3]; 3] = [
 ];
 
 /// The decoder, with the encoder where the configuration and the files have one.
-pub(super) fn load(w: &Weights, c: &Config, text: &qwen2::Config) -> Result<WithEncoder<Tower>> {
-    let at = |name: &str| if name.is_empty() { w.root() } else { w.at(name) };
-    let holds = |places: &&[&str; 3]| at(places[0]).has("norm.weight");
-    let [model, head, visual] = PLACES.iter().find(holds).unwrap_or(&PLACES[0]).map(at);
+pub(super) fn load(
+    w: &Weights,
+    c: &Config,
+    text: &qwen2::Config,
+) -> Result<WithEncoder<QwenVisionTower>> {
+    let place = PLACES.iter().find(|[model, ..]| w.below(model).has("norm.weight"));
+    let [model, head, visual] = place.unwrap_or(&PLACES[0]).map(|path| w.below(path));
     let rope = &text.decoder.rope;
     let sections = rope.sections().ok_or_else(|| {
-        Error::config("rope_scaling has no mrope_section: how many frequencies turn by time, height and width")
+        Error::config("rope_scaling has no mrope_section, the number of frequencies for time, height and width")
     })?;
     let rope = rope.build(text.decoder.heads()?.head_dim)?;
     if sections.len() != 3 {
@@ -41,7 +44,7 @@ pub(super) fn load(w: &Weights, c: &Config, text: &qwen2::Config) -> Result<With
     let hidden = text.decoder.sizes.hidden_size;
     let vision = c.vision_config.as_ref().filter(|_| complete);
     Ok(WithEncoder {
-        encoder: vision.map(|c| Tower::load(&visual, c, hidden)).transpose()?,
+        encoder: vision.map(|c| QwenVisionTower::load(&visual, c, hidden)).transpose()?,
         language_model: qwen2::load_at([&model, &head], text, &rope)?,
     })
 }

@@ -20,12 +20,17 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));
     let norm = c.decoder.sizes.norm(NormKind::Rms)?;
     let rope = c.decoder.rope.build(heads.head_dim)?;
-    let attention = |w: &Weights, layer| {
-        let norm = |name| w.rms_norm(name, heads.head_dim, norm);
-        let plain =
-            Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, Some(rope.clone()))?;
-        let normed = Attention { qk_norm: Some((norm("q_norm")?, norm("k_norm")?)), ..plain };
-        normed.windowed(c.decoder.windows.opt_in(layer)?)
-    };
-    Model::pre_norm(w, &c.decoder, attention, |w| Mlp::load(w, &c.decoder.sizes, Bias::None))
+    Model::pre_norm(
+        w,
+        &c.decoder,
+        |w, layer| {
+            let q_norm = w.rms_norm("q_norm", heads.head_dim, norm)?;
+            let k_norm = w.rms_norm("k_norm", heads.head_dim, norm)?;
+            let plain =
+                Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, Some(rope.clone()))?;
+            let normed = Attention { qk_norm: Some((q_norm, k_norm)), ..plain };
+            normed.windowed(c.decoder.windows.opt_in(layer)?)
+        },
+        |w| Mlp::load(w, &c.decoder.sizes, Bias::None),
+    )
 }

@@ -4,7 +4,7 @@ use mlxcel_core::experts::RouteRule;
 use serde::Deserialize;
 
 use super::config::DecoderConfig;
-use super::dense::{Attention, Block, FeedForward, Mlp, Model, ProjectionBias};
+use super::dense::{Attention, DecoderBlock, FeedForward, Mlp, Model, ProjectionBias};
 use super::moe::{Moe, NAMES};
 use crate::Result;
 use crate::loading::{Bias, ExpertShape, NormKind, Weights};
@@ -26,7 +26,7 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// Whether layer `layer` has experts.
+    /// Returns true if layer `layer` has experts.
     fn is_sparse(&self, layer: usize) -> bool {
         let step = self.decoder_sparse_step.unwrap_or(1).max(1);
         self.num_experts > 0
@@ -39,18 +39,21 @@ fn feed_forward(w: &Weights, c: &Config, layer: usize) -> Result<Box<dyn FeedFor
     if !c.is_sparse(layer) {
         return Ok(Box::new(Mlp::load(w, &c.decoder.sizes, Bias::None)?));
     }
-    let (hidden, inner) = (c.decoder.sizes.hidden_size, c.moe_intermediate_size);
+    let hidden = c.decoder.sizes.hidden_size;
+    let inner = c.moe_intermediate_size;
     let rule = RouteRule::softmax(c.num_experts, c.num_experts_per_tok, c.norm_topk_prob);
     Ok(Box::new(Moe::load(w, ExpertShape { hidden, inner, names: NAMES }, rule, None)?))
 }
 
 fn attention(w: &Weights, c: &Config, layer: usize) -> Result<Attention> {
-    let (heads, norm) = (c.decoder.heads()?, c.decoder.sizes.norm(NormKind::Rms)?);
+    let heads = c.decoder.heads()?;
+    let norm = c.decoder.sizes.norm(NormKind::Rms)?;
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));
     let rope = c.decoder.rope.build(heads.head_dim)?;
     let plain = Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, Some(rope))?;
-    let norm = |name| w.rms_norm(name, heads.head_dim, norm);
-    let normed = Attention { qk_norm: Some((norm("q_norm")?, norm("k_norm")?)), ..plain };
+    let q_norm = w.rms_norm("q_norm", heads.head_dim, norm)?;
+    let k_norm = w.rms_norm("k_norm", heads.head_dim, norm)?;
+    let normed = Attention { qk_norm: Some((q_norm, k_norm)), ..plain };
     normed.windowed(c.decoder.windows.opt_in_where(layer, true)?)
 }
 
@@ -59,6 +62,6 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     Model::load(w, &c.decoder.sizes, norm, |w, layer| {
         let attention = attention(&w.at("self_attn"), c, layer)?;
         let mlp = feed_forward(&w.at("mlp"), c, layer)?;
-        Block::pre_norm(w, c.decoder.sizes.hidden_size, norm, attention, mlp)
+        DecoderBlock::pre_norm(w, c.decoder.sizes.hidden_size, norm, attention, mlp)
     })
 }

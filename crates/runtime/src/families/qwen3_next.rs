@@ -1,21 +1,21 @@
 //! `qwen3_next`: Qwen3-Next: three gated delta nets to one attention whose output is gated; experts,
-//! and one more that every token passes behind a gate of its own. [`Config`] and its parts are also
+//! and one more with a gate of its own that every token passes. [`Config`] and its parts are also
 //! Qwen 3.5's.
 
 use mlxcel_core::experts::RouteRule;
 use mlxcel_core::layers::{Linear, RmsNorm};
-use mlxcel_core::{Activation, Array, AttentionSpec, Batch, Rope};
+use mlxcel_core::{Activation, Array, AttentionSpec, Pass, Rope};
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, HeadShape, RopeDefaults, positive};
 use super::delta::{DeltaNet, DeltaShape, Projections};
-use super::dense::{Block, FeedForward, Mixer, Mlp, Model};
-use super::kept::{Kept, Slot};
+use super::dense::{DecoderBlock, FeedForward, Mixer, Mlp, Model};
+use super::layer_state::{LayerState, StateIndex};
 use super::moe::{Moe, NAMES, swiglu};
 use crate::loading::{Bias, ExpertShape, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
-/// What is not in [`DecoderConfig`].
+/// Configuration beyond [`DecoderConfig`].
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(flatten)]
@@ -36,7 +36,7 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// Whether layer `layer` attends, rather than being a delta net.
+    /// Returns true if layer `layer` is attention rather than a delta net.
     fn attends(&self, layer: usize) -> Result<bool> {
         match self.layer_types.as_ref().map(|types| types.get(layer).map(String::as_str)) {
             None => {
@@ -53,7 +53,7 @@ impl Config {
         }
     }
 
-    /// Whether layer `layer` has experts.
+    /// Returns true if layer `layer` has experts.
     fn is_sparse(&self, layer: usize) -> bool {
         let step = self.decoder_sparse_step.unwrap_or(1).max(1);
         self.num_experts > 0
@@ -92,38 +92,41 @@ impl GatedAttention {
 }
 
 impl Mixer for GatedAttention {
-    fn kept(&self) -> Kept {
+    fn layer_state(&self) -> LayerState {
         self.spec.layout().into()
     }
 
-    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
-        let (ops, heads) = (cx.ops(), self.spec.query_heads());
+    fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
+        let ops = pass.ops();
+        let heads = self.spec.query_heads();
         let [mut q, mut k, v] = ops.linears(x, [&self.q_proj, &self.k_proj, &self.v_proj])?;
         let gate;
         [q, gate] = ops.split_heads(&q, heads, self.spec.layout().key_dim)?;
         q = ops.rms_norm(&q, &self.q_norm)?;
-        q = cx.rope(&q, heads, &self.rope)?;
+        q = pass.rope(&q, heads, &self.rope)?;
         k = ops.rms_norm(&k, &self.k_norm)?;
-        k = cx.rope(&k, self.spec.kv_heads(), &self.rope)?;
-        let attended = cx.attention(slot.cache, &q, &k, &v, &self.spec)?;
+        k = pass.rope(&k, self.spec.kv_heads(), &self.rope)?;
+        let attended = pass.attention(index.cache, &q, &k, &v, &self.spec)?;
         let gated = ops.gated(&gate, &attended, Activation::Sigmoid)?;
         Ok(ops.linear(&gated, &self.o_proj)?)
     }
 }
 
-/// Experts, and one that every token passes, weighed by a gate.
+/// Experts, and one that every token passes, weighted by a gate.
 struct GatedMoe {
     moe: Moe,
     shared_expert: Mlp,
     shared_expert_gate: Linear,
 }
 
+/// A size that a configuration with experts must state.
+fn stated(name: &str, size: Option<usize>) -> Result<usize> {
+    size.filter(|size| *size > 0)
+        .ok_or_else(|| Error::config(format!("it has experts but no {name}")))
+}
+
 impl GatedMoe {
     fn load(w: &Weights, hidden: usize, c: &Config) -> Result<Self> {
-        let stated = |name: &str, size: Option<usize>| {
-            size.filter(|size| *size > 0)
-                .ok_or_else(|| Error::config(format!("it has experts but no {name}")))
-        };
         let inner = stated("moe_intermediate_size", c.moe_intermediate_size)?;
         let shared = stated("shared_expert_intermediate_size", c.shared_expert_intermediate_size)?;
         let active = stated("num_experts_per_tok", c.num_experts_per_tok)?;
@@ -144,16 +147,16 @@ impl GatedMoe {
 }
 
 impl FeedForward for GatedMoe {
-    fn forward(&self, cx: &Batch, x: &Array) -> Result<Array> {
-        let ops = cx.ops();
+    fn forward(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array> {
+        let ops = pass.ops();
         let gate = ops.linear(x, &self.shared_expert_gate)?;
-        let shared = self.shared_expert.forward(cx, x)?;
+        let shared = self.shared_expert.forward(pass, x)?;
         let shared = ops.gated(&gate, &shared, Activation::Sigmoid)?;
-        Ok(ops.add(&self.moe.forward(cx, x)?, &shared)?)
+        Ok(ops.add(&self.moe.forward(pass, x)?, &shared)?)
     }
 }
 
-/// What every layer is read with.
+/// Parameters that all layers are read with.
 pub(super) struct Frame<'a> {
     pub(super) d: &'a DecoderConfig,
     pub(super) c: &'a Config,
@@ -161,26 +164,28 @@ pub(super) struct Frame<'a> {
     pub(super) projections: Projections,
 }
 
-fn block(w: &Weights, f: &Frame<'_>, layer: usize) -> Result<Block> {
-    let (hidden, heads) = (f.d.sizes.hidden_size, f.d.heads()?);
+fn block(w: &Weights, f: &Frame<'_>, layer: usize) -> Result<DecoderBlock> {
+    let hidden = f.d.sizes.hidden_size;
+    let heads = f.d.heads()?;
     let mixer: Box<dyn Mixer> = match f.c.attends(layer)? {
         true => Box::new(GatedAttention::load(&w.at("self_attn"), hidden, heads, f)?),
         false => {
             // The norm of a delta net's output holds its weight itself in all files.
             let norm = NormRule { kind: NormKind::Rms, ..f.norm };
-            let (w, shape) = (w.at("linear_attn"), &f.c.delta);
-            Box::new(DeltaNet::load(&w, hidden, shape, (norm, f.projections))?)
+            let w = w.at("linear_attn");
+            let shape = &f.c.delta;
+            Box::new(DeltaNet::load(&w, hidden, shape, norm, f.projections)?)
         }
     };
     let mlp: Box<dyn FeedForward> = match f.c.is_sparse(layer) {
         true => Box::new(GatedMoe::load(&w.at("mlp"), hidden, f.c)?),
         false => Box::new(swiglu(&w.at("mlp"), hidden, f.d.sizes.intermediate_size)?),
     };
-    Block::pre_norm(w, hidden, f.norm, mixer, mlp)
+    DecoderBlock::pre_norm(w, hidden, f.norm, mixer, mlp)
 }
 
-/// Where the language model's tensors are, and its head: published files of a model with an image
-/// encoder, converted ones, and those of a language model alone have them in different places.
+/// Paths of the decoder and of its head, which differ between published files of a model with an image
+/// encoder, converted ones, and those of a language model alone.
 fn places<'w>(w: &Weights<'w>) -> [Weights<'w>; 2] {
     let published = w.at("model.language_model");
     let converted = w.at("language_model.model");
@@ -212,7 +217,7 @@ pub(super) fn load_with(
     let kind = if converted { NormKind::Rms } else { NormKind::RmsPlusOne };
     let norm = d.sizes.norm_or(kind, 1e-6);
     let frame = Frame { d, c, norm, projections };
-    Model::load_with([&model, &head], &d.sizes, ("norm", norm), |w, i| block(w, &frame, i))
+    Model::load_with([&model, &head], &d.sizes, "norm", norm, |w, i| block(w, &frame, i))
 }
 
 pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {

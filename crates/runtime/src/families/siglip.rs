@@ -1,8 +1,8 @@
-//! SigLIP's image encoder, and Gemma 3's projector behind it: patches, layers of attention among all
-//! of them, means over squares, a norm and a projection to the decoder's width.
+//! SigLIP's image encoder and Gemma 3's projector: patches, layers of attention among all of them,
+//! means over squares, a norm and a projection to the decoder's width.
 
 use mlxcel_core::layers::{Linear, Norm, RmsNorm};
-use mlxcel_core::{Activation, Array, ImagePositions, Ops, Sight};
+use mlxcel_core::{Activation, Array, ImageAttention, ImagePositions, Ops};
 use serde::Deserialize;
 
 use super::ImageEncoder;
@@ -72,32 +72,40 @@ impl Config {
         NormRule { kind: NormKind::Layer, eps: self.layer_norm_eps }
     }
 
-    /// Patches along a side, and how many of them a row of `tokens` squares takes the mean of.
+    /// Patches along a side of the image, and along a side of each of the `tokens` pooled squares.
     fn grid(&self, tokens: usize) -> Result<(usize, usize)> {
-        let wrong = |what: String| Err(Error::config(format!("vision_config: {what}")));
         if self.num_channels != 3 {
-            return wrong(format!("num_channels is {} (supported: 3)", self.num_channels));
+            return Err(wrong(format!("num_channels is {} (supported: 3)", self.num_channels)));
         }
         let sizes = [self.hidden_size, self.intermediate_size, self.image_size, self.patch_size];
         if sizes.iter().any(|size| *size == 0 || *size > MAX_SIZE) {
-            return wrong(format!("a size is none of a model's: {sizes:?}"));
+            return Err(wrong(format!("a size is out of range: {sizes:?}")));
         }
         if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            let (hidden, heads) = (self.hidden_size, self.num_attention_heads);
-            return wrong(format!("hidden_size ({hidden}) does not divide into {heads} heads"));
+            let hidden = self.hidden_size;
+            let heads = self.num_attention_heads;
+            return Err(wrong(format!(
+                "hidden_size ({hidden}) does not divide into {heads} heads"
+            )));
         }
-        let (side, small) = (self.image_size / self.patch_size, tokens.isqrt());
+        let side = self.image_size / self.patch_size;
+        let small = tokens.isqrt();
         if small == 0 || small * small != tokens || !side.is_multiple_of(small) {
-            return wrong(format!(
+            return Err(wrong(format!(
                 "{side}² patches do not make {tokens} tokens (mm_tokens_per_image)"
-            ));
+            )));
         }
         Ok((side, side / small))
     }
 }
 
+/// The error of a contradiction in `vision_config`.
+fn wrong(what: String) -> Error {
+    Error::config(format!("vision_config: {what}"))
+}
+
 /// Attention among all patches.
-struct Attention {
+struct SiglipAttention {
     q_proj: Linear,
     k_proj: Linear,
     v_proj: Linear,
@@ -106,20 +114,20 @@ struct Attention {
 }
 
 /// One layer.
-struct Block {
+struct SiglipBlock {
     layer_norm1: Norm,
-    self_attn: Attention,
+    self_attn: SiglipAttention,
     layer_norm2: Norm,
     mlp: PlainMlp,
 }
 
 /// The encoder, and the projector to the decoder's width.
-pub(super) struct Tower {
+pub(super) struct SiglipTower {
     image_size: usize,
     patch_embedding: Linear,
     patches: PatchShape,
     position_embedding: Array,
-    layers: Vec<Block>,
+    layers: Vec<SiglipBlock>,
     post_layernorm: Norm,
     /// Patches along a side of a square that becomes a token.
     pool: usize,
@@ -127,19 +135,19 @@ pub(super) struct Tower {
     mm_input_projection: Linear,
 }
 
-impl Attention {
+impl SiglipAttention {
     fn load(w: &Weights, c: &Config) -> Result<Self> {
-        let project = |name| w.linear(name, c.hidden_size, c.hidden_size, Bias::Required);
+        let hidden = c.hidden_size;
         Ok(Self {
-            q_proj: project("q_proj")?,
-            k_proj: project("k_proj")?,
-            v_proj: project("v_proj")?,
-            out_proj: project("out_proj")?,
+            q_proj: w.linear("q_proj", hidden, hidden, Bias::Required)?,
+            k_proj: w.linear("k_proj", hidden, hidden, Bias::Required)?,
+            v_proj: w.linear("v_proj", hidden, hidden, Bias::Required)?,
+            out_proj: w.linear("out_proj", hidden, hidden, Bias::Required)?,
             heads: c.num_attention_heads,
         })
     }
 
-    /// Of `[patches, hidden]`.
+    /// Attention of `x`, `[patches, hidden]`.
     fn forward(&self, ops: &Ops, x: &Array, patches: usize) -> Result<Array> {
         let [q, k, v] = ops.linears(x, [&self.q_proj, &self.k_proj, &self.v_proj])?;
         let attended = ops.encoder_attention([&q, &k, &v], self.heads, &[patches])?;
@@ -147,13 +155,14 @@ impl Attention {
     }
 }
 
-impl Block {
+impl SiglipBlock {
     fn load(w: &Weights, c: &Config, activation: Activation) -> Result<Self> {
-        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        let hidden = c.hidden_size;
+        let inner = c.intermediate_size;
         let mlp = w.at("mlp");
         Ok(Self {
             layer_norm1: w.norm("layer_norm1", hidden, c.norm())?,
-            self_attn: Attention::load(&w.at("self_attn"), c)?,
+            self_attn: SiglipAttention::load(&w.at("self_attn"), c)?,
             layer_norm2: w.norm("layer_norm2", hidden, c.norm())?,
             mlp: PlainMlp {
                 input: mlp.linear("fc1", hidden, inner, Bias::Required)?,
@@ -166,12 +175,12 @@ impl Block {
     fn forward(&self, ops: &Ops, x: &Array, patches: usize) -> Result<Array> {
         let normed = ops.norm(x, &self.layer_norm1)?;
         let x = ops.add(x, &self.self_attn.forward(ops, &normed, patches)?)?;
-        let y = self.mlp.of(ops, &ops.norm(&x, &self.layer_norm2)?)?;
+        let y = self.mlp.apply(ops, &ops.norm(&x, &self.layer_norm2)?)?;
         Ok(ops.add(&x, &y)?)
     }
 }
 
-impl Tower {
+impl SiglipTower {
     /// Reads `vision_tower` and `multi_modal_projector`, for `tokens` rows of `hidden` elements an
     /// image.
     pub(super) fn load(w: &Weights, c: &Config, tokens: usize, hidden: usize) -> Result<Self> {
@@ -191,12 +200,12 @@ impl Tower {
             patches: shape,
             position_embedding: position.float_matrix("weight", side * side, c.hidden_size)?,
             layers: tower.layers("encoder.layers", c.num_hidden_layers, |w, _| {
-                Block::load(w, c, activation)
+                SiglipBlock::load(w, c, activation)
             })?,
             post_layernorm: tower.norm("post_layernorm", c.hidden_size, c.norm())?,
             pool,
             mm_soft_emb_norm: projector.rms_norm("mm_soft_emb_norm", c.hidden_size, norm)?,
-            mm_input_projection: projector.turned(
+            mm_input_projection: projector.transposed(
                 "mm_input_projection_weight",
                 c.hidden_size,
                 hidden,
@@ -205,9 +214,10 @@ impl Tower {
     }
 }
 
-impl ImageEncoder for Tower {
+impl ImageEncoder for SiglipTower {
     fn encode(&self, ops: &Ops, pixels: &Pixels) -> Result<EncodedImage> {
-        let (width, height) = (pixels.width, pixels.height);
+        let width = pixels.width;
+        let height = pixels.height;
         if [width, height] != [self.image_size; 2] {
             let what = format!("an image of {width} × {height} pixels for {}²", self.image_size);
             return Err(ImageError::Preprocessor { what }.into());
@@ -220,11 +230,15 @@ impl ImageEncoder for Tower {
         let mut x = ops.add(&x, &self.position_embedding)?;
         for layer in &self.layers {
             x = layer.forward(ops, &x, side * side)?;
-            ops.settle(&x)?;
+            ops.eval_layer(&x)?;
         }
         let x = ops.average_pool(&ops.norm(&x, &self.post_layernorm)?, self.pool)?;
         let x = ops.rms_norm(&x, &self.mm_soft_emb_norm)?;
         let embeddings = ops.linear(&x, &self.mm_input_projection)?;
-        Ok(EncodedImage { embeddings, sight: Sight::Mutual, positions: ImagePositions::Line })
+        Ok(EncodedImage {
+            embeddings,
+            attention: ImageAttention::Bidirectional,
+            positions: ImagePositions::Line,
+        })
     }
 }

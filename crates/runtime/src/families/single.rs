@@ -1,34 +1,34 @@
-//! Layers of a mixer alone behind a norm, `x + mixer(norm(x))`, and the `backbone` that state space
+//! Layers that are a mixer after a norm, `x + mixer(norm(x))`, and the `backbone` that state space
 //! models make of them.
 
 use mlxcel_core::layers::Norm;
-use mlxcel_core::{Array, Batch};
+use mlxcel_core::{Array, Pass};
 
-use super::dense::{Layer, Mixer, Model};
-use super::kept::{Kept, Slot};
+use super::dense::{DecoderLayer, Mixer, Model};
+use super::layer_state::{LayerState, StateIndex};
 use crate::Result;
 use crate::loading::{NormRule, Weights};
 
 /// A layer of one part.
-struct Single {
+struct SingleMixerBlock {
     norm: Norm,
     mixer: Box<dyn Mixer>,
 }
 
-impl Layer for Single {
-    fn kept(&self) -> Kept {
-        self.mixer.kept()
+impl DecoderLayer for SingleMixerBlock {
+    fn layer_state(&self) -> LayerState {
+        self.mixer.layer_state()
     }
 
-    fn forward(&self, cx: &Batch, slot: Slot, x: &Array) -> Result<Array> {
-        let y = self.mixer.forward(cx, slot, &cx.ops().norm(x, &self.norm)?)?;
-        Ok(cx.ops().add(x, &y)?)
+    fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
+        let y = self.mixer.forward(pass, index, &pass.ops().norm(x, &self.norm)?)?;
+        Ok(pass.ops().add(x, &y)?)
     }
 }
 
 /// The sizes of a `backbone`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sizes {
+pub(super) struct BackboneSizes {
     pub(super) vocab_size: usize,
     pub(super) hidden_size: usize,
     pub(super) layers: usize,
@@ -40,20 +40,20 @@ pub(super) struct Sizes {
 /// that of a layer from its `mixer` tensors and its index.
 pub(super) fn backbone<M: Mixer + 'static>(
     w: &Weights,
-    s: &Sizes,
+    s: &BackboneSizes,
     mixer: impl Fn(&Weights, usize) -> Result<M>,
 ) -> Result<Model> {
     let backbone = w.at("backbone");
-    let layer = |w: &Weights, index| {
+    let layers = backbone.layers("layers", s.layers, |w, index| {
         let norm = w.norm("norm", s.hidden_size, s.norm)?;
         let mixer = Box::new(mixer(&w.at("mixer"), index)?);
-        Ok(Box::new(Single { norm, mixer }) as Box<dyn Layer>)
-    };
+        Ok(Box::new(SingleMixerBlock { norm, mixer }) as Box<dyn DecoderLayer>)
+    })?;
     Ok(Model {
         embed_tokens: backbone.embedding("embeddings", s.vocab_size, s.hidden_size)?,
         positions: None,
         embed_scale: None,
-        layers: backbone.layers("layers", s.layers, layer)?,
+        layers,
         norm: backbone.norm("norm_f", s.hidden_size, s.norm)?,
         lm_head: w.lm_head(s.tied, s.hidden_size, s.vocab_size)?,
         logits: None,

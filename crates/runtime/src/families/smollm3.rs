@@ -1,5 +1,5 @@
-//! `smollm3`: SmolLM 3: llama's layout where every fourth layer has no rotary embedding, and the window if
-//! there is one.
+//! `smollm3`: SmolLM 3: llama's layout, where every fourth layer has no rotary embedding but the
+//! window, if there is one.
 
 use serde::Deserialize;
 
@@ -21,7 +21,7 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// Whether layer `layer` rotates (`no_rope_layers` holds 1 where it does).
+    /// Returns true if layer `layer` has rotary embeddings (`no_rope_layers` holds 1 where it does).
     fn rotates(&self, layer: usize) -> Result<bool> {
         let interval = self.no_rope_layer_interval.unwrap_or(4).max(1);
         match &self.no_rope_layers {
@@ -42,13 +42,15 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     let heads = c.decoder.heads()?;
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));
     let rope = c.decoder.rope.build(heads.head_dim)?;
-    let attention = |w: &Weights, layer| {
-        let rotates = c.rotates(layer)?;
-        let rope = rotates.then(|| rope.clone());
-        Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, rope)?
-            .windowed(c.decoder.windows.opt_in_where(layer, !rotates)?)
-    };
-    Model::pre_norm(w, &c.decoder, attention, |w| {
-        Mlp::load(w, &c.decoder.sizes, Bias::when(c.mlp_bias))
-    })
+    Model::pre_norm(
+        w,
+        &c.decoder,
+        |w, layer| {
+            let rotates = c.rotates(layer)?;
+            let rope = rotates.then(|| rope.clone());
+            Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, rope)?
+                .windowed(c.decoder.windows.opt_in_where(layer, !rotates)?)
+        },
+        |w| Mlp::load(w, &c.decoder.sizes, Bias::when(c.mlp_bias)),
+    )
 }

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, activation};
-use super::dense::{Attention, Block, Model, PlainMlp, ProjectionBias};
+use super::dense::{Attention, DecoderBlock, Model, PlainMlp, ProjectionBias};
 use crate::Result;
 use crate::loading::{Bias, NormKind, Weights};
 
@@ -31,12 +31,11 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
     let bias = Bias::when(c.use_bias.unwrap_or(true));
     let rope = c.decoder.rope.build(heads.head_dim)?;
     let norm = s.norm_or(NormKind::Layer, 1e-5);
-    let layer = |w: &Weights, _| {
+    Model::load(w, s, norm, |w, _| {
         let all = ProjectionBias::all(bias);
         let attention =
             Attention::load(&w.at("self_attn"), s.hidden_size, heads, all, Some(rope.clone()))?
                 .windowed(c.decoder.windows.everywhere())?;
-        Block::pre_norm(w, s.hidden_size, norm, attention, mlp(&w.at("mlp"), c, bias)?)
-    };
-    Model::load(w, s, norm, layer)
+        DecoderBlock::pre_norm(w, s.hidden_size, norm, attention, mlp(&w.at("mlp"), c, bias)?)
+    })
 }

@@ -1,12 +1,12 @@
-//! A dense decoder with an image encoder beside it, where the checkpoint has one.
+//! A dense decoder and its image encoder, where the checkpoint has one.
 
-use mlxcel_core::{Array, Batch, LayerLayout, Ops};
+use mlxcel_core::{Array, LayerLayout, Ops, Pass};
 
 use super::dense::Model;
 use super::{ImageEncoder, LanguageModel};
 use crate::Result;
 
-/// The decoder, which takes image rows in the place of embeddings, and what makes them.
+/// The decoder, which takes image rows in place of embeddings, and the encoder that makes them.
 pub(super) struct WithEncoder<E> {
     pub(super) language_model: Model,
     pub(super) encoder: Option<E>,
@@ -17,8 +17,8 @@ impl<E: ImageEncoder> LanguageModel for WithEncoder<E> {
         self.language_model.cache_layout()
     }
 
-    fn forward(&self, cx: &Batch) -> Result<Array> {
-        self.language_model.forward(cx)
+    fn forward(&self, pass: &mut Pass<'_>) -> Result<Array> {
+        self.language_model.forward(pass)
     }
 
     fn logits(&self, ops: &Ops, hidden: &Array) -> Result<Array> {

@@ -24,15 +24,15 @@ pub use self::preprocess::{PatchShape, Pixels, Preprocessor};
 pub(crate) use self::tiles::{MAX_TILES, arrangements};
 
 pub use image::RgbImage;
-use mlxcel_core::{Array, CrossImage, ImagePositions, ImageRows, Sight};
+use mlxcel_core::{Array, CrossImage, ImageAttention, ImagePositions, ImageRows};
 
 /// What an encoder makes of one image.
 #[derive(Clone)]
 pub struct EncodedImage {
     /// `[tokens, hidden]`.
     pub embeddings: Array,
-    /// What its rows see of each other.
-    pub sight: Sight,
+    /// Attention of its rows to each other.
+    pub attention: ImageAttention,
     /// Where its rows stand for rotary embeddings.
     pub positions: ImagePositions,
 }
@@ -50,7 +50,7 @@ impl PlacedImage {
     /// The prompt's tokens that stand for it: those that it replaces, or one where it stands beside them.
     #[must_use]
     pub fn tokens(&self) -> Range<usize> {
-        if matches!(self.image.sight, Sight::Beside { .. }) {
+        if matches!(self.image.attention, ImageAttention::Cross { .. }) {
             return self.start..self.start + 1;
         }
         let rows = self.image.embeddings.shape().first().copied().unwrap_or(0);
@@ -60,18 +60,18 @@ impl PlacedImage {
     /// What cross-attention layers see of it, where it stands beside the tokens.
     #[must_use]
     pub fn beside(&self) -> Option<CrossImage> {
-        let EncodedImage { embeddings, sight, .. } = &self.image;
-        let Sight::Beside { shown } = *sight else { return None };
-        Some(CrossImage { token: self.start, rows: embeddings.clone(), shown })
+        let EncodedImage { embeddings, attention, .. } = &self.image;
+        let ImageAttention::Cross { visible } = *attention else { return None };
+        Some(CrossImage { token: self.start, rows: embeddings.clone(), visible })
     }
 
     /// The rows of a pass that begins at token `first` of the prompt, at or before the image, and ends
     /// behind it.
     #[must_use]
     pub fn rows(&self, first: usize) -> ImageRows {
-        let EncodedImage { embeddings, sight, positions } = self.image.clone();
+        let EncodedImage { embeddings, attention, positions } = self.image.clone();
         let part = 0..self.tokens().len();
-        ImageRows { start: self.start - first, part, embeddings, sight, positions }
+        ImageRows { start: self.start - first, part, embeddings, attention, positions }
     }
 
     /// Those of its rows that are in a pass over the tokens `pass` of the prompt.
@@ -85,16 +85,17 @@ impl PlacedImage {
         if shared.is_empty() {
             return None;
         }
-        let EncodedImage { embeddings, sight, positions } = self.image.clone();
+        let EncodedImage { embeddings, attention, positions } = self.image.clone();
         let part = shared.start - self.start..shared.end - self.start;
-        Some(ImageRows { start: shared.start - pass.start, part, embeddings, sight, positions })
+        Some(ImageRows { start: shared.start - pass.start, part, embeddings, attention, positions })
     }
 }
 
 /// Where a pass from token `done` on ends: after `chunk` tokens, but not within an image whose rows see
 /// each other; one that is longer than the chunk goes whole.
 pub(crate) fn chunk_end(done: usize, chunk: usize, tokens: usize, images: &[PlacedImage]) -> usize {
-    let whole = images.iter().filter(|placed| placed.image.sight == Sight::Mutual);
+    let whole =
+        images.iter().filter(|placed| placed.image.attention == ImageAttention::Bidirectional);
     cut(done, (done + chunk).min(tokens), whole.map(PlacedImage::tokens))
 }
 

@@ -11,8 +11,8 @@ fn prompt(count: u32) -> Vec<u32> {
     (0..count).map(|i| i * 7919 % 512).collect()
 }
 
-fn next(engine: &Engine, cache: &SequenceCache) -> Vec<f32> {
-    engine.forward(&[SequenceRun { tokens: &[17], cache }], LogitRows::Last).unwrap()
+fn next(engine: &Engine, cache: &mut SequenceCache) -> Vec<f32> {
+    engine.forward(&mut [SequenceRun { tokens: &[17], cache }], LogitRows::Last).unwrap()
 }
 
 fn model() -> Fingerprint {
@@ -25,19 +25,19 @@ fn engine(kernels: KernelSet, kv_mode: KvMode) -> Engine {
 }
 
 fn saved(engine: &Engine, path: &Path) -> SequenceCache {
-    let cache = engine.new_cache().unwrap();
-    engine.prefill(&prompt(300), &cache, &mut NoProgress).unwrap();
-    cache_file::save(engine, model(), &cache, path).unwrap();
+    let mut cache = engine.new_cache().unwrap();
+    engine.prefill(&prompt(300), &mut cache, &mut NoProgress).unwrap();
+    cache_file::save(model(), &cache, path).unwrap();
     cache
 }
 
 fn check_goes_on(engine: &Engine, path: &Path) {
-    let cache = saved(engine, path);
+    let mut cache = saved(engine, path);
     let what = format!("{:?} {}", engine.ops().kernels(), cache.mode());
-    let loaded = cache_file::load(engine, model(), path).unwrap();
+    let mut loaded = cache_file::load(engine, model(), path).unwrap();
     assert_eq!(loaded.tokens(), 300);
     assert_eq!(loaded.allocated_bytes(), cache.allocated_bytes(), "{what}");
-    assert!(next(engine, &loaded) == next(engine, &cache), "{what}");
+    assert!(next(engine, &mut loaded) == next(engine, &mut cache), "{what}");
 }
 
 #[test]

@@ -114,19 +114,20 @@ fn each(check: impl Fn(&Golden, KernelSet) + Send + 'static) {
     });
 }
 
-fn decode(engine: &Engine, tokens: &[u32], cache: &SequenceCache) -> Vec<f32> {
-    let one = |token| {
-        let run = SequenceRun { tokens: std::slice::from_ref(token), cache };
-        engine.forward(&[run], LogitRows::Last).unwrap()
-    };
-    tokens.iter().flat_map(one).collect()
+fn decode(engine: &Engine, tokens: &[u32], cache: &mut SequenceCache) -> Vec<f32> {
+    let mut logits = Vec::new();
+    for token in tokens {
+        let run = SequenceRun { tokens: std::slice::from_ref(token), cache: &mut *cache };
+        logits.extend(engine.forward(&mut [run], LogitRows::Last).unwrap());
+    }
+    logits
 }
 
 fn prefill(
     engine: &Engine,
     tokens: &[u32],
     images: &[PlacedImage],
-    to: &SequenceCache,
+    to: &mut SequenceCache,
 ) -> Vec<f32> {
     engine.prefill_with_images(tokens, images, to, &mut NoProgress).unwrap()
 }
@@ -185,10 +186,11 @@ fn logits_are_those_of_the_reference() {
     each(|golden, kernels| {
         let engine = golden.engine(kernels, 1024);
         for prompt in PROMPTS {
-            let (tokens, cache) = (golden.tokens(prompt), engine.new_cache().unwrap());
-            engine.show_images(&cache, &golden.placed(&engine, &tokens)).unwrap();
-            let run = SequenceRun { tokens: &tokens, cache: &cache };
-            let all = engine.forward(&[run], LogitRows::All).unwrap();
+            let tokens = golden.tokens(prompt);
+            let mut cache = engine.new_cache().unwrap();
+            engine.show_images(&mut cache, &golden.placed(&engine, &tokens)).unwrap();
+            let run = SequenceRun { tokens: &tokens, cache: &mut cache };
+            let all = engine.forward(&mut [run], LogitRows::All).unwrap();
             let what = format!("{} {kernels:?} {prompt}", golden.variant);
             assert_rows(&what, &all, &golden.logits(prompt), engine.vocab());
         }
@@ -200,11 +202,12 @@ fn chunks_and_decoding_change_nothing() {
     each(|golden, kernels| {
         for (prompt, chunk) in [("apart", 1), ("apart", 9), ("together", 2)] {
             let engine = golden.engine(kernels, chunk);
-            let (tokens, cache) = (golden.tokens(prompt), engine.new_cache().unwrap());
+            let tokens = golden.tokens(prompt);
+            let mut cache = engine.new_cache().unwrap();
             let images = golden.placed(&engine, &tokens);
             let (start, rest) = tokens.split_at(tokens.len() - 3);
-            let mut logits = prefill(&engine, start, &images, &cache);
-            logits.extend(decode(&engine, rest, &cache));
+            let mut logits = prefill(&engine, start, &images, &mut cache);
+            logits.extend(decode(&engine, rest, &mut cache));
             let theirs = golden.logits(prompt);
             let theirs = &theirs[theirs.len() - 4 * engine.vocab()..];
             let what = format!("{} {kernels:?} {prompt} in chunks of {chunk}", golden.variant);
@@ -222,17 +225,24 @@ fn a_ragged_batch_equals_its_single_runs() {
         let tokens = golden.tokens("apart");
         let images = golden.placed(&engine, &tokens);
         let single = |tokens: &[u32], images: &[PlacedImage]| {
-            let cache = engine.new_cache().unwrap();
-            [prefill(&engine, tokens, images, &cache), decode(&engine, &[7], &cache)]
+            let mut cache = engine.new_cache().unwrap();
+            [prefill(&engine, tokens, images, &mut cache), decode(&engine, &[7], &mut cache)]
         };
         let alone = [single(&tokens, &images), single(&text, &[])];
         for order in [[0, 1], [1, 0]] {
-            let caches = [engine.new_cache().unwrap(), engine.new_cache().unwrap()];
-            engine.show_images(&caches[0], &images).unwrap();
+            let mut caches = [engine.new_cache().unwrap(), engine.new_cache().unwrap()];
+            engine.show_images(&mut caches[0], &images).unwrap();
             let passes: [[&[u32]; 2]; 2] = [[&tokens, &text], [&[7], &[7]]];
             for (step, pass) in passes.into_iter().enumerate() {
-                let runs = order.map(|i| SequenceRun { tokens: pass[i], cache: &caches[i] });
-                let both = engine.forward(&runs, LogitRows::Last).unwrap();
+                let [first, second] = &mut caches;
+                let mut runs = [
+                    SequenceRun { tokens: pass[0], cache: first },
+                    SequenceRun { tokens: pass[1], cache: second },
+                ];
+                if order == [1, 0] {
+                    runs.reverse();
+                }
+                let both = engine.forward(&mut runs, LogitRows::Last).unwrap();
                 let expected = order.map(|i| alone[i][step].clone()).concat();
                 let difference = relative_difference(&both, &expected);
                 let what = format!("{} {kernels:?} step {step}", golden.variant);
@@ -255,8 +265,8 @@ fn images_take_what_the_estimator_says() {
             let tokens = golden.tokens("apart");
             let images = golden.placed(&engine, &tokens);
             for count in [0, 1, 2] {
-                let cache = engine.new_cache().unwrap();
-                prefill(&engine, &tokens, &images[..count], &cache);
+                let mut cache = engine.new_cache().unwrap();
+                prefill(&engine, &tokens, &images[..count], &mut cache);
                 let workload = Workload::uniform(tokens.len() as u64, 1)
                     .with_images_beside(&vec![ROWS as u64; count]);
                 let bytes = cache_bytes(&layers, &workload, Phase::Prefill).unwrap().kv.total();
@@ -276,26 +286,26 @@ fn what_is_kept_of_a_sequence_sees_its_images() {
         let engine = golden.engine(kernels, 1024);
         let tokens = golden.tokens("apart");
         let images = golden.placed(&engine, &tokens);
-        let cache = engine.new_cache().unwrap();
-        let expected = prefill(&engine, &tokens, &images, &cache);
+        let mut cache = engine.new_cache().unwrap();
+        let expected = prefill(&engine, &tokens, &images, &mut cache);
         let what = format!("{} {kernels:?}", golden.variant);
         for keep in [3, images[0].start + 1, images[1].start] {
-            let fork = cache.fork();
+            let mut fork = cache.fork();
             fork.trim(keep).unwrap();
-            let again = prefill(&engine, &tokens[keep..], &[], &fork);
+            let again = prefill(&engine, &tokens[keep..], &[], &mut fork);
             let difference = relative_difference(&again, &expected);
             assert!(difference < ROUNDING, "{what} from {keep}: {difference}");
         }
-        let fork = cache.fork();
+        let mut fork = cache.fork();
         fork.trim(0).unwrap();
-        let text = prefill(&engine, &tokens, &[], &fork);
-        let alone = engine.new_cache().unwrap();
-        assert_eq!(text, prefill(&engine, &tokens, &[], &alone), "{what}");
+        let text = prefill(&engine, &tokens, &[], &mut fork);
+        let mut alone = engine.new_cache().unwrap();
+        assert_eq!(text, prefill(&engine, &tokens, &[], &mut alone), "{what}");
         assert_eq!(fork.allocated_bytes(), alone.allocated_bytes(), "{what}");
         assert!(relative_difference(&text, &expected) > 1e-2, "{what}");
         fork.trim(0).unwrap();
-        assert_eq!(prefill(&engine, &tokens, &images, &fork), expected, "{what}: shown again");
-        assert_eq!(decode(&engine, &[9], &cache), decode(&engine, &[9], &fork), "{what}");
+        assert_eq!(prefill(&engine, &tokens, &images, &mut fork), expected, "{what}: shown again");
+        assert_eq!(decode(&engine, &[9], &mut cache), decode(&engine, &[9], &mut fork), "{what}");
     });
 }
 
@@ -307,7 +317,7 @@ fn what_an_image_shows_matters() {
         let tokens = golden.tokens("apart");
         let mut images = golden.placed(&engine, &tokens);
         let last = |images: &[PlacedImage]| {
-            prefill(&engine, &tokens, images, &engine.new_cache().unwrap())
+            prefill(&engine, &tokens, images, &mut engine.new_cache().unwrap())
         };
         let before = last(&images);
         let mut negative = golden.pixels(1);
@@ -324,34 +334,39 @@ fn what_cannot_be_is_one_sentence() {
         let engine = golden.engine(KernelSet::Host, 512);
         let tokens = golden.tokens("apart");
         let images = golden.placed(&engine, &tokens);
-        let cache = engine.new_cache().unwrap();
-        prefill(&engine, &tokens, &images, &cache);
+        let mut cache = engine.new_cache().unwrap();
+        prefill(&engine, &tokens, &images, &mut cache);
         let refused = |error: mlxcel_runtime::Error, expected: &str| {
             let error = error.to_string();
             assert!(error.contains(expected), "{error}");
         };
-        let again = engine.show_images(&cache, &images).unwrap_err();
-        refused(again, "shown once, before the first token, not behind 25 tokens");
-        let saved = cache.save(engine.ops(), "m").unwrap_err();
-        refused(saved.into(), "images that cross-attention layers see cannot be saved");
+        let again = engine.show_images(&mut cache, &images).unwrap_err();
+        refused(again, "attaching images needs an empty cache, not one of 25 tokens");
+        let saved = cache.save("m").unwrap_err();
+        refused(saved.into(), "saving a cache with cross-attention images is not supported");
         let rows = vec![images[0].rows(0)];
-        let run = SequenceRun { tokens: &[1], cache: &engine.new_cache().unwrap() };
-        let placed = engine.forward_with_images(&[run], rows, LogitRows::Last).unwrap_err();
-        refused(placed, "is shown to the cache, not to a pass");
+        let mut empty = engine.new_cache().unwrap();
+        let run = SequenceRun { tokens: &[1], cache: &mut empty };
+        let placed = engine.forward_with_images(&mut [run], rows, LogitRows::Last).unwrap_err();
+        refused(placed, "is attached to the cache, not to a pass");
         let new = || engine.new_cache().unwrap();
         let beyond =
-            engine.prefill_with_images(&tokens[..7], &images[..1], &new(), &mut NoProgress);
+            engine.prefill_with_images(&tokens[..7], &images[..1], &mut new(), &mut NoProgress);
         refused(beyond.unwrap_err(), "an image at tokens 7..8 of a prompt of 7");
         let reversed: Vec<_> = images.iter().rev().cloned().collect();
-        refused(engine.show_images(&new(), &reversed).unwrap_err(), "is not behind the last");
+        refused(
+            engine.show_images(&mut new(), &reversed).unwrap_err(),
+            "does not follow that of the image before it",
+        );
         let small = Pixels { width: 112, height: 110, values: vec![0.0; 3 * 112 * 110] };
         let small = engine.encode_image(&small).err().unwrap();
         refused(small, "an image of 112 × 110 pixels for up to 4 tiles of 112²");
         let text = Setup::default().engine(&ModelSource::BuiltIn);
-        let text = text.show_images(&text.new_cache().unwrap(), &images).unwrap_err();
+        let text = text.show_images(&mut text.new_cache().unwrap(), &images).unwrap_err();
         refused(text, "no cross-attention layers to see images");
-        let unknown = SequenceRun { tokens: &[520], cache: &new() };
-        refused(engine.forward(&[unknown], LogitRows::Last).unwrap_err(), "520");
+        let mut cache = new();
+        let unknown = SequenceRun { tokens: &[520], cache: &mut cache };
+        refused(engine.forward(&mut [unknown], LogitRows::Last).unwrap_err(), "520");
     });
 }
 

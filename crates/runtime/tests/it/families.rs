@@ -1,14 +1,16 @@
 //! Every family with every KV cache mode: what the caches take is what the estimator says, a mode
 //! runs or fails as it says, and none touches a weight.
 
+use std::collections::HashSet;
+
 use crate::support::{cosine, on_engine};
-use mlxcel_core::{Batch, Ops};
+use mlxcel_core::{Ops, Pass};
 use mlxcel_estimator::{
     Backend, KvMode, Machine, ModelSpec, Phase, Workload, cache_bytes, estimate_dir,
 };
 use mlxcel_runtime::engine::{ModelSource, NoProgress};
 use mlxcel_runtime::families::{self, LanguageModel};
-use mlxcel_runtime::loading::{Checkpoint, Residence, Source};
+use mlxcel_runtime::loading::{Checkpoint, Residence, WeightSource};
 use mlxcel_runtime::{ComputeDtype, KernelSet, OpsConfig, Precision, SequenceCache, SequenceRun};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -23,6 +25,19 @@ const TOKENS: usize = 400;
 fn configurations() -> impl Iterator<Item = String> {
     let all = mlxcel_testing::golden::configurations().unwrap().into_iter();
     all.filter(|name| !name.contains('-') || name.ends_with("-sliding"))
+}
+
+/// One configuration for every distinct cache: families whose layers keep the same are left out.
+/// For what depends on the cache alone, and is slow with MLX's kernels on a CPU.
+fn distinct_caches() -> Vec<String> {
+    let mut layouts = HashSet::new();
+    let mut names: Vec<String> = configurations().collect();
+    names.retain(|name| {
+        let loaded = Loaded::new(name, KernelSet::Host, "bf16", ComputeDtype::Checkpoint);
+        let model = &loaded.model;
+        layouts.insert(format!("{:?} {:?}", model.cache_layout(), model.state_layout()))
+    });
+    names
 }
 
 /// A family's checkpoint, loaded.
@@ -58,7 +73,7 @@ impl Loaded {
 
     fn cache(&self, mode: KvMode) -> mlxcel_core::Result<SequenceCache> {
         let cache = SequenceCache::new(&self.ops, &self.model.cache_layout(), mode)?;
-        Ok(cache.with_states(&self.ops, &self.model.state_layout()))
+        Ok(cache.with_states(&self.model.state_layout()))
     }
 
     /// Bytes of a sequence of `tokens`, prefilled in one chunk, by the estimator.
@@ -71,17 +86,18 @@ impl Loaded {
     }
 
     /// Logits of the last of `tokens`.
-    fn forward(&self, tokens: &[u32], cache: &SequenceCache) -> Vec<f32> {
-        let batch = Batch::new(&self.ops, &[SequenceRun { tokens, cache }]).unwrap();
-        let hidden = self.model.forward(&batch).unwrap();
+    fn forward(&self, tokens: &[u32], cache: &mut SequenceCache) -> Vec<f32> {
+        let mut runs = [SequenceRun { tokens, cache }];
+        let mut pass = Pass::new(&self.ops, &mut runs, Vec::new()).unwrap();
+        let hidden = self.model.forward(&mut pass).unwrap();
         let hidden = self.ops.rows(&hidden, &[tokens.len() - 1]).unwrap();
         let logits = self.ops.to_f32(&self.model.logits(&self.ops, &hidden).unwrap()).unwrap();
-        batch.commit();
+        pass.commit();
         logits
     }
 
     /// Prefills, goes on, and decodes a token; checks the cache's bytes after the first and last.
-    fn run(&self, what: &str, mode: KvMode, cache: &SequenceCache) -> Vec<f32> {
+    fn run(&self, what: &str, mode: KvMode, cache: &mut SequenceCache) -> Vec<f32> {
         let tokens: Vec<u32> =
             (0..TOKENS).map(|i| u32::try_from(i * 7919 % 511).unwrap()).collect();
         self.forward(&tokens[..PROMPT_TOKENS], cache);
@@ -105,31 +121,43 @@ impl Loaded {
 
 fn model(checkpoint: &Checkpoint, ops: &Ops) -> Box<dyn LanguageModel> {
     let mut progress = NoProgress;
-    let source = Source::new(checkpoint, ops, &mut progress).unwrap();
+    let source = WeightSource::new(checkpoint, ops, &mut progress).unwrap();
     families::load(&source.root(), checkpoint.config()).unwrap()
 }
 
-/// What a mode may cost: the cosine of its logits to those of fp16, on random weights, where the
-/// choice of experts hangs on little. A mode that read another's codes would have none at all.
-fn least_cosine(mode: KvMode) -> f64 {
+/// Smallest cosine of a mode's logits to those of fp16, on random weights.
+///
+/// In a family with random routers an expert that is nearly tied with another may be exchanged by
+/// the codes' rounding; only those of [`ROUTED`] met such a tie here. A mode that read the codes of
+/// another would be near 0.
+fn least_cosine(name: &str, mode: KvMode) -> f64 {
+    let routed = ROUTED.contains(&name);
     match mode {
         KvMode::Fp16 => 1.0,
-        KvMode::Int8 => 0.99,
-        _ => 0.8,
+        KvMode::Int8 if routed => 0.99,
+        KvMode::Int8 => 0.9995,
+        _ if routed => 0.85,
+        KvMode::Fp16Turbo3 => 0.965,
+        KvMode::Turbo4 => 0.98,
+        KvMode::Turbo4Delegated => 0.996,
+        _ => 0.99,
     }
 }
+
+/// Families in which a quantised cache changed the choice of an expert.
+const ROUTED: [&str; 5] = ["gpt_oss", "mixtral", "olmoe", "qwen3_moe", "qwen3_next"];
 
 fn check_modes(name: &str, kernels: KernelSet, variant: &str) {
     let loaded = Loaded::new(name, kernels, variant, ComputeDtype::Checkpoint);
     let weights = loaded.checkpoint.checksum().unwrap();
-    let fp16 = || loaded.run(name, KvMode::Fp16, &loaded.cache(KvMode::Fp16).unwrap());
+    let fp16 = || loaded.run(name, KvMode::Fp16, &mut loaded.cache(KvMode::Fp16).unwrap());
     let before = fp16();
     for mode in KvMode::ALL {
         let what = format!("{name} {mode}");
         match (loaded.cache(mode), loaded.estimate(mode, 1, Phase::Decode)) {
-            (Ok(cache), Ok(_)) => {
-                let cosine = cosine(&loaded.run(&what, mode, &cache), &before);
-                assert!(cosine > least_cosine(mode) - 1e-9, "{what}: cosine {cosine}");
+            (Ok(mut cache), Ok(_)) => {
+                let cosine = cosine(&loaded.run(&what, mode, &mut cache), &before);
+                assert!(cosine > least_cosine(name, mode) - 1e-9, "{what}: cosine {cosine}");
             }
             (Err(ours), Err(theirs)) => {
                 let ours = ours.to_string();
@@ -157,7 +185,11 @@ fn every_mode_takes_what_the_estimator_says_and_touches_no_weight() {
 
 #[test]
 fn every_mode_of_the_mlx_set_takes_what_the_estimator_says() {
-    on_engine(|| configurations().for_each(|name| check_modes(&name, KernelSet::Mlx, "bf16")));
+    on_engine(|| {
+        let names = distinct_caches();
+        eprintln!("DISTINCT {} {names:?}", names.len());
+        names.iter().for_each(|name| check_modes(name, KernelSet::Mlx, "bf16"))
+    });
 }
 
 /// What is not quantised takes 32 bits where everything is computed in fp32: both sides, keys, and the
@@ -166,13 +198,13 @@ fn every_mode_of_the_mlx_set_takes_what_the_estimator_says() {
 fn fp32_caches_take_what_the_estimator_says() {
     let modes = [KvMode::Fp16, KvMode::Fp16Turbo4, KvMode::Turbo4Delegated];
     on_engine(move || {
-        for name in configurations() {
+        for name in distinct_caches() {
             for kernels in [KernelSet::Host, KernelSet::Mlx] {
                 let loaded = Loaded::new(&name, kernels, "bf16", ComputeDtype::Fp32);
                 for mode in modes {
                     let what = format!("{name} {mode} {kernels:?}");
                     match loaded.cache(mode) {
-                        Ok(cache) => drop(loaded.run(&what, mode, &cache)),
+                        Ok(mut cache) => drop(loaded.run(&what, mode, &mut cache)),
                         Err(refused) => assert_ne!(mode, KvMode::Fp16, "{what}: {refused}"),
                     }
                 }
@@ -190,8 +222,8 @@ fn a_checkpoint_in_fp32_is_cached_in_fp32_by_mlx() {
             [("f32", KernelSet::Mlx), ("bf16", KernelSet::Mlx), ("f32", KernelSet::Host)]
         {
             let loaded = Loaded::new("qwen3", kernels, variant, ComputeDtype::Checkpoint);
-            let cache = loaded.cache(KvMode::Fp16).unwrap();
-            loaded.forward(&tokens, &cache);
+            let mut cache = loaded.cache(KvMode::Fp16).unwrap();
+            loaded.forward(&tokens, &mut cache);
             let mut machine = Machine::new(Backend::Cpu);
             if kernels == KernelSet::Mlx {
                 machine.kernels = mlxcel_estimator::KernelSet::Mlx;
@@ -240,7 +272,7 @@ fn windows_without_layer_types_are_the_estimators() {
             let ours = loaded.model.cache_layout();
             let ours: Vec<_> = ours.iter().map(|layer| layer.window.is_some()).collect();
             assert_eq!(ours, expected, "{name} {changes}");
-            loaded.run(name, KvMode::Fp16, &loaded.cache(KvMode::Fp16).unwrap());
+            loaded.run(name, KvMode::Fp16, &mut loaded.cache(KvMode::Fp16).unwrap());
         }
     });
 }

@@ -23,11 +23,13 @@ fn engines() -> impl Iterator<Item = (String, Engine)> {
 }
 
 fn all_logits(engine: &Engine, tokens: &[u32], chunk: usize) -> Vec<f32> {
-    let cache = engine.new_cache().unwrap();
-    let chunks = tokens.chunks(chunk).flat_map(|tokens| {
-        engine.forward(&[SequenceRun { tokens, cache: &cache }], LogitRows::All).unwrap()
-    });
-    chunks.collect()
+    let mut cache = engine.new_cache().unwrap();
+    let mut logits = Vec::new();
+    for tokens in tokens.chunks(chunk) {
+        let run = SequenceRun { tokens, cache: &mut cache };
+        logits.extend(engine.forward(&mut [run], LogitRows::All).unwrap());
+    }
+    logits
 }
 
 #[test]
@@ -51,15 +53,17 @@ fn batched_equals_single() {
             let prompts = [tokens(5, 1), tokens(270, 2), tokens(1, 3)];
             let singles: Vec<Vec<f32>> = prompts
                 .iter()
-                .map(|p| engine.prefill(p, &engine.new_cache().unwrap(), &mut NoProgress).unwrap())
+                .map(|p| {
+                    engine.prefill(p, &mut engine.new_cache().unwrap(), &mut NoProgress).unwrap()
+                })
                 .collect();
-            let caches: Vec<_> = prompts.iter().map(|_| engine.new_cache().unwrap()).collect();
-            let runs: Vec<_> = prompts
+            let mut caches: Vec<_> = prompts.iter().map(|_| engine.new_cache().unwrap()).collect();
+            let mut runs: Vec<_> = prompts
                 .iter()
-                .zip(&caches)
+                .zip(&mut caches)
                 .map(|(tokens, cache)| SequenceRun { tokens, cache })
                 .collect();
-            let batch = engine.forward(&runs, LogitRows::Last).unwrap();
+            let batch = engine.forward(&mut runs, LogitRows::Last).unwrap();
             for (i, (row, single)) in batch.chunks_exact(engine.vocab()).zip(&singles).enumerate() {
                 let difference = relative_difference(row, single);
                 assert!(difference < ROUNDING, "{kernels}: sequence {i}: {difference}");
@@ -72,18 +76,18 @@ fn batched_equals_single() {
 fn a_fork_is_independent() {
     on_engine(|| {
         for (kernels, engine) in engines() {
-            let cache = engine.new_cache().unwrap();
-            engine.prefill(&tokens(260, 4), &cache, &mut NoProgress).unwrap();
-            let fork = cache.fork();
-            let decode = |cache, token| {
+            let mut cache = engine.new_cache().unwrap();
+            engine.prefill(&tokens(260, 4), &mut cache, &mut NoProgress).unwrap();
+            let mut fork = cache.fork();
+            let decode = |cache: &mut SequenceCache, token| {
                 let run = SequenceRun { tokens: &[token], cache };
-                engine.forward(&[run], LogitRows::Last).unwrap()
+                engine.forward(&mut [run], LogitRows::Last).unwrap()
             };
-            let first = decode(&cache, 17);
-            decode(&fork, 99);
-            decode(&fork, 100);
+            let first = decode(&mut cache, 17);
+            decode(&mut fork, 99);
+            decode(&mut fork, 100);
             cache.trim(260).unwrap();
-            let again = decode(&cache, 17);
+            let again = decode(&mut cache, 17);
             let difference = relative_difference(&again, &first);
             assert!(
                 difference < ROUNDING,
@@ -165,27 +169,27 @@ fn a_prompt_is_the_same_to_the_bit_wherever_its_passes_end() {
 }
 
 fn check_cuts(what: &str, engine: &Engine, tokens: &[u32]) {
-    let read = |tokens: &[u32], cache: &SequenceCache| {
+    let read = |tokens: &[u32], cache: &mut SequenceCache| {
         engine.prefill(tokens, cache, &mut NoProgress).unwrap()
     };
-    let decode = |cache: &SequenceCache| {
-        engine.forward(&[SequenceRun { tokens: &[17], cache }], LogitRows::Last).unwrap()
+    let decode = |cache: &mut SequenceCache| {
+        engine.forward(&mut [SequenceRun { tokens: &[17], cache }], LogitRows::Last).unwrap()
     };
-    let whole = engine.new_cache().unwrap();
-    let expected = read(tokens, &whole);
-    let next = decode(&whole);
+    let mut whole = engine.new_cache().unwrap();
+    let expected = read(tokens, &mut whole);
+    let next = decode(&mut whole);
     for cut in [9, 129, 256, tokens.len() - 1] {
         let other: Vec<u32> = tokens[..cut].iter().copied().chain(3..24).collect();
         let mut cache = engine.new_cache().unwrap();
-        read(&other, &cache);
+        read(&other, &mut cache);
         // Where a window or a sealed block is in the way, what was read ends there.
         if cache.trim(cut).is_err() {
             cache = engine.new_cache().unwrap();
-            read(&other[..cut], &cache);
+            read(&other[..cut], &mut cache);
         }
-        let found = read(&tokens[cut..], &cache);
+        let found = read(&tokens[cut..], &mut cache);
         assert!(found == expected, "{what}: cut at {cut}");
-        assert!(decode(&cache) == next, "{what}: what follows, cut at {cut}");
+        assert!(decode(&mut cache) == next, "{what}: what follows, cut at {cut}");
     }
 }
 

@@ -30,19 +30,20 @@ fn each(check: impl Fn(&Golden, KernelSet) + Send + 'static) {
 }
 
 /// Logits of `tokens` one after the other, behind what `cache` holds.
-fn decode(engine: &Engine, tokens: &[u32], cache: &SequenceCache) -> Vec<f32> {
-    let one = |token| {
-        let run = SequenceRun { tokens: std::slice::from_ref(token), cache };
-        engine.forward(&[run], LogitRows::Last).unwrap()
-    };
-    tokens.iter().flat_map(one).collect()
+fn decode(engine: &Engine, tokens: &[u32], cache: &mut SequenceCache) -> Vec<f32> {
+    let mut logits = Vec::new();
+    for token in tokens {
+        let run = SequenceRun { tokens: std::slice::from_ref(token), cache: &mut *cache };
+        logits.extend(engine.forward(&mut [run], LogitRows::Last).unwrap());
+    }
+    logits
 }
 
 fn prefill(
     engine: &Engine,
     tokens: &[u32],
     images: &[PlacedImage],
-    to: &SequenceCache,
+    to: &mut SequenceCache,
 ) -> Vec<f32> {
     engine.prefill_with_images(tokens, images, to, &mut NoProgress).unwrap()
 }
@@ -99,10 +100,10 @@ fn embeddings_are_those_of_mlx_vlm() {
 fn logits_with_images_are_those_of_the_reference() {
     each(|golden, kernels| {
         let engine = golden.engine(kernels, 1024);
-        let cache = engine.new_cache().unwrap();
-        let run = SequenceRun { tokens: &golden.tokens, cache: &cache };
+        let mut cache = engine.new_cache().unwrap();
+        let run = SequenceRun { tokens: &golden.tokens, cache: &mut cache };
         let images = golden.placed(&engine).iter().map(|placed| placed.rows(0)).collect();
-        let all = engine.forward_with_images(&[run], images, LogitRows::All).unwrap();
+        let all = engine.forward_with_images(&mut [run], images, LogitRows::All).unwrap();
         let vocab = engine.vocab();
         let row = |at: &usize| all[at * vocab..(at + 1) * vocab].to_vec();
         let ours: Vec<f32> = golden.positions.iter().flat_map(row).collect();
@@ -118,10 +119,10 @@ fn chunks_change_nothing() {
         for chunk in [1, 100, 300] {
             let engine = golden.engine(kernels, chunk);
             let images = golden.placed(&engine);
-            let cache = engine.new_cache().unwrap();
+            let mut cache = engine.new_cache().unwrap();
             let (prompt, rest) = golden.tokens.split_at(golden.tokens.len() - 3);
-            let mut logits = prefill(&engine, prompt, &images, &cache);
-            logits.extend(decode(&engine, rest, &cache));
+            let mut logits = prefill(&engine, prompt, &images, &mut cache);
+            logits.extend(decode(&engine, rest, &mut cache));
             let vocab = engine.vocab();
             let theirs = &golden.logits[golden.logits.len() - 4 * vocab..];
             let what = format!("{} {kernels:?} chunks of {chunk}", golden.name);
@@ -138,14 +139,15 @@ fn images_and_a_text_in_one_batch_equal_their_single_runs() {
         let engine = golden.engine(kernels, 1024);
         let images = golden.placed(&engine);
         let alone = [
-            prefill(&engine, &golden.tokens, &images, &engine.new_cache().unwrap()),
-            prefill(&engine, &text, &[], &engine.new_cache().unwrap()),
+            prefill(&engine, &golden.tokens, &images, &mut engine.new_cache().unwrap()),
+            prefill(&engine, &text, &[], &mut engine.new_cache().unwrap()),
         ];
         for image_first in [true, false] {
-            let caches = [engine.new_cache().unwrap(), engine.new_cache().unwrap()];
-            let mut runs = vec![
-                SequenceRun { tokens: &golden.tokens, cache: &caches[0] },
-                SequenceRun { tokens: &text, cache: &caches[1] },
+            let mut caches = [engine.new_cache().unwrap(), engine.new_cache().unwrap()];
+            let [with_images, without] = &mut caches;
+            let mut runs = [
+                SequenceRun { tokens: &golden.tokens, cache: with_images },
+                SequenceRun { tokens: &text, cache: without },
             ];
             let mut expected = alone.clone();
             let mut first = 0;
@@ -156,16 +158,16 @@ fn images_and_a_text_in_one_batch_equal_their_single_runs() {
             }
             let mut rows: Vec<_> = images.iter().map(|placed| placed.rows(0)).collect();
             rows.iter_mut().for_each(|image| image.start += first);
-            let both = engine.forward_with_images(&runs, rows, LogitRows::Last).unwrap();
+            let both = engine.forward_with_images(&mut runs, rows, LogitRows::Last).unwrap();
             let difference = relative_difference(&both, &expected.concat());
             assert!(difference < ROUNDING, "{} {kernels:?}: {difference}", golden.name);
             // The next token of both, which stands behind the images of the one alone.
-            let next = caches.each_ref().map(|cache| SequenceRun { tokens: &[7], cache });
-            let next = engine.forward(&next, LogitRows::Last).unwrap();
+            let mut next = caches.each_mut().map(|cache| SequenceRun { tokens: &[7], cache });
+            let next = engine.forward(&mut next, LogitRows::Last).unwrap();
             let single = |tokens: &[u32], images: &[PlacedImage]| {
-                let cache = engine.new_cache().unwrap();
-                prefill(&engine, tokens, images, &cache);
-                decode(&engine, &[7], &cache)
+                let mut cache = engine.new_cache().unwrap();
+                prefill(&engine, tokens, images, &mut cache);
+                decode(&engine, &[7], &mut cache)
             };
             let expected = [single(&golden.tokens, &images), single(&text, &[])].concat();
             let difference = relative_difference(&next, &expected);
@@ -181,24 +183,24 @@ fn a_kept_prefix_knows_its_images() {
     each(|golden, kernels| {
         let engine = golden.engine(kernels, 1024);
         let images = golden.placed(&engine);
-        let cache = engine.new_cache().unwrap();
-        let expected = prefill(&engine, &golden.tokens, &images, &cache);
+        let mut cache = engine.new_cache().unwrap();
+        let expected = prefill(&engine, &golden.tokens, &images, &mut cache);
         let behind = images[0].tokens().end + 2;
         for keep in [behind, images[0].start, 3] {
-            let fork = cache.fork();
+            let mut fork = cache.fork();
             fork.trim(keep).unwrap();
             let rest: Vec<PlacedImage> = images
                 .iter()
                 .filter(|placed| placed.start >= keep)
                 .map(|placed| PlacedImage { start: placed.start - keep, ..placed.clone() })
                 .collect();
-            let again = prefill(&engine, &golden.tokens[keep..], &rest, &fork);
+            let again = prefill(&engine, &golden.tokens[keep..], &rest, &mut fork);
             let difference = relative_difference(&again, &expected);
             let what = format!("{} {kernels:?} from {keep}", golden.name);
             assert!(difference < ROUNDING, "{what}: {difference}");
         }
-        let next = decode(&engine, &[9], &cache.fork());
-        assert_eq!(decode(&engine, &[9], &cache), next, "{} {kernels:?}", golden.name);
+        let next = decode(&engine, &[9], &mut cache.fork());
+        assert_eq!(decode(&engine, &[9], &mut cache), next, "{} {kernels:?}", golden.name);
     });
 }
 
@@ -208,14 +210,14 @@ fn a_saved_cache_goes_on_behind_its_images() {
     each(|golden, kernels| {
         let engine = golden.engine(kernels, 1024);
         let images = golden.placed(&engine);
-        let cache = engine.new_cache().unwrap();
-        prefill(&engine, &golden.tokens, &images, &cache);
-        let saved = cache.save(engine.ops(), "m").unwrap();
+        let mut cache = engine.new_cache().unwrap();
+        prefill(&engine, &golden.tokens, &images, &mut cache);
+        let saved = cache.save("m").unwrap();
         let restore = |saved: &SavedCache| {
             SequenceCache::restore(engine.ops(), engine.layout(), KvMode::Fp16, "m", saved)
         };
-        let restored = restore(&saved).unwrap();
-        assert_eq!(decode(&engine, &[9], &cache), decode(&engine, &[9], &restored));
+        let mut restored = restore(&saved).unwrap();
+        assert_eq!(decode(&engine, &[9], &mut cache), decode(&engine, &[9], &mut restored));
         let mut broken = saved.clone();
         broken.header.insert("images".to_owned(), "5 2 0 0".to_owned());
         let refused = restore(&broken).err().unwrap().to_string();
@@ -230,8 +232,8 @@ fn a_place_within_an_image_can_be_kept_where_rows_do_not_see_what_follows() {
             let golden = Golden::load(name, variant);
             let engine = golden.engine(KernelSet::Host, 1024);
             let images = golden.placed(&engine);
-            let cache = engine.new_cache().unwrap();
-            let expected = prefill(&engine, &golden.tokens, &images, &cache);
+            let mut cache = engine.new_cache().unwrap();
+            let expected = prefill(&engine, &golden.tokens, &images, &mut cache);
             let keep = images[1].start + 100;
             if name.starts_with("gemma3") {
                 let refused = cache.trim(keep).unwrap_err().to_string();
@@ -243,8 +245,9 @@ fn a_place_within_an_image_can_be_kept_where_rows_do_not_see_what_follows() {
             let tokens = &golden.tokens[keep..];
             let rows = images[1].rows_in(keep..golden.tokens.len()).unwrap();
             assert_eq!((rows.start, rows.part.start), (0, 100));
-            let run = SequenceRun { tokens, cache: &cache };
-            let again = engine.forward_with_images(&[run], vec![rows], LogitRows::Last).unwrap();
+            let run = SequenceRun { tokens, cache: &mut cache };
+            let again =
+                engine.forward_with_images(&mut [run], vec![rows], LogitRows::Last).unwrap();
             let difference = relative_difference(&again, &expected);
             assert!(difference < ROUNDING, "{name}: {difference}");
         }
@@ -259,7 +262,7 @@ fn what_the_image_shows_matters() {
             let engine = golden.engine(KernelSet::Host, 512);
             let mut images = golden.placed(&engine);
             let last = |images: &[PlacedImage]| {
-                prefill(&engine, &golden.tokens, images, &engine.new_cache().unwrap())
+                prefill(&engine, &golden.tokens, images, &mut engine.new_cache().unwrap())
             };
             let before = last(&images);
             let mut negative = golden.pixels[0].clone();
@@ -280,8 +283,8 @@ fn every_cache_mode_takes_images_or_says_why_not() {
             let engine = golden.engine(kernels, 512);
             let images = golden.placed(&engine);
             let run = |mode: KvMode| {
-                let cache = engine.new_cache_in(mode).unwrap();
-                engine.prefill_with_images(&golden.tokens, &images, &cache, &mut NoProgress)
+                let mut cache = engine.new_cache_in(mode).unwrap();
+                engine.prefill_with_images(&golden.tokens, &images, &mut cache, &mut NoProgress)
             };
             let exact = run(KvMode::Fp16).unwrap();
             for mode in KvMode::ALL {
@@ -314,9 +317,9 @@ fn images_that_do_not_fit_are_refused() {
             let engine = golden.engine(KernelSet::Host, 512);
             let mut image = golden.placed(&engine).remove(0);
             image.start = golden.tokens.len() - image.tokens().len() + 1;
-            let cache = engine.new_cache().unwrap();
+            let mut cache = engine.new_cache().unwrap();
             let refused =
-                engine.prefill_with_images(&golden.tokens, &[image], &cache, &mut NoProgress);
+                engine.prefill_with_images(&golden.tokens, &[image], &mut cache, &mut NoProgress);
             assert!(refused.unwrap_err().to_string().contains("an image"), "{name}");
             let small = Pixels { width: 9, height: 8, values: vec![0.0; 3 * 72] };
             let refused = engine.encode_image(&small).err().unwrap().to_string();

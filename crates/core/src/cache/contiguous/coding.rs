@@ -1,25 +1,25 @@
-//! How rows of keys or values become the arrays that are cached, and back.
+//! Coding of rows of keys or values as the arrays that are cached, and back.
 //!
-//! By MLX's operations alone, so that nothing leaves the device. Scales, rounding, codebooks and signs
-//! are those of `mlxcel_kernels`. How codes lie in a row is decided here: int8 one to a byte; turbo4
+//! Uses MLX's operations alone, so that nothing leaves the device. Scales, rounding, codebooks and
+//! signs are those of `mlxcel_kernels`. The order of codes in a row is decided here: int8 one to a byte; turbo4
 //! two neighbours to a byte, the first in the low half; turbo3 the magnitudes of four neighbours to a
-//! byte, and behind them the signs of eight to a byte.
+//! byte, followed by the signs of eight to a byte.
 
 use mlx_ffi::{Array, Dtype, ops};
 use mlxcel_kernels::kv::{INT8_CLIPS, INT8_LARGEST, KvFormat};
 use mlxcel_kernels::turbo::{self, Codebook, ScaleRule, Side, TurboBits};
 
-use super::super::modes::KvSide;
+use super::super::formats::KvSide;
 use crate::Result;
 use crate::shape::int;
 
 /// The largest finite fp16.
 const F16_MAX: f64 = 65504.0;
 
-/// How one side of a layer is stored.
+/// Coding of one side of a layer.
 #[derive(Clone)]
 pub(super) enum Coding {
-    /// As it comes.
+    /// Unchanged.
     Float,
     /// A byte per coordinate and a scale per row.
     Int8,
@@ -48,11 +48,10 @@ impl Coding {
 
     /// `rows`, `[…, dim]`, as the arrays of [`Self::parts`], `[…, width]` each.
     pub(super) fn encode(&self, rows: &Array) -> Result<Vec<Array>> {
-        let exact = || ops::astype(rows, Dtype::Float32);
         match self {
             Self::Float => Ok(vec![rows.clone()]),
-            Self::Int8 => int8(&exact()?),
-            Self::Turbo(turbo) => turbo.encode(&exact()?),
+            Self::Int8 => int8(&ops::astype(rows, Dtype::Float32)?),
+            Self::Turbo(turbo) => turbo.encode(&ops::astype(rows, Dtype::Float32)?),
         }
     }
 
@@ -91,9 +90,9 @@ fn int8(x: &Array) -> Result<Vec<Array>> {
     let zero = Array::scalar(0.0, Dtype::Float32)?;
     let inverse = ops::select(&ops::equal(&wide, &zero)?, &zero, &ops::reciprocal(&wide)?)?;
     let codes = ops::round(&ops::multiply(x, &inverse)?)?;
-    let limit = |value: f32| Array::scalar(value.into(), Dtype::Float32);
-    let codes = ops::minimum(&codes, &limit(INT8_LARGEST)?)?;
-    let codes = ops::maximum(&codes, &limit(-INT8_LARGEST)?)?;
+    let most = Array::scalar(INT8_LARGEST.into(), Dtype::Float32)?;
+    let least = Array::scalar((-INT8_LARGEST).into(), Dtype::Float32)?;
+    let codes = ops::maximum(&ops::minimum(&codes, &most)?, &least)?;
     Ok(vec![ops::astype(&codes, Dtype::Int8)?, scale])
 }
 
@@ -116,7 +115,7 @@ impl Rotation {
         Ok(ops::astype(&rotated, x.dtype())?)
     }
 
-    /// `S·H·x` of every row: what undoes [`Self::apply`].
+    /// `S·H·x` of every row, the inverse of [`Self::apply`].
     pub(crate) fn undo(&self, x: &Array) -> Result<Array> {
         let exact = ops::astype(x, Dtype::Float32)?;
         let back = ops::multiply(&ops::hadamard_transform(&exact)?, &self.signs)?;
@@ -132,7 +131,7 @@ pub(super) struct Turbo {
     rule: ScaleRule,
     dim: usize,
     rotation: Rotation,
-    /// Where one level ends and the next begins, ascending, in standard deviations.
+    /// Boundaries between levels, ascending, in standard deviations.
     edges: Array,
     /// The levels, ascending, fp32.
     levels: Array,
@@ -141,19 +140,24 @@ pub(super) struct Turbo {
 
 impl Turbo {
     fn new(side: &KvSide, bits: TurboBits) -> Result<Self> {
-        let (book, dim) = (bits.codebook(), side.dim);
+        let book = bits.codebook();
+        let dim = side.dim;
         let step = turbo::level_step(bits, dim);
-        let (edges, codes) = (book.ascending_edges(), book.ascending_codes());
+        let edges = book.ascending_edges();
+        let codes = book.ascending_codes();
         let levels: Vec<f32> = codes.iter().map(|&code| book.level(code).into()).collect();
-        let level = |code| f32::from(book.level(code)) * step;
-        let sign = |bit| if bit == 0 { 1.0 } else { -1.0 };
-        let planes = match bits {
-            TurboBits::Four => vec![Plane::new(&codes, Field { shift: 0, bits: 4 }, level)?],
-            TurboBits::Three => vec![
-                Plane::new(&codes, Field { shift: 0, bits: 2 }, level)?,
-                Plane::new(&codes, Field { shift: 2, bits: 1 }, sign)?,
-            ],
+        // Bits of the level of a code, ahead of those of its sign where it has one of its own.
+        let level_bits = match bits {
+            TurboBits::Four => 4,
+            TurboBits::Three => 2,
         };
+        let level_field = Field { shift: 0, bits: level_bits };
+        let mut planes =
+            vec![Plane::new(&codes, level_field, |code| f32::from(book.level(code)) * step)?];
+        if bits == TurboBits::Three {
+            let sign_field = Field { shift: 2, bits: 1 };
+            planes.push(Plane::new(&codes, sign_field, |bit| if bit == 0 { 1.0 } else { -1.0 })?);
+        }
         Ok(Self {
             format: side.format,
             book,
@@ -167,7 +171,7 @@ impl Turbo {
     }
 
     /// Codes and scales of `x`, `[…, dim]` in fp32. A row that is not finite, or whose length is not,
-    /// gets a scale that is not finite, so that the fault shows in what reads it.
+    /// gets a scale that is not finite, so that the fault shows in the result of attention.
     #[expect(clippy::cast_precision_loss, reason = "head dimensions are small")]
     fn encode(&self, x: &Array) -> Result<Vec<Array>> {
         let norm = ops::sqrt(&ops::sum(&ops::square(x)?, -1, true)?)?;
@@ -187,10 +191,11 @@ impl Turbo {
         Ok(vec![codes, ops::astype(&scale, Dtype::Float16)?])
     }
 
-    /// The scale of each row by the rule: see [`turbo::encode`], whose names these are.
+    /// The scale of each row by the rule; names are those of [`turbo::encode`].
     #[expect(clippy::cast_precision_loss, reason = "head dimensions are small")]
     fn scale(&self, norm: &Array, deviations: &Array, levels: &Array) -> Result<Array> {
-        let (dim, unit) = (self.dim as f64, f64::from(self.book.unit));
+        let dim = self.dim as f64;
+        let unit = f64::from(self.book.unit);
         Ok(match self.rule {
             ScaleRule::Unbiased => {
                 let dot = ops::sum(&ops::multiply(deviations, levels)?, -1, true)?;
@@ -206,7 +211,8 @@ impl Turbo {
 
     /// `codes`, `[…, bytes]`, as coordinates of a row of scale 1, fp32 `[…, dim]`.
     fn levels(&self, codes: &Array) -> Result<Array> {
-        let (mut start, mut product) = (0, None);
+        let mut start = 0;
+        let mut product: Option<Array> = None;
         for plane in &self.planes {
             let end = start + int(self.dim)? / plane.coordinates;
             let values = plane.unpack(&ops::slice_axis(codes, -1, start, end)?)?;
@@ -216,7 +222,7 @@ impl Turbo {
             });
             start = end;
         }
-        product.ok_or(crate::Error::Config { what: "a Turbo code without bits".into() })
+        Ok(product.expect("a Turbo code has at least one plane"))
     }
 }
 
@@ -227,22 +233,22 @@ struct Field {
     bits: u8,
 }
 
-/// One [`Field`] of each code of a row, packed; what a coordinate is worth is the product over planes.
+/// One [`Field`] of each code of a row, packed; a coordinate's value is the product over planes.
 #[derive(Clone)]
 struct Plane {
     /// Coordinates in a byte.
     coordinates: i32,
     /// The field, by the order of levels, u8.
     fields: Array,
-    /// What a field of 1 is worth at each place of a byte, u8 `[coordinates]`.
+    /// Weight of a field at each place of a byte, u8 `[coordinates]`.
     weights: Array,
-    /// What each byte stands for, fp32 `[256, coordinates]`.
+    /// Values of each byte, fp32 `[256, coordinates]`.
     bytes: Array,
 }
 
 impl Plane {
-    /// The plane of `field` of `codes`, which are in the order of their levels; `value` is what a
-    /// field is worth.
+    /// The plane of `field` of `codes`, which are in the order of their levels; `value` maps a field to
+    /// its value.
     fn new(codes: &[u8], Field { shift, bits }: Field, value: impl Fn(u8) -> f32) -> Result<Self> {
         let mask = (1u8 << bits) - 1;
         let coordinates = 8 / bits;
@@ -272,7 +278,7 @@ impl Plane {
         Ok(ops::astype(&ops::sum(&weighed, -1, false)?, Dtype::Uint8)?)
     }
 
-    /// What `bytes`, `[…, n]`, stand for, fp32 `[…, n · coordinates]`.
+    /// Values of `bytes`, `[…, n]`: fp32 `[…, n · coordinates]`.
     fn unpack(&self, bytes: &Array) -> Result<Array> {
         let mut shape = bytes.shape().to_vec();
         if let Some(dim) = shape.last_mut() {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use mlx_ffi::{Array, Dtype, ops};
 use mlxcel_kernels::kv::KV_BLOCK_TOKENS;
 
-use super::super::modes::KvSide;
+use super::super::formats::KvSide;
 use super::coding::{Coding, Rotation};
 use crate::shape::{dims, ints};
 use crate::{Error, Result};
@@ -33,7 +33,8 @@ impl Rows {
         let mut held = std::mem::take(&mut self.parts).into_iter();
         for part in coded {
             let room = self.with_room(held.next(), &part, end)?;
-            let (start, stop) = (ints([0, 0, at, 0])?, region(&part, end)?);
+            let start = ints([0, 0, at, 0])?;
+            let stop = region(&part, end)?;
             self.parts.push(ops::slice_update(&room, &part, &start, &stop)?);
         }
         Ok(())
@@ -43,14 +44,11 @@ impl Rows {
     fn with_room(&self, part: Option<Array>, like: &Array, tokens: usize) -> Result<Array> {
         let capacity = part.as_ref().map_or(0, |part| dims(part)[2]);
         let missing = tokens.next_multiple_of(KV_BLOCK_TOKENS).saturating_sub(capacity);
-        let zeros = || -> Result<Array> {
-            let shape = [1, self.kv_heads, missing, dims(like)[3]];
-            Ok(Array::zeros(&ints(shape)?, like.dtype())?)
-        };
+        let shape = ints([1, self.kv_heads, missing, dims(like)[3]])?;
         match part {
             Some(part) if tokens <= capacity => Ok(part),
-            Some(part) => Ok(ops::concatenate(&[&part, &zeros()?], 2)?),
-            None => zeros(),
+            Some(part) => Ok(ops::concatenate(&[&part, &Array::zeros(&shape, like.dtype())?], 2)?),
+            None => Ok(Array::zeros(&shape, like.dtype())?),
         }
     }
 
@@ -59,7 +57,7 @@ impl Rows {
         self.coding.decode(&self.sliced(tokens)?, dtype)
     }
 
-    /// Whether [`Self::read`] decodes.
+    /// Returns true if [`Self::read`] decodes.
     pub(super) fn is_coded(&self) -> bool {
         !matches!(self.coding, Coding::Float)
     }
@@ -71,27 +69,33 @@ impl Rows {
 
     fn sliced(&self, tokens: Range<usize>) -> Result<Vec<Array>> {
         if tokens.end > self.capacity() {
-            let what = format!("tokens {tokens:?} of a cache of {}", self.capacity());
-            return Err(Error::Cache { what });
+            let len = self.capacity();
+            return Err(Error::OutOfRange {
+                what: "the end of cached tokens",
+                index: tokens.end,
+                len,
+            });
         }
-        let slice = |part| -> Result<Array> {
-            Ok(ops::slice(part, &ints([0, 0, tokens.start, 0])?, &region(part, tokens.end)?)?)
-        };
-        self.parts.iter().map(slice).collect()
+        let start = ints([0, 0, tokens.start, 0])?;
+        let mut slices = Vec::with_capacity(self.parts.len());
+        for part in &self.parts {
+            slices.push(ops::slice(part, &start, &region(part, tokens.end)?)?);
+        }
+        Ok(slices)
     }
 
-    /// Forgets all but the tokens `tokens`, which become the first.
+    /// Drops all but the tokens `tokens`, which become the first.
     pub(super) fn keep(&mut self, tokens: Range<usize>) -> Result<()> {
         self.parts = if tokens.is_empty() { Vec::new() } else { self.sliced(tokens)? };
         Ok(())
     }
 
-    /// Forgets everything, its memory too.
+    /// Drops everything, memory included.
     pub(super) fn clear(&mut self) {
         self.parts.clear();
     }
 
-    /// Tokens that there is room for.
+    /// Number of tokens that fit the arrays.
     pub(super) fn capacity(&self) -> usize {
         self.parts.first().map_or(0, |part| dims(part)[2])
     }
@@ -104,7 +108,7 @@ impl Rows {
         self.arrays().map(Array::nbytes).sum()
     }
 
-    /// Coordinates of a row and how they are stored, floats without a word, as text.
+    /// Coordinates of a row and their format, if they are not floats, as text.
     pub(super) fn text(&self) -> String {
         let KvSide { dim, format, .. } = self.side;
         if self.is_coded() { format!("{dim} {format}") } else { dim.to_string() }
@@ -126,8 +130,8 @@ impl Rows {
         Ok(())
     }
 
-    /// Takes over from the front of `bytes` what [`Self::save`] wrote of `tokens` tokens with floats
-    /// of type `float`; `None` where there are fewer bytes.
+    /// Restores `tokens` tokens that [`Self::save`] wrote, with floats of type `float`, from the front
+    /// of `bytes`; `None` where there are fewer bytes.
     pub(super) fn restore(
         &mut self,
         tokens: usize,

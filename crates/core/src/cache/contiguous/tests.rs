@@ -15,9 +15,9 @@ use proptest::prelude::*;
 use super::coding::Coding;
 use super::*;
 use crate::attention::AttentionSpec;
-use crate::batch::{Batch, SequenceRun, Span};
+use crate::batch::Span;
 use crate::cache::SequenceCache;
-use crate::ops::{KernelSet, OpsConfig, Precision};
+use crate::{KernelSet, Ops, OpsConfig, Pass, Precision, SequenceRun};
 
 const HEADS: usize = 2;
 const DIM: usize = 32;
@@ -38,7 +38,7 @@ fn on_mlx(body: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// A pseudo-random value in (−1, 1) that says where it stands and when it was written.
+/// A pseudo-random value in (−1, 1), determined by its place and the time of its writing.
 fn value(place: [usize; 4], coord: usize) -> f32 {
     let seed = place.iter().chain([&coord]).fold(0x9E37_79B9_7F4A_7C15, |hash: u64, &n| {
         (hash ^ n as u64).wrapping_mul(0xBF58_476D_1CE4_E5B9).rotate_left(27)
@@ -91,7 +91,7 @@ impl Trial {
     fn append(&mut self, time: u16, tokens: usize) {
         let run = Span { start: 0, len: tokens, position: self.written.len() };
         let parts = match self.cache.breaks_at_blocks() {
-            true => run.by_blocks().collect(),
+            true => run.by_blocks(),
             false => vec![run],
         };
         for Span { len, position, .. } in parts {
@@ -106,7 +106,7 @@ impl Trial {
     }
 
     /// Checks all that is held; where values are sealed, those from position `open` on are not.
-    fn check(&self, held: &Held, open: usize) {
+    fn check(&self, held: &KvView, open: usize) {
         let expected = |side, first: usize| rows(side, first, &self.written[first..]);
         let keys = coded(self.format.keys(), &expected(0, held.first));
         assert_eq!(floats(&held.keys), floats(&keys));
@@ -138,11 +138,11 @@ impl Trial {
         assert_eq!(self.cache.first + self.cache.len, self.written.len());
     }
 
-    /// Whether what is saved and taken over holds the same, and nothing else is taken over.
+    /// Checks that a restored cache is equal, and that other bytes are refused.
     fn save(&self) {
         let saved = self.cache.save().unwrap();
         let mut fresh = self.cache.clone();
-        fresh.clear().unwrap();
+        fresh.clear();
         let tokens = self.written.len();
         assert!(fresh.restore(&saved, tokens + 1).unwrap().is_none());
         let longer = SavedLayer { bytes: [&saved.bytes[..], &[0]].concat(), ..saved.clone() };
@@ -151,7 +151,7 @@ impl Trial {
         let all = 0..self.cache.len;
         if !all.is_empty() {
             let [a, b] =
-                [&self.cache, &fresh].map(|cache| cache.held(all.clone(), Dtype::Float32).unwrap());
+                [&self.cache, &fresh].map(|cache| cache.view(all.clone(), Dtype::Float32).unwrap());
             assert_eq!(floats(&a.keys), floats(&b.keys));
             assert_eq!(floats(&a.values), floats(&b.values));
         }
@@ -282,7 +282,7 @@ fn a_rotation_is_the_kernels_and_is_undone() {
 }
 
 /// Bytes that MLX takes beyond what it held, at most, while `queries` tokens attend to `tokens` of a
-/// cache in each of six layers, one behind the other.
+/// cache in each of six layers, one after the other.
 fn attention_peak(mode: KvMode, [queries, tokens]: [usize; 2]) -> usize {
     let ops = Ops::new(&OpsConfig {
         kernels: KernelSet::Mlx,
@@ -292,23 +292,23 @@ fn attention_peak(mode: KvMode, [queries, tokens]: [usize; 2]) -> usize {
     })
     .unwrap();
     let spec = AttentionSpec::causal(8, 8, 64);
-    let cache = SequenceCache::new(&ops, &[spec.layout(); 6], mode).unwrap();
+    let mut cache = SequenceCache::new(&ops, &[spec.layout(); 6], mode).unwrap();
     cache.fill_synthetic(&ops, tokens).unwrap();
-    let run = SequenceRun { tokens: &vec![1; queries], cache: &cache };
-    let batch = Batch::new(&ops, &[run]).unwrap();
+    let mut run = [SequenceRun { tokens: &vec![1; queries], cache: &mut cache }];
+    let mut pass = Pass::new(&ops, &mut run, Vec::new()).unwrap();
     let shape = ints([queries, 8 * 64]).unwrap();
     let mut x = Array::full(&shape, 0.5, Dtype::Bfloat16).unwrap();
     x.eval().unwrap();
     let before = mlx_ffi::memory::active_bytes().unwrap();
     mlx_ffi::memory::reset_peak().unwrap();
     for layer in 0..6 {
-        x = batch.attention(layer, &x, &x, &x, &spec).unwrap();
+        x = pass.attention(layer, &x, &x, &x, &spec).unwrap();
     }
     x.eval().unwrap();
     mlx_ffi::memory::peak_bytes().unwrap() - before
 }
 
-/// What the estimator says that one token needs for a moment beside what fp16 does.
+/// The estimator's transient bytes of one token's decoding beyond those of fp16.
 fn decoding_estimate(mode: KvMode, context: u64) -> usize {
     let config = r#"{"model_type": "llama", "vocab_size": 8, "hidden_size": 512, "head_dim": 64,
         "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 8,

@@ -1,4 +1,4 @@
-//! The values of a layer beside its keys.
+//! Values of a layer, stored apart from its keys or with them.
 
 use std::ops::Range;
 
@@ -7,10 +7,10 @@ use mlxcel_kernels::kv::KV_BLOCK_TOKENS;
 
 use super::coding::Rotation;
 use super::rows::Rows;
+use crate::Result;
 use crate::shape::dims;
-use crate::{Error, Result};
 
-/// Where values are. Tokens are counted from the first that the cache holds.
+/// Storage of values. Tokens are counted from the first that the cache holds.
 #[derive(Clone)]
 pub(super) enum Values {
     /// In rows of their own (of a latent's floats: the rotary part of the keys).
@@ -54,10 +54,10 @@ impl Delegated {
             self.sealed_tokens = at;
         }
         let within = at - self.sealed_tokens;
-        if within + dims(values)[2] > KV_BLOCK_TOKENS {
-            let what = "a run crosses the end of a block whose values are to be sealed".into();
-            return Err(Error::Cache { what });
-        }
+        assert!(
+            within + dims(values)[2] <= KV_BLOCK_TOKENS,
+            "attention breaks runs at the end of blocks that are to be sealed"
+        );
         self.open.write(within, values)
     }
 
@@ -69,25 +69,26 @@ impl Delegated {
     ) -> Result<(Array, Option<Rotation>)> {
         let at = self.sealed_tokens;
         let sealed = tokens.start.min(at)..tokens.end.min(at);
-        let open = || self.open.read(tokens.start.max(at) - at..tokens.end - at, dtype);
+        let open = tokens.start.max(at) - at..tokens.end.saturating_sub(at);
         let Some(rotation) = self.sealed.rotation().filter(|_| !sealed.is_empty()) else {
-            return Ok((open()?, None));
+            return Ok((self.open.read(open, dtype)?, None));
         };
         let mut values = self.sealed.read(sealed, dtype)?;
         if tokens.end > at {
-            values = ops::concatenate(&[&values, &rotation.apply(&open()?)?], 2)?;
+            let open = rotation.apply(&self.open.read(open, dtype)?)?;
+            values = ops::concatenate(&[&values, &open], 2)?;
         }
         Ok((values, Some(rotation.clone())))
     }
 
-    /// Forgets all tokens before `first`, which starts a sealed block or the open one.
-    pub(super) fn forget_before(&mut self, first: usize) -> Result<()> {
+    /// Drops all tokens before `first`, which starts a sealed block or the open one.
+    pub(super) fn drop_before(&mut self, first: usize) -> Result<()> {
         self.sealed.keep(first..self.sealed_tokens)?;
         self.sealed_tokens -= first;
         Ok(())
     }
 
-    /// Forgets the tokens from `tokens` on.
+    /// Drops the tokens from `tokens` on.
     pub(super) fn trim(&mut self, tokens: usize) {
         self.sealed_tokens = self.sealed_tokens.min(tokens);
     }
@@ -95,6 +96,7 @@ impl Delegated {
     pub(super) fn clear(&mut self) {
         self.sealed.clear();
         self.open.clear();
+        self.sealed_tokens = 0;
     }
 
     /// Appends the bytes of `tokens` tokens to `bytes`.
@@ -103,7 +105,7 @@ impl Delegated {
         self.open.save(tokens - self.sealed_tokens, bytes)
     }
 
-    /// Takes over what [`Self::save`] wrote of `tokens` tokens, of which `sealed` were sealed.
+    /// Restores `tokens` tokens that [`Self::save`] wrote, of which `sealed` were sealed.
     pub(super) fn restore(
         &mut self,
         [sealed, tokens]: [usize; 2],
