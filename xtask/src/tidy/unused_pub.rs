@@ -115,7 +115,7 @@ fn item_after(tokens: &[Token]) -> Option<(&str, &str)> {
     while let Some(word) = words.next() {
         match word {
             "unsafe" | "async" | "extern" | "\"C\"" => {}
-            "const" if words.peek() == Some(&"fn") => {}
+            "const" if matches!(words.peek(), Some(&("fn" | "unsafe" | "async" | "extern"))) => {}
             "fn" | "struct" | "enum" | "union" | "trait" | "type" | "const" | "static" => {
                 return Some((word, words.next()?));
             }
