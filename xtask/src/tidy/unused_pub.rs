@@ -52,7 +52,8 @@ pub(super) fn unused_pub(workspace: &Workspace, violations: &mut Vec<Violation>)
                 let is_used = users
                     .get(item.name)
                     .is_some_and(|users| users.iter().any(|user| user != library));
-                if !is_allowed && !is_used && !(item.is_type && exposed.contains(item.name)) {
+                let is_exposed = item.is_type && exposed.contains(item.name);
+                if !(is_allowed || is_used || is_exposed) {
                     violations.push(Violation {
                         place: format!("{}:{}", file.path, item.line),
                         what: format!("`pub {}` is used by no other crate", item.name),
