@@ -5,8 +5,8 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use mlxcel_runtime::ModelText;
-use mlxcel_runtime::vision::Preprocessor;
+use mlxcel_runtime::Processor;
+use mlxcel_runtime::vision::ImageProcessor;
 
 use super::admission::MemoryAdmission;
 use super::messages::EngineCommand;
@@ -28,9 +28,9 @@ pub(super) struct AppState {
 
 /// A loaded model and the way to its engine thread.
 pub(super) struct LoadedModel {
-    pub(super) text: ModelText,
-    /// Preprocessor of images, or the reason why the model takes none.
-    pub(super) images: Result<Preprocessor, String>,
+    pub(super) processor: Processor,
+    /// ImageProcessor of images, or the reason why the model takes none.
+    pub(super) images: Result<ImageProcessor, String>,
     pub(super) admission: Arc<MemoryAdmission>,
     pub(super) status: Arc<EngineStatus>,
     pub(super) commands: Mutex<Sender<EngineCommand>>,

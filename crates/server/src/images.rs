@@ -6,7 +6,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use mlxcel_runtime::text::{ChatMessage, Content, ContentPart};
-use mlxcel_runtime::vision::{self, Pixels, Preprocessor, RgbImage};
+use mlxcel_runtime::vision::{self, ImageProcessor, Pixels, RgbImage};
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -132,7 +132,7 @@ impl DecodedImages {
     /// An image that the model does not take, and errors of [`Reservation::block_for`].
     pub(super) fn prepare(
         self,
-        preprocessor: &Preprocessor,
+        preprocessor: &ImageProcessor,
         limit: &WaitLimit,
     ) -> Result<Vec<PreparedImage>, ApiError> {
         let mut reservation = self.reservation;

@@ -4,12 +4,12 @@ use serde_json::{Value, json};
 
 use super::app::{AppState, LoadedModel};
 use super::memory_watch::used_bytes;
-use mlxcel_runtime::memory::Usage;
+use mlxcel_runtime::memory::MemoryUsage;
 
 /// Use of memory by the estimate, by measurement, and the limit.
 pub(super) fn budget(app: &AppState, model: &LoadedModel) -> Value {
     let snapshot = model.status.snapshot();
-    let usage = Usage::now();
+    let usage = MemoryUsage::now();
     let limit = model.admission.limit_bytes();
     let process_bytes = model.admission.process_bytes();
     let request_bytes = model.status.request_budget.held_bytes();

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::app::LoadedModel;
 use super::memory_watch::used_bytes;
 use super::status::Metrics;
-use mlxcel_runtime::memory::Usage;
+use mlxcel_runtime::memory::MemoryUsage;
 
 /// All metrics.
 pub(super) fn text(model: &LoadedModel) -> String {
@@ -59,7 +59,7 @@ fn counters(metrics: &Metrics) -> [Line; 11] {
 
 fn gauges(model: &LoadedModel) -> [Line; 11] {
     let snapshot = model.status.snapshot();
-    let usage = Usage::now();
+    let usage = MemoryUsage::now();
     [
         ("requests_running", "Running completions", snapshot.requests.len() as u64),
         ("requests_waiting", "Waiting requests", snapshot.waiting as u64),

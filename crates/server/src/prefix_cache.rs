@@ -171,7 +171,7 @@ mod tests {
     use mlxcel_estimator::KvMode;
     use mlxcel_runtime::engine::{Engine, EngineConfig, ModelSource, NoProgress};
     use mlxcel_runtime::loading::Residence;
-    use mlxcel_runtime::vision::Reading;
+    use mlxcel_runtime::vision::ImagePlacement;
     use mlxcel_runtime::{ComputeDtype, KernelSet, OpsConfig, Precision};
 
     use super::*;
@@ -240,7 +240,7 @@ mod tests {
         let image = |start: usize, digest: u8| PromptImage {
             tokens: start..start + 100,
             digest: [digest; 32],
-            reading: Reading::Whole,
+            placement: ImagePlacement::InlineBidirectional,
         };
         let prompt = |length: usize, images: &[PromptImage]| Prompt {
             tokens: tokens(length, 1),

@@ -9,7 +9,7 @@ use mlxcel_runtime::Result;
 use mlxcel_runtime::engine::{Completion, CompletionOptions, Finish};
 use mlxcel_runtime::sampling::SamplingParams;
 use mlxcel_runtime::text::Tokenizer;
-use mlxcel_runtime::vision::{EncodedImage, Pixels, PlacedImage, Reading};
+use mlxcel_runtime::vision::{EncodedImage, ImagePlacement, Pixels, PlacedImage};
 
 use super::admission::MemoryDemand;
 use super::error::ApiError;
@@ -127,7 +127,7 @@ impl Sequence {
     pub(super) fn take_cross_images(&mut self) -> Vec<PlacedImage> {
         let mut placed = Vec::new();
         for (key, state) in self.request.prompt.images.iter().zip(&mut self.images) {
-            if !matches!(key.reading, Reading::Beside { .. }) {
+            if !matches!(key.placement, ImagePlacement::CrossAttention { .. }) {
                 continue;
             }
             if let ImageState::Encoded(image) = std::mem::replace(state, ImageState::Read) {

@@ -13,13 +13,13 @@ use crate::text::Tokenizer;
 /// Limits and sampling of a completion.
 #[derive(Clone, Copy, Debug)]
 pub struct CompletionOptions<'a> {
-    /// How tokens are chosen.
+    /// Sampling parameters.
     pub sampling: &'a SamplingParams,
     /// Texts that end the completion and are not part of it.
     pub stop: &'a [String],
     /// Maximum number of tokens to generate.
     pub max_tokens: usize,
-    /// Whether the model's end tokens are ignored.
+    /// True if the end tokens of the model are ignored.
     pub ignore_eos: bool,
 }
 
@@ -143,14 +143,14 @@ impl Completion {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ModelText;
+    use crate::Processor;
     use crate::engine::ModelSource;
     use crate::sampling::SamplingOptions;
 
     const VOCAB: usize = 4096;
 
-    fn text() -> ModelText {
-        ModelText::load(&ModelSource::BuiltIn).unwrap()
+    fn text() -> Processor {
+        Processor::load(&ModelSource::BuiltIn).unwrap()
     }
 
     /// Logits of which `token` is the largest.
@@ -160,7 +160,7 @@ mod tests {
         logits
     }
 
-    fn completion(text: &ModelText, max_tokens: usize, stop: &[&str]) -> Completion {
+    fn completion(text: &Processor, max_tokens: usize, stop: &[&str]) -> Completion {
         let sampling = SamplingParams::new(SamplingOptions::default()).unwrap();
         let stop: Vec<String> = stop.iter().map(|stop| (*stop).to_owned()).collect();
         let options =
@@ -168,7 +168,7 @@ mod tests {
         Completion::new(text.tokenizer(), VOCAB, &[1, 2], options).unwrap()
     }
 
-    fn eos(text: &ModelText) -> u32 {
+    fn eos(text: &Processor) -> u32 {
         (0..VOCAB as u32).find(|token| text.tokenizer().is_eos(*token)).expect("an end token")
     }
 

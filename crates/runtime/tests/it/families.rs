@@ -1,5 +1,5 @@
-//! Every family with every KV cache mode: what the caches take is what the estimator says, a mode
-//! runs or fails as it says, and none touches a weight.
+//! Every family with every KV cache mode: cache sizes equal the estimate, a mode is supported exactly if
+//! the estimator says so, and none modifies a weight.
 
 use std::collections::HashSet;
 
@@ -21,14 +21,14 @@ const PROMPT_TOKENS: usize = 300;
 /// The windows of all test configurations, up to 128 tokens, have left the first block behind.
 const TOKENS: usize = 400;
 
-/// One configuration of every family, and those with a window of their own.
+/// One configuration of every family, and those with special windows.
 fn configurations() -> impl Iterator<Item = String> {
     let all = mlxcel_testing::golden::configurations().unwrap().into_iter();
     all.filter(|name| !name.contains('-') || name.ends_with("-sliding"))
 }
 
-/// One configuration for every distinct cache: families whose layers keep the same are left out.
-/// For what depends on the cache alone, and is slow with MLX's kernels on a CPU.
+/// One configuration per distinct cache layout, for tests that depend on the cache alone and are slow
+/// with MLX's kernels on a CPU.
 fn distinct_caches() -> Vec<String> {
     let mut layouts = HashSet::new();
     let mut names: Vec<String> = configurations().collect();
@@ -40,7 +40,7 @@ fn distinct_caches() -> Vec<String> {
     names
 }
 
-/// A family's checkpoint, loaded.
+/// A loaded checkpoint of a family.
 struct Loaded {
     ops: Ops,
     checkpoint: Checkpoint,
@@ -76,7 +76,7 @@ impl Loaded {
         Ok(cache.with_states(&self.model.state_layout()))
     }
 
-    /// Bytes of a sequence of `tokens`, prefilled in one chunk, by the estimator.
+    /// Estimated bytes of a sequence of `tokens`, prefilled in one chunk.
     fn estimate(&self, mode: KvMode, tokens: usize, phase: Phase) -> Result<usize, String> {
         let workload = Workload::uniform(tokens as u64, 1).with_kv_mode(mode);
         let workload = workload.with_dtype(self.ops.dtype());
@@ -96,7 +96,7 @@ impl Loaded {
         logits
     }
 
-    /// Prefills, goes on, and decodes a token; checks the cache's bytes after the first and last.
+    /// Prefills twice and decodes a token; checks the cache size after the first and last pass.
     fn run(&self, what: &str, mode: KvMode, cache: &mut SequenceCache) -> Vec<f32> {
         let tokens: Vec<u32> =
             (0..TOKENS).map(|i| u32::try_from(i * 7919 % 511).unwrap()).collect();
@@ -108,9 +108,9 @@ impl Loaded {
         let expected = self.estimate(mode, TOKENS, Phase::Decode).unwrap();
         let found = cache.allocated_bytes();
         match (self.ops.kernels(), mode) {
-            // A contiguous buffer shrinks when it next grows.
+            // A contiguous buffer is compacted when it next grows.
             (KernelSet::Mlx, _) => {}
-            // A window of sealed blocks has one more for as long as it lies across a boundary.
+            // A window of sealed blocks has one more block while it crosses a block boundary.
             (_, KvMode::Turbo4Delegated) => assert!(found <= expected, "{what}: bytes at rest"),
             _ => assert_eq!(found, expected, "{what}: bytes at rest"),
         }
@@ -179,23 +179,22 @@ fn check_modes(name: &str, kernels: KernelSet, variant: &str) {
 }
 
 #[test]
-fn every_mode_takes_what_the_estimator_says_and_touches_no_weight() {
+fn cache_sizes_equal_the_estimate_in_every_mode() {
     on_engine(|| configurations().for_each(|name| check_modes(&name, KernelSet::Host, "q4")));
 }
 
 #[test]
-fn every_mode_of_the_mlx_set_takes_what_the_estimator_says() {
+fn cache_sizes_equal_the_estimate_with_mlx_kernels() {
     on_engine(|| {
         let names = distinct_caches();
-        eprintln!("DISTINCT {} {names:?}", names.len());
         names.iter().for_each(|name| check_modes(name, KernelSet::Mlx, "bf16"))
     });
 }
 
-/// What is not quantised takes 32 bits where everything is computed in fp32: both sides, keys, and the
-/// open block of values that are sealed later.
+/// In fp32, unquantised values take 32 bits: keys and values, keys only, or the open block of values
+/// that are quantised later.
 #[test]
-fn fp32_caches_take_what_the_estimator_says() {
+fn fp32_cache_sizes_equal_the_estimate() {
     let modes = [KvMode::Fp16, KvMode::Fp16Turbo4, KvMode::Turbo4Delegated];
     on_engine(move || {
         for name in distinct_caches() {
@@ -213,9 +212,9 @@ fn fp32_caches_take_what_the_estimator_says() {
     });
 }
 
-/// MLX's kernels cache in the type of the checkpoint, which its files state.
+/// MLX's kernels cache in the dtype of the checkpoint's files.
 #[test]
-fn a_checkpoint_in_fp32_is_cached_in_fp32_by_mlx() {
+fn mlx_kernels_cache_an_fp32_checkpoint_in_fp32() {
     on_engine(|| {
         let tokens: Vec<u32> = (0..300).collect();
         for (variant, kernels) in
@@ -238,10 +237,10 @@ fn a_checkpoint_in_fp32_is_cached_in_fp32_by_mlx() {
     });
 }
 
-/// Where `config.json` gives a window but no `layer_types`, the configuration's class says which layers
-/// have it.
+/// For a `config.json` with a window but without `layer_types`, the configuration class determines the
+/// windowed layers.
 #[test]
-fn windows_without_layer_types_are_the_estimators() {
+fn windows_without_layer_types_agree_with_the_estimator() {
     let cases = [
         ("smollm3", json!({"use_sliding_window": true}), [false, true, false]),
         ("smollm3", json!({"use_sliding_window": false}), [false; 3]),

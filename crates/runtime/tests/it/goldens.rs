@@ -1,7 +1,7 @@
-//! Parity with a pinned mlx-lm: logits of every family on random-weights checkpoints, with both
-//! kernel sets, and the invariants that need no oracle.
+//! Parity with a pinned mlx-lm: logits of every family on random-weights checkpoints, with both kernel
+//! sets, and invariants.
 //!
-//! The goldens and what they hold: `crates/testing/src/golden.rs`. Tolerances: cosine ≥ 0.9999 and the same
+//! `crates/testing/src/golden.rs` describes the goldens. Tolerances: cosine ≥ 0.9999 and the same
 //! top-1 on ≥ 99 % of positions in fp32 (fp32 rounding alone leaves 1 − 1e-6 here), ≥ 0.999 in bf16,
 //! where mlx-lm's own rounding of activations is what differs.
 
@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use crate::support::{Golden, Setup, argmax, cosine, on_engine};
 use mlxcel_runtime::engine::{Engine, Generation, LogitRows, ModelSource, NoProgress, generate};
 use mlxcel_runtime::sampling::{SamplingOptions, SamplingParams};
-use mlxcel_runtime::{ComputeDtype, KernelSet, ModelText, SequenceRun};
+use mlxcel_runtime::{ComputeDtype, KernelSet, Processor, SequenceRun};
 use mlxcel_testing::golden::{VARIANTS, Variant};
 
 const KERNELS: [KernelSet; 2] = [KernelSet::Host, KernelSet::Mlx];
@@ -94,7 +94,7 @@ fn check_variant(what: &str, golden: &Golden, variant: &Variant, kernels: Kernel
     assert_rows(what, "decode", &rows, &golden.decode, vocab, least);
 }
 
-/// Three prompts of different lengths in one pass: each ends as it does by itself.
+/// Three prompts of different lengths in one pass equal their single runs.
 fn check_batch(what: &str, engine: &Engine, golden: &Golden, least: f64) {
     let vocab = engine.vocab();
     let stored = [2, 7, golden.positions.len() - 1];
@@ -203,16 +203,16 @@ goldens! {
     starcoder2_sliding = "starcoder2-sliding";
 }
 
-/// 200 greedy tokens of the built-in model in fp32, and their text, are mlx-lm's.
+/// 200 greedy tokens of the built-in model in fp32, and their text, equal mlx-lm's.
 #[test]
-fn the_demo_model_tells_mlx_lms_tale() {
+fn the_demo_model_generates_mlx_lms_text() {
     on_engine(|| {
         let golden =
             std::fs::read(mlxcel_testing::golden::path("demo").with_extension("json")).unwrap();
         let golden: serde_json::Value = serde_json::from_slice(&golden).unwrap();
         let tokens =
             |key: &str| -> Vec<u32> { serde_json::from_value(golden[key].clone()).unwrap() };
-        let text = ModelText::load(&ModelSource::BuiltIn).unwrap();
+        let text = Processor::load(&ModelSource::BuiltIn).unwrap();
         let prompt = text.tokenizer().encode_prompt(golden["prompt"].as_str().unwrap()).unwrap();
         assert_eq!(prompt, tokens("prompt_tokens"));
         for kernels in KERNELS {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mlxcel_runtime::vision::Reading;
+use mlxcel_runtime::vision::ImagePlacement;
 use proptest::prelude::*;
 
 use super::super::prompt::PromptImage;
@@ -148,7 +148,11 @@ fn a_cached_prefix_is_not_computed_again() {
 #[test]
 fn an_image_is_encoded_then_read_whole() {
     let mut scheduler = scheduler(1);
-    let image = PromptImage { tokens: 10..200, digest: [0; 32], reading: Reading::Whole };
+    let image = PromptImage {
+        tokens: 10..200,
+        digest: [0; 32],
+        placement: ImagePlacement::InlineBidirectional,
+    };
     let prompt = Arc::new(Prompt { tokens: vec![0; 210], images: vec![image] });
     scheduler.submit(WaitingRequest { id: 1, prompt, n: 1, max_tokens: 1 });
     admit_all(&mut scheduler, &mut TokenBudget::new(10_000));
@@ -236,7 +240,7 @@ impl Arrival {
         let image = self.image.map(|(start, length)| PromptImage {
             tokens: start..start + length,
             digest: [0; 32],
-            reading: Reading::Whole,
+            placement: ImagePlacement::InlineBidirectional,
         });
         let images = image.into_iter().filter(|i| i.tokens.end < self.prompt_tokens).collect();
         let prompt = Arc::new(Prompt { tokens, images });

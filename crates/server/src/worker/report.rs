@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use mlxcel_estimator::MemoryEstimate;
 use mlxcel_runtime::engine::Finish;
-use mlxcel_runtime::memory::Usage;
+use mlxcel_runtime::memory::MemoryUsage;
 
 use super::super::prefix_cache::distinct_bytes;
 use super::super::scheduler::RunningSequence;
@@ -41,7 +41,7 @@ impl Worker {
             seconds = sequence.request.received.elapsed().as_secs_f64(),
             estimated_kv_bytes = estimated,
             measured_kv_bytes = measured,
-            resident_bytes = Usage::now().resident_bytes,
+            resident_bytes = MemoryUsage::now().resident_bytes,
             "answered"
         );
     }

@@ -3,9 +3,9 @@
 use mlxcel_estimator::{AvailableSource, Backend, KvMode, KvStorage, Machine};
 use mlxcel_runtime::engine::{EngineConfig, Generation, ModelSource, NoProgress, generate};
 use mlxcel_runtime::loading::Residence;
-use mlxcel_runtime::preflight::Sized as SizedModel;
+use mlxcel_runtime::preflight::ModelFootprint;
 use mlxcel_runtime::sampling::{SamplingOptions, SamplingParams};
-use mlxcel_runtime::{ComputeDtype, ModelText, OpsConfig, Precision};
+use mlxcel_runtime::{ComputeDtype, OpsConfig, Precision, Processor};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::super::on_engine;
@@ -18,7 +18,7 @@ const PROMPT: &str = "Once upon a time there was a king";
 /// A worker and what requests to it need.
 struct Bench {
     worker: Worker,
-    text: ModelText,
+    text: Processor,
     status: Arc<EngineStatus>,
     next: u64,
 }
@@ -38,10 +38,10 @@ fn engine() -> Engine {
 impl Bench {
     /// A worker with `limit_bytes` for the model and the prompt cache size `cache_bytes`.
     fn new(limit_bytes: u64, cache_bytes: u64, watch: MemoryWatch) -> Self {
-        let text = ModelText::load(&ModelSource::BuiltIn).unwrap();
+        let text = Processor::load(&ModelSource::BuiltIn).unwrap();
         let machine = Machine::new(Backend::Cpu)
             .with_available(limit_bytes, AvailableSource::MemoryLimitVariable);
-        let model = SizedModel::read(&ModelSource::BuiltIn).unwrap();
+        let model = ModelFootprint::read(&ModelSource::BuiltIn).unwrap();
         let storage = KvStorage::default();
         let admission = Arc::new(MemoryAdmission::new(model, machine, storage, 64, 1 << 20));
         let status = Arc::new(EngineStatus::new(4, 4, RequestBudget::new(1 << 20)));
