@@ -22,5 +22,5 @@ pub use self::client::{Hub, HubOptions};
 pub use self::download::{Download, DownloadPlan};
 pub use self::error::{HubError, HubResult, UnexpectedResponse};
 pub use self::info::{RemoteFile, RepoInfo};
-pub use self::local::{cache_folder, default_cache, is_repository, resolve, resolve_in};
+pub use self::local::{default_cache, resolve, resolve_in};
 pub use self::models::{LIST_SCHEMA, ModelEntry, list, remove};

@@ -9,7 +9,7 @@ use super::HubError;
 /// `HF_HOME/hub`, else `XDG_CACHE_HOME/huggingface/hub`, else `~/.cache/huggingface/hub`.
 ///
 /// `variable` looks a variable up; an empty one counts as unset.
-pub fn cache_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+fn cache_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
     let candidates = [
         ("HF_HUB_CACHE", ""),
         ("HF_HOME", "hub"),
@@ -107,8 +107,7 @@ pub(super) fn repository(model: &Path) -> Option<(&str, &str)> {
 }
 
 /// Returns true for a valid name of a checkpoint on a hub, `org/name`.
-#[must_use]
-pub fn is_repository(model: &str) -> bool {
+pub(super) fn is_repository(model: &str) -> bool {
     repository(Path::new(model)).is_some()
 }
 

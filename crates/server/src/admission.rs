@@ -10,7 +10,7 @@ use mlxcel_estimator::{
     EstimatorError, KvStorage, Machine, MemoryEstimate, Sequence as SequenceLoad, Solver, Workload,
     estimate_total_memory,
 };
-use mlxcel_runtime::preflight::ModelFootprint as SizedModel;
+use mlxcel_runtime::preflight::ModelFootprint;
 
 use super::prompt::Prompt;
 
@@ -20,7 +20,7 @@ pub(super) const MIN_CHUNK_TOKENS: u64 = 32;
 /// The estimator, for one model on one machine.
 #[derive(Clone, Debug)]
 pub(super) struct MemoryAdmission {
-    model: SizedModel,
+    model: ModelFootprint,
     /// Memory available to the model.
     machine: Machine,
     /// Memory of the process apart from the model, where it counts.
@@ -121,7 +121,7 @@ impl FromIterator<MemoryDemand> for MemoryDemand {
 impl MemoryAdmission {
     /// Admission for `model` on `machine`, whose available bytes are the limit.
     pub(super) fn new(
-        model: SizedModel,
+        model: ModelFootprint,
         machine: Machine,
         storage: KvStorage,
         chunk_tokens: usize,
@@ -230,7 +230,7 @@ impl MemoryAdmission {
     ) -> Result<Option<u64>, EstimatorError> {
         let machine = self.machine_without(held_bytes);
         let workload = self.workload(demand, self.chunk_tokens);
-        let SizedModel { spec, weights, .. } = &self.model;
+        let ModelFootprint { spec, weights, .. } = &self.model;
         if estimate_total_memory(spec, weights, &workload, &machine)?.fits != Some(false) {
             return Ok(Some(self.chunk_tokens));
         }
@@ -257,7 +257,7 @@ mod tests {
     fn admission(limit: u64) -> MemoryAdmission {
         let machine =
             Machine::new(Backend::Cpu).with_available(limit, AvailableSource::MemoryLimitVariable);
-        let model = SizedModel::read(&ModelSource::BuiltIn).unwrap();
+        let model = ModelFootprint::read(&ModelSource::BuiltIn).unwrap();
         MemoryAdmission::new(model, machine, KvStorage::default(), 512, 1 << 20)
     }
 
@@ -267,7 +267,7 @@ mod tests {
         let wanted = MemoryDemand::text(0, 100_000);
         let refused = admission.too_large(&wanted).unwrap().unwrap();
         let workload = Workload::uniform(100_000, 1).with_prefill_chunk(MIN_CHUNK_TOKENS);
-        let SizedModel { spec, weights, .. } = &admission.model;
+        let ModelFootprint { spec, weights, .. } = &admission.model;
         let expected = estimate_total_memory(spec, weights, &workload, &admission.machine).unwrap();
         assert_eq!(refused.estimated_bytes, expected.total_bytes);
         assert_eq!(refused.limit_bytes, 64 << 20);
@@ -286,7 +286,7 @@ mod tests {
     fn fp32_caches_hold_half_as_many_tokens() {
         let most = |dtype| {
             let machine = admission(64 << 20).machine;
-            let model = SizedModel::read(&ModelSource::BuiltIn).unwrap();
+            let model = ModelFootprint::read(&ModelSource::BuiltIn).unwrap();
             let storage = KvStorage { dtype, ..KvStorage::default() };
             let admission = MemoryAdmission::new(model, machine, storage, 512, 1 << 20);
             let refused = admission.too_large(&MemoryDemand::text(0, 100_000)).unwrap().unwrap();
@@ -329,7 +329,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let variant = &mlxcel_testing::golden::VARIANTS[0];
         mlxcel_testing::golden::checkpoint("gemma3-vision", variant, folder.path()).unwrap();
-        let model = SizedModel::read(&ModelSource::Folder(folder.path().to_owned())).unwrap();
+        let model = ModelFootprint::read(&ModelSource::Folder(folder.path().to_owned())).unwrap();
         let machine = |limit| {
             Machine::new(Backend::Cpu).with_available(limit, AvailableSource::MemoryLimitVariable)
         };
@@ -339,7 +339,7 @@ mod tests {
         let image = |tokens| PromptImage {
             tokens,
             digest: [0; 32],
-            reading: ImagePlacement::InlineBidirectional,
+            placement: ImagePlacement::InlineBidirectional,
         };
         let prompt = Prompt { tokens: vec![0; 400], images: vec![image(4..260)] };
         let (seen, text) =

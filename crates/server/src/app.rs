@@ -28,7 +28,7 @@ pub(super) struct AppState {
 
 /// A loaded model and the way to its engine thread.
 pub(super) struct LoadedModel {
-    pub(super) text: Processor,
+    pub(super) processor: Processor,
     /// ImageProcessor of images, or the reason why the model takes none.
     pub(super) images: Result<ImageProcessor, String>,
     pub(super) admission: Arc<MemoryAdmission>,

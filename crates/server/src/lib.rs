@@ -38,7 +38,7 @@ use std::time::{Duration, SystemTime};
 use mlxcel_estimator::{AvailableSource, KvMode, KvStorage, Machine};
 use mlxcel_runtime::engine::{Engine, EngineConfig, ModelSource, NoProgress};
 use mlxcel_runtime::memory::resident_bytes;
-use mlxcel_runtime::preflight::ModelFootprint as SizedModel;
+use mlxcel_runtime::preflight::ModelFootprint;
 use mlxcel_runtime::vision::ImagePlacement;
 use mlxcel_runtime::{Error, Processor, Result};
 
@@ -95,7 +95,7 @@ pub enum Serving {
         /// Files of the model.
         source: ModelSource,
         /// Sizes of the model.
-        sized: Box<SizedModel>,
+        sized: Box<ModelFootprint>,
         /// Memory that it may use.
         machine: Box<Machine>,
     },
@@ -175,10 +175,10 @@ fn load(config: &ServerConfig, serving: Serving) -> Result<(AppState, Option<Joi
 fn start(
     config: &ServerConfig,
     source: ModelSource,
-    sized: SizedModel,
+    sized: ModelFootprint,
     machine: Machine,
 ) -> Result<(LoadedModel, JoinHandle<()>)> {
-    let text = Processor::load(&source)?;
+    let processor = Processor::load(&source)?;
     let weights_bytes = sized.weights.bytes;
     let quarter_bytes = machine
         .available_bytes
@@ -201,9 +201,9 @@ fn start(
     let status =
         Arc::new(EngineStatus::new(config.parallel, config.max_queue_depth, request_budget));
     let watch = MemoryWatch::new(admission.limit_bytes(), baseline_bytes);
-    let takes_images = takes_images(&text, kv_mode);
+    let takes_images = takes_images(&processor, kv_mode);
 
-    let tokenizer = text.tokenizer().clone();
+    let tokenizer = processor.tokenizer().clone();
     let engine_config = config.engine.clone();
     let thread_admission = Arc::clone(&admission);
     let thread_status = Arc::clone(&status);
@@ -216,7 +216,7 @@ fn start(
         Ok((worker, images))
     })?;
     let model = LoadedModel {
-        text,
+        processor,
         images,
         admission,
         status,
@@ -233,11 +233,13 @@ fn start(
 ///
 /// # Errors
 /// The reason, for clients.
-fn takes_images(text: &Processor, kv_mode: KvMode) -> std::result::Result<(), String> {
-    let places = text.image_placeholders().map_err(|error| error.to_string())?;
+fn takes_images(processor: &Processor, kv_mode: KvMode) -> std::result::Result<(), String> {
+    let placeholders = processor.image_placeholders().map_err(|error| error.to_string())?;
     match kv_mode {
         // Blocks would be sealed within an image whose rows see each other.
-        KvMode::Turbo4Delegated if places.placement() == ImagePlacement::InlineBidirectional => {
+        KvMode::Turbo4Delegated
+            if placeholders.placement() == ImagePlacement::InlineBidirectional =>
+        {
             Err(format!("the KV cache mode {kv_mode} takes no images: use another --kv-cache-mode"))
         }
         _ => Ok(()),

@@ -43,6 +43,8 @@ impl SchedulerPolicy {
     /// Chooses the next pass over `phases`, those of the running sequences, oldest first. A prefill
     /// pass reads up to `chunk_tokens`. `None` if there is nothing to compute.
     pub(super) fn select(&mut self, phases: &[Phase], chunk_tokens: usize) -> Option<Selection> {
+        // A chunk that has shrunk buys no more passes than a whole one.
+        self.prefill_credit_tokens = self.prefill_credit_tokens.min(chunk_tokens);
         let mut prompts = Vec::new();
         let mut decoding = Vec::new();
         for (index, phase) in phases.iter().enumerate() {

@@ -240,7 +240,7 @@ mod tests {
         let image = |start: usize, digest: u8| PromptImage {
             tokens: start..start + 100,
             digest: [digest; 32],
-            reading: ImagePlacement::InlineBidirectional,
+            placement: ImagePlacement::InlineBidirectional,
         };
         let prompt = |length: usize, images: &[PromptImage]| Prompt {
             tokens: tokens(length, 1),

@@ -29,13 +29,13 @@ pub(super) struct PromptImage {
     /// SHA-256 of its file: the placeholder tokens of all images are equal.
     pub(super) digest: [u8; 32],
     /// Treatment of its rows by the decoder.
-    pub(super) reading: ImagePlacement,
+    pub(super) placement: ImagePlacement,
 }
 
 impl PromptImage {
     /// Rows beside the tokens, for cross-attention; 0 for an image among the tokens.
     fn cross_rows(&self) -> usize {
-        match self.reading {
+        match self.placement {
             ImagePlacement::CrossAttention { rows } => rows,
             ImagePlacement::Inline | ImagePlacement::InlineBidirectional => 0,
         }
@@ -105,15 +105,17 @@ impl Prompt {
 
     /// Tokens of the images that chunks do not divide.
     fn undivided(&self) -> impl Iterator<Item = Range<usize>> {
-        let whole =
-            self.images.iter().filter(|image| image.reading == ImagePlacement::InlineBidirectional);
+        let whole = self
+            .images
+            .iter()
+            .filter(|image| image.placement == ImagePlacement::InlineBidirectional);
         whole.map(|image| image.tokens.clone())
     }
 
     /// Images, by index, that have to be encoded when the first `cached` tokens are cached.
     pub(super) fn images_after(&self, cached: usize) -> impl Iterator<Item = usize> {
         let images = self.images.iter().enumerate();
-        let missing = images.filter(move |(_, image)| match image.reading {
+        let missing = images.filter(move |(_, image)| match image.placement {
             ImagePlacement::CrossAttention { .. } => cached == 0,
             ImagePlacement::Inline | ImagePlacement::InlineBidirectional => {
                 image.tokens.start >= cached
@@ -224,7 +226,7 @@ mod tests {
     use super::*;
 
     fn image(tokens: Range<usize>, digest: u8) -> PromptImage {
-        PromptImage { tokens, digest: [digest; 32], reading: ImagePlacement::InlineBidirectional }
+        PromptImage { tokens, digest: [digest; 32], placement: ImagePlacement::InlineBidirectional }
     }
 
     fn ends_at(ends: ChunkEnds, prompt: &Prompt, from: usize, chunk: usize) -> Vec<usize> {
@@ -274,7 +276,7 @@ mod tests {
         assert_eq!((prompt.image_tokens(0), prompt.image_tokens(260)), (512, 256));
         assert_eq!((prompt.largest_undivided(), prompt.last_snapshot()), (256, 556));
         // An image with causal rows is divided by chunks.
-        let images = vec![PromptImage { reading: ImagePlacement::Inline, ..image(4..260, 1) }];
+        let images = vec![PromptImage { placement: ImagePlacement::Inline, ..image(4..260, 1) }];
         let prompt = Prompt { tokens: vec![0; 300], images };
         assert_eq!(chunk_ends(&prompt, 0, 128), [4, 128, 256, 260, 300]);
         assert_eq!((prompt.largest_image(), prompt.largest_undivided()), (256, 0));
@@ -282,7 +284,7 @@ mod tests {
 
     fn cross_image(token: usize, digest: u8) -> PromptImage {
         PromptImage {
-            reading: ImagePlacement::CrossAttention { rows: 900 },
+            placement: ImagePlacement::CrossAttention { rows: 900 },
             ..image(token..token + 1, digest)
         }
     }

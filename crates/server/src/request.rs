@@ -130,11 +130,11 @@ impl Body {
     pub(super) fn validate(
         &self,
         api: Api,
-        text: &Processor,
+        processor: &Processor,
         images: &DecodedImages,
     ) -> Result<ValidatedRequest, ApiError> {
         let n = self.n.unwrap_or(1);
-        let options = self.sampling(api, text.sampling())?;
+        let options = self.sampling(api, processor.sampling())?;
         let sampling = SamplingParams::new(options)?;
         let stop = match &self.stop {
             None => Vec::new(),
@@ -145,7 +145,7 @@ impl Body {
             let message = format!("`stop` takes at most {MAX_STOPS} texts, none of them empty");
             return Err(ApiError::parameter("stop", message));
         }
-        let prompts = self.prompts(api, text, images)?;
+        let prompts = self.prompts(api, processor, images)?;
         if n == 0 || prompts.is_empty() || n.saturating_mul(prompts.len()) > MAX_COMPLETIONS {
             let message = format!("1 to {MAX_COMPLETIONS} completions may be requested at once");
             return Err(ApiError::parameter("n", message));
@@ -183,21 +183,21 @@ impl Body {
     fn prompts(
         &self,
         api: Api,
-        text: &Processor,
+        processor: &Processor,
         images: &DecodedImages,
     ) -> Result<Vec<Prompt>, ApiError> {
         match (api, &self.messages, &self.prompt) {
             (Api::Chat, Some(messages), None) => {
                 let variables = self.chat_template_kwargs.as_ref();
                 let prompt = ChatPrompt { variables, ..ChatPrompt::new(messages) };
-                Ok(vec![encode_chat(&prompt, text, images)?])
+                Ok(vec![encode_chat(&prompt, processor, images)?])
             }
             (Api::Completions, None, Some(prompts)) => {
                 if self.chat_template_kwargs.is_some() {
                     let message = "completions do not use the chat template";
                     return Err(ApiError::parameter("chat_template_kwargs", message));
                 }
-                encode_prompts(prompts, text)
+                encode_prompts(prompts, processor)
             }
             (Api::Chat, ..) => {
                 Err(ApiError::parameter("messages", "chat needs `messages`, and no `prompt`"))
@@ -259,30 +259,30 @@ impl Body {
 /// Tokens of a conversation, with placeholders for images.
 fn encode_chat(
     prompt: &ChatPrompt<'_>,
-    text: &Processor,
+    processor: &Processor,
     images: &DecodedImages,
 ) -> Result<Prompt, ApiError> {
     if images.images.is_empty() {
-        return Ok(Prompt::text(text.encode_chat(prompt)?));
+        return Ok(Prompt::text(processor.encode_chat(prompt)?));
     }
-    let encoded = text.encode_with_images(PromptInput::Chat(prompt), &images.images)?;
+    let encoded = processor.encode_with_images(PromptInput::Chat(prompt), &images.images)?;
     let places = encoded.image_starts.iter().zip(&encoded.image_tokens).zip(&images.digests);
     let images = places.map(|((start, tokens), digest)| PromptImage {
         tokens: *start..start + tokens,
         digest: *digest,
-        reading: encoded.placement,
+        placement: encoded.placement,
     });
     let images = images.collect();
     Ok(Prompt { tokens: encoded.tokens, images })
 }
 
 /// Tokens of the field `prompt`.
-fn encode_prompts(field: &PromptField, text: &Processor) -> Result<Vec<Prompt>, ApiError> {
+fn encode_prompts(field: &PromptField, processor: &Processor) -> Result<Vec<Prompt>, ApiError> {
     match field {
         PromptField::Texts(texts) => {
             let mut prompts = Vec::new();
             for prompt in texts {
-                prompts.push(Prompt::text(text.tokenizer().encode_prompt(prompt)?));
+                prompts.push(Prompt::text(processor.tokenizer().encode_prompt(prompt)?));
             }
             Ok(prompts)
         }
@@ -330,13 +330,13 @@ mod tests {
     use mlxcel_runtime::engine::ModelSource;
 
     fn validate(api: Api, body: &str) -> Result<ValidatedRequest, String> {
-        let text = Processor::load(&ModelSource::BuiltIn).unwrap();
+        let processor = Processor::load(&ModelSource::BuiltIn).unwrap();
         let body = Body::parse(body.as_bytes());
         let validated = body.and_then(|body| {
             let reservation = Arc::new(RequestBudget::new(0)).reservation();
             let (_client, limit) = WaitLimit::new(Duration::ZERO);
             let none = DecodedImages::decode(Vec::new(), reservation, &limit).unwrap();
-            body.validate(api, &text, &none)
+            body.validate(api, &processor, &none)
         });
         validated.map_err(|error| error.message().to_owned())
     }

@@ -199,7 +199,7 @@ impl AppState {
         };
         let decoded =
             DecodedImages::decode(files, model.status.request_budget.reservation(), limit)?;
-        let request = body.validate(api, &model.text, &decoded)?;
+        let request = body.validate(api, &model.processor, &decoded)?;
         drop(body);
         let max_tokens = model.check(&request)?;
         let images = match preprocessor {
@@ -265,7 +265,7 @@ impl LoadedModel {
             id: format!("{prefix}-{:x}{number:06x}", now.as_micros()),
             created: now.as_secs(),
             model: app.name.clone(),
-            tokenizer: self.text.tokenizer().clone(),
+            tokenizer: self.processor.tokenizer().clone(),
             prompt_tokens: request.prompts.iter().map(Prompt::len).sum(),
             completions: request.n * request.prompts.len(),
         }
@@ -315,7 +315,7 @@ async fn models(State(app): State<Arc<AppState>>) -> HandlerResult {
     let created = app.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let entry = json!({
         "id": app.name, "object": "model", "created": created, "owned_by": "mlxcel",
-        "context_length": model.context_tokens, "chat": model.text.template().is_some(),
+        "context_length": model.context_tokens, "chat": model.processor.template().is_some(),
         "images": model.images.is_ok(),
     });
     Ok(json_response(
@@ -363,7 +363,7 @@ async fn tokenize(State(app): State<Arc<AppState>>, request: Request) -> Handler
     blocking(move || {
         let _reservation = received.reservation;
         let body: Tokenize = parse_json(&received.bytes)?;
-        let tokenizer = app.model()?.text.tokenizer();
+        let tokenizer = app.model()?.processor.tokenizer();
         let tokens = match body.add_special {
             true => tokenizer.encode_prompt(&body.content)?,
             false => tokenizer.encode_verbatim(&body.content)?,
@@ -378,7 +378,7 @@ async fn detokenize(State(app): State<Arc<AppState>>, request: Request) -> Handl
     blocking(move || {
         let _reservation = received.reservation;
         let body: Detokenize = parse_json(&received.bytes)?;
-        let tokenizer = app.model()?.text.tokenizer();
+        let tokenizer = app.model()?.processor.tokenizer();
         if let Some(token) = body.tokens.iter().find(|t| tokenizer.vocabulary_form(**t).is_none()) {
             let message = format!("token {token} is not in the vocabulary");
             return Err(ApiError::parameter("tokens", message));

@@ -127,7 +127,7 @@ impl Sequence {
     pub(super) fn take_cross_images(&mut self) -> Vec<PlacedImage> {
         let mut placed = Vec::new();
         for (key, state) in self.request.prompt.images.iter().zip(&mut self.images) {
-            if !matches!(key.reading, ImagePlacement::CrossAttention { .. }) {
+            if !matches!(key.placement, ImagePlacement::CrossAttention { .. }) {
                 continue;
             }
             if let ImageState::Encoded(image) = std::mem::replace(state, ImageState::Read) {

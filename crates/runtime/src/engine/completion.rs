@@ -13,13 +13,13 @@ use crate::text::Tokenizer;
 /// Limits and sampling of a completion.
 #[derive(Clone, Copy, Debug)]
 pub struct CompletionOptions<'a> {
-    /// How tokens are chosen.
+    /// Sampling parameters.
     pub sampling: &'a SamplingParams,
     /// Texts that end the completion and are not part of it.
     pub stop: &'a [String],
     /// Maximum number of tokens to generate.
     pub max_tokens: usize,
-    /// Whether the model's end tokens are ignored.
+    /// True if the end tokens of the model are ignored.
     pub ignore_eos: bool,
 }
 

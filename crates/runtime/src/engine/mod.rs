@@ -20,7 +20,7 @@ pub use self::completion::{Completion, CompletionOptions, GeneratedToken};
 pub use self::generate::{
     Finish, Generation, Outcome, generate, generate_into, generate_with_images, room,
 };
-pub use self::text_stream::TextStream;
+pub(crate) use self::text_stream::TextStream;
 use crate::families::{self, ImageEncoder, LanguageModel};
 use crate::loading::{Checkpoint, Residence, WeightSource};
 pub use crate::progress::{NoProgress, Progress, Statistics};

@@ -90,9 +90,9 @@ impl PlacedImage {
     }
 }
 
-/// End of a prefill chunk that starts at token `done` and would end at `end`. A chunk does not end
-/// within one of `undivided`, the tokens of images whose rows see each other: it ends before the
-/// image, or behind it where it starts with it.
+/// End of the prefill chunk that starts at token `done` and would end at `end`. A chunk does not end
+/// within one of `undivided`, the tokens of images with bidirectional attention: it ends before such an
+/// image, or behind it if it starts with it.
 pub fn chunk_end(
     done: usize,
     end: usize,

@@ -151,7 +151,7 @@ fn an_image_is_encoded_then_read_whole() {
     let image = PromptImage {
         tokens: 10..200,
         digest: [0; 32],
-        reading: ImagePlacement::InlineBidirectional,
+        placement: ImagePlacement::InlineBidirectional,
     };
     let prompt = Arc::new(Prompt { tokens: vec![0; 210], images: vec![image] });
     scheduler.submit(WaitingRequest { id: 1, prompt, n: 1, max_tokens: 1 });
@@ -240,7 +240,7 @@ impl Arrival {
         let image = self.image.map(|(start, length)| PromptImage {
             tokens: start..start + length,
             digest: [0; 32],
-            reading: ImagePlacement::InlineBidirectional,
+            placement: ImagePlacement::InlineBidirectional,
         });
         let images = image.into_iter().filter(|i| i.tokens.end < self.prompt_tokens).collect();
         let prompt = Arc::new(Prompt { tokens, images });

@@ -3,7 +3,7 @@
 use mlxcel_estimator::{AvailableSource, Backend, KvMode, KvStorage, Machine};
 use mlxcel_runtime::engine::{EngineConfig, Generation, ModelSource, NoProgress, generate};
 use mlxcel_runtime::loading::Residence;
-use mlxcel_runtime::preflight::ModelFootprint as SizedModel;
+use mlxcel_runtime::preflight::ModelFootprint;
 use mlxcel_runtime::sampling::{SamplingOptions, SamplingParams};
 use mlxcel_runtime::{ComputeDtype, OpsConfig, Precision, Processor};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -41,7 +41,7 @@ impl Bench {
         let text = Processor::load(&ModelSource::BuiltIn).unwrap();
         let machine = Machine::new(Backend::Cpu)
             .with_available(limit_bytes, AvailableSource::MemoryLimitVariable);
-        let model = SizedModel::read(&ModelSource::BuiltIn).unwrap();
+        let model = ModelFootprint::read(&ModelSource::BuiltIn).unwrap();
         let storage = KvStorage::default();
         let admission = Arc::new(MemoryAdmission::new(model, machine, storage, 64, 1 << 20));
         let status = Arc::new(EngineStatus::new(4, 4, RequestBudget::new(1 << 20)));
