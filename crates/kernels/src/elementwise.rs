@@ -6,7 +6,7 @@ use crate::math;
 use crate::pool::Pool;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 
-/// Values that are worth a parallel region of their own.
+/// Least number of values for a parallel region.
 const CHUNK: usize = 16 << 10;
 
 /// An activation, alone or of a gated linear unit, `activation(gate) · up` where not said otherwise.

@@ -43,10 +43,10 @@ pub enum KernelError {
         /// The size that was asked for.
         bytes: usize,
     },
-    /// A buffer would pass what [`crate::allowance`] leaves.
+    /// A buffer would exceed the limit of [`crate::allowance`].
     #[error(
-        "{bytes} more bytes would pass the memory limit: caches and scratch hold {held} of {most} \
-         bytes that it leaves beside the weights"
+        "{bytes} more bytes would pass the memory limit: caches and scratch hold {held} of {most} bytes \
+         that it leaves after the weights"
     )]
     OverLimit {
         /// The size that was asked for.
@@ -88,7 +88,12 @@ pub enum KernelError {
     },
 }
 
-/// Errors unless `actual == expected`; `what` names the argument.
+/// The [`KernelError::Dimension`] of `what`.
+pub(crate) fn wrong_dimension(what: &'static str, value: usize, rule: &'static str) -> Result<()> {
+    Err(KernelError::Dimension { what, value, rule })
+}
+
+/// Returns an error unless `actual == expected`; `what` names the argument.
 pub fn check_len(what: &'static str, actual: usize, expected: usize) -> Result<()> {
     if actual == expected { Ok(()) } else { Err(KernelError::Length { what, expected, actual }) }
 }

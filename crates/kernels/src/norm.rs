@@ -7,7 +7,7 @@ use crate::error::{KernelError, Result, check_len};
 use crate::pool::Pool;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 
-/// Elements that are worth a parallel region of their own.
+/// Least number of elements for a parallel region.
 const CHUNK: usize = 16 << 10;
 
 /// `out = x / √(mean(x²) + eps) · weight`, row by row.

@@ -188,8 +188,8 @@ impl Pool {
     /// Calls `body(worker, range)` for consecutive ranges of at most `chunk` items that cover
     /// `0..items`. A `chunk` of 0 counts as 1.
     ///
-    /// Each worker goes through a contiguous share of the items, so that it reads memory in
-    /// order; one that is done takes chunks from the ends of the others' shares.
+    /// Each worker processes a contiguous share of the items, so that it reads memory in order;
+    /// one that is done takes chunks from the ends of the others' shares.
     pub fn for_chunks<F: Fn(usize, Range<usize>) + Sync>(
         &self,
         items: usize,
@@ -280,7 +280,7 @@ impl Shared {
         }
     }
 
-    /// A worker's life.
+    /// Main loop of a worker.
     fn work(&self, worker: usize) {
         INSIDE.set(true);
         let mut seen = 0;
@@ -483,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn callers_on_several_threads_take_turns() {
+    fn callers_on_several_threads_run_one_after_another() {
         let pool = Pool::new(2).unwrap();
         let count = AtomicU64::new(0);
         std::thread::scope(|scope| {

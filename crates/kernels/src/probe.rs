@@ -1,5 +1,5 @@
 //! Limits of this machine: read bandwidth and arithmetic peaks, on a pool's threads.
-//! Benches put their figures beside these, measured in the same run.
+//! Benches report their figures relative to these, measured in the same run.
 
 use crate::pool::Pool;
 use crate::simd::{Kernel, LANES, Simd, dispatch};

@@ -5,8 +5,8 @@
 //! zero is hit exactly, and zero itself is a code's value. Arithmetic is in f32; scale and
 //! bias are rounded to the checkpoint's type afterwards.
 //!
-//! Owns the arithmetic of one row. Which rows, from and to which file, on how many threads, is
-//! the caller's: rows are independent of each other.
+//! Owns the arithmetic of one row. Rows are independent of each other; the caller reads and writes
+//! them and spreads them over threads.
 
 use crate::error::{KernelError, Result};
 use crate::weights::{FloatType, Mxfp4, e8m0};
@@ -37,7 +37,7 @@ pub struct QuantizedRows {
 }
 
 impl QuantizedRows {
-    /// Forgets the rows and keeps the memory.
+    /// Clears the rows and keeps the memory.
     pub fn clear(&mut self) {
         self.codes.clear();
         self.scales.clear();
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_format_does_not_have_is_refused() {
+    fn unknown_widths_and_groups_are_refused() {
         for (bits, group) in [(7, 64), (0, 64), (16, 64), (4, 16), (4, 48), (4, 0)] {
             assert!(Quantizer::new(bits, group, FloatType::F32).is_err(), "{bits} {group}");
         }

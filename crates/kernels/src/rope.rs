@@ -5,7 +5,7 @@ use crate::error::{KernelError, Result, check_len};
 use crate::pool::Pool;
 use crate::simd::{Kernel, Simd, dispatch};
 
-/// Elements that are worth a parallel region of their own.
+/// Least number of elements for a parallel region.
 const CHUNK: usize = 16 << 10;
 
 /// Pairing of a head's coordinates.

@@ -4,7 +4,7 @@
 //! DeepSeek V2 and V3 only look into the best groups of experts.
 #![expect(clippy::cast_possible_truncation, reason = "no layer has 2^32 experts")]
 
-use crate::error::{KernelError, Result, check_len};
+use crate::error::{Result, check_len, wrong_dimension};
 
 /// From router logits to scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub enum GroupScore {
 pub struct GroupLimit {
     /// Groups, a divisor of the number of experts.
     pub groups: usize,
-    /// Groups that are looked into.
+    /// Groups that experts are chosen from.
     pub active: usize,
     /// Score of a group.
     pub score: GroupScore,
@@ -64,29 +64,32 @@ impl RouteRule {
     /// Errors unless this rule can choose.
     ///
     /// # Errors
-    /// [`KernelError::Dimension`]: no experts, more active ones than there are to choose from,
+    /// [`crate::KernelError::Dimension`]: no experts, more active ones than there are to choose from,
     /// groups that do not divide the experts or are too small for their score.
     pub fn check(&self) -> Result<()> {
-        let wrong = |what, value, rule| Err(KernelError::Dimension { what, value, rule });
         if self.active == 0 || self.active > self.experts {
             let rule = "at least 1 and at most the number of experts";
-            return wrong("number of active experts", self.active, rule);
+            return wrong_dimension("number of active experts", self.active, rule);
         }
         let Some(limit) = self.limit else { return Ok(()) };
         if limit.groups == 0 || !self.experts.is_multiple_of(limit.groups) {
-            return wrong("number of expert groups", limit.groups, "a divisor of the experts");
+            return wrong_dimension(
+                "number of expert groups",
+                limit.groups,
+                "a divisor of the experts",
+            );
         }
         if limit.active == 0 || limit.active > limit.groups {
             let rule = "at least 1 and at most the number of groups";
-            return wrong("number of active expert groups", limit.active, rule);
+            return wrong_dimension("number of active expert groups", limit.active, rule);
         }
         let size = self.experts / limit.groups;
         if self.active > limit.active * size {
             let rule = "at most the experts of the active groups";
-            return wrong("number of active experts", self.active, rule);
+            return wrong_dimension("number of active experts", self.active, rule);
         }
         if limit.score == GroupScore::BestTwo && size < 2 {
-            return wrong("size of an expert group", size, "at least 2");
+            return wrong_dimension("size of an expert group", size, "at least 2");
         }
         Ok(())
     }
@@ -98,7 +101,7 @@ impl RouteRule {
 /// Returns experts and weights, both `[tokens, active]`, in no particular order within a token.
 ///
 /// # Errors
-/// Errors of [`RouteRule::check`], and [`KernelError::Length`] for a bias of another length.
+/// Errors of [`RouteRule::check`], and [`crate::KernelError::Length`] for a bias of another length.
 pub fn route(
     logits: &[f32],
     rule: &RouteRule,
@@ -118,7 +121,7 @@ pub fn route(
             ranks.iter_mut().zip(bias).for_each(|(rank, bias)| *rank += bias);
         }
         if let Some(limit) = rule.limit {
-            forget_groups(&mut ranks, limit);
+            drop_groups(&mut ranks, limit);
         }
         let best = best(&ranks, rule.active);
         let chosen_scores: Vec<f32> = best.iter().map(|&expert| scores[expert as usize]).collect();
@@ -150,7 +153,7 @@ fn softmax(logits: &[f32]) -> Vec<f32> {
 }
 
 /// Sets the scores of all but the best groups to 0, as DeepSeek's code does.
-fn forget_groups(ranks: &mut [f32], limit: GroupLimit) {
+fn drop_groups(ranks: &mut [f32], limit: GroupLimit) {
     let size = ranks.len() / limit.groups;
     let groups = ranks.chunks_exact(size);
     let group_scores: Vec<f32> = groups.map(|group| group_score(group, limit.score)).collect();

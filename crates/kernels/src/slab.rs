@@ -2,7 +2,7 @@
 //!
 //! The blocks of a cache are smaller than a huge page, but a sequence gets those of all its layers at
 //! once. Side by side they are read a fifth faster where addresses are slow to look up, as in a
-//! virtual machine. Each gives its memory back when it is dropped, whatever the others do.
+//! virtual machine. Each returns its memory when it is dropped, independently of the others.
 
 use crate::aligned::{ALIGN_BYTES, AlignedBuf, HUGE_PAGE_BYTES};
 use crate::error::{KernelError, Result};
@@ -16,7 +16,7 @@ pub struct Slab {
     used: usize,
 }
 
-/// Zeroed memory whose parts have owners of their own.
+/// Zeroed memory, divided into parts with an owner each.
 #[derive(Debug)]
 struct Mapping {
     memory: MmapRaw,
@@ -35,7 +35,7 @@ pub(crate) struct SlabPart {
 
 impl Slab {
     /// Room for buffers of `bytes` in all, each counted up to the next multiple of [`ALIGN_BYTES`].
-    /// Takes addresses only: memory comes with the first touch.
+    /// Reserves addresses only: memory is taken at the first touch.
     ///
     /// # Errors
     /// [`KernelError::OutOfMemory`].
@@ -73,7 +73,7 @@ impl Mapping {
         let Some(len) = bytes.checked_add(HUGE_PAGE_BYTES) else { return Err(out_of_memory) };
         let memory = MmapMut::map_anon(len).map_err(|_| out_of_memory)?;
         let start = memory.as_ptr().align_offset(HUGE_PAGE_BYTES);
-        // Whole huge pages only: the rest would take memory that nobody asked for. A refusal costs
+        // Whole huge pages only: the rest would take more memory than the slab. A refusal costs
         // speed only.
         #[cfg(target_os = "linux")]
         {
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_a_buffer_of_its_own() {
+    fn a_buffer_that_does_not_fit_is_allocated_separately() {
         for bytes in [0, 128] {
             let mut slab = Slab::new(bytes).unwrap();
             assert_eq!(slab.zeroed(129).unwrap().bytes(), [0; 129]);

@@ -2,7 +2,7 @@
 
 use crate::simd::Simd;
 
-/// A code format: how a unit of storage becomes groups of 64 bytes.
+/// A code format: decodes units of storage to groups of 64 bytes.
 pub(super) trait Codec {
     /// Groups per unit.
     const GROUPS: usize;

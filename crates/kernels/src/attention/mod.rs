@@ -26,7 +26,7 @@ mod softmax;
 mod tiles;
 mod unit;
 
-use crate::error::{KernelError, Result, check_len};
+use crate::error::{KernelError, Result, check_len, wrong_dimension};
 use crate::kv::{BlockLayout, KV_BLOCK_TOKENS, KvBlock};
 use crate::order::Order;
 use crate::pool::Pool;
@@ -60,7 +60,7 @@ pub struct AttentionParams<'a> {
     pub value_dim: usize,
     /// Factor of q·k.
     pub scale: f32,
-    /// Scores s become cap·tanh(s/cap).
+    /// Soft cap: scores s become cap·tanh(s/cap).
     pub softcap: Option<f32>,
     /// Per query head: a logit that takes part in the softmax and has no value.
     pub sinks: Option<&'a [f32]>,
@@ -68,7 +68,7 @@ pub struct AttentionParams<'a> {
     pub window: Option<usize>,
     /// Causal or full.
     pub mask: Mask,
-    /// In which order keys are gone through.
+    /// Order of summation over the keys.
     pub order: Order,
 }
 
@@ -84,7 +84,7 @@ pub struct AttentionRun<'a> {
     /// Position of the first token of the first block.
     pub first_block_position: usize,
     /// The first key that any query sees, counted from the first block's start: 0 unless keys before
-    /// it are somebody else's (other images, in cross-attention).
+    /// it belong to others (other images, in cross-attention).
     pub first_key: usize,
     /// Tokens that are valid in the blocks, counted from the first block's start.
     pub kv_tokens: usize,
@@ -97,21 +97,20 @@ impl AttentionParams<'_> {
     }
 
     fn check(&self) -> Result<()> {
-        let rule = |what, value, rule| Err(KernelError::Dimension { what, value, rule });
         if self.kv_heads == 0 || self.query_heads == 0 {
-            return rule("kv_heads", self.kv_heads.min(self.query_heads), "at least 1");
+            return wrong_dimension("kv_heads", self.kv_heads.min(self.query_heads), "at least 1");
         }
         if !self.query_heads.is_multiple_of(self.kv_heads) {
-            return rule("query_heads", self.query_heads, "a multiple of kv_heads");
+            return wrong_dimension("query_heads", self.query_heads, "a multiple of kv_heads");
         }
         if self.key_dim == 0 || self.value_dim == 0 {
-            return rule("head dimension", 0, "at least 1");
+            return wrong_dimension("head dimension", 0, "at least 1");
         }
         if self.window == Some(0) {
-            return rule("window", 0, "at least 1");
+            return wrong_dimension("window", 0, "at least 1");
         }
         if self.softcap.is_some_and(|cap| !(cap > 0.0 && cap.is_finite())) {
-            return rule("softcap", 0, "positive and finite");
+            return wrong_dimension("softcap", 0, "positive and finite");
         }
         match self.sinks {
             Some(sinks) => check_len("sinks", sinks.len(), self.query_heads),
@@ -179,7 +178,7 @@ pub fn attention(
     Ok(())
 }
 
-/// Attends each unit to all of its keys.
+/// Computes the attention of each unit over all of its keys.
 fn whole(pool: &Pool, context: &Context<'_>, units: &mut [Unit<'_>]) {
     let sizes = Sizes::of(context.params);
     pool.for_rows_mut(units, 1, 1, |_, _, units| {
@@ -201,7 +200,7 @@ struct Partial {
     sum: Vec<f32>,
 }
 
-/// Attends the parts of units, then merges them by log-sum-exp.
+/// Computes the attention of parts of units, then merges them by log-sum-exp.
 fn split(pool: &Pool, context: &Context<'_>, units: &mut [Unit<'_>], parts: Vec<KeySplit>) {
     let sizes = Sizes::of(context.params);
     let mut parts: Vec<_> = parts.into_iter().map(|part| (part, Partial::default())).collect();
@@ -226,7 +225,7 @@ fn split(pool: &Pool, context: &Context<'_>, units: &mut [Unit<'_>], parts: Vec<
     });
 }
 
-/// Adds the partial results of one unit up in `scratch.state`.
+/// Merges the partial results of one unit into `scratch.state`.
 fn merge(parts: &[(KeySplit, Partial)], scratch: &mut Scratch<'_>) {
     let state = &mut scratch.state;
     let stride = state.stride;

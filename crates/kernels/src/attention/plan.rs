@@ -3,7 +3,7 @@
 //! A *unit* is one KV head of some consecutive query tokens of a run: up to [`UNIT_ROWS`] rows
 //! (tokens × query heads of the group) that share every load of keys and values. When a run has
 //! too few units for the threads, their keys are split as well, in whole blocks, and the parts
-//! are merged. What other runs the call has does not matter, so that a sequence gets the same
+//! are merged. The other runs of the call make no difference, so that a sequence gets the same
 //! sums alone and in a batch. With [`Order::Fixed`] nothing is split, since how many units there are
 //! depends on how many tokens the run has.
 

@@ -2,8 +2,7 @@
 //!
 //! One byte would do for Turbo caches if only the loss of quality counted (measured, in squared
 //! error of the output: 0.3 to 1.1 % of turbo4's own), but not for int8 (as large as its own), and
-//! it costs up to 2 % of single outputs. Sixteen bits make the rounding vanish beside f32 sums and
-//! cost a third more time where memory is not the limit.
+//! it costs up to 2 % of single outputs. With sixteen bits the rounding is negligible next to f32 sums, at a third more time where memory is not the limit.
 
 use super::products::CodeProducts;
 use super::softmax::{Cap, SoftmaxState, cap_and_max, grow};
@@ -125,7 +124,7 @@ impl Kernel for RoundWeights<'_, '_, '_> {
 
 impl RoundWeights<'_, '_, '_> {
     /// Loads the scales of the values seen, divided by the largest and times the largest weight.
-    /// Returns the value of one unit of a rounded weight, or NaN beside a scale that is not finite.
+    /// Returns the value of one unit of a rounded weight, or NaN if a scale is not finite.
     #[inline(always)]
     fn load_scales<S: Simd>(&self, simd: S, scales: &mut [f32; KV_BLOCK_TOKENS]) -> f32 {
         let stored = &elements::<f16>(self.view.scales)[self.tokens.clone()];
@@ -134,7 +133,7 @@ impl RoundWeights<'_, '_, '_> {
         let mut sum = zero;
         let pairs = stored.as_chunks::<LANES>().0.iter().zip(scales.as_chunks_mut::<LANES>().0);
         for (i, (stored, scales)) in pairs.enumerate() {
-            // Scales that nobody sees may be stale.
+            // Scales of tokens that no row sees may be stale.
             let from = self.seen.start.saturating_sub(LANES * i);
             let to = self.seen.end.saturating_sub(LANES * i);
             // SAFETY: both chunks have 16 values.

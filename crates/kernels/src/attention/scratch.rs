@@ -64,7 +64,7 @@ impl Sizes {
     }
 }
 
-/// Bytes that [`super::attention`] may allocate besides its output with `threads` threads and
+/// Bytes that [`super::attention`] may allocate in addition to its output with `threads` threads and
 /// `runs` runs: the scratch of every thread, kept between calls, and the partial outputs of split
 /// contexts.
 #[must_use]

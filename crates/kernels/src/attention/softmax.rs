@@ -19,7 +19,7 @@ pub(super) enum Cap {
     },
 }
 
-/// The running state of all rows of a task.
+/// Running softmax state of all rows of a unit.
 pub(crate) struct SoftmaxState<'a> {
     /// Largest score so far, −∞ at first.
     pub(crate) max: &'a mut [f32],

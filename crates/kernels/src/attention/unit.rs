@@ -48,7 +48,7 @@ pub(crate) struct Scratch<'a> {
     pub(crate) state: SoftmaxState<'a>,
 }
 
-/// One pass over keys: the unit's rows and what basis they are in.
+/// One pass over keys: the unit's rows and the basis that they are in.
 struct Pass<'c, 's, 'u> {
     context: &'c Context<'c>,
     scratch: &'c mut Scratch<'s>,
@@ -63,8 +63,8 @@ struct Pass<'c, 's, 'u> {
     visible: Vec<Range<usize>>,
 }
 
-/// Attends `unit` to `keys`, leaving unnormalised outputs (in the plain basis), maxima and sums
-/// in `scratch.state`.
+/// Computes the attention of `unit` over `keys`: leaves unnormalised outputs (in the plain basis),
+/// maxima and sums in `scratch.state`.
 pub(crate) fn attend(
     context: &Context<'_>,
     unit: &Unit<'_>,
@@ -210,7 +210,7 @@ impl Pass<'_, '_, '_> {
         }
     }
 
-    /// Notes which columns of the tile each row sees; returns their hull, `None` when empty.
+    /// Stores the columns of the tile that each row sees; returns their hull, `None` when empty.
     fn mark_visible(&mut self, base: usize, tokens: &Range<usize>) -> Option<Range<usize>> {
         let Context { params, runs, .. } = self.context;
         let start = base + tokens.start;

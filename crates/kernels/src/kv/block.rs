@@ -12,7 +12,7 @@ use std::ops::Range;
 
 pub use crate::turbo::Side as BlockSide;
 
-/// The bytes of a block and their layout. How many tokens are filled is the caller's knowledge;
+/// The bytes of a block and their layout. The caller keeps the number of filled tokens;
 /// a new block is all zeros, which reads as zero vectors (int8 keys excepted: no code is 0).
 #[derive(Debug)]
 pub struct KvBlock {

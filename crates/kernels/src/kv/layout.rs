@@ -93,7 +93,7 @@ impl BlockLayout {
         match value {
             ValueStore::Own(format) => format.check_dim(value_dim)?,
             ValueStore::KeyPrefix if key.turbo().is_some() => {
-                let rule = "stored on its own beside turbo keys";
+                let rule = "stored separately with turbo keys";
                 return Err(KernelError::Dimension { what: "value_dim", value: value_dim, rule });
             }
             ValueStore::KeyPrefix if value_dim == 0 || value_dim > key_dim => {

@@ -1,4 +1,4 @@
-//! Conversion of a quantised matrix's stored codes to the unsigned bytes that products are made of:
+//! Conversion of stored codes to the unsigned bytes that products are made of:
 //! `w = scale · byte + bias`, where scale and bias belong to a group of columns.
 //!
 //! MLX's affine format is that already. A 4-bit float of MXFP4 is half of `byte − 12`, for a byte

@@ -14,7 +14,7 @@ use crate::weights::FloatType;
 const TOKENS_AT_ONCE: usize = 4;
 
 /// `out[token][row] = Σ w·x` for some rows of a dense matrix and a few tokens, each summed in
-/// the same order whatever comes with it.
+/// one order, independently of the other tokens.
 #[derive(Clone, Copy)]
 pub(super) struct DenseDot<'a> {
     pub(super) ty: FloatType,

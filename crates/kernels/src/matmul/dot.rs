@@ -1,6 +1,6 @@
 //! Products with a quantised matrix row by row: each weight is unpacked once for up to four
 //! tokens. For decoding, alone or in a small batch, where reading the weights is the bound. A
-//! token's sums are taken in the same order whatever comes with it.
+//! token's sums are taken in one order, independently of the other tokens.
 #![expect(clippy::needless_range_loop, reason = "tiles of registers, indexed alike")]
 
 use super::ahead::{ReadAhead, near};
@@ -152,7 +152,7 @@ impl<'c, C: Coding<'c>, const T: usize, const D: usize> Kernel for BlockDot<'_, 
 
 /// State of `R` rows while their groups are read.
 struct RowSums<'a, S: Simd, const T: usize, const R: usize> {
-    /// Each row's codes from its next unit on, and as far as the matrix goes.
+    /// Each row's codes from its next unit to the end of the matrix.
     codes: [&'a [u8]; R],
     ahead: ReadAhead,
     acc: [[S::F; T]; R],

@@ -6,7 +6,7 @@
 //! the bound). Neither keeps a second copy of a matrix. Biases are added by the caller.
 //!
 //! The two sum in different orders, so their results differ in the last bits. Within each, a
-//! token's results are the same to the bit whatever other tokens are in the call; with
+//! token's results are the same to the bit with any other tokens in the call; with
 //! [`Order::Fixed`] all go tile by tile.
 
 mod ahead;

@@ -127,7 +127,7 @@ fn tiles_of_every_width_match_the_oracle() {
 
 /// The sixteen 4-bit floats of OCP's MX specification, and a few of its scales.
 #[test]
-fn codes_of_mxfp4_are_what_the_specification_says() {
+fn mxfp4_codes_match_the_specification() {
     let codes: Vec<u8> = (0..8).map(|i| (2 * i) | ((2 * i + 1) << 4)).chain([0; 8]).collect();
     let magnitudes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
     for (scale, factor) in [(127, 1.0), (128, 2.0), (120, 0.007_812_5), (0, 2f32.powi(-127))] {
@@ -158,7 +158,7 @@ fn mxfp4_products_match_the_oracle() {
 }
 
 #[test]
-fn matrices_whose_rows_take_turns_are_read_where_they_are() {
+fn interleaved_matrices_are_read_in_place() {
     let mut rng = Rng::fresh();
     for pool in pools() {
         let both = RandomMxfp4::new(&mut rng, (2 * 3 * 20, 2048 + 160));

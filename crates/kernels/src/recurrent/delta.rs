@@ -1,18 +1,18 @@
-//! The gated delta rule: a state that forgets by a gate and corrects what it answers to a key.
+//! The gated delta rule: a state that decays by a gate and is corrected towards each key's value.
 //!
 //! Per value head, with the state `S` `[value_dim, key_dim]`, `S ← g·S`, `S ← S + β·(v − S·k)⊗k`,
 //! `y = S·q`, where `g = exp(−exp(a_log)·softplus(a + bias))`, `β = sigmoid(b)`, `k` has length 1
 //! and `q` length `1/√key_dim`, as mlx-lm computes it. Fp32 throughout.
 //!
-//! A row of the state never sees another, so a worker takes a head, and a block of tokens row by
-//! row: a row stays in registers' reach while the keys and queries of the block pass.
+//! Rows of the state are independent of each other, so a worker takes a head, and a block of tokens
+//! row by row: a row stays in the cache for all keys and queries of the block.
 
 use super::{interleave, softplus};
 use crate::error::{KernelError, Result, check_len};
 use crate::pool::Pool;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 
-/// Tokens whose keys and queries are at hand at once.
+/// Tokens whose keys and queries are prepared at once.
 const BLOCK: usize = 16;
 
 /// Added to the squared length of a query or key before it is divided by.
@@ -201,7 +201,7 @@ fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
     simd.sum(sum) + a_tail.iter().zip(b_tail).map(|(a, b)| a * b).sum::<f32>()
 }
 
-/// One row of the state over one token; returns its answer to the query.
+/// One row of the state over one token; returns its product with the query.
 #[inline(always)]
 fn step<S: Simd>(simd: S, row: &mut [f32], gates: Gates, v: f32, q: &[f32], k: &[f32]) -> f32 {
     let input = gates.correction * (v - gates.decay * dot(simd, row, k));

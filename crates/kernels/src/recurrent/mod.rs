@@ -2,7 +2,7 @@
 //! delta rule.
 //!
 //! A sequence keeps a [`RecurrentState`] of fixed size: the last inputs of the convolution, and
-//! what the scan has summed up. Kernels read it, run over the new tokens, and leave it behind them.
+//! the sums of the scan. Kernels run over new tokens and update it in place.
 
 mod conv;
 mod delta;

@@ -88,7 +88,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn abs(self, a: Self::F) -> Self::F;
     /// 2ⁿ for lanes in −126..=127.
     fn pow2(self, n: Self::I) -> Self::F;
-    /// 2ˣ within 2 ulp for lanes up to 127; below −126 the result may be 0. NaN stays NaN.
+    /// 2ˣ within 2 ulp for finite lanes up to 127; below −126 the result may be 0. NaN stays NaN.
     fn exp2(self, x: Self::F) -> Self::F;
     /// Walsh–Hadamard transform of the lanes, not normalised.
     fn hadamard(self, x: Self::F) -> Self::F;
@@ -148,7 +148,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         let high = self.times_256(self.dot_unit::<BITS>(u, high));
         self.dot::<BITS>(self.dot::<BITS>(high, u.0, low.0), u.1, low.1)
     }
-    /// Sixteen values to be looked up many times.
+    /// Sixteen values as a table for [`Simd::expand`].
     fn table(self, values: Self::F) -> Self::Table;
     /// The value of each dword lane's group in unit `unit` of those that 16 groups make; `table`
     /// has a value for each group. `NARROW` if they are [`tables::NARROW_GROUP`] wide.

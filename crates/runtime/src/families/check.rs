@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_no_model_has() {
+    fn sizes_out_of_range_are_refused() {
         assert_eq!(message(&json!({"hidden_size": 64, "head_dim": null})), None);
         for size in [json!(0), json!(-1), json!(1.5), json!("64"), json!(1_u64 << 60)] {
             let error = message(&json!({"intermediate_size": size})).unwrap();
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_that_are_not_there() {
+    fn missing_layers_are_refused() {
         let message = |list: Value| {
             let config = json!({"num_hidden_layers": 3, "full_attn_idxs": list});
             numbered_layers(&config).err().map(|error| error.to_string())

@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_or_a_list_says_what_layers_are() {
+    fn layers_are_read_from_a_pattern_or_a_list() {
         let expected = [NemotronLayer::Mamba, NemotronLayer::Mlp, NemotronLayer::Attention];
         assert_eq!(parts(&json!({"hybrid_override_pattern": "M-*"})).unwrap(), expected);
         let names = json!({"layers_block_type": ["mamba", "mlp", "full_attention"]});
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_that_are_not_known_are_refused() {
+    fn unknown_layers_are_refused() {
         let refused = |fields: Value| parts(&fields).unwrap_err();
         let experts = refused(json!({"hybrid_override_pattern": "ME*"}));
         assert!(experts.contains("layer 1 is \"E\""), "{experts}");

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_what_it_holds() {
+    fn a_folder_is_identified_by_its_contents() {
         let dir = tempfile::tempdir().unwrap();
         let put = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).unwrap();
         let of = || Fingerprint::of(&ModelSource::Folder(dir.path().to_owned())).unwrap();
