@@ -4,6 +4,7 @@
 use mlxcel_core::layers::Norm;
 use mlxcel_core::{Array, Pass};
 
+use super::config::DecoderConfig;
 use super::dense::{DecoderLayer, Mixer, Model};
 use super::layer_state::{LayerState, StateIndex};
 use crate::Result;
@@ -26,26 +27,18 @@ impl DecoderLayer for SingleMixerBlock {
     }
 }
 
-/// The sizes of a `backbone`.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct BackboneSizes {
-    pub(super) vocab_size: usize,
-    pub(super) hidden_size: usize,
-    pub(super) layers: usize,
-    pub(super) tied: Option<bool>,
-    pub(super) norm: NormRule,
-}
-
 /// Reads `backbone.embeddings`, `backbone.layers`, `backbone.norm_f` and `lm_head`; `mixer` builds
 /// that of a layer from its `mixer` tensors and its index.
 pub(super) fn backbone<M: Mixer + 'static>(
     w: &Weights,
-    s: &BackboneSizes,
+    d: &DecoderConfig,
+    norm: NormRule,
     mixer: impl Fn(&Weights, usize) -> Result<M>,
 ) -> Result<Model> {
     let backbone = w.at("backbone");
+    let s = &d.sizes;
     let layer = |w: &Weights, index| {
-        let norm = w.norm("norm", s.hidden_size, s.norm)?;
+        let norm = w.norm("norm", s.hidden_size, norm)?;
         let mixer = Box::new(mixer(&w.at("mixer"), index)?);
         Ok(Box::new(SingleMixerBlock { norm, mixer }) as Box<dyn DecoderLayer>)
     };
@@ -53,9 +46,9 @@ pub(super) fn backbone<M: Mixer + 'static>(
         embed_tokens: backbone.embedding("embeddings", s.vocab_size, s.hidden_size)?,
         positions: None,
         embed_scale: None,
-        layers: backbone.layers("layers", s.layers, layer)?,
-        norm: backbone.norm("norm_f", s.hidden_size, s.norm)?,
-        lm_head: w.lm_head(s.tied, s.hidden_size, s.vocab_size)?,
+        layers: backbone.layers("layers", s.num_hidden_layers, layer)?,
+        norm: backbone.norm("norm_f", s.hidden_size, norm)?,
+        lm_head: w.lm_head(s.tie_word_embeddings, s.hidden_size, s.vocab_size)?,
         logits: None,
     })
 }
