@@ -2,7 +2,7 @@
 //! second. The first group is the machine's own bound: compare within one run.
 //!
 //! `cargo bench -p mlxcel-benches --bench kernels -- [FILTER]`; `MLXCEL_ISA` and `MLXCEL_THREADS`
-//! hold.
+//! apply.
 #![expect(clippy::cast_precision_loss, reason = "sizes far below 2^52")]
 #![expect(clippy::expect_used, reason = "a bench fails by panicking")]
 
@@ -75,7 +75,8 @@ fn decode(c: &mut Criterion) {
         let copies: Vec<Matrix> = (0..COPIES).map(make).collect();
         let bytes: usize = copies.iter().map(|m| m.view().expect("a shape").bytes()).sum();
         group.throughput(Throughput::Bytes(bytes as u64));
-        let (x, mut y) = (noise(HIDDEN), vec![0.0; INTERMEDIATE]);
+        let x = noise(HIDDEN);
+        let mut y = vec![0.0; INTERMEDIATE];
         for &(precision_name, precision) in precisions(storage) {
             group.bench_function(BenchmarkId::new(name, precision_name), |b| {
                 b.iter(|| {
@@ -98,7 +99,8 @@ fn prefill(c: &mut Criterion) {
     group.throughput(Throughput::Elements((TOKENS * INTERMEDIATE * HIDDEN) as u64));
     for (name, storage) in STORAGES {
         let matrix = Matrix::random(INTERMEDIATE, HIDDEN, storage).expect("memory");
-        let (x, mut y) = (noise(TOKENS * HIDDEN), vec![0.0; TOKENS * INTERMEDIATE]);
+        let x = noise(TOKENS * HIDDEN);
+        let mut y = vec![0.0; TOKENS * INTERMEDIATE];
         for &(precision_name, precision) in precisions(storage) {
             group.bench_function(BenchmarkId::new(name, precision_name), |b| {
                 b.iter(|| {
@@ -140,7 +142,8 @@ fn attend(c: &mut Criterion) {
         group.throughput(Throughput::Bytes(
             (LAYERS * DEPTH / KV_BLOCK_TOKENS * layout.bytes()) as u64,
         ));
-        let (q, mut out) = (noise(QUERY_HEADS * HEAD_DIM), vec![0.0; QUERY_HEADS * HEAD_DIM]);
+        let q = noise(QUERY_HEADS * HEAD_DIM);
+        let mut out = vec![0.0; QUERY_HEADS * HEAD_DIM];
         let blocks: Vec<Vec<&KvBlock>> =
             layers.iter().map(|layer| layer.iter().collect()).collect();
         group.bench_function(name, |b| {
@@ -191,7 +194,8 @@ fn between(c: &mut Criterion) {
     const TOKENS: usize = 512;
     let pool = pool();
     let mut group = c.benchmark_group("512 tokens");
-    let (x, weight) = (noise(TOKENS * HIDDEN), noise(HIDDEN));
+    let x = noise(TOKENS * HIDDEN);
+    let weight = noise(HIDDEN);
     let mut out = x.clone();
     group.throughput(Throughput::Bytes((2 * 4 * TOKENS * HIDDEN) as u64));
     group.bench_function("rms_norm", |b| {
@@ -215,7 +219,8 @@ fn between(c: &mut Criterion) {
 
 /// Few samples: a token through 32 matrices takes milliseconds.
 fn config() -> Criterion {
-    let (measure, warm_up) = (Duration::from_secs(2), Duration::from_millis(300));
+    let measure = Duration::from_secs(2);
+    let warm_up = Duration::from_millis(300);
     Criterion::default().sample_size(10).measurement_time(measure).warm_up_time(warm_up)
 }
 

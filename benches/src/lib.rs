@@ -1,4 +1,4 @@
-//! What the kernel benches share: weights of a model's shape, and measuring.
+//! Shared parts of the kernel benches: weights of a model's shape, and timing.
 //!
 //! Weights are pseudo-random bytes: the speed of the kernels does not depend on their values,
 //! as long as no scale is a denormal or NaN.
@@ -6,7 +6,7 @@
 use mlxcel_kernels::{Affine, AlignedBuf, FloatType, Result, WeightMatrix};
 use std::time::Instant;
 
-/// How weights are stored.
+/// Storage format of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
     /// MLX's affine format with bf16 scales.
@@ -143,7 +143,7 @@ pub const QWEN_05B: Shape = Shape {
     vocabulary: 151_936,
 };
 
-/// The median of `times` measurements of `body`, in seconds, after one that does not count.
+/// The median of `times` measurements of `body`, in seconds, after a warm-up.
 pub fn median_seconds(times: usize, mut body: impl FnMut()) -> f64 {
     body();
     let mut seconds: Vec<f64> = (0..times.max(1))

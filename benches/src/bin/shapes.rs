@@ -1,5 +1,5 @@
 //! Times the matrix products of a whole model: one token (decode) and a prompt (prefill),
-//! beside the read bandwidth and the arithmetic peak of the same run.
+//! next to the read bandwidth and the arithmetic peak of the same run.
 #![expect(clippy::print_stdout, reason = "a report for people")]
 #![expect(clippy::cast_precision_loss, reason = "sizes far below 2^52")]
 
@@ -56,6 +56,21 @@ struct Layer {
     down: Matrix,
 }
 
+impl Layer {
+    fn random(shape: Shape, storage: Storage) -> Result<Self> {
+        let Shape { hidden, kv, intermediate, .. } = shape;
+        Ok(Self {
+            q: Matrix::random(hidden, hidden, storage)?,
+            k: Matrix::random(kv, hidden, storage)?,
+            v: Matrix::random(kv, hidden, storage)?,
+            o: Matrix::random(hidden, hidden, storage)?,
+            gate: Matrix::random(intermediate, hidden, storage)?,
+            up: Matrix::random(intermediate, hidden, storage)?,
+            down: Matrix::random(hidden, intermediate, storage)?,
+        })
+    }
+}
+
 struct Model {
     shape: Shape,
     layers: Vec<Layer>,
@@ -64,21 +79,12 @@ struct Model {
 
 impl Model {
     fn new(shape: Shape, storage: Storage) -> Result<Self> {
-        let Shape { hidden, kv, intermediate, .. } = shape;
-        let make = |rows, cols| Matrix::random(rows, cols, storage);
-        let layer = |_| -> Result<Layer> {
-            Ok(Layer {
-                q: make(hidden, hidden)?,
-                k: make(kv, hidden)?,
-                v: make(kv, hidden)?,
-                o: make(hidden, hidden)?,
-                gate: make(intermediate, hidden)?,
-                up: make(intermediate, hidden)?,
-                down: make(hidden, intermediate)?,
-            })
-        };
-        let layers = (0..shape.layers).map(layer).collect::<Result<_>>()?;
-        Ok(Self { shape, layers, head: make(shape.vocabulary, hidden)? })
+        let layers = (0..shape.layers).map(|_| Layer::random(shape, storage));
+        Ok(Self {
+            shape,
+            layers: layers.collect::<Result<_>>()?,
+            head: Matrix::random(shape.vocabulary, shape.hidden, storage)?,
+        })
     }
 
     /// Weights of all layers and of the head, and bytes of both.
@@ -98,8 +104,11 @@ impl Model {
     fn forward(&self, pool: &Pool, tokens: usize, precision: Precision) -> Result<()> {
         let Shape { hidden, kv, intermediate, vocabulary, .. } = self.shape;
         let x: Vec<f32> = (0..tokens * hidden).map(|i| (i % 97) as f32 * 0.02 - 1.0).collect();
-        let (mut q, mut k, mut v) = (x.clone(), vec![0.0; tokens * kv], vec![0.0; tokens * kv]);
-        let (mut out, mut wide) = (x.clone(), vec![0.0; tokens * intermediate]);
+        let mut q = x.clone();
+        let mut k = vec![0.0; tokens * kv];
+        let mut v = vec![0.0; tokens * kv];
+        let mut out = x.clone();
+        let mut wide = vec![0.0; tokens * intermediate];
         for l in &self.layers {
             let qkv = [l.q.view()?, l.k.view()?, l.v.view()?];
             matmul(pool, &x, &qkv, &mut [&mut q, &mut k, &mut v], precision)?;
@@ -128,8 +137,8 @@ fn main() -> Result<()> {
     let model = Model::new(shape, storage)?;
     println!("{} {storage:?} on {} threads of {:?}", shape.name, pool.threads(), pool.cpu());
     let data = AlignedBuf::zeroed_huge(512 << 20)?;
-    let bandwidth = |_| data.len() as f64 / read_seconds(&pool, data.bytes()) / 1e9;
-    let bandwidth = (0..5).map(bandwidth).fold(0.0, f64::max);
+    let rates = (0..5).map(|_| data.len() as f64 / read_seconds(&pool, data.bytes()) / 1e9);
+    let bandwidth = rates.fold(0.0, f64::max);
     let int8 = multiply_adds_per_second(&pool, Peak::Int8) / 1e9;
     let float = multiply_adds_per_second(&pool, Peak::F32) / 1e9;
     println!("read {bandwidth:.1} GB/s, int8 {int8:.0} GMAC/s, f32 {float:.0} GMAC/s");

@@ -26,7 +26,7 @@ pub struct LayerLayout {
     pub value_dim: usize,
     /// Tokens that a query sees, itself included; `None` sees all.
     pub window: Option<NonZeroUsize>,
-    /// Whether a value is the first `value_dim` elements of its key, stored once (MLA).
+    /// True if a value is the first `value_dim` elements of its key, stored once (MLA).
     pub latent: bool,
 }
 

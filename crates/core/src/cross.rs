@@ -67,7 +67,7 @@ impl CrossRows {
         self.images.partition_point(|(token, _)| *token <= position)
     }
 
-    /// Whether the token at `position` stands for an image or follows one.
+    /// Returns true if the token at `position` stands for an image or follows one.
     pub(crate) fn follows_image(&self, position: usize) -> bool {
         self.images_before(position) > 0
     }

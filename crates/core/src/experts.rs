@@ -14,7 +14,7 @@ use crate::{Error, Result};
 pub enum ExpertMatrices {
     /// One after the other, `[experts · rows, cols]`, as MLX's checkpoints hold them.
     Stacked(Weight),
-    /// Each by itself, as the original checkpoints hold them: mapped, not copied. Only host
+    /// In one array each, as the original checkpoints hold them: mapped, not copied. Only host
     /// kernels read these; [`crate::Ops::expert_matrices`] decides.
     Separate(Vec<Weight>),
     /// Interleaved row by row with `count − 1` other matrices, `[experts · rows · count, cols]`, as

@@ -104,7 +104,7 @@ impl<'a> Pass<'a> {
     /// Embeddings of the tokens, `[total tokens, hidden]`.
     ///
     /// # Errors
-    /// As [`Ops::embed`].
+    /// Errors of [`Ops::embed`].
     pub fn embed_tokens(&self, table: &Embedding) -> Result<Array> {
         self.ops.embed(self.batch.tokens(), table)
     }
@@ -178,7 +178,7 @@ impl<'a> Pass<'a> {
     /// The result has `latent` elements per query head.
     ///
     /// # Errors
-    /// As [`Self::attention`].
+    /// Errors of [`Self::attention`].
     ///
     /// # Panics
     /// A spec that is not [`AttentionSpec::latent`].
@@ -193,7 +193,7 @@ impl<'a> Pass<'a> {
         self.attention(layer, q, keys, keys, spec)
     }
 
-    /// Whether any sequence of the batch has images that cross-attention layers attend to.
+    /// Returns true if any sequence of the batch has images that cross-attention layers attend to.
     #[must_use]
     pub fn has_cross_images(&self) -> bool {
         self.caches.iter().any(|cache| !cache.cross_rows().is_empty())

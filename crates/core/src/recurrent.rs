@@ -1,5 +1,5 @@
-//! Parameters of recurrent layers: a short convolution, mostly a scan behind it, and the state that
-//! both keep per sequence. [`crate::Pass`] runs them.
+//! Parameters of recurrent layers: a short convolution, mostly followed by a scan, and their state per
+//! sequence. [`crate::Pass`] runs them.
 
 use mlx_ffi::Array;
 use mlxcel_kernels::elementwise::Glu as Activation;

@@ -46,8 +46,8 @@ pub enum RopeScaling {
         mscale: f64,
         /// Temperature coefficient that is applied elsewhere (DeepSeek), divided out here.
         mscale_all_dim: f64,
-        /// Whether the ramp between kept and interpolated frequencies ends at whole dimensions, as
-        /// it does in every model but gpt-oss.
+        /// True if the ramp between kept and interpolated frequencies ends at whole dimensions: in every
+        /// model but gpt-oss.
         truncate: bool,
     },
     /// LongRoPE (Phi-3): one factor per frequency, and a scaled input.
@@ -136,7 +136,7 @@ impl Rope {
     /// row, the second, which repeats them, by the column.
     ///
     /// # Errors
-    /// As [`Self::new`]; `dims` must be a multiple of 4.
+    /// Errors of [`Self::new`]; `dims` must be a multiple of 4.
     pub fn grid(dims: usize, base: f64) -> Result<Self> {
         let half = Self::new(dims / 2, base, false, &RopeScaling::None)?;
         let pairs = half.freqs.len();
@@ -151,7 +151,7 @@ impl Rope {
         self.dims
     }
 
-    /// Whether neighbours are paired, rather than halves.
+    /// Returns true if neighbours are paired, rather than halves.
     #[must_use]
     pub fn traditional(&self) -> bool {
         self.traditional

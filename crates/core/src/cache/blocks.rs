@@ -32,7 +32,7 @@ pub(crate) struct BlockCache {
     blocks: VecDeque<Arc<KvBlock>>,
     /// Blocks dropped in front, behind the sliding window.
     dropped: usize,
-    /// Whether the first block also holds the tokens after the last block.
+    /// True if the first block also holds the tokens after the last block.
     wrapped: bool,
     /// Positions before this one have been reserved, and perhaps written.
     end: usize,
@@ -109,7 +109,7 @@ impl BlockCache {
         Ok(())
     }
 
-    /// Whether attention must break a run at block boundaries, so that each part sees its own block
+    /// Returns true if attention must break a run at block boundaries, so that each part sees its own block
     /// unsealed.
     pub(crate) fn breaks_at_blocks(&self) -> bool {
         self.format.sealed.is_some()

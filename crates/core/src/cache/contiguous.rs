@@ -1,4 +1,4 @@
-//! A layer's cache as MLX arrays: contiguous, as MLX's attention wants it, grown in steps.
+//! A layer's cache as MLX arrays: contiguous, as MLX's attention reads it, grown in steps.
 //!
 //! Quantised modes hold codes and scales, and decode a whole layer when attention reads it. Turbo's
 //! rows stay rotated: queries are rotated before attention, outputs are rotated back after it.
@@ -78,7 +78,7 @@ impl KvView {
 }
 
 impl ContiguousCache {
-    /// Whether [`Self::append`] takes no run that crosses the end of a block.
+    /// Returns true if [`Self::append`] takes no run that crosses the end of a block.
     pub(crate) fn breaks_at_blocks(&self) -> bool {
         matches!(self.values, Values::Delegated(_))
     }

@@ -75,7 +75,7 @@ impl SequenceCache {
         Ok(self)
     }
 
-    /// Whether [`Self::trim`] can go back to a place before the last token: not with recurrent
+    /// Returns true if [`Self::trim`] can go back to a place before the last token: not with recurrent
     /// layers, whose state is that after all tokens. A fork of it stands for all of them or none.
     #[must_use]
     pub fn can_trim(&self) -> bool {

@@ -1,7 +1,7 @@
 //! The layers of a sequence's cache, of one kernel set.
 //!
-//! [`LayerCaches`] does once for all layers and both kernel sets what a layer's cache
-//! ([`LayerCache`]) and a recurrent layer's state ([`StateCache`]) do for one.
+//! [`LayerCaches`] applies the operations of a layer's cache ([`LayerCache`]) and of a recurrent state
+//! ([`StateCache`]) to all layers, for both kernel sets.
 
 use std::any::Any;
 
@@ -27,7 +27,7 @@ pub(crate) trait CacheStorage: Any {
     /// Adds empty caches of cross-attention layers.
     fn add_cross(&mut self, layout: &[LayerLayout]) -> Result<()>;
 
-    /// Whether there are recurrent layers.
+    /// Returns true if there are recurrent layers.
     fn has_states(&self) -> bool;
 
     /// Number of cross-attention layers.

@@ -21,7 +21,7 @@ impl SequenceCache {
     /// Fails when `mode` cannot run on some layer.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// Errors of [`Self::new`].
     pub fn check(ops: &Ops, layout: &[LayerLayout], mode: KvMode) -> Result<()> {
         Self::new(ops, layout, mode).map(drop)
     }

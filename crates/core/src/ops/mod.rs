@@ -102,7 +102,7 @@ impl Ops {
     /// Several projections of one `x`, which are one parallel region on the host.
     ///
     /// # Errors
-    /// As [`Self::linear`].
+    /// Errors of [`Self::linear`].
     pub fn linears<const N: usize>(&self, x: &Array, layers: [&Linear; N]) -> Result<[Array; N]> {
         for layer in layers {
             check_columns(x, &layer.weight)?;
@@ -114,7 +114,7 @@ impl Ops {
     /// Logits from a tied head: `x · Eᵀ`.
     ///
     /// # Errors
-    /// As [`Self::linear`].
+    /// Errors of [`Self::linear`].
     pub fn embedding_logits(&self, x: &Array, table: &Embedding) -> Result<Array> {
         self.linear(x, &Linear { weight: table.weight.clone(), bias: None })
     }
@@ -122,7 +122,7 @@ impl Ops {
     /// `activation(x · gateᵀ) · (x · upᵀ)`.
     ///
     /// # Errors
-    /// As [`Self::linear`].
+    /// Errors of [`Self::linear`].
     pub fn glu(
         &self,
         x: &Array,
@@ -153,7 +153,7 @@ impl Ops {
     /// `function` of every element.
     ///
     /// # Errors
-    /// As [`Self::embed`].
+    /// Errors of [`Self::embed`].
     pub fn map(&self, x: &Array, function: Map) -> Result<Array> {
         self.kernels.map(x, function)
     }
@@ -185,7 +185,7 @@ impl Ops {
     /// A norm of either kind.
     ///
     /// # Errors
-    /// As [`Self::rms_norm`] and [`Self::layer_norm`].
+    /// Errors of [`Self::rms_norm`] and [`Self::layer_norm`].
     pub fn norm(&self, x: &Array, norm: &Norm) -> Result<Array> {
         match norm {
             Norm::Rms(norm) => self.rms_norm(x, norm),

@@ -39,7 +39,7 @@ impl Ops {
     /// `x`, `[rows, width]`, with `count` more rows of zeros.
     ///
     /// # Errors
-    /// As [`Self::embed`].
+    /// Errors of [`Self::embed`].
     pub fn pad_rows(&self, x: &Array, count: usize) -> Result<Array> {
         let zeros = Array::zeros(&ints([count, rows_cols(x).1])?, x.dtype())?;
         self.concatenate_rows(&[x, &zeros])

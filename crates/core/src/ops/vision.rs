@@ -47,7 +47,7 @@ impl Ops {
     /// padding: those attend to all rows, the padding only to those.
     ///
     /// # Errors
-    /// As [`Self::encoder_attention`], and no such number of rows.
+    /// Errors of [`Self::encoder_attention`], and no such number of rows.
     pub fn padded_encoder_attention(
         &self,
         [q, k, v]: [&Array; 3],

@@ -112,7 +112,7 @@ fn stack(weights: &[Weight]) -> Result<Weight> {
     }
 }
 
-/// Whether two matrices have one quantisation.
+/// Returns true if two matrices have one quantisation.
 fn alike(a: &AffineWeight, b: &AffineWeight) -> bool {
     a.bits == b.bits && a.group_size == b.group_size
 }

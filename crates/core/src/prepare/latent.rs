@@ -14,9 +14,9 @@ use crate::shape::{int, ints, rows_cols};
 /// Storage of the matrices that [`Ops::absorbed`] makes of a quantised one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AbsorbedStorage {
-    /// As floats.
+    /// Floats.
     Float,
-    /// Quantised again in the format of the checkpoint, as mlx-lm does for DeepSeek V3.
+    /// Codes, quantised again in the format of the checkpoint, as mlx-lm does for DeepSeek V3.
     AsStored,
 }
 

@@ -29,7 +29,7 @@ impl Ops {
     /// A vector parameter plus `value`, in the type that [`Self::vector`] gives it.
     ///
     /// # Errors
-    /// As [`Self::vector`].
+    /// Errors of [`Self::vector`].
     pub fn shifted_vector(&self, array: Array, value: f64) -> Result<Array> {
         Ok(ops::add_scalar(&self.vector(array)?, value)?)
     }

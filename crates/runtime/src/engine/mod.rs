@@ -17,7 +17,7 @@ pub use self::generate::{
 };
 pub use self::text_stream::TextStream;
 use crate::families::{self, ImageEncoder, LanguageModel};
-use crate::loading::{Checkpoint, Residence, Source};
+use crate::loading::{Checkpoint, Residence, WeightSource};
 pub use crate::progress::{NoProgress, Progress, Statistics};
 pub use crate::source::ModelSource;
 use crate::text::TextFiles;
@@ -84,7 +84,7 @@ impl Engine {
         )?;
         crate::memory::apply_limit()?;
         let ops = Ops::new(&config.ops)?;
-        let weights = Source::new(&checkpoint, &ops, progress)?;
+        let weights = WeightSource::new(&checkpoint, &ops, progress)?;
         let model = families::load(&weights.root(), checkpoint.config())?;
         let layout = model.cache_layout();
         SequenceCache::check(&ops, &layout, config.kv_mode)?;

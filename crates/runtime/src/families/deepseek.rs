@@ -1,5 +1,5 @@
 //! `deepseek_v2` (also V2-Lite) and `deepseek_v3` (also R1, V3.1): latent attention, experts chosen
-//! from the best groups, experts that every token passes. Kimi K2 says `deepseek_v3`, too.
+//! from the best groups, experts that every token passes. Kimi K2 is a `deepseek_v3`, too.
 
 use mlxcel_core::AbsorbedStorage;
 use mlxcel_core::experts::{GroupLimit, GroupScore, RouteRule, Scores};
@@ -13,7 +13,7 @@ use super::moe::{Moe, NAMES};
 use crate::loading::{Bias, ExpertShape, NormKind, Weights};
 use crate::{Error, Result};
 
-/// What a configuration states beside [`DecoderConfig`].
+/// Configuration beyond [`DecoderConfig`].
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(default)]
@@ -66,12 +66,15 @@ impl Config {
         })
     }
 
+    fn scaling_number(&self, key: &str) -> Option<f64> {
+        self.rope_scaling.as_ref()?.get(key)?.as_f64()
+    }
+
     /// YaRN's factor on the scores, which comes with a longer context.
     #[expect(clippy::cast_possible_truncation, reason = "a factor near 1")]
     fn temperature(&self) -> f32 {
-        let number = |key: &str| self.rope_scaling.as_ref()?.get(key)?.as_f64();
-        let (mscale, factor) =
-            (number("mscale_all_dim").unwrap_or(0.0), number("factor").unwrap_or(1.0));
+        let mscale = self.scaling_number("mscale_all_dim").unwrap_or(0.0);
+        let factor = self.scaling_number("factor").unwrap_or(1.0);
         let m = if factor > 1.0 { 0.1 * mscale * factor.ln() + 1.0 } else { 1.0 };
         (m * m) as f32
     }

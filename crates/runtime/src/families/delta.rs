@@ -51,7 +51,7 @@ impl DeltaShape {
     }
 }
 
-/// How files hold the projections of a delta net.
+/// Layout of the projections of a delta net in files.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Projections {
     /// `in_proj_qkvz` and `in_proj_ba`, by key head: its query, its key, its values, their gates.
@@ -60,26 +60,27 @@ pub(super) enum Projections {
     Apart,
 }
 
-/// The projections, read.
-enum Inputs {
+/// The input projections.
+enum InputProjections {
     ByKeyHead { qkvz: Linear, ba: Linear },
     Apart([Linear; 4]),
 }
 
-impl Inputs {
+impl InputProjections {
     fn load(w: &Weights, hidden: usize, s: &DeltaShape, files: Projections) -> Result<Self> {
-        let (heads, channels) = (s.linear_num_value_heads, s.channels());
-        let linear = |name, rows| w.linear(name, hidden, rows, Bias::None);
+        let heads = s.linear_num_value_heads;
+        let channels = s.channels();
+        let values = s.values();
         Ok(match files {
             Projections::ByKeyHead => Self::ByKeyHead {
-                qkvz: linear("in_proj_qkvz", channels + s.values())?,
-                ba: linear("in_proj_ba", 2 * heads)?,
+                qkvz: w.linear("in_proj_qkvz", hidden, channels + values, Bias::None)?,
+                ba: w.linear("in_proj_ba", hidden, 2 * heads, Bias::None)?,
             },
             Projections::Apart => Self::Apart([
-                linear("in_proj_qkv", channels)?,
-                linear("in_proj_z", s.values())?,
-                linear("in_proj_b", heads)?,
-                linear("in_proj_a", heads)?,
+                w.linear("in_proj_qkv", hidden, channels, Bias::None)?,
+                w.linear("in_proj_z", hidden, values, Bias::None)?,
+                w.linear("in_proj_b", hidden, heads, Bias::None)?,
+                w.linear("in_proj_a", hidden, heads, Bias::None)?,
             ]),
         })
     }
@@ -89,7 +90,8 @@ impl Inputs {
         match self {
             Self::Apart(linears) => Ok(ops.linears(x, linears.each_ref())?),
             Self::ByKeyHead { qkvz, ba } => {
-                let (heads, dim) = (s.linear_num_key_heads, s.linear_key_head_dim);
+                let heads = s.linear_num_key_heads;
+                let dim = s.linear_key_head_dim;
                 let [qkvz, ba] = ops.linears(x, [qkvz, ba])?;
                 let [q, mut rest] = ops.split_heads(&qkvz, heads, dim)?;
                 drop(qkvz);
@@ -108,7 +110,7 @@ impl Inputs {
 /// Projections, convolution, gated delta rule, gated norm, projection.
 pub(super) struct DeltaNet {
     shape: DeltaShape,
-    inputs: Inputs,
+    inputs: InputProjections,
     convolution: Convolution,
     scan: Scan,
     /// Over each value head.
@@ -121,7 +123,8 @@ impl DeltaNet {
         w: &Weights,
         hidden: usize,
         s: &DeltaShape,
-        (norm, files): (NormRule, Projections),
+        norm: NormRule,
+        files: Projections,
     ) -> Result<Self> {
         let scan = Scan::GatedDelta(GatedDelta {
             a_log: w.exact_vector("A_log", s.linear_num_value_heads)?,
@@ -130,12 +133,12 @@ impl DeltaNet {
             key_dim: s.linear_key_head_dim,
             value_dim: s.linear_value_head_dim,
         });
-        let (sizes, silu) = ((s.channels(), s.kernel()), Some(Activation::Silu));
+        let silu = Some(Activation::Silu);
         Ok(Self {
             shape: *s,
             scan: scan.checked()?,
-            inputs: Inputs::load(w, hidden, s, files)?,
-            convolution: w.convolution("conv1d", sizes, false, silu)?,
+            inputs: InputProjections::load(w, hidden, s, files)?,
+            convolution: w.convolution("conv1d", s.channels(), s.kernel(), false, silu)?,
             norm: w.rms_norm("norm", s.linear_value_head_dim, norm)?,
             out_proj: w.linear("out_proj", s.values(), hidden, Bias::None)?,
         })

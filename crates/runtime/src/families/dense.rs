@@ -2,8 +2,8 @@
 //! with norms around each, a last norm and a head.
 //!
 //! Owns the blocks `Attention`, `DecoderBlock` and `Model` (`mlp` has the feed-forward parts); a family that
-//! uses them adds its `Config` and says which norms, scales and parts there are. A family whose
-//! blocks differ writes its own behind [`DecoderLayer`], [`Mixer`] or [`FeedForward`].
+//! uses them adds its `Config` and chooses norms, scales and parts. A family whose blocks differ
+//! implements [`DecoderLayer`], [`Mixer`] or [`FeedForward`].
 
 use mlxcel_core::layers::{Embedding, Linear, Norm, RmsNorm};
 use mlxcel_core::recurrent::StateLayout;
@@ -16,18 +16,18 @@ pub(super) use super::mlp::{Mlp, PlainMlp};
 use crate::Result;
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 
-/// What mixes the tokens of a sequence: attention, or something that takes its place.
+/// Part of a layer that mixes the tokens of a sequence: attention, or its replacement.
 pub(super) trait Mixer {
-    /// What it keeps of a sequence.
+    /// State that it keeps of a sequence.
     fn layer_state(&self) -> LayerState;
 
-    /// `[total tokens, hidden]` to the same; `index` says where it keeps what it keeps.
+    /// Maps `[total tokens, hidden]` to itself; `index` is that of its state.
     fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array>;
 }
 
-/// What transforms each token by itself.
+/// Part of a layer that transforms each token independently.
 pub(super) trait FeedForward {
-    /// `[total tokens, hidden]` to the same.
+    /// Maps `[total tokens, hidden]` to itself.
     fn forward(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array>;
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Attention {
     pub(super) spec: AttentionSpec,
 }
 
-/// Which of the projections of an attention have a bias.
+/// Biases of the projections of an attention.
 #[derive(Clone, Copy)]
 pub(super) struct ProjectionBias {
     pub(super) qkv: Bias,
@@ -51,7 +51,7 @@ pub(super) struct ProjectionBias {
 }
 
 impl ProjectionBias {
-    /// The same for all four projections.
+    /// One rule for all four projections.
     pub(super) fn all(bias: Bias) -> Self {
         Self { qkv: bias, output: bias }
     }
@@ -70,7 +70,7 @@ impl Attention {
         Self::with_output(w, heads, bias.qkv, o_proj, rope)
     }
 
-    /// The same around an output projection of another name.
+    /// Reads `q_proj`, `k_proj` and `v_proj`, for an output projection of another name.
     pub(super) fn with_output(
         w: &Weights,
         heads: HeadShape,
@@ -112,7 +112,7 @@ impl Mixer for Attention {
     }
 }
 
-/// What stands around a part of a block: `x + scale · after(part(before(x)))`.
+/// Residual connection around a part of a block: `x + scale · after(part(before(x)))`.
 #[derive(Default)]
 pub(super) struct Residual {
     pub(super) before: Option<Norm>,
@@ -124,6 +124,11 @@ impl Residual {
     /// The norm `name` before the part.
     pub(super) fn before(w: &Weights, name: &str, hidden: usize, norm: NormRule) -> Result<Self> {
         Ok(Self { before: Some(w.norm(name, hidden, norm)?), ..Self::default() })
+    }
+
+    /// The norm `name` after the part.
+    pub(super) fn after(w: &Weights, name: &str, hidden: usize, norm: NormRule) -> Result<Self> {
+        Ok(Self { after: Some(w.norm(name, hidden, norm)?), ..Self::default() })
     }
 
     fn apply(
@@ -146,7 +151,7 @@ impl Residual {
     }
 }
 
-/// One layer of a [`Model`]; as a [`Mixer`].
+/// One layer of a [`Model`]; methods are those of [`Mixer`].
 pub(super) trait DecoderLayer {
     fn layer_state(&self) -> LayerState;
     fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array>;
@@ -201,7 +206,7 @@ pub(super) struct Model {
     pub(super) norm: Norm,
     /// `None` where the embedding serves as head.
     pub(super) lm_head: Option<Linear>,
-    /// What is done to the logits.
+    /// Function of the logits.
     pub(super) logits: Option<Map>,
 }
 
@@ -214,24 +219,26 @@ impl Model {
         norm: NormRule,
         layer: impl Fn(&Weights, usize) -> Result<L>,
     ) -> Result<Self> {
-        Self::load_with([&w.at("model"), w], s, ("norm", norm), layer)
+        Self::load_with([&w.at("model"), w], s, "norm", norm, layer)
     }
 
-    /// The same of what lies in other places, below `model` and beside `lm_head`, with a last norm
-    /// of another name.
+    /// Reads the decoder below `model` and `lm_head` below `head`, with a last norm called `last_norm`.
     pub(super) fn load_with<L: DecoderLayer + 'static>(
         [model, head]: [&Weights; 2],
         s: &Sizes,
-        (last, norm): (&str, NormRule),
+        last_norm: &str,
+        norm: NormRule,
         layer: impl Fn(&Weights, usize) -> Result<L>,
     ) -> Result<Self> {
-        let boxed = |w: &Weights, i| Ok(Box::new(layer(w, i)?) as Box<dyn DecoderLayer>);
+        let layers = model.layers("layers", s.num_hidden_layers, |w, i| {
+            Ok(Box::new(layer(w, i)?) as Box<dyn DecoderLayer>)
+        })?;
         Ok(Self {
             embed_tokens: model.embedding("embed_tokens", s.vocab_size, s.hidden_size)?,
             positions: None,
             embed_scale: None,
-            layers: model.layers("layers", s.num_hidden_layers, boxed)?,
-            norm: model.norm(last, s.hidden_size, norm)?,
+            layers,
+            norm: model.norm(last_norm, s.hidden_size, norm)?,
             lm_head: head.lm_head(s.tie_word_embeddings, s.hidden_size, s.vocab_size)?,
             logits: None,
         })

@@ -12,7 +12,7 @@ use super::mamba2::{Factors, Mamba2Mixer, MixerShape, is_one};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
-/// What is not in [`DecoderConfig`].
+/// Configuration beyond [`DecoderConfig`].
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(flatten)]
@@ -86,7 +86,7 @@ impl Config {
         }
         if self.mamba_rms_norm && (self.mamba_norm_before_gate || shape.groups > 1) {
             return Err(Error::config(
-                "mamba_rms_norm is only supported behind the gate and with one group",
+                "mamba_rms_norm is only supported after the gate and with one group",
             ));
         }
         Ok(MixerShape {
@@ -176,7 +176,8 @@ impl DecoderLayer for FalconH1Block {
     }
 
     fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
-        let (ops, m) = (pass.ops(), &self.multipliers);
+        let ops = pass.ops();
+        let m = &self.multipliers;
         let normed = ops.norm(x, &self.input_layernorm)?;
         let mixed = scaled(ops, &normed, m.ssm_in_multiplier)?;
         let mixed = scaled(ops, &self.mamba.forward(pass, index, &mixed)?, m.ssm_out_multiplier)?;
@@ -189,8 +190,8 @@ impl DecoderLayer for FalconH1Block {
     }
 }
 
-/// What is left to do of the factors, and those on embeddings and logits. Converted files have all
-/// in their weights; a tied head then has the embeddings' factor, which is taken back.
+/// Factors that remain to be applied, and those on embeddings and logits. Converted files have them
+/// in their weights; a tied head then has the embeddings' factor, which is undone.
 fn remaining(
     stated: &FalconMultipliers,
     converted: bool,
@@ -212,7 +213,7 @@ pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> 
     let tied = !w.has("lm_head.weight");
     let (multipliers, [embed, logits]) = remaining(&c.multipliers, converted, tied);
     let places = [&w.at("model"), w];
-    let model = Model::load_with(places, &d.sizes, ("final_layernorm", norm), |w, layer| {
+    let model = Model::load_with(places, &d.sizes, "final_layernorm", norm, |w, layer| {
         FalconH1Block::load(w, d, c, layer, &multipliers)
     })?;
     Ok(Model { embed_scale: Some(embed), logits: Some(Map::Scale(logits)), ..model })

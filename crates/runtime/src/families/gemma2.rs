@@ -1,6 +1,6 @@
-//! `gemma2`, and what later Gemmas share with it: four norms a layer whose files hold the weight
-//! minus 1, a GELU-gated MLP, scaled embeddings. Its own are soft caps on scores and logits, and a
-//! window over every other layer.
+//! `gemma2`, and the parts that later Gemmas share: four norms a layer whose files hold the weight
+//! minus 1, a GELU-gated MLP, scaled embeddings. Gemma 2 alone has soft caps on scores and logits, and
+//! a window over every other layer.
 
 use mlxcel_core::{Activation, Map};
 use serde::Deserialize;

@@ -1,7 +1,7 @@
 //! `gemma3_text` and the language model of `gemma3`: Gemma 2's layers with norms over each query
 //! and key head, and five windowed layers to one global, each kind with its own rotary base.
-//! `gemma3` has an image encoder, whose tokens see each other in both directions in every layer, as
-//! in transformers.
+//! `gemma3` has an image encoder, whose tokens attend to each other in both directions in every layer,
+//! as in transformers.
 
 use mlxcel_core::{Rope, RopeScaling};
 use serde::Deserialize;
@@ -14,7 +14,7 @@ use super::with_encoder::WithEncoder;
 use crate::Result;
 use crate::loading::{Bias, Weights};
 
-/// What the class takes for global layers where the configuration does not say.
+/// The class's defaults for global layers.
 const GLOBAL: RopeDefaults = RopeDefaults { theta: 1_000_000.0, traditional: false, partial: 1.0 };
 
 #[derive(Debug, Deserialize)]

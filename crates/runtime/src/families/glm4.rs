@@ -9,7 +9,7 @@ use super::dense::{Attention, DecoderBlock, Mlp, Model, ProjectionBias};
 use crate::Result;
 use crate::loading::{Bias, NormKind, Weights};
 
-/// What the class takes where the configuration does not say.
+/// Defaults of the family's class.
 const ROPE: RopeDefaults = RopeDefaults { theta: 10_000.0, traditional: true, partial: 0.5 };
 
 #[derive(Debug, Deserialize)]

@@ -16,7 +16,7 @@ pub(super) struct Config {
     activation_function: Option<String>,
 }
 
-/// How a checkpoint holds matrices.
+/// Order of the dimensions of a checkpoint's matrices.
 #[derive(Clone, Copy)]
 enum ProjectionLayout {
     InOut,
@@ -24,13 +24,16 @@ enum ProjectionLayout {
 }
 
 impl ProjectionLayout {
-    /// The tensors of the decoder, and how matrices are held there.
+    /// The tensors of the decoder, and the layout of its matrices.
     fn find<'a>(w: &Weights<'a>) -> (Self, Weights<'a>) {
-        let holds = |prefix: &str| w.at(prefix).has("wte.weight");
-        match () {
-            () if holds("model") => (Self::OutIn, w.at("model")),
-            () if holds("transformer") => (Self::InOut, w.at("transformer")),
-            () => (Self::InOut, w.root()),
+        let converted = w.at("model");
+        let published = w.at("transformer");
+        if converted.has("wte.weight") {
+            (Self::OutIn, converted)
+        } else if published.has("wte.weight") {
+            (Self::InOut, published)
+        } else {
+            (Self::InOut, w.root())
         }
     }
 

@@ -13,7 +13,7 @@ use super::moe::{Moe, NAMES};
 use crate::loading::{Bias, ExpertShape, NormKind, Weights};
 use crate::{Error, Result};
 
-/// What the class takes where the configuration does not say.
+/// Defaults of the family's class.
 const ROPE: RopeDefaults = RopeDefaults { theta: 150_000.0, traditional: false, partial: 1.0 };
 
 #[derive(Debug, Deserialize)]

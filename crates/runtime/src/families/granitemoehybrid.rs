@@ -1,5 +1,5 @@
-//! `granitemoehybrid`: Granite 4: Mamba 2 with an attention layer here and there; behind each an MLP,
-//! in some sizes with experts beside it. Granite's factors on embeddings, scores, residuals, logits.
+//! `granitemoehybrid`: Granite 4: Mamba 2 with occasional attention layers, each followed by an MLP, in
+//! some sizes with experts. Granite's factors on embeddings, scores, residuals and logits.
 
 use mlxcel_core::experts::RouteRule;
 use mlxcel_core::{Activation, Map};
@@ -14,7 +14,7 @@ use super::moe::{Moe, NAMES};
 use crate::Result;
 use crate::loading::{Bias, ExpertShape, NormKind, NormRule, Weights};
 
-/// What is not in [`DecoderConfig`].
+/// Configuration beyond [`DecoderConfig`].
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(flatten)]

@@ -1,5 +1,5 @@
-//! What layers keep of a sequence, and where: keys and values per token, a recurrent state, both or
-//! neither. Caches and states are numbered apart, each over the layers that have one.
+//! State that layers keep of a sequence, and its index: keys and values per token, a recurrent state,
+//! both or neither. Caches and states are numbered separately, each over the layers that have one.
 
 use mlxcel_core::recurrent::StateLayout;
 use mlxcel_core::{Array, LayerLayout, Pass};
@@ -7,12 +7,12 @@ use mlxcel_core::{Array, LayerLayout, Pass};
 use super::dense::Mixer;
 use crate::Result;
 
-/// What a layer keeps.
+/// State that a layer keeps of a sequence.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct LayerState {
-    /// Per token.
+    /// Keys and values per token.
     pub(super) cache: Option<LayerLayout>,
-    /// Whatever the length.
+    /// Recurrent state of fixed size.
     pub(super) state: Option<StateLayout>,
 }
 
@@ -28,7 +28,7 @@ impl From<StateLayout> for LayerState {
     }
 }
 
-/// Where a layer keeps it: how many layers before it have a cache, and how many a state.
+/// Index of a layer's cache among the caches, and of its state among the states.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct StateIndex {
     pub(super) cache: usize,
@@ -36,16 +36,16 @@ pub(super) struct StateIndex {
 }
 
 impl StateIndex {
-    /// That of the next layer behind one that keeps `kept`.
-    pub(super) fn after(self, kept: LayerState) -> Self {
+    /// Index of the layer that follows one with state `layer`.
+    pub(super) fn after(self, layer: LayerState) -> Self {
         Self {
-            cache: self.cache + usize::from(kept.cache.is_some()),
-            state: self.state + usize::from(kept.state.is_some()),
+            cache: self.cache + usize::from(layer.cache.is_some()),
+            state: self.state + usize::from(layer.state.is_some()),
         }
     }
 }
 
-/// Layers of several kinds in one model.
+/// For models with layers of several kinds.
 impl Mixer for Box<dyn Mixer> {
     fn layer_state(&self) -> LayerState {
         self.as_ref().layer_state()

@@ -1,4 +1,4 @@
-//! `lfm2`: LFM2: gated short convolutions with an attention layer here and there.
+//! `lfm2`: LFM2: gated short convolutions with occasional attention layers.
 
 use mlxcel_core::layers::Linear;
 use mlxcel_core::recurrent::{Convolution, StateLayout};
@@ -20,7 +20,7 @@ pub(super) struct Config {
 
 /// `out(c · convolution(b · x))`.
 struct ShortConv {
-    /// To b, c and x.
+    /// Projections to b, c and x.
     in_proj: [Linear; 3],
     convolution: Convolution,
     out_proj: Linear,
@@ -31,7 +31,7 @@ impl ShortConv {
         let bias = Bias::when(c.conv_bias);
         Ok(Self {
             in_proj: w.fused_linear("in_proj", hidden, [hidden; 3], bias)?,
-            convolution: w.convolution("conv", (hidden, kernel), c.conv_bias, None)?,
+            convolution: w.convolution("conv", hidden, kernel, c.conv_bias, None)?,
             out_proj: w.linear("out_proj", hidden, hidden, bias)?,
         })
     }
@@ -95,7 +95,7 @@ fn mixer(
 pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
     let hidden = d.sizes.hidden_size;
     let norm = d.sizes.norm(NormKind::Rms)?;
-    Model::load_with([&w.at("model"), w], &d.sizes, ("embedding_norm", norm), |w, layer| {
+    Model::load_with([&w.at("model"), w], &d.sizes, "embedding_norm", norm, |w, layer| {
         let mlp = feed_forward(&w.at("feed_forward"), hidden, d.inner(layer)?)?;
         Ok(DecoderBlock {
             mixer: mixer(w, d, c, norm, layer)?,

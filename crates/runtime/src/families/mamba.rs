@@ -28,7 +28,7 @@ struct MambaMixer {
     x_proj: Linear,
     z_proj: Linear,
     convolution: Convolution,
-    /// From the convolved input to what step sizes are made of, B and C.
+    /// From the convolved input to compressed step sizes, B and C.
     inputs: [Linear; 3],
     /// Over each of these.
     norms: Option<[RmsNorm; 3]>,
@@ -63,7 +63,8 @@ impl MambaMixer {
             z_proj,
             convolution: w.convolution(
                 "conv1d",
-                (inner, size(shape.conv_kernel)),
+                inner,
+                size(shape.conv_kernel),
                 conv_bias,
                 silu,
             )?,

@@ -1,5 +1,5 @@
 //! `mamba2`: Mamba 2: layers of a short convolution and a selective scan with a decay per head, no
-//! attention. [`Mamba2Mixer`] is also what hybrids put beside attention.
+//! attention. Hybrids use [`Mamba2Mixer`], too.
 
 use mlxcel_core::layers::{Linear, RmsNorm};
 use mlxcel_core::recurrent::{self, Convolution, Scan, StateLayout};
@@ -29,20 +29,23 @@ pub(super) struct TimeStepLimit([Value; 2]);
 
 impl TimeStepLimit {
     pub(super) fn limits(&self) -> Result<(f32, f32)> {
-        #[expect(clippy::cast_possible_truncation, reason = "a limit of fp32 numbers")]
-        let number = |value: &Value| match value {
-            Value::String(word) if word == "Infinity" => Some(f32::INFINITY),
-            value => value.as_f64().map(|number| number as f32),
-        };
         let Self([least, largest]) = self;
-        number(least)
-            .zip(number(largest))
+        limit(least)
+            .zip(limit(largest))
             .filter(|(least, largest)| least <= largest)
             .ok_or_else(|| Error::config(format!("time_step_limit is [{least}, {largest}]")))
     }
 }
 
-/// The sizes of a mixer, and what its projections and norm are like.
+#[expect(clippy::cast_possible_truncation, reason = "a limit of fp32 numbers")]
+fn limit(value: &Value) -> Option<f32> {
+    match value {
+        Value::String(word) if word == "Infinity" => Some(f32::INFINITY),
+        value => value.as_f64().map(|number| number as f32),
+    }
+}
+
+/// The sizes of a mixer, and the kinds of its projections and norm.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MixerShape {
     pub(super) hidden: usize,
@@ -55,14 +58,14 @@ pub(super) struct MixerShape {
     pub(super) conv_bias: bool,
     pub(super) in_bias: Bias,
     pub(super) out_bias: Bias,
-    /// The norm of what was gated, where there is one.
+    /// The norm after the gate, where there is one.
     pub(super) norm: Option<NormRule>,
     /// Parts that have a mean square of their own in that norm.
     pub(super) norm_groups: usize,
     pub(super) factors: Factors,
 }
 
-/// Factors on what the input projection makes.
+/// Factors on the outputs of the input projection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Factors {
     pub(super) gate: f32,
@@ -117,7 +120,8 @@ impl MixerShape {
 
     /// The factors of the convolution's channels.
     fn channel_factors(&self) -> Vec<f32> {
-        let (Factors { x, b, c, .. }, wide) = (self.factors, self.groups * self.state_size);
+        let Factors { x, b, c, .. } = self.factors;
+        let wide = self.groups * self.state_size;
         [vec![x; self.inner()], vec![b; wide], vec![c; wide]].concat()
     }
 }
@@ -146,9 +150,9 @@ impl Mamba2Mixer {
             state_size: s.state_size,
         })
         .checked()?;
-        let (factors, silu) = (s.channel_factors(), Some(Activation::Silu));
-        let convolution =
-            w.scaled_convolution("conv1d", (&factors, s.kernel), s.conv_bias, silu)?;
+        let factors = s.channel_factors();
+        let silu = Some(Activation::Silu);
+        let convolution = w.scaled_convolution("conv1d", &factors, s.kernel, s.conv_bias, silu)?;
         let rows = [s.inner(), s.channels(), s.heads];
         let [gate_proj, conv_proj, dt_proj] =
             w.fused_linear("in_proj", s.hidden, rows, s.in_bias)?;
@@ -166,7 +170,8 @@ impl Mamba2Mixer {
 }
 
 fn gated_norm(w: &Weights, s: &MixerShape, rule: NormRule) -> Result<RmsNorm> {
-    let (inner, groups) = (s.inner(), s.norm_groups);
+    let inner = s.inner();
+    let groups = s.norm_groups;
     if groups == 0 || !inner.is_multiple_of(groups) {
         let what = format!("{inner} channels do not divide into {groups} groups of a norm");
         return Err(Error::config(what));
@@ -198,7 +203,7 @@ impl Mixer for Mamba2Mixer {
     }
 }
 
-/// Whether a factor changes nothing.
+/// Returns true if a factor changes nothing.
 pub(super) fn is_one(factor: f32) -> bool {
     factor.to_bits() == 1.0_f32.to_bits()
 }

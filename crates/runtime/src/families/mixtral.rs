@@ -1,6 +1,5 @@
-//! `mixtral`: Mistral's layout with experts in every layer, weighed by the softmax of the chosen.
-//!
-//! That softmax is the one over all experts, made to sum to one.
+//! `mixtral`: Mistral's layout with experts in every layer, weighted by the softmax over all experts,
+//! normalised over the chosen ones.
 
 use mlxcel_core::experts::RouteRule;
 use serde::Deserialize;

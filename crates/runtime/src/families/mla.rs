@@ -1,7 +1,7 @@
 //! Multi-head latent attention in its absorbed form: a cache of one latent for all heads.
 //!
-//! A head's query is carried into the space of the latents (`embed_q`), attends to latents and the
-//! rotary part of the key, and what it gets is carried on to the head's value (`unembed_out`).
+//! A head's query is projected into the space of the latents (`embed_q`) and attends to latents and
+//! the rotary part of the key; the result is projected to the head's value (`unembed_out`).
 
 use mlxcel_core::layers::{Linear, RmsNorm, Weight};
 use mlxcel_core::{AbsorbedStorage, Array, AttentionSpec, Pass, Rope};
@@ -9,10 +9,10 @@ use mlxcel_core::{AbsorbedStorage, Array, AttentionSpec, Pass, Rope};
 use super::config::{DecoderConfig, size};
 use super::dense::Mixer;
 use super::layer_state::{LayerState, StateIndex};
-use crate::loading::{Bias, NormKind, NormRule, Weights};
+use crate::loading::{Bias, LatentShape, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
-/// The norms of the compressed queries and of the latents, whatever the model's own epsilon is.
+/// The norms of the compressed queries and of the latents, independent of the model's epsilon.
 const NORM: NormRule = NormRule { kind: NormKind::Rms, eps: 1e-6 };
 
 /// The sizes of latent attention.
@@ -95,7 +95,8 @@ impl LatentAttention {
                 q_b_proj: w.linear("q_b_proj", rank, queries, Bias::None)?,
             },
         };
-        let [embed_q, unembed_out] = w.latent_matrices(heads, latent, (nope, value), storage)?;
+        let shape = LatentShape { heads, latent, nope, value };
+        let [embed_q, unembed_out] = w.latent_matrices(shape, storage)?;
         #[expect(clippy::cast_precision_loss, reason = "head dimensions are small")]
         let scale = temperature / (sizes.head_dim() as f32).sqrt();
         Ok(Self {
@@ -127,7 +128,7 @@ impl LatentAttention {
         Ok(ops.join_heads(&ops.linear_per_head(&nope, &self.embed_q, heads)?, &rotary, heads)?)
     }
 
-    /// Latents, each with the rotary part of its key behind it.
+    /// Latents, each followed by the rotary part of its key.
     fn keys(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array> {
         let compressed = pass.ops().linear(x, &self.kv_a_proj_with_mqa)?;
         let [latent, rotary] = pass.ops().split_heads(&compressed, 1, self.sizes.latent)?;
@@ -142,7 +143,8 @@ impl Mixer for LatentAttention {
     }
 
     fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
-        let (q, keys) = (self.queries(pass, x)?, self.keys(pass, x)?);
+        let q = self.queries(pass, x)?;
+        let keys = self.keys(pass, x)?;
         let latents = pass.latent_attention(index.cache, &q, &keys, &self.spec)?;
         let heads = self.sizes.heads;
         let values = pass.ops().linear_per_head(&latents, &self.unembed_out, heads)?;

@@ -1,7 +1,7 @@
 //! `mllama`, Llama 3.2 Vision: Llama with an image encoder (`mllama_vit`) and layers of gated
-//! cross-attention among its own, which see the images beside the text. A sequence without images
-//! skips them. (Tokens before the first image see all rows of all images and leave only the
-//! feed-forward part of these layers out, as in transformers.)
+//! cross-attention, which attend to the images. A sequence without images skips them. (Tokens before
+//! the first image attend to all rows of all images, and skip only the feed-forward part of these
+//! layers, as in transformers.)
 
 use mlxcel_core::layers::{Embedding, Linear, RmsNorm};
 use mlxcel_core::{Array, AttentionSpec, CrossImage, LayerLayout, Ops, Pass, Rope, SequenceCache};
@@ -16,7 +16,7 @@ use super::{ImageEncoder, LanguageModel};
 use crate::Result;
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 
-/// Tokens behind the vocabulary, which are read and never written: `<|image|>` is one.
+/// Tokens after the vocabulary, which are input only: `<|image|>` is one.
 const EXTRA_TOKENS: usize = 8;
 
 /// What the configuration has beside a decoder's.
@@ -25,7 +25,7 @@ pub(super) struct Config {
     vision_config: Option<mllama_vit::Config>,
 }
 
-/// Where the decoder, the head, the encoder and `multi_modal_projector` lie: as published, as mlx-vlm
+/// Paths of the decoder, the head, the encoder and `multi_modal_projector`: as published, as mlx-vlm
 /// converts them, as transformers 5 writes them.
 const PLACES: [[&str; 4]; 3] = [
     ["language_model.model", "language_model", "vision_model", ""],
@@ -33,7 +33,7 @@ const PLACES: [[&str; 4]; 3] = [
     ["model.language_model", "", "model.vision_model", "model"],
 ];
 
-/// Attention to what a token sees of its sequence's images.
+/// Attention of tokens to their sequence's images.
 struct CrossAttention {
     q_proj: Linear,
     k_proj: Linear,
@@ -44,7 +44,7 @@ struct CrossAttention {
     spec: AttentionSpec,
 }
 
-/// A layer of cross-attention; each part is added as much as its gate is open.
+/// A layer of cross-attention; each part has a gate.
 struct CrossBlock {
     input_layernorm: RmsNorm,
     cross_attn: CrossAttention,
@@ -127,7 +127,7 @@ impl CrossBlock {
     }
 }
 
-/// How far the gate `name` is open: the hyperbolic tangent of what is stored.
+/// Factor of the gate `name`: the hyperbolic tangent of the stored value.
 pub(super) fn gate(w: &Weights, name: &str) -> Result<f32> {
     Ok(w.values(name, 1)?.first().copied().unwrap_or(0.0).tanh())
 }
@@ -183,11 +183,13 @@ impl MllamaModel {
 
 impl LanguageModel for MllamaModel {
     fn cache_layout(&self) -> Vec<LayerLayout> {
-        let kept = |layer: &MllamaLayer| match layer {
-            MllamaLayer::Tokens(block) => block.layer_state().cache,
-            MllamaLayer::Images(_) => None,
-        };
-        self.layers.iter().filter_map(kept).collect()
+        self.layers
+            .iter()
+            .filter_map(|layer| match layer {
+                MllamaLayer::Tokens(block) => block.layer_state().cache,
+                MllamaLayer::Images(_) => None,
+            })
+            .collect()
     }
 
     fn cross_layout(&self) -> Vec<LayerLayout> {
@@ -200,7 +202,8 @@ impl LanguageModel for MllamaModel {
 
     fn forward(&self, pass: &mut Pass<'_>) -> Result<Array> {
         let mut x = pass.embed_tokens(&self.embed_tokens)?;
-        let (mut index, mut cross) = (StateIndex::default(), 0);
+        let mut index = StateIndex::default();
+        let mut cross = 0;
         for layer in &self.layers {
             match layer {
                 MllamaLayer::Tokens(block) => {

@@ -1,8 +1,8 @@
-//! From pixels to rows for Llama 3.2 Vision's image encoder: the patches of a picture's tiles, each
-//! tile behind a token of its own, and what tells them where they are.
+//! Patch embeddings of Llama 3.2 Vision's image encoder: the patches of a picture's tiles, each tile
+//! preceded by a class token, and their position embeddings.
 //!
-//! Where a patch is within its tile, and where the tile among the others, is learned for each
-//! arrangement of tiles. All tiles there can be are made, empty ones with pixels of 0.
+//! The position of a patch within its tile, and of the tile among the others, is learned for each
+//! arrangement of tiles. Rows of all possible tiles are made, empty ones with pixels of 0.
 
 use mlxcel_core::layers::{Embedding, Linear, Norm};
 use mlxcel_core::{Array, Map, Ops};
@@ -13,32 +13,32 @@ use crate::Result;
 use crate::loading::{Frames, Patches, Weights};
 use crate::vision::{ImageError, PatchShape, Pixels, arrangements};
 
-/// A vector per tile, or per row of each, for each arrangement of tiles, and how much of it is added.
+/// A vector per tile, or per row of each, for each arrangement of tiles, and the factor on it.
 pub(super) struct TileEmbedding {
     embedding: Embedding,
     gate: f32,
 }
 
-/// How the tiles of a picture are arranged.
+/// Arrangement of a picture's tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Arrangement {
     /// Rows and columns of tiles.
     tiles: [usize; 2],
-    /// As the tables number it.
+    /// Index in the tables.
     pub(super) number: i32,
 }
 
-/// What makes rows of pixels.
+/// Parameters that make rows of pixels.
 pub(super) struct Embeddings {
     image_size: usize,
-    /// Tiles that are made.
+    /// Number of tiles, empty ones included.
     pub(super) tiles: usize,
     /// Rows of a tile: its patches and its own token.
     pub(super) rows: usize,
     patch_embedding: Linear,
     patches: PatchShape,
     class_embedding: Array,
-    /// Of a tile's rows; they are added as far as `tile_positions` is not.
+    /// Positions within a tile; their factor is 1 minus the gate of `tile_positions`.
     positions: Array,
     tile_positions: TileEmbedding,
     before: TileEmbedding,
@@ -53,15 +53,15 @@ impl TileEmbedding {
         Ok(Self { embedding, gate: gate(w, "gate")? })
     }
 
-    /// Of arrangement `number`, in `rows` rows.
-    pub(super) fn of(&self, ops: &Ops, number: i32, rows: usize) -> Result<Array> {
+    /// Embedding of arrangement `number`, in `rows` rows.
+    pub(super) fn rows(&self, ops: &Ops, number: i32, rows: usize) -> Result<Array> {
         let row = ops.embed(&[number], &self.embedding)?;
         Ok(ops.split_rows(&ops.map(&row, Map::Scale(self.gate))?, rows)?)
     }
 }
 
 impl Arrangement {
-    /// Tiles that show something of the picture.
+    /// Number of tiles with picture content.
     pub(super) fn visible_tiles(self) -> usize {
         self.tiles[0] * self.tiles[1]
     }
@@ -89,7 +89,7 @@ impl Embeddings {
         })
     }
 
-    /// How the tiles of `pixels` are arranged.
+    /// Arrangement of the tiles of `pixels`.
     pub(super) fn arrangement(&self, pixels: &Pixels) -> Result<Arrangement> {
         let side = self.image_size;
         let tiles = [pixels.height / side, pixels.width / side];
@@ -98,7 +98,8 @@ impl Embeddings {
         match number.and_then(|number| i32::try_from(number + 1).ok()) {
             Some(number) => Ok(Arrangement { tiles, number }),
             None => {
-                let (width, height) = (pixels.width, pixels.height);
+                let width = pixels.width;
+                let height = pixels.height;
                 let what = format!(
                     "an image of {width} × {height} pixels for up to {} tiles of {side}²",
                     self.tiles
@@ -112,25 +113,33 @@ impl Embeddings {
     pub(super) fn rows_of(&self, ops: &Ops, pixels: &Pixels, at: Arrangement) -> Result<Array> {
         let patches = self.rows - 1;
         let x = self.patches_of(ops, pixels, at)?;
-        let before = self.before.of(ops, at.number, self.tiles)?;
+        let before = self.before.rows(ops, at.number, self.tiles)?;
         let x = ops.add(&x, &ops.rows(&before, &repeated(self.tiles, patches))?)?;
         let x = ops.concatenate_rows(&[&self.class_embedding, &x])?;
-        let tile = |tile| [0].into_iter().chain(1 + tile * patches..1 + (tile + 1) * patches);
-        let x = ops.rows(&x, &(0..self.tiles).flat_map(tile).collect::<Vec<_>>())?;
+        // The class token, row 0, ahead of the patches of each tile.
+        let mut order = Vec::with_capacity(self.tiles * self.rows);
+        for tile in 0..self.tiles {
+            order.push(0);
+            order.extend(1 + tile * patches..1 + (tile + 1) * patches);
+        }
+        let x = ops.rows(&x, &order)?;
         let within: Vec<usize> = (0..self.tiles).flat_map(|_| 0..self.rows).collect();
         let share = Map::Scale(1.0 - self.tile_positions.gate);
         let x = ops.add(&x, &ops.map(&ops.rows(&self.positions, &within)?, share)?)?;
-        let positions = self.tile_positions.of(ops, at.number, self.tiles * self.rows)?;
+        let positions = self.tile_positions.rows(ops, at.number, self.tiles * self.rows)?;
         Ok(ops.norm(&ops.add(&x, &positions)?, &self.layernorm_pre)?)
     }
 
     /// The patches of all tiles, tile by tile.
     fn patches_of(&self, ops: &Ops, pixels: &Pixels, at: Arrangement) -> Result<Array> {
-        let (along, [_, columns]) = (self.image_size / self.patches.size, at.tiles);
+        let along = self.image_size / self.patches.size;
+        let [_, columns] = at.tiles;
         let patches = along * along;
         let places = (0..at.visible_tiles() * patches).map(|i| {
-            let (tile, patch) = (i / patches, i % patches);
-            let (down, right) = (tile / columns, tile % columns);
+            let tile = i / patches;
+            let patch = i % patches;
+            let down = tile / columns;
+            let right = tile % columns;
             (down * along + patch / along, right * along + patch % along)
         });
         let mut values = pixels.patches(self.patches, places);
@@ -140,7 +149,7 @@ impl Embeddings {
     }
 }
 
-/// `count` numbers from 0 on, each so many `times`.
+/// The numbers 0 to `count` − 1, each repeated `times` times.
 pub(super) fn repeated(count: usize, times: usize) -> Vec<usize> {
     (0..count * times).map(|i| i / times).collect()
 }

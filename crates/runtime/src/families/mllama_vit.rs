@@ -1,10 +1,10 @@
 //! Llama 3.2 Vision's image encoder: the rows of a picture's tiles (`mllama_patches`) in two stacks of
-//! layers among all of them, the second of which has gates; then a projection of its output and of
-//! some earlier layers' to the decoder's width.
+//! layers, the second of which has gates; then a projection of its output and of some earlier
+//! layers' to the decoder's width.
 //!
-//! All tiles are always computed, and each has rows of zeros up to a whole eight. What shows
-//! something of the picture sees all of these, and they see only that: so the reference's mask
-//! says. Rows lie in the order [the picture's tiles, empty tiles, padding].
+//! All tiles are always computed, each padded with rows of zeros to a multiple of eight. Rows with
+//! picture content attend to all rows, the others only to those: this is the reference's mask. Rows
+//! lie in the order [the picture's tiles, empty tiles, padding].
 
 use mlxcel_core::layers::{Linear, Norm};
 use mlxcel_core::{Activation, Array, ImageAttention, ImagePositions, Map, Ops};
@@ -19,7 +19,7 @@ use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::vision::{EncodedImage, MAX_TILES, Pixels, arrangements};
 use crate::{Error, Result};
 
-/// The first and the last norm have PyTorch's epsilon, whatever the configuration's.
+/// The first and the last norm have PyTorch's epsilon, not that of the configuration.
 pub(super) const OUTER: NormRule = NormRule { kind: NormKind::Layer, eps: 1e-5 };
 
 /// Largest side of a tile.
@@ -75,9 +75,13 @@ impl Config {
             ("vision_config: attention_heads", self.attention_heads),
             ("vision_config: patch_size", self.patch_size),
         ])?;
-        let (hidden, heads) = (self.hidden_size, self.attention_heads);
-        let (side, patch, tiles) = (self.image_size, self.patch_size, self.max_num_tiles);
-        let (kept, layers) = (&self.intermediate_layers_indices, self.num_hidden_layers);
+        let hidden = self.hidden_size;
+        let heads = self.attention_heads;
+        let side = self.image_size;
+        let patch = self.patch_size;
+        let tiles = self.max_num_tiles;
+        let kept = &self.intermediate_layers_indices;
+        let layers = self.num_hidden_layers;
         let wrong = if self.num_channels != 3 {
             format!("num_channels is {} (supported: 3)", self.num_channels)
         } else if !(1..=MAX_TILES).contains(&tiles) {
@@ -94,27 +98,33 @@ impl Config {
         Err(Error::config(format!("vision_config: {wrong}")))
     }
 
-    /// What is projected, and the arrangements that the tables know.
+    /// Checks the projected layers and the arrangements of tiles.
     fn check_outputs(&self) -> Result<()> {
-        let wrong = |what: String| Err(Error::config(format!("vision_config: {what}")));
         let kept = self.intermediate_layers_indices.len();
-        let (stated, width) = (self.vision_output_dim, self.hidden_size * (1 + kept));
+        let stated = self.vision_output_dim;
+        let width = self.hidden_size * (1 + kept);
         if kept == 0 || stated != width {
-            return wrong(format!(
+            return Err(wrong(format!(
                 "vision_output_dim is {stated}, but the output and {kept} earlier ones have {width}"
-            ));
+            )));
         }
-        let (tiles, known) = (self.max_num_tiles, arrangements(self.max_num_tiles));
+        let tiles = self.max_num_tiles;
+        let known = arrangements(self.max_num_tiles);
         match &self.supported_aspect_ratios {
-            Some(stated) if *stated != known => wrong(format!(
+            Some(stated) if *stated != known => Err(wrong(format!(
                 "supported_aspect_ratios are {stated:?}, but {tiles} tiles make {known:?}"
-            )),
+            ))),
             _ => Ok(()),
         }
     }
 }
 
-/// MllamaVisionAttention among all rows.
+/// The error of a contradiction in `vision_config`.
+fn wrong(what: String) -> Error {
+    Error::config(format!("vision_config: {what}"))
+}
+
+/// Attention among all rows.
 struct MllamaVisionAttention {
     q_proj: Linear,
     k_proj: Linear,
@@ -123,7 +133,7 @@ struct MllamaVisionAttention {
     heads: usize,
 }
 
-/// One layer, and how far the gates of its parts are open, where it has any.
+/// One layer, and the gates of its parts, where it has any.
 struct MllamaVisionBlock {
     input_layernorm: Norm,
     self_attn: MllamaVisionAttention,
@@ -136,8 +146,8 @@ struct MllamaVisionBlock {
 pub(super) struct MllamaVisionTower {
     embeddings: Embeddings,
     transformer: Vec<MllamaVisionBlock>,
-    /// Layers whose output is projected too.
-    kept: Vec<usize>,
+    /// Layers whose output is projected, besides the last.
+    projected: Vec<usize>,
     layernorm_post: Norm,
     after: TileEmbedding,
     global_transformer: Vec<MllamaVisionBlock>,
@@ -146,17 +156,17 @@ pub(super) struct MllamaVisionTower {
 
 impl MllamaVisionAttention {
     fn load(w: &Weights, c: &Config) -> Result<Self> {
-        let project = |name| w.linear(name, c.hidden_size, c.hidden_size, Bias::None);
+        let hidden = c.hidden_size;
         Ok(Self {
-            q_proj: project("q_proj")?,
-            k_proj: project("k_proj")?,
-            v_proj: project("v_proj")?,
-            o_proj: project("o_proj")?,
+            q_proj: w.linear("q_proj", hidden, hidden, Bias::None)?,
+            k_proj: w.linear("k_proj", hidden, hidden, Bias::None)?,
+            v_proj: w.linear("v_proj", hidden, hidden, Bias::None)?,
+            o_proj: w.linear("o_proj", hidden, hidden, Bias::None)?,
             heads: c.attention_heads,
         })
     }
 
-    /// Of rows of which `real` show something.
+    /// Attention of rows of which the first `real` have picture content.
     fn forward(&self, ops: &Ops, x: &Array, real: usize) -> Result<Array> {
         let [q, k, v] = ops.linears(x, [&self.q_proj, &self.k_proj, &self.v_proj])?;
         let attended = ops.padded_encoder_attention([&q, &k, &v], self.heads, real)?;
@@ -166,7 +176,8 @@ impl MllamaVisionAttention {
 
 impl MllamaVisionBlock {
     fn load(w: &Weights, c: &Config, activation: Activation, gated: bool) -> Result<Self> {
-        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        let hidden = c.hidden_size;
+        let inner = c.intermediate_size;
         let norm = NormRule { kind: NormKind::Layer, eps: c.norm_eps };
         let mlp = w.at("mlp");
         let gates = [gated.then(|| gate(w, "gate_attn")), gated.then(|| gate(w, "gate_ffn"))];
@@ -185,14 +196,17 @@ impl MllamaVisionBlock {
     }
 
     fn forward(&self, ops: &Ops, x: &Array, real: usize) -> Result<Array> {
-        let gated = |y: Array, part: usize| match self.gates {
-            Some(gates) => ops.map(&y, Map::Scale(gates[part])),
-            None => Ok(y),
-        };
         let normed = ops.norm(x, &self.input_layernorm)?;
-        let x = ops.add(x, &gated(self.self_attn.forward(ops, &normed, real)?, 0)?)?;
-        let inner = ops.norm(&x, &self.post_attention_layernorm)?;
-        Ok(ops.add(&x, &gated(self.mlp.of(ops, &inner)?, 1)?)?)
+        let mut attended = self.self_attn.forward(ops, &normed, real)?;
+        if let Some([gate, _]) = self.gates {
+            attended = ops.map(&attended, Map::Scale(gate))?;
+        }
+        let x = ops.add(x, &attended)?;
+        let mut y = self.mlp.apply(ops, &ops.norm(&x, &self.post_attention_layernorm)?)?;
+        if let Some([_, gate]) = self.gates {
+            y = ops.map(&y, Map::Scale(gate))?;
+        }
+        Ok(ops.add(&x, &y)?)
     }
 }
 
@@ -200,19 +214,23 @@ impl MllamaVisionTower {
     /// Reads the encoder and the projector, for a decoder of `hidden` elements.
     pub(super) fn load([w, projector]: [&Weights; 2], c: &Config, hidden: usize) -> Result<Self> {
         c.check()?;
-        let (own, width) = (c.hidden_size, c.vision_output_dim);
+        let own = c.hidden_size;
+        let width = c.vision_output_dim;
         let activation = activation(&c.hidden_act)?;
-        let layers = |name: &str, count: usize, gated: bool| {
-            w.layers(name, count, |w, _| MllamaVisionBlock::load(w, c, activation, gated))
-        };
+        let local = w.layers("transformer.layers", c.num_hidden_layers, |w, _| {
+            MllamaVisionBlock::load(w, c, activation, false)
+        })?;
+        let global = w.layers("global_transformer.layers", c.num_global_layers, |w, _| {
+            MllamaVisionBlock::load(w, c, activation, true)
+        })?;
         let after = w.at("post_tile_positional_embedding");
         Ok(Self {
             embeddings: Embeddings::load(w, c)?,
-            transformer: layers("transformer.layers", c.num_hidden_layers, false)?,
-            kept: c.intermediate_layers_indices.clone(),
+            transformer: local,
+            projected: c.intermediate_layers_indices.clone(),
             layernorm_post: w.norm("layernorm_post", own, OUTER)?,
             after: TileEmbedding::load(&after, c, "embedding", own)?,
-            global_transformer: layers("global_transformer.layers", c.num_global_layers, true)?,
+            global_transformer: global,
             multi_modal_projector: projector.linear(
                 "multi_modal_projector",
                 width,
@@ -236,20 +254,23 @@ impl ImageEncoder for MllamaVisionTower {
         for (index, layer) in self.transformer.iter().enumerate() {
             x = layer.forward(ops, &x, visible)?;
             ops.eval_layer(&x)?;
-            if self.kept.contains(&index) {
+            if self.projected.contains(&index) {
                 outputs.push((index, ops.rows(&x, &all)?));
             }
         }
         let of_rows = [repeated(tiles, rows), repeated(tiles, padding)].concat();
-        let after = ops.rows(&self.after.of(ops, at.number, tiles)?, &of_rows)?;
+        let after = ops.rows(&self.after.rows(ops, at.number, tiles)?, &of_rows)?;
         x = ops.add(&ops.norm(&x, &self.layernorm_post)?, &after)?;
         for layer in &self.global_transformer {
             x = layer.forward(ops, &x, visible)?;
             ops.eval_layer(&x)?;
         }
-        let output = |wanted: &usize| outputs.iter().find(|(index, _)| index == wanted);
-        let kept = self.kept.iter().filter_map(output).map(|(_, x)| x.clone());
-        let x = ops.append_interleaved(&ops.rows(&x, &all)?, &kept.collect::<Vec<_>>())?;
+        // In the order of the configuration, which may name a layer twice.
+        let mut projected = Vec::with_capacity(self.projected.len());
+        for wanted in &self.projected {
+            projected.extend(outputs.iter().find(|(i, _)| i == wanted).map(|(_, x)| x.clone()));
+        }
+        let x = ops.append_interleaved(&ops.rows(&x, &all)?, &projected)?;
         let embeddings = ops.linear(&x, &self.multi_modal_projector)?;
         let attention = ImageAttention::Cross { visible };
         Ok(EncodedImage { embeddings, attention, positions: ImagePositions::Line })

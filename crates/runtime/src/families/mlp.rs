@@ -50,8 +50,8 @@ pub(super) struct PlainMlp {
 }
 
 impl PlainMlp {
-    /// Of `[rows, width]`.
-    pub(super) fn of(&self, ops: &Ops, x: &Array) -> Result<Array> {
+    /// The MLP of `x`, `[rows, width]`.
+    pub(super) fn apply(&self, ops: &Ops, x: &Array) -> Result<Array> {
         let mut hidden = ops.linear(x, &self.input)?;
         hidden = ops.map(&hidden, Map::Activation(self.activation))?;
         Ok(ops.linear(&hidden, &self.output)?)
@@ -60,6 +60,6 @@ impl PlainMlp {
 
 impl FeedForward for PlainMlp {
     fn forward(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array> {
-        self.of(pass.ops(), x)
+        self.apply(pass.ops(), x)
     }
 }

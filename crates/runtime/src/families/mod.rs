@@ -1,9 +1,9 @@
 //! Model families: one file each, and the registry that picks one by `model_type`.
-//! A file holds the family's `Config` and whatever of the blocks `Attention`, `Mlp`, `DecoderBlock`,
-//! `Model` is its own; `dense` holds those blocks for the families that share them.
+//! A file holds the family's `Config` and its own blocks; `dense` holds `Attention`, `Mlp`,
+//! `DecoderBlock` and `Model` for the families that share them.
 //!
 //! Field names are the checkpoint's. Masks, rotary embeddings, norms, attention and caches live in
-//! `mlxcel-core`, once; what several families read from `config.json` lives in `config`, once.
+//! `mlxcel-core`, once; `config` has the parts of `config.json` that several families read.
 
 mod config;
 mod deepseek;
@@ -63,20 +63,20 @@ use crate::{Error, Result};
 
 /// A decoder that maps a ragged batch of tokens to hidden states and logits.
 pub trait LanguageModel {
-    /// What each layer with attention keeps per sequence, in layer order.
+    /// Keys and values of each layer with attention, in layer order.
     fn cache_layout(&self) -> Vec<LayerLayout>;
 
-    /// What each recurrent layer keeps per sequence, in layer order, the others left out.
+    /// State of each recurrent layer, in layer order.
     fn state_layout(&self) -> Vec<StateLayout> {
         Vec::new()
     }
 
-    /// What each cross-attention layer keeps per row of an image, in layer order, the others left out.
+    /// Keys and values of each cross-attention layer per row of an image, in layer order.
     fn cross_layout(&self) -> Vec<LayerLayout> {
         Vec::new()
     }
 
-    /// Tokens that the model reads and never writes, behind those of its vocabulary.
+    /// Number of input-only tokens after those of the vocabulary.
     fn extra_tokens(&self) -> usize {
         0
     }
@@ -90,10 +90,10 @@ pub trait LanguageModel {
     /// Logits `[rows, vocab]` of hidden states `[rows, hidden]`.
     ///
     /// # Errors
-    /// As [`Self::forward`].
+    /// Errors of [`Self::forward`].
     fn logits(&self, ops: &Ops, hidden: &Array) -> Result<Array>;
 
-    /// What turns images into rows of a pass, where the model and its checkpoint have it.
+    /// The image encoder, where the model and its checkpoint have one.
     fn images(&self) -> Option<&dyn ImageEncoder> {
         None
     }
@@ -114,9 +114,9 @@ pub trait LanguageModel {
     }
 }
 
-/// What turns an image into rows among those of tokens.
+/// Encoder of images as rows of a pass.
 pub trait ImageEncoder {
-    /// The rows of an image, what they see and where they stand.
+    /// The rows of an image, their attention and their positions.
     ///
     /// # Errors
     /// An image of another size, or operations that cannot be built.
@@ -184,7 +184,7 @@ pub fn load(weights: &Weights, config: &Value) -> Result<Box<dyn LanguageModel>>
 /// or when the configuration states sizes that no model can have.
 ///
 /// # Errors
-/// As [`load`].
+/// Errors of [`load`].
 pub fn check_supported(config: &Value) -> Result<()> {
     let model_type = model_type(config)?;
     if !supported().any(|name| name == model_type) {

@@ -8,7 +8,7 @@ use super::dense::{FeedForward, Mlp};
 use crate::Result;
 use crate::loading::{Bias, ExpertShape, Weights};
 
-/// What gate, up and down are called in most checkpoints.
+/// Names of gate, up and down in most checkpoints.
 pub(super) const NAMES: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 
 /// `Σ weight · expert(x)` over the experts that the router chooses, and the shared ones.
@@ -19,8 +19,8 @@ pub(super) struct Moe {
 }
 
 impl Moe {
-    /// Reads the router `gate` and the experts; `bias` names what is added to the scores for the
-    /// choice, where there is such a thing.
+    /// Reads the router `gate` and the experts; `bias` names the bias on the scores for the choice,
+    /// where there is one.
     pub(super) fn load(
         w: &Weights,
         shape: ExpertShape,
@@ -44,7 +44,7 @@ impl FeedForward for Moe {
     }
 }
 
-/// Layers of both kinds in one model.
+/// For models with layers of several kinds.
 impl FeedForward for Box<dyn FeedForward> {
     fn forward(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array> {
         self.as_ref().forward(pass, x)

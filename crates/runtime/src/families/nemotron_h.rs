@@ -57,9 +57,9 @@ fn norm(d: &DecoderConfig) -> NormRule {
 }
 
 /// A feed-forward part as a layer of its own: it keeps nothing of a sequence.
-struct Alone<F>(F);
+struct MlpLayer<F>(F);
 
-impl<F: FeedForward> Mixer for Alone<F> {
+impl<F: FeedForward> Mixer for MlpLayer<F> {
     fn layer_state(&self) -> LayerState {
         LayerState::default()
     }
@@ -78,7 +78,9 @@ fn layer(w: &Weights, d: &DecoderConfig, c: &Config, layer: usize) -> Result<Box
             let bias = ProjectionBias::all(Bias::when(c.attention_bias));
             Ok(Box::new(Attention::load(w, hidden, d.heads(layer)?, bias, None)?))
         }
-        None if spec.dense().is_some() => Ok(Box::new(Alone(c.mlp(w, hidden, d.inner(layer)?)?))),
+        None if spec.dense().is_some() => {
+            Ok(Box::new(MlpLayer(c.mlp(w, hidden, d.inner(layer)?)?)))
+        }
         _ => Err(Error::config(format!(
             "layer {layer} has experts (supported: Mamba \"M\", attention \"*\", MLP \"-\")"
         ))),

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::config::{DecoderConfig, HeadShape};
 use super::dense::{Attention, DecoderBlock, Mlp, Model, ProjectionBias, Residual};
 use crate::Result;
-use crate::loading::{Bias, NormKind, NormRule, Weights};
+use crate::loading::{Bias, NormKind, Weights};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
@@ -30,11 +30,6 @@ fn attention(
     Ok(Attention { qk_norm: Some((q_norm, k_norm)), ..plain })
 }
 
-/// A residual with the norm `name` behind the part.
-fn normed_after(w: &Weights, name: &str, hidden: usize, norm: NormRule) -> Result<Residual> {
-    Ok(Residual { after: Some(w.norm(name, hidden, norm)?), ..Residual::default() })
-}
-
 pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
     let rope = d.rope.build(d.head_dim()?)?;
     let norm = d.sizes.norm(NormKind::Rms)?;
@@ -45,8 +40,8 @@ pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> 
         Ok(DecoderBlock {
             mixer: Box::new(attention),
             mlp: Box::new(mlp),
-            mixer_residual: normed_after(w, "post_attention_layernorm", hidden, norm)?,
-            mlp_residual: normed_after(w, "post_feedforward_layernorm", hidden, norm)?,
+            mixer_residual: Residual::after(w, "post_attention_layernorm", hidden, norm)?,
+            mlp_residual: Residual::after(w, "post_feedforward_layernorm", hidden, norm)?,
         })
     })
 }

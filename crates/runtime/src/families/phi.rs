@@ -1,4 +1,4 @@
-//! `phi`: Phi 1, 1.5 and 2: attention and MLP in parallel behind one layer norm, a part of each
+//! `phi`: Phi 1, 1.5 and 2: attention and MLP in parallel after one layer norm, a part of each
 //! head rotated, biases everywhere, the head's too.
 
 use mlxcel_core::layers::Norm;
@@ -11,7 +11,7 @@ use super::layer_state::{LayerState, StateIndex};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
-/// What the class takes where the configuration does not say.
+/// Defaults of the family's class.
 const ROPE: RopeDefaults = RopeDefaults { theta: 10_000.0, traditional: false, partial: 0.5 };
 
 #[derive(Debug, Deserialize)]

@@ -22,7 +22,7 @@ pub(super) fn load_at(places: [&Weights; 2], d: &DecoderConfig, rope: &Rope) -> 
     let hidden = d.sizes.hidden_size;
     let norm = d.sizes.norm(NormKind::Rms)?;
     let bias = ProjectionBias { qkv: Bias::Required, output: Bias::None };
-    Model::load_with(places, &d.sizes, ("norm", norm), |w, layer| {
+    Model::load_with(places, &d.sizes, "norm", norm, |w, layer| {
         let rope = Some(rope.clone());
         let attention = Attention::load(&w.at("self_attn"), hidden, d.heads(layer)?, bias, rope)?;
         let mlp = Mlp::load(&w.at("mlp"), hidden, d.inner(layer)?, Bias::None)?;

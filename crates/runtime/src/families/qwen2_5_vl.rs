@@ -1,5 +1,5 @@
-//! `qwen2_5_vl`: Qwen 2.5 with an image encoder (`qwen_vit`). Rows of an image stand on a grid: a third
-//! each of a head's frequencies, about, turns by a token's time, its height and its width (M-RoPE).
+//! `qwen2_5_vl`: Qwen 2.5 with an image encoder (`qwen_vit`). Rows of an image have positions on a
+//! grid: about a third each of a head's frequencies rotates by time, height and width (M-RoPE).
 
 use serde::Deserialize;
 
@@ -10,14 +10,14 @@ use super::with_encoder::WithEncoder;
 use crate::loading::Weights;
 use crate::{Error, Result};
 
-/// What the configuration has beside a decoder's.
+/// Configuration beyond that of a decoder.
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     vision_config: Option<qwen_vit::Config>,
 }
 
-/// Where the decoder and the head lie, and where the encoder: as published, as mlx-vlm converts them,
-/// as transformers 5 writes them.
+/// Paths of the decoder, the head and the encoder: as published, as mlx-vlm converts them, as
+/// transformers 5 writes them.
 const PLACES: [[&str; 3]; 3] = [
     ["model", "", "visual"],
     ["language_model.model", "language_model", "vision_tower"],

@@ -1,5 +1,5 @@
 //! `qwen3_next`: Qwen3-Next: three gated delta nets to one attention whose output is gated; experts,
-//! and one more that every token passes behind a gate of its own. [`Config`] and its parts are also
+//! and one more with a gate of its own that every token passes. [`Config`] and its parts are also
 //! Qwen 3.5's.
 
 use mlxcel_core::experts::RouteRule;
@@ -16,7 +16,7 @@ use super::moe::{Moe, NAMES};
 use crate::Result;
 use crate::loading::{Bias, ExpertShape, NormKind, NormRule, Weights};
 
-/// What is not in [`DecoderConfig`].
+/// Configuration beyond [`DecoderConfig`].
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(default)]
@@ -59,7 +59,8 @@ impl Mixer for GatedAttention {
     }
 
     fn forward(&self, pass: &mut Pass<'_>, index: StateIndex, x: &Array) -> Result<Array> {
-        let (ops, heads) = (pass.ops(), self.spec.query_heads());
+        let ops = pass.ops();
+        let heads = self.spec.query_heads();
         let [mut q, mut k, v] = ops.linears(x, [&self.q_proj, &self.k_proj, &self.v_proj])?;
         let gate;
         [q, gate] = ops.split_heads(&q, heads, self.spec.layout().key_dim)?;
@@ -73,7 +74,7 @@ impl Mixer for GatedAttention {
     }
 }
 
-/// Experts, and one that every token passes, weighed by a gate.
+/// Experts, and one that every token passes, weighted by a gate.
 struct GatedMoe {
     moe: Moe,
     shared_expert: Mlp,
@@ -109,7 +110,7 @@ impl FeedForward for GatedMoe {
     }
 }
 
-/// What every layer is read with.
+/// Parameters that all layers are read with.
 pub(super) struct Frame<'a> {
     pub(super) d: &'a DecoderConfig,
     pub(super) c: &'a Config,
@@ -125,7 +126,7 @@ fn block(w: &Weights, f: &Frame<'_>, layer: usize) -> Result<DecoderBlock> {
             let norm = NormRule { kind: NormKind::Rms, ..f.norm };
             let w = w.at("linear_attn");
             let shape = DeltaShape::new(&shape);
-            Box::new(DeltaNet::load(&w, hidden, &shape, (norm, f.projections))?)
+            Box::new(DeltaNet::load(&w, hidden, &shape, norm, f.projections)?)
         }
         _ => Box::new(GatedAttention::load(&w.at("self_attn"), hidden, f.d.heads(layer)?, f)?),
     };
@@ -136,8 +137,8 @@ fn block(w: &Weights, f: &Frame<'_>, layer: usize) -> Result<DecoderBlock> {
     DecoderBlock::pre_norm(w, hidden, f.norm, mixer, mlp)
 }
 
-/// Where the language model's tensors are, and its head: published files of a model with an image
-/// encoder, converted ones, and those of a language model alone have them in different places.
+/// Paths of the decoder and of its head, which differ between published files of a model with an image
+/// encoder, converted ones, and those of a language model alone.
 fn places<'w>(w: &Weights<'w>) -> [Weights<'w>; 2] {
     let published = w.at("model.language_model");
     let converted = w.at("language_model.model");
@@ -173,7 +174,7 @@ pub(super) fn load_with(
     let kind = if is_converted(&model, d)? { NormKind::Rms } else { NormKind::RmsPlusOne };
     let norm = d.sizes.norm_or(kind, 1e-6);
     let frame = Frame { d, c, norm, projections };
-    Model::load_with([&model, &head], &d.sizes, ("norm", norm), |w, i| block(w, &frame, i))
+    Model::load_with([&model, &head], &d.sizes, "norm", norm, |w, i| block(w, &frame, i))
 }
 
 pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {

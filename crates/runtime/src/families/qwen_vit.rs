@@ -1,10 +1,8 @@
-//! Qwen 2.5 VL's image encoder: patches of pictures of any size, layers of attention within windows
-//! and, here and there, among all patches, and a merger that makes one row of a square of them.
+//! Qwen 2.5 VL's image encoder: patches of images of any size, layers of attention within windows,
+//! some of them among all patches, and a merger that makes one row of a square of patches.
 //!
-//! Patches are computed in the order of the windows, those of a square together, and the rows put in
+//! Patches are computed in the order of the windows, those of a square adjacent; the rows are put in
 //! reading order at the end.
-
-use std::sync::Arc;
 
 use mlxcel_core::layers::{Linear, Norm};
 use mlxcel_core::{Activation, Array, ImageAttention, ImagePositions, Map, Ops, Rope};
@@ -72,7 +70,6 @@ impl Config {
             ("vision_config: temporal_patch_size", self.temporal_patch_size),
             ("vision_config: spatial_merge_size", self.spatial_merge_size),
         ])?;
-        let wrong = |what: String| Err(Error::config(format!("vision_config: {what}")));
         if self.in_channels != 3 {
             return wrong(format!("in_channels is {} (supported: 3)", self.in_channels));
         }
@@ -81,7 +78,8 @@ impl Config {
             return wrong(format!("out_hidden_size is {out}, but the decoder's width is {hidden}"));
         }
         if !self.hidden_size.is_multiple_of(4 * self.num_heads) {
-            let (width, heads) = (self.hidden_size, self.num_heads);
+            let width = self.hidden_size;
+            let heads = self.num_heads;
             return wrong(format!(
                 "hidden_size ({width}) is not 4 dimensions a head ({heads}) or a multiple"
             ));
@@ -102,7 +100,12 @@ impl Config {
     }
 }
 
-/// QwenVisionAttention within segments of patches.
+/// The error of a contradiction in `vision_config`.
+fn wrong<T>(what: String) -> Result<T> {
+    Err(Error::config(format!("vision_config: {what}")))
+}
+
+/// Attention within segments of patches.
 struct QwenVisionAttention {
     qkv: [Linear; 3],
     proj: Linear,
@@ -115,11 +118,11 @@ struct QwenVisionBlock {
     attn: QwenVisionAttention,
     norm2: Norm,
     mlp: Mlp,
-    /// Whether it attends among all patches.
+    /// True if it attends among all patches.
     full: bool,
 }
 
-/// The encoder with the merger behind it.
+/// The encoder and its merger.
 pub(super) struct QwenVisionTower {
     patch_embed: Linear,
     patches: PatchShape,
@@ -133,23 +136,25 @@ pub(super) struct QwenVisionTower {
     window: usize,
 }
 
-/// Where the patches of a picture are.
-struct Layout {
+/// Order and places of the patches of a picture.
+struct PatchOrder {
     /// Row and column of each patch, in the order of computation.
     places: Vec<(usize, usize)>,
     /// Patches of each window, in that order.
     windows: Vec<usize>,
-    /// For each square in reading order, where it was computed.
+    /// Index of each square, in reading order, in the order of computation.
     reading: Vec<usize>,
 }
 
-impl Layout {
-    /// Of `height` × `width` squares of `merge` × `merge` patches, in windows of `window` × `window`.
-    fn new((height, width): (usize, usize), merge: usize, window: usize) -> Self {
-        let (mut squares, mut windows) = (Vec::with_capacity(height * width), Vec::new());
+impl PatchOrder {
+    /// The order of `height` × `width` squares of `merge` × `merge` patches, in windows of `window` × `window`.
+    fn new(height: usize, width: usize, merge: usize, window: usize) -> Self {
+        let mut squares = Vec::with_capacity(height * width);
+        let mut windows = Vec::new();
         for top in (0..height).step_by(window) {
             for left in (0..width).step_by(window) {
-                let (bottom, right) = ((top + window).min(height), (left + window).min(width));
+                let bottom = (top + window).min(height);
+                let right = (left + window).min(width);
                 let rows = (top..bottom).flat_map(|row| (left..right).map(move |col| (row, col)));
                 let before = squares.len();
                 squares.extend(rows);
@@ -160,24 +165,28 @@ impl Layout {
         for (at, (row, col)) in squares.iter().enumerate() {
             reading[row * width + col] = at;
         }
-        let patches = |(row, col): &(usize, usize)| {
-            let (top, left) = (row * merge, col * merge);
-            (0..merge * merge).map(move |i| (top + i / merge, left + i % merge))
-        };
-        Self { places: squares.iter().flat_map(patches).collect(), windows, reading }
+        let mut places = Vec::with_capacity(squares.len() * merge * merge);
+        for (row, col) in squares {
+            let top = row * merge;
+            let left = col * merge;
+            places.extend((0..merge * merge).map(|i| (top + i / merge, left + i % merge)));
+        }
+        Self { places, windows, reading }
     }
 
     /// Row and column of each patch, for the rotary embedding.
-    fn coordinates(&self) -> Arc<[i32]> {
-        let fitting = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
-        self.places.iter().flat_map(|(row, col)| [fitting(*row), fitting(*col)]).collect()
+    fn coordinates(&self) -> Vec<i32> {
+        let places = self.places.iter().flat_map(|(row, col)| [*row, *col]);
+        places.map(|n| i32::try_from(n).unwrap_or(i32::MAX)).collect()
     }
 }
 
 impl QwenVisionBlock {
     fn load(w: &Weights, c: &Config, layer: usize, activation: Activation) -> Result<Self> {
-        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
-        let (attn, mlp) = (w.at("attn"), w.at("mlp"));
+        let hidden = c.hidden_size;
+        let inner = c.intermediate_size;
+        let attn = w.at("attn");
+        let mlp = w.at("mlp");
         Ok(Self {
             norm1: w.norm("norm1", hidden, NORM)?,
             attn: QwenVisionAttention {
@@ -196,19 +205,22 @@ impl QwenVisionBlock {
         })
     }
 
-    /// `turn` rotates queries and keys; `windows` are the patches of each window.
+    /// `coordinates` are row and column of each patch, `windows` the numbers of patches per window.
     fn forward(
         &self,
         ops: &Ops,
         x: &Array,
-        turn: &dyn Fn(&Array) -> Result<Array>,
+        rope: &Rope,
+        coordinates: &[i32],
         windows: &[usize],
     ) -> Result<Array> {
         let all = [windows.iter().sum()];
         let segments = if self.full { &all } else { windows };
         let QwenVisionAttention { qkv: [q, k, v], proj, heads } = &self.attn;
         let [q, k, v] = ops.linears(&ops.norm(x, &self.norm1)?, [q, k, v])?;
-        let attended = ops.encoder_attention([&turn(&q)?, &turn(&k)?, &v], *heads, segments)?;
+        let q = ops.rope_on_grid(&q, *heads, rope, coordinates)?;
+        let k = ops.rope_on_grid(&k, *heads, rope, coordinates)?;
+        let attended = ops.encoder_attention([&q, &k, &v], *heads, segments)?;
         let x = ops.add(x, &ops.linear(&attended, proj)?)?;
         let Mlp { gate_proj, up_proj, down_proj, activation } = &self.mlp;
         let inner = ops.glu(&ops.norm(&x, &self.norm2)?, gate_proj, up_proj, *activation)?;
@@ -220,9 +232,9 @@ impl QwenVisionTower {
     /// Reads the encoder at `w`, whose rows have `hidden` elements.
     pub(super) fn load(w: &Weights, c: &Config, hidden: usize) -> Result<Self> {
         c.check(hidden)?;
-        let film = Frames::Film(c.temporal_patch_size);
+        let video = Frames::Video(c.temporal_patch_size);
         let Patches { weight, shape } =
-            w.at("patch_embed").patches("proj", c.hidden_size, c.patch_size, film)?;
+            w.at("patch_embed").patches("proj", c.hidden_size, c.patch_size, video)?;
         let activation = activation(&c.hidden_act)?;
         let merger = w.at("merger");
         let merged = c.hidden_size * c.spatial_merge_size * c.spatial_merge_size;
@@ -247,9 +259,9 @@ impl QwenVisionTower {
     /// Height and width in squares that become rows.
     fn grid(&self, pixels: &Pixels) -> Result<(usize, usize)> {
         let unit = self.patches.size * self.merge;
-        let (width, height) = (pixels.width, pixels.height);
-        let whole = |side: usize| side > 0 && side.is_multiple_of(unit);
-        if whole(width) && whole(height) {
+        let width = pixels.width;
+        let height = pixels.height;
+        if [width, height].iter().all(|side| *side > 0 && side.is_multiple_of(unit)) {
             return Ok((height / unit, width / unit));
         }
         let what = format!("an image of {width} × {height} pixels in squares of {unit}²");
@@ -260,15 +272,13 @@ impl QwenVisionTower {
 impl ImageEncoder for QwenVisionTower {
     fn encode(&self, ops: &Ops, pixels: &Pixels) -> Result<EncodedImage> {
         let (height, width) = self.grid(pixels)?;
-        let layout = Layout::new((height, width), self.merge, self.window);
+        let layout = PatchOrder::new(height, width, self.merge, self.window);
         let patches = pixels.patches(self.patches, layout.places.iter().copied());
         let x = ops.activations(&patches, &self.patch_embed.weight)?;
         let mut x = ops.linear(&x, &self.patch_embed)?;
-        let (places, heads) =
-            (layout.coordinates(), self.blocks.first().map_or(1, |b| b.attn.heads));
-        let turn = |x: &Array| Ok(ops.rope_on_grid(x, heads, &self.rope, &places)?);
+        let coordinates = layout.coordinates();
         for block in &self.blocks {
-            x = block.forward(ops, &x, &turn, &layout.windows)?;
+            x = block.forward(ops, &x, &self.rope, &coordinates, &layout.windows)?;
             ops.eval_layer(&x)?;
         }
         let x = ops.merge_rows(&ops.norm(&x, &self.ln_q)?, self.merge * self.merge)?;
@@ -286,7 +296,7 @@ mod tests {
 
     #[test]
     fn squares_lie_in_windows_and_are_read_in_order() {
-        let layout = Layout::new((3, 5), 2, 2);
+        let layout = PatchOrder::new(3, 5, 2, 2);
         assert_eq!(layout.windows, [16, 16, 8, 8, 8, 4]);
         assert_eq!(layout.places[..6], [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3)]);
         assert_eq!(layout.places[8], (2, 0));

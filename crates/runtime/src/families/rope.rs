@@ -17,11 +17,11 @@ fn partial(dims: usize, factor: f64) -> usize {
     (dims as f64 * factor) as usize
 }
 
-/// What a family's class takes where the configuration does not say.
+/// Defaults of a family's class.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RopeDefaults {
     pub(super) theta: f64,
-    /// Whether neighbours are paired, rather than halves.
+    /// True if neighbours are paired, rather than halves.
     pub(super) traditional: bool,
     /// Share of a head that is rotated.
     pub(super) partial: f64,
@@ -47,7 +47,7 @@ pub(super) struct RopeConfig {
 }
 
 impl RopeConfig {
-    /// What is stated for layers of the type `kind` alone (transformers 5).
+    /// The parameters of layers of type `kind` (transformers 5).
     pub(super) fn of_layer_type(&self, kind: &str) -> Option<Self> {
         let parameters = self.rope_parameters.as_ref()?.get(kind)?.as_object()?.clone();
         Some(Self { rope_parameters: Some(parameters), ..Self::default() })
@@ -58,17 +58,22 @@ impl RopeConfig {
         self.build_or(head_dim, RopeDefaults::default())
     }
 
-    /// The same with a family's own defaults.
+    /// The rotary embedding of heads of `head_dim` dimensions, with a family's own defaults.
     pub(super) fn build_or(&self, head_dim: usize, defaults: RopeDefaults) -> Result<Rope> {
-        let nested = |key: &str| self.rope_parameters.as_ref().and_then(|p| p.get(key)?.as_f64());
-        let theta = self.rope_theta.or_else(|| nested("rope_theta")).unwrap_or(defaults.theta);
-        let share = self.partial_rotary_factor.or_else(|| nested("partial_rotary_factor"));
+        let theta = self.rope_theta.or_else(|| self.parameter("rope_theta"));
+        let theta = theta.unwrap_or(defaults.theta);
+        let share = self.partial_rotary_factor.or_else(|| self.parameter("partial_rotary_factor"));
         let dims = partial(head_dim, share.unwrap_or(defaults.partial));
         let traditional = self.rope_traditional.unwrap_or(defaults.traditional);
         Ok(Rope::new(dims, theta, traditional, &self.scaling()?)?)
     }
 
-    /// How many frequencies turn by time, height and width (M-RoPE), where that is stated.
+    /// A number of `rope_parameters`.
+    fn parameter(&self, key: &str) -> Option<f64> {
+        self.rope_parameters.as_ref()?.get(key)?.as_f64()
+    }
+
+    /// Numbers of frequencies that rotate by time, height and width (M-RoPE), where they are stated.
     pub(super) fn sections(&self) -> Option<Vec<usize>> {
         let map = self.rope_scaling.as_ref().or(self.rope_parameters.as_ref())?;
         let sections = map.get("mrope_section")?.as_array()?;

@@ -1,5 +1,5 @@
-//! SigLIP's image encoder, and Gemma 3's projector behind it: patches, layers of attention among all
-//! of them, means over squares, a norm and a projection to the decoder's width.
+//! SigLIP's image encoder and Gemma 3's projector: patches, layers of attention among all of them,
+//! means over squares, a norm and a projection to the decoder's width.
 
 use mlxcel_core::layers::{Linear, Norm, RmsNorm};
 use mlxcel_core::{Activation, Array, ImageAttention, ImagePositions, Ops};
@@ -72,11 +72,10 @@ impl Config {
         NormRule { kind: NormKind::Layer, eps: self.layer_norm_eps }
     }
 
-    /// Patches along a side, and how many of them a row of `tokens` squares takes the mean of.
+    /// Patches along a side of the image, and along a side of each of the `tokens` pooled squares.
     fn grid(&self, tokens: usize) -> Result<(usize, usize)> {
-        let wrong = |what: String| Err(Error::config(format!("vision_config: {what}")));
         if self.num_channels != 3 {
-            return wrong(format!("num_channels is {} (supported: 3)", self.num_channels));
+            return Err(wrong(format!("num_channels is {} (supported: 3)", self.num_channels)));
         }
         positive(&[
             ("vision_config: hidden_size", self.hidden_size),
@@ -85,20 +84,29 @@ impl Config {
             ("vision_config: patch_size", self.patch_size),
         ])?;
         if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            let (hidden, heads) = (self.hidden_size, self.num_attention_heads);
-            return wrong(format!("hidden_size ({hidden}) does not divide into {heads} heads"));
+            let hidden = self.hidden_size;
+            let heads = self.num_attention_heads;
+            return Err(wrong(format!(
+                "hidden_size ({hidden}) does not divide into {heads} heads"
+            )));
         }
-        let (side, small) = (self.image_size / self.patch_size, tokens.isqrt());
+        let side = self.image_size / self.patch_size;
+        let small = tokens.isqrt();
         if small == 0 || small * small != tokens || !side.is_multiple_of(small) {
-            return wrong(format!(
+            return Err(wrong(format!(
                 "{side}² patches do not make {tokens} tokens (mm_tokens_per_image)"
-            ));
+            )));
         }
         Ok((side, side / small))
     }
 }
 
-/// SiglipAttention among all patches.
+/// The error of a contradiction in `vision_config`.
+fn wrong(what: String) -> Error {
+    Error::config(format!("vision_config: {what}"))
+}
+
+/// Attention among all patches.
 struct SiglipAttention {
     q_proj: Linear,
     k_proj: Linear,
@@ -131,17 +139,17 @@ pub(super) struct SiglipTower {
 
 impl SiglipAttention {
     fn load(w: &Weights, c: &Config) -> Result<Self> {
-        let project = |name| w.linear(name, c.hidden_size, c.hidden_size, Bias::Required);
+        let hidden = c.hidden_size;
         Ok(Self {
-            q_proj: project("q_proj")?,
-            k_proj: project("k_proj")?,
-            v_proj: project("v_proj")?,
-            out_proj: project("out_proj")?,
+            q_proj: w.linear("q_proj", hidden, hidden, Bias::Required)?,
+            k_proj: w.linear("k_proj", hidden, hidden, Bias::Required)?,
+            v_proj: w.linear("v_proj", hidden, hidden, Bias::Required)?,
+            out_proj: w.linear("out_proj", hidden, hidden, Bias::Required)?,
             heads: c.num_attention_heads,
         })
     }
 
-    /// Of `[patches, hidden]`.
+    /// Attention of `x`, `[patches, hidden]`.
     fn forward(&self, ops: &Ops, x: &Array, patches: usize) -> Result<Array> {
         let [q, k, v] = ops.linears(x, [&self.q_proj, &self.k_proj, &self.v_proj])?;
         let attended = ops.encoder_attention([&q, &k, &v], self.heads, &[patches])?;
@@ -151,7 +159,8 @@ impl SiglipAttention {
 
 impl SiglipBlock {
     fn load(w: &Weights, c: &Config, activation: Activation) -> Result<Self> {
-        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        let hidden = c.hidden_size;
+        let inner = c.intermediate_size;
         let mlp = w.at("mlp");
         Ok(Self {
             layer_norm1: w.norm("layer_norm1", hidden, c.norm())?,
@@ -168,7 +177,7 @@ impl SiglipBlock {
     fn forward(&self, ops: &Ops, x: &Array, patches: usize) -> Result<Array> {
         let normed = ops.norm(x, &self.layer_norm1)?;
         let x = ops.add(x, &self.self_attn.forward(ops, &normed, patches)?)?;
-        let y = self.mlp.of(ops, &ops.norm(&x, &self.layer_norm2)?)?;
+        let y = self.mlp.apply(ops, &ops.norm(&x, &self.layer_norm2)?)?;
         Ok(ops.add(&x, &y)?)
     }
 }
@@ -198,7 +207,7 @@ impl SiglipTower {
             post_layernorm: tower.norm("post_layernorm", c.hidden_size, c.norm())?,
             pool,
             mm_soft_emb_norm: projector.rms_norm("mm_soft_emb_norm", c.hidden_size, norm)?,
-            mm_input_projection: projector.turned(
+            mm_input_projection: projector.transposed(
                 "mm_input_projection_weight",
                 c.hidden_size,
                 hidden,
@@ -209,7 +218,8 @@ impl SiglipTower {
 
 impl ImageEncoder for SiglipTower {
     fn encode(&self, ops: &Ops, pixels: &Pixels) -> Result<EncodedImage> {
-        let (width, height) = (pixels.width, pixels.height);
+        let width = pixels.width;
+        let height = pixels.height;
         if [width, height] != [self.image_size; 2] {
             let what = format!("an image of {width} × {height} pixels for {}²", self.image_size);
             return Err(ImageError::Preprocessor { what }.into());

@@ -1,4 +1,4 @@
-//! Layers of a mixer alone behind a norm, `x + mixer(norm(x))`, and the `backbone` that state space
+//! Layers that are a mixer after a norm, `x + mixer(norm(x))`, and the `backbone` that state space
 //! models make of them.
 
 use mlxcel_core::layers::Norm;
@@ -37,16 +37,16 @@ pub(super) fn backbone<M: Mixer + 'static>(
 ) -> Result<Model> {
     let backbone = w.at("backbone");
     let s = &d.sizes;
-    let layer = |w: &Weights, index| {
+    let layers = backbone.layers("layers", s.num_hidden_layers, |w, index| {
         let norm = w.norm("norm", s.hidden_size, norm)?;
         let mixer = Box::new(mixer(&w.at("mixer"), index)?);
         Ok(Box::new(SingleMixerBlock { norm, mixer }) as Box<dyn DecoderLayer>)
-    };
+    })?;
     Ok(Model {
         embed_tokens: backbone.embedding("embeddings", s.vocab_size, s.hidden_size)?,
         positions: None,
         embed_scale: None,
-        layers: backbone.layers("layers", s.num_hidden_layers, layer)?,
+        layers,
         norm: backbone.norm("norm_f", s.hidden_size, norm)?,
         lm_head: w.lm_head(s.tie_word_embeddings, s.hidden_size, s.vocab_size)?,
         logits: None,

@@ -1,5 +1,5 @@
-//! `smollm3`: SmolLM 3: llama's layout where every fourth layer has no rotary embedding, and the window if
-//! there is one.
+//! `smollm3`: SmolLM 3: llama's layout, where every fourth layer has no rotary embedding but the
+//! window, if there is one.
 
 use serde::Deserialize;
 

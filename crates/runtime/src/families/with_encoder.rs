@@ -1,4 +1,4 @@
-//! A dense decoder with an image encoder beside it, where the checkpoint has one.
+//! A dense decoder and its image encoder, where the checkpoint has one.
 
 use mlxcel_core::{Array, LayerLayout, Ops, Pass};
 
@@ -6,7 +6,7 @@ use super::dense::Model;
 use super::{ImageEncoder, LanguageModel};
 use crate::Result;
 
-/// The decoder, which takes image rows in the place of embeddings, and what makes them.
+/// The decoder, which takes image rows in place of embeddings, and the encoder that makes them.
 pub(super) struct WithEncoder<E> {
     pub(super) language_model: Model,
     pub(super) encoder: Option<E>,

@@ -20,7 +20,7 @@ pub(super) struct Rows {
     pub(super) first: usize,
     pub(super) count: usize,
     pub(super) total: usize,
-    /// Where the file holds the matrix as a stack of that many.
+    /// Number of matrices, where the file holds a stack of them.
     pub(super) parts: Option<usize>,
 }
 
@@ -49,7 +49,7 @@ impl Checkpoint {
     /// them, checks their headers.
     ///
     /// # Errors
-    /// A folder without weights, and whatever is wrong with them.
+    /// A folder without weights, and damaged ones.
     pub fn open(
         source: &ModelSource,
         config: Value,
@@ -105,14 +105,14 @@ impl Checkpoint {
         size_of(&self.config, key)
     }
 
-    /// Whether a tensor of this name exists.
+    /// Returns true if a tensor of this name exists.
     #[must_use]
     pub(super) fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
-    /// A checksum (FNV-1a) of every tensor's name, type, shape and bytes as they lie in memory now:
-    /// whoever uses the tensors must leave it as it is.
+    /// A checksum (FNV-1a) of every tensor's name, type, shape and current bytes, which a forward pass
+    /// must not change.
     ///
     /// # Errors
     /// Files that cannot be read.
@@ -131,8 +131,10 @@ impl Checkpoint {
     /// The rows `rows` of the tensor `name`, which must have the shape `expected` as a whole; a
     /// stack of matrices has one dimension more in the file.
     pub(super) fn tensor(&self, name: &str, expected: &[usize], rows: Rows) -> Result<Array> {
-        let missing = || Error::MissingTensor { name: name.to_owned(), dir: self.origin.clone() };
-        let (file, info) = self.tensors.get(name).ok_or_else(missing)?;
+        let Some((file, info)) = self.tensors.get(name) else {
+            let dir = self.origin.clone();
+            return Err(Error::MissingTensor { name: name.to_owned(), dir });
+        };
         let found: Vec<usize> =
             info.shape.iter().map(|&d| usize::try_from(d).unwrap_or(usize::MAX)).collect();
         let mut stored = expected.to_vec();
@@ -145,13 +147,12 @@ impl Checkpoint {
         }
         let dtype = array_dtype(name, info.dtype)?;
         let range = row_range(info, rows);
-        let too_large = |_| Error::config(format!("{name}: a dimension exceeds 2^31"));
         let mut shape: Vec<i32> = expected
             .iter()
             .map(|d| i32::try_from(*d))
             .collect::<std::result::Result<_, _>>()
-            .map_err(too_large)?;
-        shape[0] = i32::try_from(rows.count).map_err(too_large)?;
+            .map_err(|_| Error::config(format!("{name}: a dimension exceeds 2^31")))?;
+        shape[0] = i32::try_from(rows.count).expect("a range of rows is not larger than all rows");
         let mapped =
             self.files[*file].array(range, &shape, dtype).map_err(mlxcel_core::Error::from)?;
         Ok(mapped.array)
@@ -160,14 +161,14 @@ impl Checkpoint {
 
 /// The bytes of a row range; the header was checked, so the tensor lies within the file.
 fn row_range(info: &TensorInfo, rows: Rows) -> Range<usize> {
-    let as_usize = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-    let (start, end) = (as_usize(info.file_range.start), as_usize(info.file_range.end));
+    let Range { start, end } = info.file_range;
+    let [start, end] = [start, end].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
     let row_bytes = (end - start) / rows.total.max(1);
     start + rows.first * row_bytes..start + (rows.first + rows.count) * row_bytes
 }
 
 /// Reads a model's `config.json`, its language part flat and with its class's sizes
-/// ([`mlxcel_estimator::resolved_config`]). Whether a family runs it is not checked here.
+/// ([`mlxcel_estimator::resolved_config`]). It is not checked whether a family runs it.
 ///
 /// `Infinity` and `NaN`, which Python's tools write, are read as strings.
 ///

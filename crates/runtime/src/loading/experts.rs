@@ -1,5 +1,7 @@
 //! The matrices of a layer's experts, stacked or one by one, and those of latent attention.
 
+use std::ops::Range;
+
 use mlxcel_core::AbsorbedStorage;
 use mlxcel_core::experts::{ExpertMatrices, Experts, RouteRule};
 use mlxcel_core::layers::Weight;
@@ -8,22 +10,44 @@ use super::Weights;
 use super::checkpoint::Rows;
 use crate::Result;
 
-/// What the experts of a layer are called and how large they are.
+/// Sizes and names of the experts of a layer.
 #[derive(Clone, Copy, Debug)]
 pub struct ExpertShape {
     /// Elements of their input and output.
     pub hidden: usize,
     /// Elements between their matrices.
     pub inner: usize,
-    /// What gate, up and down are called where each expert has tensors of its own.
+    /// Names of gate, up and down where each expert has its own tensors.
     pub names: [&'static str; 3],
+}
+
+/// A tensor `[experts, rows, cols]`.
+#[derive(Clone, Copy)]
+struct FusedExperts<'a> {
+    name: &'a str,
+    experts: usize,
+    rows: usize,
+    cols: usize,
+}
+
+/// Sizes of the matrices of latent attention.
+#[derive(Clone, Copy, Debug)]
+pub struct LatentShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Elements of the latent.
+    pub latent: usize,
+    /// Elements of a query without its rotary part.
+    pub nope: usize,
+    /// Elements of a value.
+    pub value: usize,
 }
 
 impl Weights<'_> {
     /// The experts of a layer: `switch_mlp.{gate,up,down}_proj` with all of them in each (as MLX's
     /// checkpoints have them), or `experts.N.` and the names that `shape` gives.
     ///
-    /// `bias` names the vector that is added to the scores for the choice, where there is one.
+    /// `bias` names the bias on the scores for the choice, where there is one.
     ///
     /// # Errors
     /// Missing or misshapen tensors, by name, and a rule that cannot choose.
@@ -37,9 +61,9 @@ impl Weights<'_> {
         let ExpertShape { hidden, inner, names } = shape;
         let [gate, up, down] = names;
         let matrices = [
-            self.expert_matrices("gate_proj", gate, rule.experts, (inner, hidden))?,
-            self.expert_matrices("up_proj", up, rule.experts, (inner, hidden))?,
-            self.expert_matrices("down_proj", down, rule.experts, (hidden, inner))?,
+            self.expert_matrices("gate_proj", gate, rule.experts, inner, hidden)?,
+            self.expert_matrices("up_proj", up, rule.experts, inner, hidden)?,
+            self.expert_matrices("down_proj", down, rule.experts, hidden, inner)?,
         ];
         let bias = match bias {
             Some(name) => Some(self.vector(name, Rows::all(rule.experts))?),
@@ -48,12 +72,12 @@ impl Weights<'_> {
         Ok(Experts::new(matrices, rule, bias)?)
     }
 
-    /// The same of files that hold the matrices of all experts in two tensors, not quantised: gate
-    /// and up one after the other, `[experts, 2 · inner, hidden]`, and down, `[experts, hidden, inner]`;
-    /// where they lack the first, as [`Self::experts`].
+    /// The experts of files that hold all matrices in two tensors, not quantised: gate and up one after
+    /// the other, `[experts, 2 · inner, hidden]`, and down, `[experts, hidden, inner]`. Files without
+    /// the first are read by [`Self::experts`].
     ///
     /// # Errors
-    /// As [`Self::experts`].
+    /// Errors of [`Self::experts`].
     pub fn fused_experts(
         &self,
         shape: ExpertShape,
@@ -64,22 +88,30 @@ impl Weights<'_> {
             return self.experts(shape, rule, None);
         }
         rule.check().map_err(mlxcel_core::Error::from)?;
-        let (experts, hidden, inner) = (rule.experts, shape.hidden, shape.inner);
-        let part = |name: &str, (first, count): (usize, usize), [rows, cols]: [usize; 2]| {
-            let each = (0..experts).map(|expert| {
-                let all = Rows::stack(experts, rows);
-                let range = Rows { first: expert * rows + first, count, ..all };
-                let stored = self.stored_tensor(name, &[all.total, cols], range)?;
-                Ok(self.ops().matrix(Weight::Dense(stored))?)
-            });
-            Ok::<_, crate::Error>(self.ops().expert_matrices(each.collect::<Result<_>>()?)?)
-        };
+        let experts = rule.experts;
+        let hidden = shape.hidden;
+        let inner = shape.inner;
+        let gate_up = FusedExperts { name: gate_up, experts, rows: 2 * inner, cols: hidden };
+        let down = FusedExperts { name: down, experts, rows: hidden, cols: inner };
         let matrices = [
-            part(gate_up, (0, inner), [2 * inner, hidden])?,
-            part(gate_up, (inner, inner), [2 * inner, hidden])?,
-            part(down, (0, hidden), [hidden, inner])?,
+            self.expert_rows(gate_up, 0..inner)?,
+            self.expert_rows(gate_up, inner..2 * inner)?,
+            self.expert_rows(down, 0..hidden)?,
         ];
         Ok(Experts::new(matrices, rule, None)?)
+    }
+
+    /// Rows `range` of each expert's matrix.
+    fn expert_rows(&self, tensor: FusedExperts<'_>, range: Range<usize>) -> Result<ExpertMatrices> {
+        let FusedExperts { name, experts, rows, cols } = tensor;
+        let all = Rows::stack(experts, rows);
+        let mut matrices = Vec::with_capacity(experts);
+        for expert in 0..experts {
+            let own = Rows { first: expert * rows + range.start, count: range.len(), ..all };
+            let stored = self.stored_tensor(name, &[all.total, cols], own)?;
+            matrices.push(self.ops().matrix(Weight::Dense(stored))?);
+        }
+        Ok(self.ops().expert_matrices(matrices)?)
     }
 
     fn expert_matrices(
@@ -87,15 +119,19 @@ impl Weights<'_> {
         stacked: &str,
         separate: &str,
         experts: usize,
-        (rows, cols): (usize, usize),
+        rows: usize,
+        cols: usize,
     ) -> Result<ExpertMatrices> {
         let stack = self.at(&format!("switch_mlp.{stacked}"));
         if stack.has("weight") {
             return Ok(ExpertMatrices::Stacked(stack.matrix(Rows::stack(experts, rows), cols)?));
         }
-        let one = |expert| self.at(&format!("experts.{expert}.{separate}"));
-        let each = (0..experts).map(|expert| one(expert).matrix(Rows::all(rows), cols));
-        Ok(self.ops().expert_matrices(each.collect::<Result<_>>()?)?)
+        let mut matrices = Vec::with_capacity(experts);
+        for expert in 0..experts {
+            let own = self.at(&format!("experts.{expert}.{separate}"));
+            matrices.push(own.matrix(Rows::all(rows), cols)?);
+        }
+        Ok(self.ops().expert_matrices(matrices)?)
     }
 
     /// The matrices of absorbed latent attention, from a head's query to the latent and from the
@@ -106,12 +142,12 @@ impl Weights<'_> {
     /// Missing or misshapen tensors, by name.
     pub fn latent_matrices(
         &self,
-        heads: usize,
-        latent: usize,
-        (nope, value): (usize, usize),
+        shape: LatentShape,
         storage: AbsorbedStorage,
     ) -> Result<[Weight; 2]> {
-        let (embed, unembed) = (self.at("embed_q"), self.at("unembed_out"));
+        let LatentShape { heads, latent, nope, value } = shape;
+        let embed = self.at("embed_q");
+        let unembed = self.at("unembed_out");
         if embed.has("weight") {
             return Ok([
                 embed.matrix(Rows::stack(heads, latent), nope)?,

@@ -1,4 +1,4 @@
-//! A model's fingerprint: which model a measurement or a saved cache belongs to.
+//! Fingerprint of a model, which identifies the model of a measurement or a saved cache.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ const SAMPLE_BYTES: u64 = 64;
 
 /// A 64-bit hash (FNV-1a) of `config.json`, of every tensor's name, dtype and shape, in the order
 /// of names, and of 64 bytes from the middle of each, so that a fine-tuned model of the same shape
-/// is another model. Cheap: a page per tensor. No defence against someone who wants a collision.
+/// is another model. Cheap: a page per tensor. Not collision-resistant against an adversary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fingerprint(u64);
 
@@ -82,7 +82,7 @@ impl fmt::Display for Fingerprint {
     }
 }
 
-/// Start and length of what is read of a tensor, within its file.
+/// Start and length, within its file, of the hashed bytes of a tensor.
 fn sample(info: &TensorInfo) -> (u64, u64) {
     let len = info.size_bytes().min(SAMPLE_BYTES);
     (info.file_range.start + (info.size_bytes() - len) / 2, len)

@@ -1,7 +1,7 @@
 //! Matrices of 4-bit floats, and the experts of gpt-oss that are made of them.
 //!
-//! Its published files hold `NAME_blocks`, `[…, groups, 16]` bytes, and `NAME_scales`, the rows of
-//! gate and up taking turns; MLX's hold `NAME.weight` and `NAME.scales`, gate and up apart.
+//! Published files hold `NAME_blocks`, `[…, groups, 16]` bytes, and `NAME_scales`, the rows of gate and
+//! up interleaved; MLX's hold `NAME.weight` and `NAME.scales`, gate and up separately.
 
 use mlxcel_core::experts::{ExpertMatrices, Experts, RouteRule};
 use mlxcel_core::layers::{Mxfp4Weight, Weight};
@@ -50,10 +50,11 @@ impl Weights<'_> {
         let down = self.blocks("down_proj", Rows::stack(experts, hidden), inner)?;
         let down = ExpertMatrices::Stacked(self.ops().matrix(down)?);
         let both = self.expert_bias("gate_up_proj_bias", experts, 2 * inner)?;
-        let turn = |part| Ok::<_, Error>(self.ops().deinterleave_values(&both, part, 2)?);
-        let bias = |array| Ok::<_, Error>(self.ops().vector(array)?);
-        let down_bias = bias(self.expert_bias("down_proj_bias", experts, hidden)?)?;
-        Ok(([gate, up, down], [bias(turn(0)?)?, bias(turn(1)?)?, down_bias]))
+        let ops = self.ops();
+        let gate_bias = ops.vector(ops.deinterleave_values(&both, 0, 2)?)?;
+        let up_bias = ops.vector(ops.deinterleave_values(&both, 1, 2)?)?;
+        let down_bias = ops.vector(self.expert_bias("down_proj_bias", experts, hidden)?)?;
+        Ok(([gate, up, down], [gate_bias, up_bias, down_bias]))
     }
 
     fn converted_experts(
@@ -62,17 +63,22 @@ impl Weights<'_> {
         experts: usize,
     ) -> Result<([ExpertMatrices; 3], [Array; 3])> {
         let ExpertShape { hidden, inner, names: [gate, up, down] } = shape;
-        let stack = |name: &str, rows: usize, cols: usize| {
-            let matrix = self.at(name).matrix(Rows::stack(experts, rows), cols)?;
-            Ok::<_, Error>(ExpertMatrices::Stacked(matrix))
-        };
-        let bias = |name: &str, rows: usize| {
-            let stored = self.at(name).expert_bias("bias", experts, rows)?;
-            Ok::<_, Error>(self.ops().vector(stored)?)
-        };
-        let matrices =
-            [stack(gate, inner, hidden)?, stack(up, inner, hidden)?, stack(down, hidden, inner)?];
-        Ok((matrices, [bias(gate, inner)?, bias(up, inner)?, bias(down, hidden)?]))
+        let (gate, gate_bias) = self.at(gate).biased_stack(experts, inner, hidden)?;
+        let (up, up_bias) = self.at(up).biased_stack(experts, inner, hidden)?;
+        let (down, down_bias) = self.at(down).biased_stack(experts, hidden, inner)?;
+        Ok(([gate, up, down], [gate_bias, up_bias, down_bias]))
+    }
+
+    /// One matrix of all experts, `[experts, rows, cols]`, and its bias.
+    fn biased_stack(
+        &self,
+        experts: usize,
+        rows: usize,
+        cols: usize,
+    ) -> Result<(ExpertMatrices, Array)> {
+        let matrix = self.matrix(Rows::stack(experts, rows), cols)?;
+        let bias = self.ops().vector(self.expert_bias("bias", experts, rows)?)?;
+        Ok((ExpertMatrices::Stacked(matrix), bias))
     }
 
     /// `[experts, rows]` in the type of the files.
@@ -83,11 +89,10 @@ impl Weights<'_> {
     /// The matrix of `NAME_blocks` and `NAME_scales`.
     fn blocks(&self, name: &str, rows: Rows, cols: usize) -> Result<Weight> {
         let groups = self.groups(cols)?;
-        let part = |suffix: &str, shape: &[usize]| {
-            self.stored_tensor(&format!("{name}_{suffix}"), shape, rows)
-        };
-        let codes = part("blocks", &[rows.total, groups, GROUP / 2])?;
-        Ok(Weight::Mxfp4(Mxfp4Weight::new(codes, part("scales", &[rows.total, groups])?)?))
+        let shape = [rows.total, groups, GROUP / 2];
+        let codes = self.stored_tensor(&format!("{name}_blocks"), &shape, rows)?;
+        let scales = self.stored_tensor(&format!("{name}_scales"), &shape[..2], rows)?;
+        Ok(Weight::Mxfp4(Mxfp4Weight::new(codes, scales)?))
     }
 
     /// The matrix of `weight` and `scales`, as MLX has it.

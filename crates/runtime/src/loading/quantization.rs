@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::{Error, Result};
 
-/// How a layer is quantised.
+/// Quantisation of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scheme {
     /// MLX's integers with a scale and a bias per group.
@@ -24,15 +24,14 @@ impl Quantization {
     pub(super) fn from_config(config: &Value) -> Result<Self> {
         let block = config.get("quantization").or_else(|| config.get("quantization_config"));
         let Some(block) = block.and_then(Value::as_object) else { return Ok(Self::default()) };
-        let foreign = |method: &&str| match *method {
-            "mxfp4" => false,
-            "affine" => !block.contains_key("bits"),
-            _ => true,
-        };
-        if let Some(method) = block.get("quant_method").and_then(Value::as_str).filter(foreign) {
-            return Err(Error::config(format!(
-                "quantisation \"{method}\" is not supported (supported: MLX's affine format, mxfp4)"
-            )));
+        match block.get("quant_method").and_then(Value::as_str) {
+            None | Some("mxfp4") => {}
+            Some("affine") if block.contains_key("bits") => {}
+            Some(method) => {
+                return Err(Error::config(format!(
+                    "quantisation \"{method}\" is not supported (supported: MLX's affine format, mxfp4)"
+                )));
+            }
         }
         mode(block)?;
         Ok(Self { block: Some(block.clone()) })
@@ -50,14 +49,14 @@ impl Quantization {
         if mode(layer.unwrap_or(block))? == "mxfp4" {
             return Ok(Scheme::Mxfp4);
         }
-        let number = |key: &str| {
+        let [group_size, bits] = ["group_size", "bits"].map(|key| {
             let value = layer.and_then(|l| l.get(key)).or_else(|| block.get(key));
             let value = value.and_then(Value::as_u64).and_then(|v| usize::try_from(v).ok());
             value.ok_or_else(|| {
                 Error::config(format!("quantization.{key} of {path} is not a whole number"))
             })
-        };
-        Ok(Scheme::Affine { group_size: number("group_size")?, bits: number("bits")? })
+        });
+        Ok(Scheme::Affine { group_size: group_size?, bits: bits? })
     }
 }
 

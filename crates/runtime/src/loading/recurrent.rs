@@ -1,4 +1,4 @@
-//! The parameters of recurrent layers, which are fp32 whatever the files hold.
+//! Parameters of recurrent layers, which are fp32 whatever their type in the files.
 
 use mlxcel_core::layers::RmsNorm;
 use mlxcel_core::recurrent::Convolution;
@@ -44,21 +44,23 @@ impl Weights<'_> {
     pub fn convolution(
         &self,
         name: &str,
-        (channels, kernel): (usize, usize),
+        channels: usize,
+        kernel: usize,
         biased: bool,
         activation: Option<Activation>,
     ) -> Result<Convolution> {
-        self.scaled_convolution(name, (&vec![1.0; channels], kernel), biased, activation)
+        self.scaled_convolution(name, &vec![1.0; channels], kernel, biased, activation)
     }
 
-    /// The same of which channel `i` reads its input times `factors[i]`.
+    /// A convolution of which channel `i` reads its input times `factors[i]`.
     ///
     /// # Errors
-    /// As [`Self::convolution`].
+    /// Errors of [`Self::convolution`].
     pub fn scaled_convolution(
         &self,
         name: &str,
-        (factors, kernel): (&[f32], usize),
+        factors: &[f32],
+        kernel: usize,
         biased: bool,
         activation: Option<Activation>,
     ) -> Result<Convolution> {
@@ -74,8 +76,8 @@ impl Weights<'_> {
         Ok(Convolution::new(array(&taps, &[kernel, channels])?, bias, activation)?)
     }
 
-    /// Whether the filters of convolution `name` lie as MLX's converters put them,
-    /// `[channels, kernel, 1]`, who also fold factors and offsets into other tensors then.
+    /// Returns true if the filters of convolution `name` are `[channels, kernel, 1]`, as MLX's
+    /// converters write them, which also fold factors and offsets into other tensors.
     #[must_use]
     pub fn is_converted(&self, name: &str, channels: usize, kernel: usize) -> bool {
         let shape = [channels, kernel, 1];
@@ -101,11 +103,10 @@ impl Weights<'_> {
 }
 
 fn array(values: &[f32], shape: &[usize]) -> Result<Array> {
-    let too_large = |_| Error::config("a dimension exceeds 2^31");
     let shape: Vec<i32> = shape
         .iter()
         .map(|d| i32::try_from(*d))
         .collect::<std::result::Result<_, _>>()
-        .map_err(too_large)?;
+        .map_err(|_| Error::config("a dimension exceeds 2^31"))?;
     Ok(Array::from_slice(values, &shape).map_err(mlxcel_core::Error::from)?)
 }

@@ -1,4 +1,4 @@
-//! Where weights lie while they are used: in their files, mapped, or in memory of our own.
+//! Residence of weights during use: mapped files, or anonymous memory.
 
 use std::path::Path;
 
@@ -6,24 +6,25 @@ use mlxcel_core::KernelSet;
 
 use crate::memory::Available;
 
-/// Weights below this are mapped: the processor finds their addresses quickly anyhow.
+/// Weights below this are mapped: their page tables are small.
 const WORTH_READING_BYTES: u64 = 64 << 20;
 
-/// Where weights lie.
+/// Residence of weights during use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Residence {
     /// Read where huge pages make the kernels faster and the memory for it is free, else mapped.
     #[default]
     Auto,
-    /// In their files: nothing is read before it is used, and processes share what is cached.
+    /// Mapped files: nothing is read before its first use, and processes share the page cache.
     Mapped,
-    /// In memory of our own, in huge pages where the system has them: slower to load, faster to use.
+    /// Anonymous memory, in huge pages where the system has them: slower to load, faster to use.
     Read,
 }
 
 impl Residence {
-    /// Whether weights of `bytes` are read for kernels of `kernels` on this machine as it is now.
+    /// Returns true if weights of `bytes` are read into memory for kernels of `kernels`, given the
+    /// memory that is free now.
     #[must_use]
     pub fn reads(self, bytes: u64, kernels: KernelSet) -> bool {
         match self {
@@ -37,14 +38,14 @@ impl Residence {
     }
 }
 
-/// Whether the system below `root` gives huge pages to who asks for them.
+/// Returns true if the system below `root` gives huge pages on request.
 fn has_huge_pages(root: &Path) -> bool {
     let setting = root.join("sys/kernel/mm/transparent_hugepage/enabled");
     let setting = std::fs::read_to_string(setting).unwrap_or_default();
     ["[always]", "[madvise]"].iter().any(|on| setting.contains(on))
 }
 
-/// Whether so much memory is free beside what the files take in the system's cache.
+/// Returns true if so many bytes are available.
 fn is_free(bytes: u64) -> bool {
     let available = Available::find().ok().and_then(|available| available.bytes);
     available.is_some_and(|available| bytes <= available)
@@ -55,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn is_what_was_asked_for() {
+    fn explicit_choices_are_kept() {
         for kernels in [KernelSet::Host, KernelSet::Mlx] {
             for bytes in [0, 1 << 30, u64::MAX] {
                 assert!(Residence::Read.reads(bytes, kernels));
@@ -65,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_by_itself_only_where_that_pays_and_fits() {
+    fn auto_reads_only_large_weights_that_fit() {
         assert!(!Residence::Auto.reads(WORTH_READING_BYTES - 1, KernelSet::Host));
         assert!(!Residence::Auto.reads(WORTH_READING_BYTES, KernelSet::Mlx));
         assert!(!Residence::Auto.reads(u64::MAX, KernelSet::Host));
@@ -74,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_the_settings_of_linux() {
+    fn huge_page_settings_of_linux_are_read() {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("sys/kernel/mm/transparent_hugepage");
         assert!(!has_huge_pages(root.path()));

@@ -1,4 +1,4 @@
-//! The parameters of image encoders: kernels of patches, positions, matrices that are stored turned.
+//! Parameters of image encoders: patch kernels, positions, matrices that are stored transposed.
 
 use mlxcel_core::Array;
 use mlxcel_core::layers::{Linear, Weight};
@@ -12,17 +12,17 @@ use crate::{Error, Result};
 pub struct Patches {
     /// `[hidden, values of a patch]`.
     pub weight: Weight,
-    /// How a patch's values lie.
+    /// Layout of a patch's values.
     pub shape: PatchShape,
 }
 
-/// What an encoder reads at once.
+/// Number of frames that an encoder reads at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frames {
-    /// A picture.
+    /// A single image.
     One,
-    /// That many frames of a film.
-    Film(usize),
+    /// Several frames of a video.
+    Video(usize),
 }
 
 impl Weights<'_> {
@@ -42,7 +42,7 @@ impl Weights<'_> {
         let mut inner = vec![size, size];
         let frames = match frames {
             Frames::One => 1,
-            Frames::Film(frames) => {
+            Frames::Video(frames) => {
                 inner.insert(0, frames);
                 frames
             }
@@ -59,7 +59,7 @@ impl Weights<'_> {
         Ok(Patches { weight: self.ops().flat_matrix(&stored)?, shape })
     }
 
-    /// The vector `name` as this kernel set wants it.
+    /// The vector `name` in the type that the kernel set reads.
     ///
     /// # Errors
     /// A missing or misshapen tensor, by name.
@@ -67,7 +67,7 @@ impl Weights<'_> {
         self.vector(name, Rows::all(len))
     }
 
-    /// The matrix `name` as activations are: something that is added to them.
+    /// The matrix `name`, which is added to activations, in their type.
     ///
     /// # Errors
     /// A missing or misshapen tensor, by name.
@@ -75,11 +75,11 @@ impl Weights<'_> {
         Ok(self.ops().vector(self.stored_tensor(name, &[rows, cols], Rows::all(rows))?)?)
     }
 
-    /// The projection whose matrix `name` is stored as `[cols, rows]`: a turned copy.
+    /// The projection whose matrix `name` is stored as `[cols, rows]`: a transposed copy.
     ///
     /// # Errors
     /// A missing or misshapen tensor, by name.
-    pub fn turned(&self, name: &str, cols: usize, rows: usize) -> Result<Linear> {
+    pub fn transposed(&self, name: &str, cols: usize, rows: usize) -> Result<Linear> {
         let stored = self.stored_tensor(name, &[cols, rows], Rows::all(cols))?;
         let weight = Weight::Dense(self.ops().transposed(&stored, 0..rows)?);
         Ok(Linear { weight: self.ops().matrix(weight)?, bias: None })

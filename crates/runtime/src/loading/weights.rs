@@ -1,4 +1,4 @@
-//! Parameters by name and shape, as the kernel set wants them.
+//! Parameters by name and shape, in the form that the kernel set reads.
 
 use std::cell::RefCell;
 
@@ -11,24 +11,24 @@ use super::quantization::{Quantization, Scheme};
 use crate::progress::Progress;
 use crate::{Error, Result};
 
-/// Whether a projection has a bias.
+/// Presence of a projection's bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bias {
-    /// It has none.
+    /// No bias.
     None,
-    /// It must have one.
+    /// A bias, which must be in the files.
     Required,
 }
 
 impl Bias {
-    /// Required when the configuration says so.
+    /// [`Self::Required`] if the configuration asks for a bias.
     #[must_use]
     pub fn when(configured: bool) -> Self {
         if configured { Self::Required } else { Self::None }
     }
 }
 
-/// What kind of norm a family has.
+/// Kind of a norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormKind {
     /// Root mean square.
@@ -39,10 +39,10 @@ pub enum NormKind {
     Layer,
 }
 
-/// A kind of norm and what it adds to the variance or mean square.
+/// Kind of a norm and its epsilon.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NormRule {
-    /// What is computed.
+    /// Kind of the norm.
     pub kind: NormKind,
     /// Added under the root.
     pub eps: f32,
@@ -50,19 +50,19 @@ pub struct NormRule {
 
 /// A checkpoint's tensors below a path such as `model.layers.3.mlp`.
 pub struct Weights<'a> {
-    source: &'a Source<'a>,
+    source: &'a WeightSource<'a>,
     prefix: String,
 }
 
-/// What all views of one checkpoint share.
-pub struct Source<'a> {
+/// A checkpoint and the operations that its tensors are prepared for.
+pub struct WeightSource<'a> {
     checkpoint: &'a Checkpoint,
     quantization: Quantization,
     ops: &'a Ops,
     progress: RefCell<&'a mut dyn Progress>,
 }
 
-impl<'a> Source<'a> {
+impl<'a> WeightSource<'a> {
     /// Reads the quantisation of the checkpoint.
     ///
     /// # Errors
@@ -96,11 +96,17 @@ impl<'a> Weights<'a> {
         self.source.root()
     }
 
+    /// The tensors below `path`, which may be empty, of the whole checkpoint.
+    #[must_use]
+    pub fn below(&self, path: &str) -> Self {
+        if path.is_empty() { self.root() } else { self.at(path) }
+    }
+
     fn path(&self, name: &str) -> String {
         if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
     }
 
-    /// Whether `name` is among the tensors.
+    /// Returns true if `name` is among the tensors.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.source.checkpoint.has(&self.path(name))
@@ -109,7 +115,7 @@ impl<'a> Weights<'a> {
     /// Builds layers `{name}.0` to `{name}.{count − 1}`, reporting progress.
     ///
     /// # Errors
-    /// What `build` fails with.
+    /// Errors of `build`.
     pub fn layers<T>(
         &self,
         name: &str,
@@ -136,7 +142,7 @@ impl<'a> Weights<'a> {
     /// Projections that the files hold stacked in one matrix: row ranges of it, without a copy.
     ///
     /// # Errors
-    /// As [`Self::linear`].
+    /// Errors of [`Self::linear`].
     pub fn fused_linear<const N: usize>(
         &self,
         name: &str,
@@ -150,10 +156,10 @@ impl<'a> Weights<'a> {
         })
     }
 
-    /// The same where the files hold the matrix as `[in, out]` (GPT-2): a transposed copy.
+    /// Projections that the files hold stacked in one matrix as `[in, out]` (GPT-2): transposed copies.
     ///
     /// # Errors
-    /// As [`Self::linear`].
+    /// Errors of [`Self::linear`].
     pub fn transposed_linear<const N: usize>(
         &self,
         name: &str,
@@ -176,17 +182,17 @@ impl<'a> Weights<'a> {
     /// A token embedding table.
     ///
     /// # Errors
-    /// As [`Self::linear`].
+    /// Errors of [`Self::linear`].
     pub fn embedding(&self, name: &str, vocab: usize, hidden: usize) -> Result<Embedding> {
         Ok(Embedding { weight: self.at(name).matrix(Rows::all(vocab), hidden)? })
     }
 
     /// The output head, or `None` where the embedding serves as one.
     ///
-    /// A configuration that does not say (`tied` is `None`) means what the files hold.
+    /// Without an entry in the configuration (`tied` is `None`) the files decide.
     ///
     /// # Errors
-    /// As [`Self::linear`].
+    /// Errors of [`Self::linear`].
     pub fn lm_head(
         &self,
         tied: Option<bool>,
@@ -200,7 +206,7 @@ impl<'a> Weights<'a> {
     /// A norm over `dim` dimensions.
     ///
     /// # Errors
-    /// As [`Self::linear`].
+    /// Errors of [`Self::linear`].
     pub fn norm(&self, name: &str, dim: usize, rule: NormRule) -> Result<Norm> {
         if rule.kind != NormKind::Layer {
             return self.rms_norm(name, dim, rule).map(Norm::Rms);
@@ -214,7 +220,7 @@ impl<'a> Weights<'a> {
     /// An RMS norm over `dim` dimensions.
     ///
     /// # Errors
-    /// As [`Self::linear`], and a rule of another kind.
+    /// Errors of [`Self::linear`], and a rule of another kind.
     pub fn rms_norm(&self, name: &str, dim: usize, rule: NormRule) -> Result<RmsNorm> {
         let layer = self.at(name);
         let weight = match rule.kind {
@@ -231,7 +237,7 @@ impl<'a> Weights<'a> {
     /// The elements of the vector `name` in fp32.
     ///
     /// # Errors
-    /// As [`Self::linear`].
+    /// Errors of [`Self::linear`].
     pub fn values(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         Ok(self.source.ops.to_f32(&self.stored_vector(name, Rows::all(len))?)?)
     }
@@ -243,7 +249,7 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// What the tensors are prepared for.
+    /// The operations that the tensors are prepared for.
     pub(super) fn ops(&self) -> &Ops {
         self.source.ops
     }
@@ -273,7 +279,8 @@ impl<'a> Weights<'a> {
                 Scheme::Mxfp4 => self.mxfp4(rows, cols),
             };
         }
-        let (name, shape) = (self.path("weight"), [rows.total, cols]);
+        let name = self.path("weight");
+        let shape = [rows.total, cols];
         Ok(Weight::Dense(self.source.checkpoint.tensor(&name, &shape, rows)?))
     }
 
@@ -285,18 +292,11 @@ impl<'a> Weights<'a> {
                 self.prefix
             )));
         }
-        let part = |name: &str, width: usize| {
-            self.source.checkpoint.tensor(&self.path(name), &[rows.total, width], rows)
-        };
-        let codes = part("weight", cols * bits / 32)?;
-        let groups = cols / group_size;
-        Ok(Weight::Affine(AffineWeight::new(
-            codes,
-            part("scales", groups)?,
-            part("biases", groups)?,
-            group_size,
-            bits,
-        )?))
+        let groups = [rows.total, cols / group_size];
+        let codes = self.stored_tensor("weight", &[rows.total, cols * bits / 32], rows)?;
+        let scales = self.stored_tensor("scales", &groups, rows)?;
+        let biases = self.stored_tensor("biases", &groups, rows)?;
+        Ok(Weight::Affine(AffineWeight::new(codes, scales, biases, group_size, bits)?))
     }
 }
 

@@ -8,7 +8,7 @@ use mlxcel_estimator::{
 };
 use mlxcel_runtime::engine::{ModelSource, NoProgress};
 use mlxcel_runtime::families::{self, LanguageModel};
-use mlxcel_runtime::loading::{Checkpoint, Residence, Source};
+use mlxcel_runtime::loading::{Checkpoint, Residence, WeightSource};
 use mlxcel_runtime::{ComputeDtype, KernelSet, OpsConfig, Precision, SequenceCache, SequenceRun};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -106,7 +106,7 @@ impl Loaded {
 
 fn model(checkpoint: &Checkpoint, ops: &Ops) -> Box<dyn LanguageModel> {
     let mut progress = NoProgress;
-    let source = Source::new(checkpoint, ops, &mut progress).unwrap();
+    let source = WeightSource::new(checkpoint, ops, &mut progress).unwrap();
     families::load(&source.root(), checkpoint.config()).unwrap()
 }
 

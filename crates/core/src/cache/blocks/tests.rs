@@ -1,4 +1,4 @@
-//! Blocks against a `Vec` of all rows ever appended: what attention may see is what was written,
+//! Blocks against a `Vec` of all rows ever appended: attention reads the rows that were written,
 //! and bytes are the estimator's.
 
 use std::num::NonZeroUsize;
@@ -72,8 +72,8 @@ impl Sequence {
         self.v.extend(v);
     }
 
-    /// The queries of the last `tokens` tokens get from these blocks what they get from blocks
-    /// that dropped nothing.
+    /// Checks that the queries of the last `tokens` tokens read the same from these blocks as from
+    /// blocks that dropped nothing.
     fn check_attention(&self, pool: &Pool, tokens: usize) {
         // Queries of a delegated mode see sealed and open values, block by block.
         let Some(window) = self.window.filter(|_| !self.cache.breaks_at_blocks()) else { return };
@@ -370,7 +370,7 @@ fn a_chunk_after_single_tokens_finds_them() {
     sequence.check(KvMode::Fp16);
 }
 
-/// A trim unshares a block, but what the shared tokens overwrote stays lost.
+/// A trim unshares a block, but overwritten tokens stay lost.
 #[test]
 fn a_second_trim_does_not_find_overwritten_tokens() {
     let append = |tokens| Step::Append { sequence: 0, tokens, seed: 3 };

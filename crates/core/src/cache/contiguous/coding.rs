@@ -3,7 +3,7 @@
 //! Uses MLX's operations alone, so that nothing leaves the device. Scales, rounding, codebooks and
 //! signs are those of `mlxcel_kernels`. The order of codes in a row is decided here: int8 one to a byte; turbo4
 //! two neighbours to a byte, the first in the low half; turbo3 the magnitudes of four neighbours to a
-//! byte, and behind them the signs of eight to a byte.
+//! byte, followed by the signs of eight to a byte.
 
 use mlx_ffi::{Array, Dtype, ops};
 use mlxcel_kernels::kv::{INT8_CLIPS, INT8_LARGEST, KvFormat};
@@ -171,7 +171,7 @@ impl Turbo {
     }
 
     /// Codes and scales of `x`, `[…, dim]` in fp32. A row that is not finite, or whose length is not,
-    /// gets a scale that is not finite, so that the fault shows in what reads it.
+    /// gets a scale that is not finite, so that the fault shows in the result of attention.
     #[expect(clippy::cast_precision_loss, reason = "head dimensions are small")]
     fn encode(&self, x: &Array) -> Result<Vec<Array>> {
         let norm = ops::sqrt(&ops::sum(&ops::square(x)?, -1, true)?)?;

@@ -57,7 +57,7 @@ impl Rows {
         self.coding.decode(&self.sliced(tokens)?, dtype)
     }
 
-    /// Whether [`Self::read`] decodes.
+    /// Returns true if [`Self::read`] decodes.
     pub(super) fn is_coded(&self) -> bool {
         !matches!(self.coding, Coding::Float)
     }

@@ -38,7 +38,7 @@ fn on_mlx(body: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// A pseudo-random value in (−1, 1) that says where it stands and when it was written.
+/// A pseudo-random value in (−1, 1), determined by its place and the time of its writing.
 fn value(place: [usize; 4], coord: usize) -> f32 {
     let seed = place.iter().chain([&coord]).fold(0x9E37_79B9_7F4A_7C15, |hash: u64, &n| {
         (hash ^ n as u64).wrapping_mul(0xBF58_476D_1CE4_E5B9).rotate_left(27)
@@ -138,7 +138,7 @@ impl Trial {
         assert_eq!(self.cache.first + self.cache.len, self.written.len());
     }
 
-    /// Whether what is saved and taken over holds the same, and nothing else is taken over.
+    /// Checks that a restored cache is equal, and that other bytes are refused.
     fn save(&self) {
         let saved = self.cache.save().unwrap();
         let mut fresh = self.cache.clone();
@@ -282,7 +282,7 @@ fn a_rotation_is_the_kernels_and_is_undone() {
 }
 
 /// Bytes that MLX takes beyond what it held, at most, while `queries` tokens attend to `tokens` of a
-/// cache in each of six layers, one behind the other.
+/// cache in each of six layers, one after the other.
 fn attention_peak(mode: KvMode, [queries, tokens]: [usize; 2]) -> usize {
     let ops = Ops::new(&OpsConfig {
         kernels: KernelSet::Mlx,
@@ -308,7 +308,7 @@ fn attention_peak(mode: KvMode, [queries, tokens]: [usize; 2]) -> usize {
     mlx_ffi::memory::peak_bytes().unwrap() - before
 }
 
-/// What the estimator says that one token needs for a moment beside what fp16 does.
+/// The estimator's transient bytes of one token's decoding beyond those of fp16.
 fn decoding_estimate(mode: KvMode, context: u64) -> usize {
     let config = r#"{"model_type": "llama", "vocab_size": 8, "hidden_size": 512, "head_dim": 64,
         "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 8,

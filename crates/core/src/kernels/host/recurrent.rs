@@ -81,7 +81,7 @@ fn states<'a>(
     Ok(states)
 }
 
-/// Inputs of a scan: the steps of a run, and the parameters behind those of all runs.
+/// Inputs of a scan: the steps of a run; the parameters follow the steps of all runs.
 struct ScanInputs<'a> {
     inputs: HostInputs<'a>,
     widths: &'a [usize],

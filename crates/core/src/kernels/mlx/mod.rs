@@ -1,4 +1,4 @@
-//! The MLX kernel set: the operations that mlx-lm emits, run by run where MLX wants one sequence.
+//! The MLX kernel set: the operations that mlx-lm emits, run by run where MLX takes one sequence.
 
 mod activations;
 mod attention;

@@ -63,7 +63,8 @@ fn cos_sin(rope: &Rope, positions: &[i32]) -> [Vec<f32>; 2] {
         let by_pair = row.iter().zip(rope.sections());
         let by_pair = by_pair.flat_map(|(at, pairs)| std::iter::repeat_n(*at, *pairs));
         for (at, inverse) in by_pair.zip(inverse) {
-            let (sin, cos) = (at as f32 * inverse).sin_cos();
+            let angle = at as f32 * inverse;
+            let (sin, cos) = angle.sin_cos();
             table[0].push(cos);
             table[1].push(sin);
         }

@@ -20,7 +20,7 @@ fn row(x: &Array, token: usize) -> Result<Array> {
     Ok(ops::squeeze(&ops::squeeze(&part, 0)?, 0)?)
 }
 
-/// Steps from `state` through `tokens` tokens; the outputs are stacked behind a dimension of 1.
+/// Steps from `state` through `tokens` tokens; the outputs are stacked, with a leading dimension of 1.
 fn through(
     tokens: usize,
     mut state: Array,
