@@ -1,25 +1,24 @@
-//! The Rust declarations of the C ABI of MLX's shim: `crates/mlx-ffi/src/bindings.rs`, made
-//! from `shim/mlxcel_shim.h` and committed, so that a user needs no libclang.
+//! `cargo xtask bindgen`: the Rust declarations of the MLX shim's C ABI, `crates/mlx-ffi/src/bindings.rs`.
 //!
-//! bindgen is compiled only on demand: without the feature `bindgen`, [`run`] calls cargo to
-//! build and run xtask with it.
+//! They are generated from `shim/mlxcel_shim.h` and committed, so that users need no libclang. bindgen is
+//! compiled on demand: without the feature `bindgen`, [`run`] builds and runs xtask with it.
 
 use anyhow::Result;
 
 /// Command-line options of `cargo xtask bindgen`.
 #[derive(clap::Args)]
-pub struct Arguments {
-    /// Change nothing; fail where the committed file differs
+pub(crate) struct Arguments {
+    /// Change nothing; fail if the committed file differs
     #[arg(long)]
     check: bool,
 }
 
-/// Runs this task in an xtask that has bindgen in it.
+/// Runs this task in an xtask built with bindgen.
 ///
 /// # Errors
-/// As the task itself.
+/// Those of the task.
 #[cfg(not(feature = "bindgen"))]
-pub fn run(arguments: &Arguments) -> Result<()> {
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut command = std::process::Command::new("cargo");
     command.args(["run", "--quiet", "--locked", "--package", "xtask", "--features", "bindgen"]);
     command.args(["--", "bindgen"]).args(arguments.check.then_some("--check"));
@@ -30,12 +29,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Writes the declarations, or compares them with what is committed.
+/// Writes the declarations, or compares them with the committed ones.
 ///
 /// # Errors
-/// No libclang, a header that does not parse, or with `--check` a difference.
+/// Missing libclang, a header that does not parse, or with `--check` a difference.
 #[cfg(feature = "bindgen")]
-pub fn run(arguments: &Arguments) -> Result<()> {
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     use anyhow::{Context, bail};
 
     let root = mlxcel_testing::paths::workspace_root();
@@ -45,7 +44,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return std::fs::write(&path, made).context("writing the bindings");
     }
     if std::fs::read_to_string(&path).context("reading the bindings")? != made {
-        bail!("{} is not what `cargo xtask bindgen` makes", path.display());
+        bail!("{} is outdated: run `cargo xtask bindgen`", path.display());
     }
     Ok(())
 }

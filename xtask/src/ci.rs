@@ -1,16 +1,17 @@
-//! Everything that a change must pass, in order of how soon it can fail.
+//! All checks that a change must pass, fast ones first.
 //!
-//! Each step is a command that a person can repeat alone; `cargo xtask ci --only NAME` does.
+//! Each step is a command that can be repeated by itself: `cargo xtask ci --only NAME`.
 
 use crate::tidy;
 use anyhow::{Context, Result, bail};
 use mlxcel_testing::paths::{shared_folder, workspace_root};
+use std::ffi::OsString;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 /// Command-line options of `cargo xtask ci`.
 #[derive(clap::Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Run only these steps
     #[arg(long, value_name = "STEP", value_parser = step_names())]
     only: Vec<String>,
@@ -19,7 +20,7 @@ pub struct Options {
 enum Outcome {
     Passed,
     /// With the reason.
-    Skipped(&'static str),
+    Skipped(String),
 }
 
 struct Step {
@@ -34,9 +35,11 @@ const STEPS: &[Step] = &[
     Step { name: "deny", run: deny },
     Step { name: "bindings", run: bindings },
     Step { name: "no-compiler", run: no_compiler },
+    Step { name: "msrv", run: msrv },
     Step { name: "clippy", run: clippy },
     Step { name: "test", run: test },
     Step { name: "shared-tests", run: shared_tests },
+    Step { name: "address-sanitizer", run: address_sanitizer },
     Step { name: "openai-client", run: openai_client },
     Step { name: "page", run: page },
     Step { name: "demo", run: demo },
@@ -48,8 +51,8 @@ fn step_names() -> Vec<&'static str> {
     STEPS.iter().map(|step| step.name).collect()
 }
 
-/// Runs the steps, prints what each took, and stops at the first that fails.
-pub fn run(options: &Options) -> Result<()> {
+/// Runs the steps, prints the time of each, and stops at the first failure.
+pub(crate) fn run(options: &Options) -> Result<()> {
     let start = Instant::now();
     for step in STEPS {
         if !options.only.is_empty() && !options.only.iter().any(|name| name == step.name) {
@@ -80,8 +83,8 @@ fn bindings() -> Result<Outcome> {
     cargo(&["xtask", "bindgen", "--check"], &[])
 }
 
-/// Sizing must be embeddable where no C or C++ compiler is: a build script that asks for one
-/// gets a program that fails.
+/// Sizing must be embeddable without a C or C++ compiler: build scripts that ask for one get a program
+/// that fails.
 fn no_compiler() -> Result<Outcome> {
     let build = ["check", "--lib", "-p", "mlxcel-estimator", "-p", "mlxcel-advisor", "--locked"];
     cargo(&build, &[("CC", "false"), ("CXX", "false")])?;
@@ -100,7 +103,7 @@ fn no_compiler() -> Result<Outcome> {
     }
     let inverse = ["tree", "-p", "mlxcel-estimator", "-e", "normal", "-i", "mlx-ffi"];
     if quiet(&inverse)? {
-        bail!("`cargo {}` finds an arrow that must not be there", inverse.join(" "));
+        bail!("`cargo {}` finds mlx-ffi below the estimator", inverse.join(" "));
     }
     Ok(Outcome::Passed)
 }
@@ -109,10 +112,10 @@ fn test() -> Result<Outcome> {
     cargo(&["test", "--workspace", "--locked"], &[])
 }
 
-/// Tests that need `../shared` are ignored and named `shared_…`; `tidy` holds them to it.
+/// Tests that need `../shared` are ignored and named `shared_…`, as `tidy` enforces.
 fn shared_tests() -> Result<Outcome> {
     if shared_folder().is_none() {
-        return Ok(Outcome::Skipped("there is no ../shared"));
+        return skipped("no folder ../shared");
     }
     cargo(
         &[
@@ -130,7 +133,7 @@ fn shared_tests() -> Result<Outcome> {
     )
 }
 
-/// OpenAI's Python client against the server; pip fetches it once, into `target`.
+/// OpenAI's Python client against the server; pip installs it into `target` once.
 fn openai_client() -> Result<Outcome> {
     const PACKAGE: &str = "openai==3.52.0";
     let folder = workspace_root().join("target").join(PACKAGE);
@@ -158,12 +161,12 @@ fn openai_client() -> Result<Outcome> {
 /// The server's page in a headless browser.
 fn page() -> Result<Outcome> {
     const BROWSERS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
-    let there = |name: &str| {
+    let is_installed = BROWSERS.into_iter().any(|name| {
         let version = Command::new(name).arg("--version").stdout(Stdio::null()).status();
         version.is_ok_and(|status| status.success())
-    };
-    if !BROWSERS.into_iter().any(there) {
-        return Ok(Outcome::Skipped("there is no chromium"));
+    });
+    if !is_installed {
+        return skipped("Chromium is not installed");
     }
     let test = ["test", "-p", "cli", "--locked", "--test", "it"];
     let tests =
@@ -172,7 +175,7 @@ fn page() -> Result<Outcome> {
     cargo(&[&test[..], &browser].concat(), &[])
 }
 
-/// The first command of the README, in the dev profile and shorter: it must print a text.
+/// The first command of the README, shortened and in the dev profile: it must print a text.
 fn demo() -> Result<Outcome> {
     let generate = ["run", "--locked", "-p", "cli", "--", "generate", "-p", "Once upon a time"];
     let output = command(&generate)
@@ -191,7 +194,7 @@ fn doc() -> Result<Outcome> {
     cargo(&["doc", "--workspace", "--no-deps", "--locked"], &[("RUSTDOCFLAGS", "-D warnings")])
 }
 
-/// They lie outside the workspace; fuzzing needs nightly, compiling them does not.
+/// The fuzz targets are not in the workspace. Fuzzing needs nightly, compiling them does not.
 fn fuzz_targets() -> Result<Outcome> {
     cargo(&["check", "--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target/fuzz"], &[])
 }
@@ -205,12 +208,84 @@ fn unused_dependencies() -> Result<Outcome> {
 
 fn deny() -> Result<Outcome> {
     if !quiet(&["deny", "--version"])? {
-        return Ok(Outcome::Skipped("cargo-deny is not installed"));
+        bail!("cargo-deny is missing: run .ci/run, or cargo install cargo-deny --locked");
     }
     cargo(&["deny", "--all-features", "check", "licenses", "bans", "sources"], &[])
 }
 
-/// Runs cargo in the root of the workspace with these variables; fails when it does.
+/// The oldest supported Rust compiles everything, tests included.
+fn msrv() -> Result<Outcome> {
+    let version = env!("CARGO_PKG_RUST_VERSION");
+    let Some(toolchain) = toolchain(version)? else {
+        return skipped(&format!(
+            "Rust {version} is not installed: rustup toolchain install {version}"
+        ));
+    };
+    let toolchain = format!("+{toolchain}");
+    let check =
+        ["check", "--workspace", "--all-targets", "--locked", "--target-dir", "target/msrv"];
+    cargo(&[&[toolchain.as_str()][..], &check].concat(), &[])
+}
+
+/// Tests of the code that hands out memory by hand, and of the scalar kernels, with AddressSanitizer.
+///
+/// The pool, its scratch memory and the slab are used by all kernels; the guarded tests run every kernel
+/// on buffers that end at an inaccessible page. SIMD paths of the machine are left out: compiling them
+/// with a sanitizer takes longer than all else together.
+fn address_sanitizer() -> Result<Outcome> {
+    let Some(nightly) = toolchain("nightly")? else {
+        return skipped("nightly Rust is not installed: rustup toolchain install nightly");
+    };
+    let Some(target) = host(&nightly)? else {
+        return skipped("AddressSanitizer is not available for this machine");
+    };
+    let toolchain = format!("+{nightly}");
+    let test = ["test", "-p", "mlxcel-kernels", "--lib", "--locked", "--target", target.as_str()];
+    let filters = ["--", "pool::", "slab::", "aligned::", "scratch::", "allowance::", "guarded::"];
+    cargo(
+        &[&[toolchain.as_str()][..], &test, &["--target-dir", "target/asan"], &filters].concat(),
+        &[
+            ("RUSTFLAGS", "-Zsanitizer=address"),
+            ("MLXCEL_ISA", "scalar"),
+            // Line tables are enough for the reports, and one level of optimisation compiles fastest.
+            ("CARGO_PROFILE_DEV_OPT_LEVEL", "1"),
+        ],
+    )
+}
+
+/// The installed toolchain whose name is `channel`, `channel-HOST` or `channel.PATCH-HOST`.
+fn toolchain(channel: &str) -> Result<Option<String>> {
+    let output = match Command::new("rustup").args(["toolchain", "list"]).output() {
+        Ok(output) => String::from_utf8(output.stdout).context("rustup's output is not UTF-8")?,
+        // Rust without rustup has a single toolchain.
+        Err(_) => return Ok(None),
+    };
+    let names = output.lines().filter_map(|line| line.split_whitespace().next());
+    let mut names = names.filter(|name| {
+        let rest = name.strip_prefix(channel);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '.']))
+    });
+    Ok(names.next().map(str::to_owned))
+}
+
+/// The host of a toolchain if AddressSanitizer supports it.
+fn host(toolchain: &str) -> Result<Option<String>> {
+    const SUPPORTED: [&str; 3] =
+        ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin"];
+    let output = Command::new("rustup")
+        .args(["run", toolchain, "rustc", "-vV"])
+        .output()
+        .context("running rustup")?;
+    let version = String::from_utf8(output.stdout).context("rustc's output is not UTF-8")?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.filter(|host| SUPPORTED.contains(host)).map(str::to_owned))
+}
+
+fn skipped(reason: &str) -> Result<Outcome> {
+    Ok(Outcome::Skipped(reason.to_owned()))
+}
+
+/// Runs cargo in the root of the workspace with these variables.
 fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Outcome> {
     let status =
         command(arguments).envs(variables.iter().copied()).status().context("running cargo")?;
@@ -220,7 +295,7 @@ fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Whether cargo succeeds, without its output.
+/// True if cargo succeeds; discards its output.
 fn quiet(arguments: &[&str]) -> Result<bool> {
     let status = command(arguments)
         .stdout(Stdio::null())
@@ -230,11 +305,11 @@ fn quiet(arguments: &[&str]) -> Result<bool> {
     Ok(status.success())
 }
 
-/// Cargo as a person would call it: what the cargo that runs xtask says about xtask's package
-/// confuses some subcommands.
+/// Cargo with the environment of a shell: the variables about xtask's own package, set by the cargo that
+/// runs it, confuse some subcommands.
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new("cargo");
-    command.args(arguments).current_dir(workspace_root());
+    command.args(arguments).current_dir(workspace_root()).env("PATH", path_with_tools());
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
@@ -242,4 +317,12 @@ fn command(arguments: &[&str]) -> Command {
         }
     }
     command
+}
+
+/// `PATH` with the folder into which `.ci/run` installs cargo's subcommands.
+fn path_with_tools() -> OsString {
+    let mut path = workspace_root().join("target/tools/bin").into_os_string();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    path
 }

@@ -1,8 +1,9 @@
-//! A folder that runs on a machine without Rust: the program, MLX's library, completions, man pages.
+//! `cargo xtask dist`: a folder with the program, MLX's library, completions and manual pages that runs
+//! without Rust.
 //!
-//! The program looks for `libmlx` relative to itself (`crates/mlx-ffi/build/rpath.rs`), and the
-//! library for its own in `../../*.libs`, which is how a wheel lays them out: so this folder can be
-//! moved anywhere. It needs the C and C++ libraries of a system that is not older than this one.
+//! The program finds `libmlx` relative to itself (`crates/mlx-ffi/build/rpath.rs`), and the library finds
+//! its dependencies in `../../*.libs`, the layout of a wheel. The folder is therefore relocatable. It
+//! needs the C and C++ libraries of a system that is at least as new as this one.
 
 use anyhow::{Context, Result, bail, ensure};
 use mlxcel_testing::paths::workspace_root;
@@ -10,47 +11,46 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Shells whose completions are in the folder.
+/// Shells with a completion script in the folder, and the file's name.
 const SHELLS: [(&str, &str); 3] =
     [("bash", "mlxcel.bash"), ("zsh", "_mlxcel"), ("fish", "mlxcel.fish")];
 
 /// Command-line options of `cargo xtask dist`.
 #[derive(clap::Args)]
-pub struct Arguments {
-    /// The folder to make anew [default: target/dist/mlxcel-VERSION-ARCH-OS]
+pub(crate) struct Arguments {
+    /// Output folder, which is replaced [default: target/dist/mlxcel-VERSION-ARCH-OS]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
 
-/// Builds the program, gathers the folder, and runs a copy of it in an empty environment.
+/// Builds the program, assembles the folder, and runs a copy of it in an empty environment.
 ///
 /// # Errors
-/// A build that fails, a file that cannot be copied, a copy that does not run by itself.
-pub fn run(arguments: &Arguments) -> Result<()> {
+/// A failed build, a file that cannot be copied, or a copy that does not run by itself.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let built = build()?;
-    let (version, arch, os) =
-        (env!("CARGO_PKG_VERSION"), std::env::consts::ARCH, std::env::consts::OS);
-    let name = format!("mlxcel-{version}-{arch}-{os}");
-    let out = arguments.out.clone();
-    let out = out.unwrap_or_else(|| workspace_root().join("target/dist").join(name));
+    let version = env!("CARGO_PKG_VERSION");
+    let name = format!("mlxcel-{version}-{}-{}", std::env::consts::ARCH, std::env::consts::OS);
+    let default = workspace_root().join("target/dist").join(name);
+    let out = arguments.out.clone().unwrap_or(default);
     if out.exists() {
         ensure!(out.join("bin/mlxcel").is_file(), "{} is not a dist folder", out.display());
         std::fs::remove_dir_all(&out).with_context(|| format!("removing {}", out.display()))?;
     }
-    gather(&built, &out)?;
+    assemble(&built, &out)?;
     check(&out)?;
     eprintln!("{}: {} MiB", out.display(), size(&out)? >> 20);
     Ok(())
 }
 
-/// What the build has made, and what it links.
+/// Result of the build.
 struct Built {
     program: PathBuf,
-    /// The folder of `libmlx`.
+    /// Folder of the linked `libmlx`.
     library: PathBuf,
 }
 
-/// Builds in release mode; cargo says where things are.
+/// Builds in release mode; cargo's messages contain the paths.
 fn build() -> Result<Built> {
     let output = Command::new(env!("CARGO"))
         .args(["build", "--release", "-p", "cli", "--message-format=json-render-diagnostics"])
@@ -69,11 +69,13 @@ fn build() -> Result<Built> {
         .filter_map(|message| message["linked_paths"].as_array())
         .flatten()
         .filter_map(Value::as_str);
-    let folder = |path: &str| PathBuf::from(path.rsplit_once('=').map_or(path, |(_, path)| path));
-    let library = linked.map(folder).find(|folder| has_library(folder));
+    // Cargo prefixes some paths with their kind, as in `native=/folder`.
+    let library = linked
+        .map(|path| PathBuf::from(path.rsplit_once('=').map_or(path, |(_, path)| path)))
+        .find(|folder| has_library(folder));
     Ok(Built {
         program: program.context("cargo names no executable")?.into(),
-        // The build links the wheel's folder into its own; what lies beside it counts.
+        // The build links to the wheel's folder through a symlink; the wheel's other folders are needed.
         library: library
             .context("no linked folder holds libmlx: is it linked statically?")?
             .canonicalize()?,
@@ -84,11 +86,12 @@ fn has_library(folder: &Path) -> bool {
     ["libmlx.so", "libmlx.dylib"].iter().any(|name| folder.join(name).is_file())
 }
 
-fn gather(built: &Built, out: &Path) -> Result<()> {
+fn assemble(built: &Built, out: &Path) -> Result<()> {
     copy(&built.program, &out.join("bin/mlxcel"))?;
-    let libraries = |name: &str| name.starts_with("libmlx.") || name.ends_with(".metallib");
-    copy_some(&built.library, &out.join("lib/mlx/lib"), &libraries)?;
-    // A wheel keeps what its library needs two folders up.
+    copy_some(&built.library, &out.join("lib/mlx/lib"), &|name| {
+        name.starts_with("libmlx.") || name.ends_with(".metallib")
+    })?;
+    // A wheel keeps the dependencies of its library two folders up.
     if let Some(wheel) = built.library.ancestors().nth(2) {
         for entry in std::fs::read_dir(wheel)? {
             let path = entry?.path();
@@ -112,14 +115,14 @@ fn gather(built: &Built, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Runs a copy of the folder with nothing in its environment, and asks the loader what it takes.
+/// Runs a copy of the folder in an empty environment and checks which libraries it loads.
 fn check(out: &Path) -> Result<()> {
     let folder = std::env::temp_dir().join(format!("mlxcel-dist-{}", std::process::id()));
     let copied = copy_all(out, &folder).and_then(|()| {
         let program = folder.join("bin/mlxcel");
         let prompt = ["generate", "-p", "Once upon a time", "-n", "4", "--temp", "0"];
         let text = output(Command::new(&program).args(prompt).env_clear())?;
-        ensure!(!text.is_empty(), "the copy writes nothing");
+        ensure!(!text.is_empty(), "the copy generates no text");
         if cfg!(target_os = "linux") {
             loads_its_own(&program, &folder)?;
         }
@@ -129,12 +132,13 @@ fn check(out: &Path) -> Result<()> {
     copied
 }
 
-/// The build's own folder of `libmlx` is known to the program too, and may be on this machine.
+/// Checks that the program loads the copied libraries. It also knows the build's folder of `libmlx`, which
+/// exists on this machine.
 fn loads_its_own(program: &Path, folder: &Path) -> Result<()> {
     let listed = output(Command::new(program).env_clear().env("LD_TRACE_LOADED_OBJECTS", "1"))?;
     let inside = folder.display().to_string();
     for library in listed.lines().filter(|line| line.contains("libmlx") || line.contains("blas")) {
-        ensure!(library.contains(&inside), "the copy takes {}", library.trim());
+        ensure!(library.contains(&inside), "the copy loads {}", library.trim());
     }
     ensure!(listed.contains("libmlx"), "the copy does not load libmlx");
     Ok(())
@@ -146,7 +150,8 @@ fn output(command: &mut Command) -> Result<String> {
     if !output.status.success() {
         bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    String::from_utf8(output.stdout).with_context(|| format!("{command:?} writes no text"))
+    String::from_utf8(output.stdout)
+        .with_context(|| format!("{command:?} prints text that is not UTF-8"))
 }
 
 fn create_parent(path: &Path) -> Result<()> {
@@ -160,7 +165,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The files of a folder whose names are wanted, links followed.
+/// Copies the files of a folder whose names are wanted; follows links.
 fn copy_some(from: &Path, to: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
     for entry in std::fs::read_dir(from).with_context(|| format!("reading {}", from.display()))? {
         let path = entry?.path();
@@ -197,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_are_copied_whole_and_measured() {
+    fn folders_are_copied_recursively() {
         let folder = tempfile::tempdir().unwrap();
         let (from, to) = (folder.path().join("from"), folder.path().join("to"));
         std::fs::create_dir_all(from.join("a/b")).unwrap();

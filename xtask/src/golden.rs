@@ -10,7 +10,7 @@ use std::process::Command;
 
 /// Command-line options of `cargo xtask golden`.
 #[derive(clap::Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// A Python in which xtask/golden/requirements.txt is installed
     #[arg(long, default_value = "python3")]
     python: PathBuf,
@@ -22,7 +22,7 @@ pub struct Arguments {
 ///
 /// # Errors
 /// A name that is no configuration's; a Python without the pinned packages; a file that cannot be written.
-pub fn run(arguments: &Arguments) -> Result<()> {
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let checkpoints = workspace_root().join("target/golden");
     let all = arguments.names.is_empty();
     let names = if all { configurations()? } else { arguments.names.clone() };

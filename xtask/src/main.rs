@@ -1,4 +1,14 @@
-//! The command line of the maintenance tasks: `cargo xtask <task>`.
+//! Maintenance tasks of mlxcel: `cargo xtask TASK`.
+//!
+//! Nothing here links MLX, so that `cargo xtask …` builds in seconds.
+
+mod bench;
+mod bindings;
+mod calibrate;
+mod ci;
+mod dist;
+mod golden;
+mod tidy;
 
 use anyhow::Result;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -7,9 +17,8 @@ use mlxcel_testing::synth::{self, Dtype};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
-use xtask::{bench, bindings, calibrate, ci, dist, golden, tidy};
 
-/// Maintenance tasks of mlxcel. A user of mlxcel needs none of them.
+/// Maintenance tasks of mlxcel; users need none of them.
 #[derive(Parser)]
 #[command(name = "cargo xtask")]
 struct Args {
@@ -19,21 +28,21 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Everything that a change must pass, in order; the first failure stops
+    /// Run all checks that a change must pass, up to the first failure
     Ci(ci::Options),
-    /// The invariants of the code base that no compiler checks
+    /// Check the invariants that the compiler does not
     Tidy,
-    /// The Rust declarations of the C ABI of MLX's shim
+    /// Generate the Rust declarations of the MLX shim's C ABI
     Bindgen(bindings::Arguments),
-    /// A random-weights checkpoint with the shapes of any supported config.json
+    /// Write a random-weights checkpoint for any supported config.json
     SynthModel(SynthModel),
-    /// This project beside llama.cpp and mlx-lm, in one run
+    /// Compare with llama.cpp and mlx-lm, or KV cache modes with each other
     Bench(bench::Arguments),
-    /// Measures peaks against the estimate: the headroom factor and the error band
+    /// Compare measured memory peaks with the estimate: headroom factor and error band
     CalibrateHeadroom(calibrate::Arguments),
-    /// A folder with the program and MLX's library that runs without Rust, wherever it is moved
+    /// Build a relocatable folder with the program and MLX's library
     Dist(dist::Arguments),
-    /// Makes the goldens anew, with the pinned mlx-lm
+    /// Regenerate the goldens with the pinned mlx-lm
     Golden(golden::Arguments),
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
 use mlxcel_benches::{LLAMA_1B, Matrix, QWEN_05B, Shape, Storage, median_seconds};
 use mlxcel_kernels::elementwise::Glu;
-use mlxcel_kernels::matmul::{Precision, matmul, matmul_glu};
+use mlxcel_kernels::matmul::{GatedPair, Precision, matmul, matmul_glu};
 use mlxcel_kernels::probe::{Peak, multiply_adds_per_second, read_seconds};
 use mlxcel_kernels::{AlignedBuf, FloatType, Pool};
 
@@ -113,8 +113,9 @@ impl Model {
             let qkv = [l.q.view()?, l.k.view()?, l.v.view()?];
             matmul(pool, &x, &qkv, &mut [&mut q, &mut k, &mut v], precision)?;
             matmul(pool, &x, &[l.o.view()?], &mut [&mut out], precision)?;
-            let pair = (l.gate.view()?, l.up.view()?);
-            matmul_glu(pool, &x, pair, Glu::Silu, &mut wide, precision)?;
+            let gate = l.gate.view()?;
+            let pair = GatedPair { gate, up: l.up.view()?, activation: Glu::Silu };
+            matmul_glu(pool, &x, pair, &mut wide, precision)?;
             matmul(pool, &wide, &[l.down.view()?], &mut [&mut out], precision)?;
         }
         let mut logits = vec![0.0; vocabulary];

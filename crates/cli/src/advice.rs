@@ -6,16 +6,16 @@ use anyhow::Result;
 use mlxcel_advisor::{Measurements, advise};
 use mlxcel_estimator::{Machine, Workload};
 use mlxcel_runtime::engine::ModelSource;
-use mlxcel_runtime::eval::measurement::{Measurement, data_folder};
+use mlxcel_runtime::eval::measurement::{KvMeasurement, data_folder};
 use mlxcel_runtime::loading::Fingerprint;
-use mlxcel_runtime::preflight::Sized;
+use mlxcel_runtime::preflight::ModelFootprint;
 
 use crate::terminal::{Stdout, note};
 
 /// Prints the advisor's recommendation for `model`. Measurements are looked up by the fingerprint of
 /// `files`; there are none for a lone `config.json`.
 pub(crate) fn print(
-    model: &Sized,
+    model: &ModelFootprint,
     files: Option<&ModelSource>,
     workload: &Workload,
     machine: &Machine,
@@ -37,7 +37,7 @@ fn measurements(source: &ModelSource) -> Result<Option<Measurements>> {
     };
     // A configuration without weights has no fingerprint and no measurements.
     let Ok(fingerprint) = Fingerprint::of(source) else { return Ok(None) };
-    match Measurement::load(&data, fingerprint) {
+    match KvMeasurement::load(&data, fingerprint) {
         Ok(Some(found)) => Ok(Some(Measurements::from_json(&serde_json::to_string(&found)?)?)),
         Ok(None) => Ok(None),
         Err(error) => {

@@ -7,7 +7,7 @@ use mlxcel_estimator::KvMode;
 use mlxcel_runtime::bench::{Measurement, Plan, Test};
 use mlxcel_runtime::engine::Engine;
 use mlxcel_runtime::memory;
-use mlxcel_runtime::preflight::{Sized, keep_to_limit};
+use mlxcel_runtime::preflight::{ModelFootprint, enforce_memory_limit};
 use serde::Serialize;
 
 use crate::args::{Activations, ComputeArgs, ModelArgs};
@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     for name in &args.kv_cache_mode {
         let mode = KvMode::parse(name)?;
         let config = args.compute.engine(mode, Activations::GENERATING)?;
-        keep_to_limit(&Sized::read(&source)?)?;
+        enforce_memory_limit(&ModelFootprint::read(&source)?)?;
         let engine = Engine::load(&source, config, &mut Bars::new(interrupt.clone()))?;
         for plan in plans(args) {
             if interrupt.raised() {
@@ -105,7 +105,7 @@ impl Row {
             tokens_per_second: measured.tokens_per_second,
             stddev: measured.stddev,
             memory_baseline_bytes,
-            peak_resident_bytes: memory::Usage::now().peak_resident_bytes,
+            peak_resident_bytes: memory::MemoryUsage::now().peak_resident_bytes,
         }
     }
 }

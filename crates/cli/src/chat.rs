@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::builder::NonEmptyStringValueParser;
 use mlxcel_estimator::format_bytes;
-use mlxcel_runtime::ModelText;
+use mlxcel_runtime::Processor;
 use mlxcel_runtime::conversation::{AnswerOptions, Conversation, was_interrupted};
 use mlxcel_runtime::engine::{Engine, EngineConfig, Outcome};
 use mlxcel_runtime::loading::Residence;
@@ -69,7 +69,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let lines = Lines::new()?;
     let interrupt = Interrupt::install()?;
     let source = args.model.source()?;
-    let text = ModelText::load(&source)?;
+    let text = Processor::load(&source)?;
     let options = args.options(&text)?;
     let weights = args.compute.residence.or(Residence::Auto);
     let config = args.compute.engine(args.kv.mode()?, Activations::GENERATING)?;
@@ -91,7 +91,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 impl Args {
-    fn options(&self, text: &ModelText) -> Result<AnswerOptions> {
+    fn options(&self, text: &Processor) -> Result<AnswerOptions> {
         if self.system.is_some() && text.template().is_none() {
             anyhow::bail!("--system needs a model with a chat template");
         }

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use mlxcel_estimator::format_bytes;
 use mlxcel_runtime::FloatType;
-use mlxcel_runtime::convert::{self, Mixed, Options, Summary, Target};
+use mlxcel_runtime::convert::{self, ConvertOptions, ConvertSummary, MixedRecipe, WeightFormat};
 use mlxcel_runtime::engine::ModelSource;
 
 use crate::args::{ModelArgs, ThreadArgs};
@@ -63,8 +63,8 @@ pub(crate) struct QuantizeArgs {
     group_size: u16,
     /// Use more bits for sensitive layers: mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6
     #[arg(long, alias = "quant-predicate", value_name = "RECIPE", conflicts_with = "bits")]
-    #[arg(value_parser = Mixed::parse)]
-    mixed: Option<Mixed>,
+    #[arg(value_parser = MixedRecipe::parse)]
+    mixed: Option<MixedRecipe>,
 }
 
 /// Arguments of `mlxcel convert`.
@@ -78,17 +78,17 @@ pub(crate) struct ConvertArgs {
 /// Runs `mlxcel quantize`.
 pub(crate) fn quantize(args: &QuantizeArgs) -> Result<ExitCode> {
     let QuantizeArgs { bits, group_size, mixed, .. } = *args;
-    let target = Target::Affine { bits, group_size, mixed };
+    let target = WeightFormat::Affine { bits, group_size, mixed };
     args.common.run(target, "quantize")
 }
 
 /// Runs `mlxcel convert`.
 pub(crate) fn convert(args: &ConvertArgs) -> Result<ExitCode> {
-    args.common.run(Target::Plain, "convert")
+    args.common.run(WeightFormat::Float, "convert")
 }
 
 impl CommonArgs {
-    fn run(&self, target: Target, command: &'static str) -> Result<ExitCode> {
+    fn run(&self, target: WeightFormat, command: &'static str) -> Result<ExitCode> {
         let ModelSource::Folder(source) = self.model.source()? else {
             bail!(
                 "{command} needs a model: give one with -m DIR (the built-in one is already 4-bit)"
@@ -105,7 +105,7 @@ impl CommonArgs {
         let summary = convert::convert(
             &source,
             &self.out,
-            &Options { target, dtype },
+            &ConvertOptions { format: target, dtype },
             self.threads.count()?,
             &mut |done, total| {
                 bars.show(command, Unit::Bytes, done, total);
@@ -119,7 +119,7 @@ impl CommonArgs {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn report(&self, summary: &Summary, started: Instant) {
+    fn report(&self, summary: &ConvertSummary, started: Instant) {
         if !summary.dropped.is_empty() {
             let mut names = summary.dropped.clone();
             names.truncate(SHOWN_NAMES);

@@ -12,13 +12,13 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use mlxcel_estimator::KvMode;
-use mlxcel_runtime::ModelText;
+use mlxcel_runtime::Processor;
 use mlxcel_runtime::engine::{Engine, ModelSource};
-use mlxcel_runtime::eval::compare::Comparison;
-use mlxcel_runtime::eval::measurement::{self, Measurement, ModeRow};
+use mlxcel_runtime::eval::comparison::Comparison;
+use mlxcel_runtime::eval::measurement::{self, KvMeasurement, ModeRow};
 use mlxcel_runtime::eval::{self, Perplexity};
 use mlxcel_runtime::loading::Fingerprint;
-use mlxcel_runtime::preflight::{Sized, keep_to_limit};
+use mlxcel_runtime::preflight::{ModelFootprint, enforce_memory_limit};
 use serde_json::json;
 
 use crate::args::{Activations, ComputeArgs, KvArgs, ModelArgs};
@@ -72,7 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let source = args.model.source()?;
     let tokens = match &args.text {
         Some(path) => {
-            ModelText::load(&source)?.tokenizer().encode_verbatim(&crate::args::read_file(path)?)?
+            Processor::load(&source)?.tokenizer().encode_verbatim(&crate::args::read_file(path)?)?
         }
         None => args.tokens.clone(),
     };
@@ -81,7 +81,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     let first = modes.first().copied().unwrap_or_default();
     let config = args.compute.engine(first, Activations::Exact)?;
-    keep_to_limit(&Sized::read(&source)?)?;
+    enforce_memory_limit(&ModelFootprint::read(&source)?)?;
     let engine = Engine::load(&source, config, &mut Bars::new(interrupt.clone()))?;
     let window = args.window.unwrap_or_else(|| engine.context().unwrap_or(2048).min(2048));
     if window == 0 {
@@ -153,7 +153,7 @@ impl Job<'_> {
             }
             comparison.add(window)?;
         }
-        let measurement = Measurement {
+        let measurement = KvMeasurement {
             schema: measurement::SCHEMA.into(),
             fingerprint: fingerprint.to_string(),
             model: self.args.model.model.clone().unwrap_or_else(|| "built-in".into()),
@@ -168,7 +168,7 @@ impl Job<'_> {
 }
 
 /// Stores a measurement for the advisor. Failures are notes, since the result has been printed.
-fn store(measurement: &Measurement) {
+fn store(measurement: &KvMeasurement) {
     if measurement.scored_tokens == 0 {
         return;
     }
@@ -180,7 +180,7 @@ fn store(measurement: &Measurement) {
     }
 }
 
-fn print_comparison(args: &Args, measurement: &Measurement) -> Result<()> {
+fn print_comparison(args: &Args, measurement: &KvMeasurement) -> Result<()> {
     let text = if args.json {
         let report = json!({
             "schema": "mlxcel.eval/1",
@@ -197,7 +197,7 @@ fn print_comparison(args: &Args, measurement: &Measurement) -> Result<()> {
 }
 
 /// Formats a comparison as a table.
-fn table(measurement: &Measurement) -> String {
+fn table(measurement: &KvMeasurement) -> String {
     let mut text = format!(
         "{:<18}{:>12}{:>11}{:>12}{:>9}{:>16}\n",
         "cache", "perplexity", "change", "mean KL", "top-1", "bytes/token"
@@ -215,7 +215,7 @@ fn table(measurement: &Measurement) -> String {
             row.kv_mode, row.bytes_per_token,
         );
     }
-    let Measurement { scored_tokens, window, .. } = measurement;
+    let KvMeasurement { scored_tokens, window, .. } = measurement;
     text + &format!("{scored_tokens} tokens in windows of {window}; KL in nats, from fp16\n")
 }
 
@@ -282,7 +282,7 @@ mod tests {
             bytes_per_token: 1932,
         };
         let fp16 = ModeRow { kv_mode: "fp16".into(), mean_kl_nats: None, ..row.clone() };
-        let text = table(&Measurement {
+        let text = table(&KvMeasurement {
             schema: measurement::SCHEMA.into(),
             fingerprint: "0".into(),
             model: "m".into(),

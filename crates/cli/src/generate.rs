@@ -8,10 +8,10 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::builder::NonEmptyStringValueParser;
 use mlxcel_estimator::{DEFAULT_CONTEXT_TOKENS, Workload};
-use mlxcel_runtime::ModelText;
+use mlxcel_runtime::Processor;
 use mlxcel_runtime::engine::{self, Engine, Finish, Generation, ModelSource, Outcome};
 use mlxcel_runtime::memory;
-use mlxcel_runtime::preflight::{Sized, this_machine};
+use mlxcel_runtime::preflight::{ModelFootprint, this_machine};
 use mlxcel_runtime::sampling::{SamplingOptions, SamplingParams};
 use mlxcel_runtime::vision::{PlacedImage, RgbImage};
 
@@ -105,7 +105,7 @@ impl SamplingArgs {
 impl Args {
     /// Prints a recommendation for the requested context.
     fn recommend(&self, source: &ModelSource) -> Result<()> {
-        let mut model = Sized::read(source)?;
+        let mut model = ModelFootprint::read(source)?;
         if let Some(name) = &self.model.model {
             model.name.clone_from(name);
         }
@@ -141,7 +141,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         args.recommend(&source)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let text = ModelText::load(&source)?;
+    let text = Processor::load(&source)?;
     let sampling = args.sampling.params(text.sampling())?;
     let config = args.compute.engine(args.kv.mode()?, Activations::GENERATING)?;
     let pictures = args.prompt.pictures(&text)?;
@@ -175,7 +175,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         stop: &args.stop,
         ignore_eos: args.ignore_eos,
     };
-    let images = encode_images(&engine, &source, &pictures, &encoded.starts)?;
+    let images = encode_images(&engine, &source, &pictures, &encoded.image_starts)?;
     let request = Request { generation, images, echo: prompt.echo() };
     let outcome = stream(&engine, &text, &request, &mut bars)?;
     args.report(&Report::new(&engine, &outcome, load_time, baseline))?;
@@ -214,7 +214,7 @@ struct Request<'a> {
 /// Generates to stdout.
 fn stream(
     engine: &Engine,
-    text: &ModelText,
+    text: &Processor,
     request: &Request<'_>,
     bars: &mut Bars,
 ) -> Result<Outcome> {

@@ -11,7 +11,7 @@ use mlxcel_estimator::{
 };
 use mlxcel_hub::{self as hub, Hub, HubError};
 use mlxcel_runtime::engine::ModelSource;
-use mlxcel_runtime::preflight::{Sized, this_machine};
+use mlxcel_runtime::preflight::{ModelFootprint, this_machine};
 
 use crate::advice;
 use crate::args::{ChunkArgs, Dtype, KvArgs, ModelArgs};
@@ -78,7 +78,7 @@ impl Args {
     /// Context that the estimate is for.
     ///
     /// Sizes beyond the model's own context are allowed: they show what a longer one would cost.
-    fn context_tokens(&self, model: &Sized) -> Result<u64> {
+    fn context_tokens(&self, model: &ModelFootprint) -> Result<u64> {
         let prompt = self.prompt_tokens.unwrap_or(0);
         let new = self.max_tokens.unwrap_or(0);
         let sum = prompt.saturating_add(new);
@@ -133,14 +133,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
 /// Reads the sizes of the model, which keeps the name that was typed. A path to a `config.json` works
 /// without the rest of its folder.
-fn model(args: &ModelArgs) -> Result<Sized> {
+fn model(args: &ModelArgs) -> Result<ModelFootprint> {
     let file = args.model.as_deref().map(Path::new).filter(|path| path.is_file());
     let mut model = match (file, &args.model) {
-        (Some(path), _) => Sized::read_path(path)?,
-        (None, None) => Sized::read(&ModelSource::BuiltIn)?,
+        (Some(path), _) => ModelFootprint::read_path(path)?,
+        (None, None) => ModelFootprint::read(&ModelSource::BuiltIn)?,
         (None, Some(name)) => match hub::resolve(Path::new(name)) {
             Err(missing @ HubError::NotInCache { .. }) => remote(name, missing)?,
-            folder => Sized::read_path(&folder?)?,
+            folder => ModelFootprint::read_path(&folder?)?,
         },
     };
     if let Some(name) = &args.model {
@@ -151,7 +151,7 @@ fn model(args: &ModelArgs) -> Result<Sized> {
 
 /// Reads the sizes of a model on the hub from the headers of its files. `missing` is the error for
 /// offline use.
-fn remote(name: &str, missing: HubError) -> Result<Sized> {
+fn remote(name: &str, missing: HubError) -> Result<ModelFootprint> {
     let hub = Hub::from_env();
     if hub.is_offline() {
         return Err(missing.into());
@@ -164,7 +164,7 @@ fn remote(name: &str, missing: HubError) -> Result<Sized> {
         format_bytes(hub.received_bytes()),
         hub.requests()
     ));
-    Ok(Sized { name: name.to_owned(), spec, weights })
+    Ok(ModelFootprint { name: name.to_owned(), spec, weights })
 }
 
 /// This machine, with the memory of `--memory` if given.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail, ensure};
 use mlxcel_estimator::{DEFAULT_CONTEXT_TOKENS, Workload, format_bytes};
 use mlxcel_hub::{self as hub, Download, Hub, LIST_SCHEMA, ModelEntry, Planned};
-use mlxcel_runtime::preflight::{Sized, this_machine};
+use mlxcel_runtime::preflight::{ModelFootprint, this_machine};
 use serde_json::json;
 
 use crate::terminal::{Bars, Interrupt, Unit, note, print};
@@ -110,7 +110,7 @@ fn announce(planned: &Planned) {
 /// Estimates the model's memory from its headers. If it does not fit, warns, and asks at a terminal.
 fn confirm_size(args: &DownloadArgs, hub: &Hub, planned: &Planned) -> Result<bool> {
     let model = match hub.sized_from(&planned.info) {
-        Ok((spec, weights)) => Sized { name: planned.info.name.clone(), spec, weights },
+        Ok((spec, weights)) => ModelFootprint { name: planned.info.name.clone(), spec, weights },
         Err(_) if args.quiet => return Ok(true),
         Err(error) => {
             note(&format!("cannot estimate the model's memory: {error}"));

@@ -5,9 +5,11 @@ use clap::Args;
 use mlxcel_estimator::report::Report;
 use mlxcel_estimator::{DEFAULT_VISION_THRESHOLD, Workload, format_bytes};
 use mlxcel_runtime::engine::{EngineConfig, ModelSource};
-use mlxcel_runtime::memory::Usage;
-use mlxcel_runtime::preflight::{self, Load, Outcome, Policy, Proposal, Refusal, Sized};
-use mlxcel_runtime::{ComputeDtype, ImagePrompt};
+use mlxcel_runtime::memory::MemoryUsage;
+use mlxcel_runtime::preflight::{
+    self, FitCheck, LoadRequest, ModelFootprint, Policy, Proposal, Refusal,
+};
+use mlxcel_runtime::{ComputeDtype, EncodedPrompt};
 
 use crate::args::ModelArgs;
 use crate::terminal::{Stdout, note};
@@ -58,30 +60,30 @@ pub(crate) struct Planned<'a> {
     pub(crate) command: &'static str,
     pub(crate) prompt_tokens: usize,
     /// The prompt with its images, if known.
-    pub(crate) prompt: Option<&'a ImagePrompt>,
+    pub(crate) prompt: Option<&'a EncodedPrompt>,
     pub(crate) max_tokens: usize,
     pub(crate) config: &'a EngineConfig,
 }
 
 impl Planned<'_> {
     /// The load for `model`, limited to the model's context as the generation is.
-    fn load(&self, args: &PreflightArgs, model: &Sized) -> Load {
+    fn load(&self, args: &PreflightArgs, model: &ModelFootprint) -> LoadRequest {
         let prompt = self.prompt_tokens as u64;
         let wanted = prompt.saturating_add(self.max_tokens as u64);
         let context = wanted.min(model.spec.max_context_tokens.unwrap_or(u64::MAX)).max(prompt);
-        let least = self.prompt.map_or(0, ImagePrompt::least_pass_tokens);
+        let least = self.prompt.map_or(0, EncodedPrompt::min_chunk_tokens);
         let pass = self.config.prefill_chunk.max(least);
         let workload = Workload::uniform(context, 1)
             .with_kv_mode(self.config.kv_mode)
             .with_dtype(self.config.ops.dtype)
             .with_prefill_chunk((pass as u64).min(prompt));
         let workload = match self.prompt {
-            Some(images) => images.images_in(workload),
+            Some(images) => images.add_images(workload),
             None => workload,
         };
-        Load {
+        LoadRequest {
             workload,
-            least_context_tokens: prompt.saturating_add(1),
+            min_context_tokens: prompt.saturating_add(1),
             vision_threshold: args.vision_threshold,
             policy: args.policy(),
         }
@@ -139,8 +141,8 @@ impl Checked {
     /// After the load, compares the estimate with the measured peak if an estimate was requested.
     pub(crate) fn compare(&self, baseline_bytes: Option<u64>) {
         if let Some(report) = &self.report {
-            let usage = Usage::now();
-            note(&preflight::compare(report.expected_peak_bytes, baseline_bytes, &usage));
+            let usage = MemoryUsage::now();
+            note(&preflight::compare_peak(report.expected_peak_bytes, baseline_bytes, &usage));
         }
     }
 }
@@ -152,7 +154,7 @@ pub(crate) fn check(
     planned: &Planned<'_>,
 ) -> Result<Option<Checked>> {
     args.check()?;
-    let model = Sized::read(source)?;
+    let model = ModelFootprint::read(source)?;
     let machine = preflight::this_machine(None)?;
     let load = planned.load(args, &model);
     let report =
@@ -161,9 +163,9 @@ pub(crate) fn check(
         eprint!("{}", report.to_text());
     }
     match preflight::check(&model, &load, &machine)? {
-        Outcome::Clear => preflight::keep_to_limit(&model)?,
-        Outcome::Warned(text) => eprintln!("warning: {text}; loading anyway"),
-        Outcome::Refused(refusal) => {
+        FitCheck::Fits => preflight::enforce_memory_limit(&model)?,
+        FitCheck::Warning(text) => eprintln!("warning: {text}; loading anyway"),
+        FitCheck::Refused(refusal) => {
             refuse(args, &|proposal| planned.command(proposal), &refusal)?;
             return Ok(None);
         }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use mlxcel_runtime::engine::ModelSource;
 use mlxcel_runtime::text::{ChatMessage, ChatPrompt, Content, ContentPart};
 use mlxcel_runtime::vision::{self, MAX_IMAGE_BYTES, RgbImage};
-use mlxcel_runtime::{ImagePrompt, ModelText, Unexpanded};
+use mlxcel_runtime::{EncodedPrompt, Processor, PromptInput};
 use serde_json::Map;
 
 use crate::args::{read_file, read_stdin};
@@ -40,16 +40,16 @@ impl PromptArgs {
     /// Decodes the images of the flags.
     ///
     /// Fails for a model without an image encoder before any file is opened.
-    pub(crate) fn pictures(&self, text: &ModelText) -> Result<Vec<RgbImage>> {
+    pub(crate) fn pictures(&self, text: &Processor) -> Result<Vec<RgbImage>> {
         if self.image.is_empty() {
             return Ok(Vec::new());
         }
-        text.image_places()?;
+        text.image_placeholders()?;
         self.image.iter().map(|path| picture(path)).collect()
     }
 
     /// Reads the prompt of the flags.
-    pub(crate) fn read(&self, source: &ModelSource, text: &ModelText) -> Result<Prompt> {
+    pub(crate) fn read(&self, source: &ModelSource, text: &Processor) -> Result<Prompt> {
         let chat = text.template().is_some() && !self.raw;
         if self.system.is_some() && !chat {
             bail!("--system needs a model with a chat template, and conflicts with --raw");
@@ -98,15 +98,15 @@ pub(crate) struct Prompt {
 
 impl Prompt {
     /// Converts the prompt to tokens, with placeholders for the images.
-    pub(crate) fn encode(&self, text: &ModelText, pictures: &[RgbImage]) -> Result<ImagePrompt> {
+    pub(crate) fn encode(&self, text: &Processor, pictures: &[RgbImage]) -> Result<EncodedPrompt> {
         let messages = self.messages();
         let chat = ChatPrompt::new(&messages);
         if self.images > 0 {
             let prompt =
-                if self.chat { Unexpanded::Chat(&chat) } else { Unexpanded::Plain(&self.text) };
+                if self.chat { PromptInput::Chat(&chat) } else { PromptInput::Plain(&self.text) };
             return Ok(text.encode_with_images(prompt, pictures)?);
         }
-        Ok(ImagePrompt::text(match self.chat {
+        Ok(EncodedPrompt::text(match self.chat {
             true => text.encode_chat(&chat)?,
             false => text.tokenizer().encode_prompt(&self.text)?,
         }))

@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mlxcel_estimator::{Machine, VisionRule, Workload, format_bytes, parse_bytes, vision_rule};
-use mlxcel_runtime::ModelText;
+use mlxcel_runtime::Processor;
 use mlxcel_runtime::engine::{EngineConfig, ModelSource};
 use mlxcel_runtime::loading::Residence;
-use mlxcel_runtime::preflight::{self as checks, Load, Outcome, Proposal, Reason, Sized};
+use mlxcel_runtime::preflight::{
+    self as checks, FitCheck, LoadRequest, ModelFootprint, Proposal, RefusalReason,
+};
 use mlxcel_server::{ServerConfig, Serving, serve};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -172,7 +174,7 @@ fn folder_name(model: &str) -> String {
 /// Result of the memory check.
 enum Decision {
     /// Load and serve the model.
-    Serve(Box<(Sized, Machine)>),
+    Serve(Box<(ModelFootprint, Machine)>),
     /// Answer every request with status 507.
     Refuse(String),
     /// Exit with status 1; the reason has been printed.
@@ -188,7 +190,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let prefill_chunk = args.compute.chunk.tokens(DEFAULT_CHUNK_TOKENS)?;
     let weights = args.compute.residence.or(Residence::Auto);
     let engine = EngineConfig { prefill_chunk, weights, ..engine };
-    let sized = Sized::read(&source)?;
+    let sized = ModelFootprint::read(&source)?;
     let own_context = sized.spec.max_context_tokens.and_then(|tokens| usize::try_from(tokens).ok());
     let context = context_size_or_default(args.ctx_size, own_context)?;
     let config = args.config(engine, context, sized.spec.vision.is_some())?;
@@ -210,7 +212,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
 /// Prints the model and the main settings on stderr.
 fn announce(source: &ModelSource, config: &ServerConfig, machine: &Machine) -> Result<()> {
-    if ModelText::load(source)?.template().is_none() {
+    if Processor::load(source)?.template().is_none() {
         note("the model has no chat template: only /v1/completions is available");
     }
     let limit = machine.available_bytes.map_or("no limit".to_owned(), format_bytes);
@@ -223,15 +225,15 @@ fn announce(source: &ModelSource, config: &ServerConfig, machine: &Machine) -> R
 
 /// Checks the load with all sequences at their full context. Requests are admitted as memory allows, so
 /// a load that does not fit this way is refused only with `--estimate-memory`.
-fn decide(args: &Args, config: &ServerConfig, sized: Sized) -> Result<Decision> {
+fn decide(args: &Args, config: &ServerConfig, sized: ModelFootprint) -> Result<Decision> {
     let machine = checks::this_machine(None)?;
     let workload = Workload::uniform(config.context_tokens as u64, config.parallel as u64)
         .with_kv_mode(config.engine.kv_mode)
         .with_dtype(config.engine.ops.dtype)
         .with_prefill_chunk(config.engine.prefill_chunk as u64);
-    let load = Load {
+    let load = LoadRequest {
         workload,
-        least_context_tokens: 1,
+        min_context_tokens: 1,
         vision_threshold: args.preflight.vision_threshold,
         policy: args.preflight.policy(),
     };
@@ -243,13 +245,13 @@ fn decide(args: &Args, config: &ServerConfig, sized: Sized) -> Result<Decision> 
         tracing::warn!("{text}");
     }
     match checks::check(&sized, &load, &machine)? {
-        Outcome::Clear => {}
-        Outcome::Warned(text) => tracing::warn!("{text} with all sequences at full context"),
-        Outcome::Refused(refusal) if refusal.reason == Reason::Vision && !args.strict => {
+        FitCheck::Fits => {}
+        FitCheck::Warning(text) => tracing::warn!("{text} with all sequences at full context"),
+        FitCheck::Refused(refusal) if refusal.reason == RefusalReason::Vision && !args.strict => {
             tracing::error!("{}: requests are answered with status 507", refusal.message);
             return Ok(Decision::Refuse(refusal.message));
         }
-        Outcome::Refused(refusal) => {
+        FitCheck::Refused(refusal) => {
             preflight::refuse(
                 &args.preflight,
                 &|proposal| proposed_command(args, config, proposal, &load),
@@ -270,7 +272,7 @@ fn proposed_command(
     args: &Args,
     config: &ServerConfig,
     proposal: &Proposal,
-    load: &Load,
+    load: &LoadRequest,
 ) -> String {
     let context = proposal.apply(&load.workload).context_tokens();
     let command = preflight::command("serve", &args.model, &config.engine, proposal);

@@ -25,7 +25,7 @@ pub(crate) struct Report {
     load_seconds: f64,
     first_token_seconds: f64,
     kv_cache_bytes: usize,
-    memory: memory::Usage,
+    memory: memory::MemoryUsage,
     memory_baseline_bytes: Option<u64>,
 }
 
@@ -52,7 +52,7 @@ impl Report {
             load_seconds: load_time.as_secs_f64(),
             first_token_seconds: (load_time + s.prompt_time).as_secs_f64(),
             kv_cache_bytes: s.kv_cache_bytes,
-            memory: memory::Usage::now(),
+            memory: memory::MemoryUsage::now(),
             memory_baseline_bytes: baseline,
         }
     }

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_sees_the_last_group_and_before_all_images_everything() {
+    fn a_token_attends_to_the_last_group_of_images_before_it() {
         let layout = CrossRows::of(&images()).unwrap();
         let rows = |position| layout.rows_for(position);
         assert_eq!([rows(0), rows(2)], [0..12, 0..12]);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn impossible_images_are_refused() {
         let refused = |images: &[CrossImage]| CrossRows::of(images).unwrap_err().to_string();
         assert!(refused(&[image(3, 4, 5)]).contains("the visible rows must be 1 to 4"));
         assert!(refused(&[image(3, 4, 0)]).contains("image rows 0..0"));

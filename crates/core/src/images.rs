@@ -275,7 +275,7 @@ mod tests {
     const GRID: ImagePositions = ImagePositions::Grid { height: 2, width: 3 };
 
     #[test]
-    fn text_goes_on_behind_the_longer_side() {
+    fn text_continues_after_the_longer_side() {
         let whole = image(0..6, GRID, 6, ImageAttention::Causal);
         let mut all = Vec::new();
         run(10, 12, vec![(1, &whole)]).append_to(&mut all);
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn cached_images_are_trimmed_and_written_down() {
+    fn cached_images_are_trimmed_and_serialised() {
         let mut cached = CachedImages::default();
         cached.push(&image(0..6, GRID, 6, ImageAttention::Causal), 4);
         cached.push(&image(0..2, GRID, 6, ImageAttention::Causal), 20);
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_an_image_does_not_have_are_refused() {
+    fn rows_out_of_range_are_refused() {
         let refused = |image: ImageRows| image.check().unwrap_err().to_string();
         assert!(
             refused(image(2..7, GRID, 6, ImageAttention::Causal))

@@ -1,8 +1,8 @@
 //! Zeroed, aligned memory with safe typed access.
 
-use crate::allowance::Share;
+use crate::allowance::HeldBytes;
 use crate::error::{KernelError, Result};
-use crate::slab::Part;
+use crate::slab::SlabPart;
 use bytemuck::{AnyBitPattern, NoUninit};
 use memmap2::MmapMut;
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
@@ -22,20 +22,20 @@ const MAPPED_FROM_BYTES: usize = 128 << 10;
 pub struct AlignedBuf {
     memory: Memory,
     len: usize,
-    _share: Share,
+    _share: HeldBytes,
 }
 
-/// Where a buffer lives.
+/// Memory of a buffer.
 #[derive(Debug)]
 enum Memory {
     Heap(NonNull<u8>, Layout),
     Mapped(MmapMut),
-    Slab(Part),
+    Slab(SlabPart),
 }
 
-// SAFETY: the memory is owned, and handed out only by the usual borrowing rules.
+// SAFETY: the memory is owned by this value alone, so it may move to another thread with it.
 unsafe impl Send for Memory {}
-// SAFETY: as above; a shared buffer only gives `&[T]` of plain data.
+// SAFETY: a shared buffer only gives `&[T]` of plain data, which any thread may read.
 unsafe impl Sync for Memory {}
 
 impl AlignedBuf {
@@ -45,7 +45,7 @@ impl AlignedBuf {
     /// [`KernelError::OutOfMemory`]; [`KernelError::OverLimit`].
     pub fn zeroed(bytes: usize) -> Result<Self> {
         let layout = layout(bytes, ALIGN_BYTES)?;
-        let share = Share::take(layout.size())?;
+        let share = HeldBytes::take(layout.size())?;
         if bytes >= MAPPED_FROM_BYTES {
             // Pages are aligned to more than a cache line, and zero.
             let mapped = MmapMut::map_anon(layout.size());
@@ -57,7 +57,7 @@ impl AlignedBuf {
         Self::own(ptr, layout, bytes, share)
     }
 
-    /// `bytes` zero bytes, on huge pages where the system has them and the size is worth it;
+    /// `bytes` zero bytes, on huge pages where the system has them and the size is at least one;
     /// the memory is touched at once. Streaming reads are about 4 % faster this way.
     ///
     /// # Errors
@@ -67,7 +67,7 @@ impl AlignedBuf {
             return Self::zeroed(bytes);
         }
         let layout = layout(bytes, HUGE_PAGE_BYTES)?;
-        let share = Share::take(layout.size())?;
+        let share = HeldBytes::take(layout.size())?;
         // SAFETY: `layout` has a non-zero size.
         let ptr = unsafe { alloc(layout) };
         let buf = Self::own(ptr, layout, bytes, share)?;
@@ -79,14 +79,17 @@ impl AlignedBuf {
         Ok(buf)
     }
 
-    /// The first `len` bytes of a part of a slab, which has them.
-    pub(crate) fn part(part: Part, len: usize) -> Result<Self> {
-        debug_assert!(len <= part.len());
-        let share = Share::take(part.len())?;
+    /// The first `len` bytes of a part of a slab.
+    ///
+    /// # Panics
+    /// If the part is shorter.
+    pub(crate) fn part(part: SlabPart, len: usize) -> Result<Self> {
+        assert!(len <= part.len(), "{len} bytes of a part of {}", part.len());
+        let share = HeldBytes::take(part.len())?;
         Ok(Self { memory: Memory::Slab(part), len, _share: share })
     }
 
-    fn own(ptr: *mut u8, layout: Layout, len: usize, share: Share) -> Result<Self> {
+    fn own(ptr: *mut u8, layout: Layout, len: usize, share: HeldBytes) -> Result<Self> {
         let ptr = NonNull::new(ptr).ok_or(KernelError::OutOfMemory { bytes: len })?;
         Ok(Self { memory: Memory::Heap(ptr, layout), len, _share: share })
     }
@@ -97,7 +100,7 @@ impl AlignedBuf {
         self.len
     }
 
-    /// Whether the buffer has no bytes.
+    /// Returns true if the buffer has no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -186,7 +189,7 @@ fn layout(bytes: usize, align: usize) -> Result<Layout> {
 /// The range is a live allocation of the caller.
 #[cfg(target_os = "linux")]
 unsafe fn advise_huge(ptr: *mut u8, bytes: usize) {
-    // SAFETY: by contract, and MADV_HUGEPAGE keeps the contents.
+    // SAFETY: the caller owns the range, and MADV_HUGEPAGE keeps its contents.
     unsafe { libc::madvise(ptr.cast(), bytes, libc::MADV_HUGEPAGE) };
 }
 

@@ -1,7 +1,7 @@
-//! How many bytes the buffers of this crate hold in the whole process, and how many they may.
+//! Process-wide count of the bytes that the buffers of this crate hold, and its limit.
 //!
-//! Blocks of caches and scratch are [`crate::AlignedBuf`]s, and what is not a buffer is small or
-//! mapped from files: an allowance here is what keeps a cache within a limit that no allocator
+//! Cache blocks and scratch are [`crate::AlignedBuf`]s; everything else is small or mapped from
+//! files. The limit keeps caches within the memory that is left for them, which no allocator
 //! enforces.
 
 use crate::error::{KernelError, Result};
@@ -22,13 +22,13 @@ pub fn held_bytes() -> usize {
     PROCESS.held.load(Relaxed)
 }
 
-/// Lets buffers hold at most `bytes` from now on; `None` lifts that. What is held stays.
+/// Limits the buffers to `bytes` in all; `None` removes the limit. Existing buffers stay.
 pub fn allow_bytes(bytes: Option<usize>) {
     PROCESS.most.store(bytes.unwrap_or(usize::MAX), Relaxed);
 }
 
-/// Gives the system back what the C allocator keeps of freed memory, where it can be told to
-/// (glibc): large pieces, once freed, otherwise stay with the process.
+/// Returns freed memory that the C allocator keeps to the system, where there is a call for it
+/// (glibc): freed large pieces otherwise stay with the process.
 pub fn trim() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: takes a number of bytes to keep, and is safe to call from any thread.
@@ -37,14 +37,14 @@ pub fn trim() {
     }
 }
 
-/// Bytes of a live buffer; given back when dropped.
+/// Bytes of a live buffer, counted until they are dropped.
 #[derive(Debug)]
-pub(crate) struct Share {
+pub(crate) struct HeldBytes {
     bytes: usize,
 }
 
-impl Share {
-    /// Takes `bytes` of the process's allowance.
+impl HeldBytes {
+    /// Counts `bytes` towards the limit of the process.
     ///
     /// # Errors
     /// [`KernelError::OverLimit`], with nothing taken.
@@ -54,7 +54,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for HeldBytes {
     fn drop(&mut self) {
         PROCESS.held.fetch_sub(self.bytes, Relaxed);
     }
@@ -63,9 +63,10 @@ impl Drop for Share {
 impl Allowance {
     fn take(&self, bytes: usize) -> Result<()> {
         let most = self.most.load(Relaxed);
-        let grown = |held: usize| held.checked_add(bytes).filter(|sum| *sum <= most);
         self.held
-            .fetch_update(Relaxed, Relaxed, grown)
+            .fetch_update(Relaxed, Relaxed, |held| {
+                held.checked_add(bytes).filter(|sum| *sum <= most)
+            })
             .map(drop)
             .map_err(|held| KernelError::OverLimit { bytes, held, most })
     }
@@ -87,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_buffer_gives_back_what_it_held() {
-        let share = Share::take(1 << 40).unwrap();
+        let share = HeldBytes::take(1 << 40).unwrap();
         assert!(held_bytes() >= 1 << 40);
         drop(share);
         assert!(held_bytes() < 1 << 40);

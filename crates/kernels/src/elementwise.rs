@@ -6,7 +6,7 @@ use crate::math;
 use crate::pool::Pool;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 
-/// Values that are worth a parallel region of their own.
+/// Least number of values for a parallel region.
 const CHUNK: usize = 16 << 10;
 
 /// An activation, alone or of a gated linear unit, `activation(gate) · up` where not said otherwise.
@@ -28,7 +28,7 @@ pub enum Glu {
     ClampedSwish,
 }
 
-/// Where [`Glu::ClampedSwish`] holds its inputs.
+/// Bound of the inputs of [`Glu::ClampedSwish`].
 pub const CLAMPED_SWISH_LIMIT: f32 = 7.0;
 /// The slope of [`Glu::ClampedSwish`]'s sigmoid.
 pub const CLAMPED_SWISH_SLOPE: f32 = 1.702;
@@ -165,7 +165,8 @@ impl Kernel for Binary<'_> {
         for (target, other) in target.iter_mut().zip(other) {
             binary(simd, self.op, target, other);
         }
-        let (mut target, mut other) = ([0.0; LANES], [0.0; LANES]);
+        let mut target = [0.0; LANES];
+        let mut other = [0.0; LANES];
         target[..target_tail.len()].copy_from_slice(target_tail);
         other[..other_tail.len()].copy_from_slice(other_tail);
         binary(simd, self.op, &mut target, &other);
@@ -299,7 +300,8 @@ mod tests {
         let mut rng = Rng::fresh();
         for pool in pools() {
             for (rows, width) in [(1, 1), (3, 17), (40, 1000)] {
-                let (gate, before) = (rng.normals(rows), rng.normals(rows * width));
+                let gate = rng.normals(rows);
+                let before = rng.normals(rows * width);
                 let mut after = before.clone();
                 gate_rows(&pool, Glu::Sigmoid, &gate, &mut after).unwrap();
                 for (i, (x, y)) in before.iter().zip(after).enumerate() {

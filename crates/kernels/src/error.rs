@@ -8,7 +8,7 @@ use crate::isa::Isa;
 /// Result of a kernel call.
 pub type Result<T> = std::result::Result<T, KernelError>;
 
-/// What can be wrong with a kernel call or with the machine it runs on.
+/// Errors of a kernel call and of the machine it runs on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {
@@ -21,7 +21,7 @@ pub enum KernelError {
     /// An instruction set was asked for that this processor does not have.
     #[error("this processor does not support {isa}; unset MLXCEL_ISA to use {best}")]
     MissingIsa {
-        /// What was asked for.
+        /// The instruction set that was asked for.
         isa: Isa,
         /// The best that the processor has.
         best: Isa,
@@ -43,15 +43,15 @@ pub enum KernelError {
         /// The size that was asked for.
         bytes: usize,
     },
-    /// A buffer would pass what [`crate::allowance`] leaves.
+    /// A buffer would exceed the limit of [`crate::allowance`].
     #[error(
-        "{bytes} more bytes would pass the memory limit: caches and scratch hold {held} of {most} \
-         bytes that it leaves beside the weights"
+        "{bytes} more bytes would pass the memory limit: caches and scratch hold {held} of {most} bytes \
+         that it leaves after the weights"
     )]
     OverLimit {
         /// The size that was asked for.
         bytes: usize,
-        /// What buffers hold already.
+        /// Bytes that buffers hold already.
         held: usize,
         /// The most that they may.
         most: usize,
@@ -79,7 +79,7 @@ pub enum KernelError {
     /// An index (token, expert, position) lies outside of its table.
     #[error("{what} {index} is out of range for {len}")]
     Index {
-        /// What the index selects.
+        /// Name of the table's entries.
         what: &'static str,
         /// The index.
         index: i64,
@@ -88,7 +88,12 @@ pub enum KernelError {
     },
 }
 
-/// Errors unless `actual == expected`; `what` names the argument.
+/// The [`KernelError::Dimension`] of `what`.
+pub(crate) fn wrong_dimension(what: &'static str, value: usize, rule: &'static str) -> Result<()> {
+    Err(KernelError::Dimension { what, value, rule })
+}
+
+/// Returns an error unless `actual == expected`; `what` names the argument.
 pub fn check_len(what: &'static str, actual: usize, expected: usize) -> Result<()> {
     if actual == expected { Ok(()) } else { Err(KernelError::Length { what, expected, actual }) }
 }

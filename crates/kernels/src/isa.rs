@@ -95,7 +95,7 @@ impl Cpu {
         [Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512].into_iter().filter_map(probe).collect()
     }
 
-    /// The same processor without its optional extensions (those that [`Isa`] does not imply);
+    /// This processor without its optional extensions (the ones that [`Isa`] does not imply);
     /// for tests of the plain paths.
     #[must_use]
     pub fn without_extensions(self) -> Self {
@@ -108,14 +108,14 @@ impl Cpu {
         self.isa
     }
 
-    /// Whether there are 8-bit dot products: always with [`Isa::Avx512`], AVX-VNNI with
+    /// Returns true if there are 8-bit dot products: always with [`Isa::Avx512`], AVX-VNNI with
     /// [`Isa::Avx2`], `dotprod` with [`Isa::Neon`].
     #[must_use]
     pub fn has_vnni(self) -> bool {
         self.vnni
     }
 
-    /// Whether there are bf16 dot products: AVX512-BF16 with [`Isa::Avx512`].
+    /// Returns true if there are bf16 dot products: AVX512-BF16 with [`Isa::Avx512`].
     #[must_use]
     pub fn has_bf16(self) -> bool {
         self.bf16

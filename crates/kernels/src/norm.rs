@@ -7,7 +7,7 @@ use crate::error::{KernelError, Result, check_len};
 use crate::pool::Pool;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 
-/// Elements that are worth a parallel region of their own.
+/// Least number of elements for a parallel region.
 const CHUNK: usize = 16 << 10;
 
 /// `out = x / √(mean(x²) + eps) · weight`, row by row.
@@ -17,17 +17,18 @@ const CHUNK: usize = 16 << 10;
 /// # Errors
 /// [`KernelError::Length`] when `x` is not whole rows or `out` has another length.
 pub fn rms_norm(pool: &Pool, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> Result<()> {
-    grouped_rms_norm(pool, x, (weight, weight.len()), eps, out)
+    grouped_rms_norm(pool, x, weight, weight.len(), eps, out)
 }
 
 /// [`rms_norm`] where each `group` values of a row have a mean of their own.
 ///
 /// # Errors
-/// As [`rms_norm`], and a group that does not divide a row.
+/// Errors of [`rms_norm`], and [`KernelError::Dimension`] for a group that does not divide a row.
 pub fn grouped_rms_norm(
     pool: &Pool,
     x: &[f32],
-    (weight, group): (&[f32], usize),
+    weight: &[f32],
+    group: usize,
     eps: f32,
     out: &mut [f32],
 ) -> Result<()> {
@@ -35,8 +36,9 @@ pub fn grouped_rms_norm(
         let rule = "a divisor of the norm's weight";
         return Err(KernelError::Dimension { what: "group of a norm", value: group, rule });
     }
-    let (kind, bias) = (Kind::Rms, &[][..]);
-    rows(pool, x, weight.len(), out, |x, out| Row { kind, x, weight, bias, group, eps, out })
+    let kind = NormKind::Rms;
+    let bias = &[][..];
+    rows(pool, x, weight.len(), out, |x, out| NormRow { kind, x, weight, bias, group, eps, out })
 }
 
 /// `out = (x − mean(x)) / √(var(x) + eps) · weight + bias`, row by row.
@@ -48,20 +50,22 @@ pub fn grouped_rms_norm(
 pub fn layer_norm(
     pool: &Pool,
     x: &[f32],
-    (weight, bias): (&[f32], &[f32]),
+    weight: &[f32],
+    bias: &[f32],
     eps: f32,
     out: &mut [f32],
 ) -> Result<()> {
     if !bias.is_empty() {
         check_len("bias of a norm", bias.len(), weight.len())?;
     }
-    let (kind, group) = (Kind::Layer, weight.len());
-    rows(pool, x, group, out, |x, out| Row { kind, x, weight, bias, group, eps, out })
+    let kind = NormKind::Layer;
+    let group = weight.len();
+    rows(pool, x, group, out, |x, out| NormRow { kind, x, weight, bias, group, eps, out })
 }
 
 fn rows<'a, F>(pool: &Pool, x: &'a [f32], len: usize, out: &mut [f32], row: F) -> Result<()>
 where
-    F: for<'r> Fn(&'a [f32], &'r mut [f32]) -> Row<'a, 'r> + Sync,
+    F: for<'r> Fn(&'a [f32], &'r mut [f32]) -> NormRow<'a, 'r> + Sync,
 {
     check_len("output of a norm", out.len(), x.len())?;
     if len == 0 || !x.len().is_multiple_of(len) {
@@ -81,13 +85,13 @@ where
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+enum NormKind {
     Rms,
     Layer,
 }
 
-struct Row<'a, 'r> {
-    kind: Kind,
+struct NormRow<'a, 'r> {
+    kind: NormKind,
     x: &'a [f32],
     weight: &'a [f32],
     bias: &'a [f32],
@@ -97,7 +101,7 @@ struct Row<'a, 'r> {
     out: &'r mut [f32],
 }
 
-impl Kernel for Row<'_, '_> {
+impl Kernel for NormRow<'_, '_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
@@ -105,7 +109,7 @@ impl Kernel for Row<'_, '_> {
         let len = self.group as f32;
         let groups = self.x.chunks_exact(self.group).zip(self.weight.chunks_exact(self.group));
         for ((x, weight), out) in groups.zip(self.out.chunks_exact_mut(self.group)) {
-            let mean = if self.kind == Kind::Layer { sum(x, |x| x) / len } else { 0.0 };
+            let mean = if self.kind == NormKind::Layer { sum(x, |x| x) / len } else { 0.0 };
             let square = sum(x, |x| (x - mean) * (x - mean)) / len;
             let factor = 1.0 / (square + self.eps).sqrt();
             for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
@@ -137,10 +141,10 @@ mod tests {
     use crate::testing::{Rng, pools};
 
     /// The definition, in f64.
-    fn oracle(kind: Kind, x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f64> {
+    fn oracle(kind: NormKind, x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f64> {
         let n = x.len() as f64;
         let mean = x.iter().map(|x| f64::from(*x)).sum::<f64>() / n;
-        let mean = if kind == Kind::Layer { mean } else { 0.0 };
+        let mean = if kind == NormKind::Layer { mean } else { 0.0 };
         let square = x.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / n;
         let factor = 1.0 / (square + f64::from(eps)).sqrt();
         let bias = bias.iter().map(|b| f64::from(*b)).chain(std::iter::repeat(0.0));
@@ -149,15 +153,16 @@ mod tests {
         scaled.zip(bias).map(|(y, b)| y + b).collect()
     }
 
-    fn check(pool: &Pool, rng: &mut Rng, len: usize, kind: Kind) {
-        let (weight, bias) = (rng.normals(len), rng.normals(len));
+    fn check(pool: &Pool, rng: &mut Rng, len: usize, kind: NormKind) {
+        let weight = rng.normals(len);
+        let bias = rng.normals(len);
         let x = rng.normals(3 * len);
         let mut out = vec![0.0; x.len()];
         match kind {
-            Kind::Rms => rms_norm(pool, &x, &weight, 1e-5, &mut out).unwrap(),
-            Kind::Layer => layer_norm(pool, &x, (&weight, &bias), 1e-5, &mut out).unwrap(),
+            NormKind::Rms => rms_norm(pool, &x, &weight, 1e-5, &mut out).unwrap(),
+            NormKind::Layer => layer_norm(pool, &x, &weight, &bias, 1e-5, &mut out).unwrap(),
         }
-        let bias = if kind == Kind::Layer { &bias[..] } else { &[] };
+        let bias = if kind == NormKind::Layer { &bias[..] } else { &[] };
         for (x, out) in x.chunks_exact(len).zip(out.chunks_exact(len)) {
             for (out, expected) in out.iter().zip(oracle(kind, x, &weight, bias, 1e-5)) {
                 assert!((f64::from(*out) - expected).abs() < 2e-5 * (1.0 + expected.abs()));
@@ -170,8 +175,8 @@ mod tests {
         let mut rng = Rng::fresh();
         for pool in pools() {
             for len in [1, 15, 16, 17, 64, 897, 4096] {
-                check(&pool, &mut rng, len, Kind::Rms);
-                check(&pool, &mut rng, len, Kind::Layer);
+                check(&pool, &mut rng, len, NormKind::Rms);
+                check(&pool, &mut rng, len, NormKind::Layer);
             }
         }
     }
@@ -183,8 +188,9 @@ mod tests {
         assert!(rms_norm(&pool, &[0.0; 4], &[], 1e-5, &mut [0.0; 4]).is_err());
         assert!(rms_norm(&pool, &[0.0; 4], &[1.0; 4], 1e-5, &mut [0.0; 8]).is_err());
         for group in [0, 3] {
-            let weight = (&[1.0; 4][..], group);
-            assert!(grouped_rms_norm(&pool, &[0.0; 4], weight, 1e-5, &mut [0.0; 4]).is_err());
+            assert!(
+                grouped_rms_norm(&pool, &[0.0; 4], &[1.0; 4], group, 1e-5, &mut [0.0; 4]).is_err()
+            );
         }
     }
 
@@ -193,10 +199,13 @@ mod tests {
     fn groups_have_means_of_their_own() {
         let mut rng = Rng::fresh();
         for pool in pools() {
-            let (rows, len, group) = (5, 42, 14);
-            let (x, weight) = (rng.normals(rows * len), rng.normals(len));
+            let rows = 5;
+            let len = 42;
+            let group = 14;
+            let x = rng.normals(rows * len);
+            let weight = rng.normals(len);
             let mut grouped = vec![0.0; x.len()];
-            grouped_rms_norm(&pool, &x, (&weight, group), 1e-5, &mut grouped).unwrap();
+            grouped_rms_norm(&pool, &x, &weight, group, 1e-5, &mut grouped).unwrap();
             for (at, x) in x.chunks_exact(group).enumerate() {
                 let first = at * group % len;
                 let mut alone = vec![0.0; group];

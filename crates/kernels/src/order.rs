@@ -1,15 +1,16 @@
-//! The order in which a kernel adds up, where it has several.
+//! Order of summation of the kernels that have several.
 //!
 //! Few tokens are computed in another order than many, since that is faster; the results differ in
-//! the last bits. What is kept for later, the keys and values of a prompt, must not depend on how
-//! many tokens happened to come together.
+//! the last bits. The keys and values of a prompt, which are kept, must not depend on the number of
+//! tokens that happened to be computed together.
 
-/// Which order of summation is taken.
+/// Order of summation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
-    /// What is fastest for this number of tokens.
+    /// The fastest for this number of tokens.
     #[default]
     Fastest,
-    /// That of many tokens, for any number: a token gets the same to the bit alone and with others.
+    /// The order of many tokens for any number of them: a token's sums are the same to the bit alone
+    /// and with others.
     Fixed,
 }

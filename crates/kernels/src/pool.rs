@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 /// Largest number of threads of a pool.
 pub const MAX_THREADS: usize = 256;
 
-/// How long a worker looks for the next region before it parks.
+/// Time that a worker looks for the next region before it parks.
 const SPIN: Duration = Duration::from_micros(60);
 /// Spins between two looks at the clock.
 const SPINS_PER_CLOCK: u32 = 32;
@@ -33,31 +33,31 @@ type Body = *const (dyn Fn(usize) + Sync);
 type Panic = Box<dyn Any + Send>;
 
 thread_local! {
-    /// Whether this thread is inside a region of any pool.
+    /// True while this thread is inside a region of any pool.
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// On its own cache line, so that a spinning reader does not slow down its neighbours.
 #[repr(align(128))]
 #[derive(Default)]
-struct Line<T>(T);
+struct CacheLine<T>(T);
 
-/// What the caller and the workers share.
+/// State shared by the caller and the workers.
 struct Shared {
     /// Number of regions started; a change is the start signal.
-    epoch: Line<AtomicUsize>,
+    epoch: CacheLine<AtomicUsize>,
     /// Workers (without the caller) that have not finished the current region.
-    remaining: Line<AtomicUsize>,
-    /// Whether worker `i + 1` may be parked.
-    parked: Vec<Line<AtomicBool>>,
-    /// What is left of each worker's share of a region of chunks.
-    shares: Vec<Line<Share>>,
+    remaining: CacheLine<AtomicUsize>,
+    /// Per worker `i + 1`: true while it may be parked.
+    parked: Vec<CacheLine<AtomicBool>>,
+    /// Remainder of each worker's share of a region of chunks.
+    shares: Vec<CacheLine<ChunkShare>>,
     /// The current region; written before `epoch` changes, read after.
     body: UnsafeCell<Option<Body>>,
     shutdown: AtomicBool,
     /// First panic of a worker in the current region.
     panic: Mutex<Option<Panic>>,
-    /// Whether the caller sleeps on `done`.
+    /// True while the caller sleeps on `done`.
     caller_sleeps: Mutex<bool>,
     caller_may_sleep: AtomicBool,
     done: Condvar,
@@ -68,7 +68,8 @@ struct Shared {
 // publishes it and their decrement of `remaining`. Everything else is `Sync` by itself, and the
 // body that it points to is `Sync`.
 unsafe impl Sync for Shared {}
-// SAFETY: as above; the pointer is only followed while its region runs.
+// SAFETY: moving the struct moves no region: `body` is only followed while its region runs, and
+// what it points to is `Sync`.
 unsafe impl Send for Shared {}
 
 /// A fixed set of threads, with the processor features that kernels on it may use.
@@ -145,7 +146,8 @@ impl Pool {
 
     /// Runs a region; `region` is the lock of this pool.
     fn run_locked<F: Fn(usize) + Sync>(&self, region: MutexGuard<'_, ()>, body: F) {
-        self.start(&body);
+        // SAFETY: the region lock is held until after `wait_for_workers`.
+        unsafe { self.start(&body) };
         INSIDE.set(true);
         let own = catch_unwind(AssertUnwindSafe(|| body(0)));
         INSIDE.set(false);
@@ -157,17 +159,22 @@ impl Pool {
         }
     }
 
-    /// Publishes `body` and wakes the workers; the caller must wait for them.
-    fn start<'a>(&self, body: &'a (dyn Fn(usize) + Sync + 'a)) {
-        // SAFETY: only the lifetime changes. `run` does not return before `remaining` is 0, and
-        // workers do not touch the body after their decrement.
+    /// Publishes `body` and wakes the workers.
+    ///
+    /// # Safety
+    /// The caller holds the region lock and waits for the workers before it gives it back or lets
+    /// `body` go.
+    unsafe fn start<'a>(&self, body: &'a (dyn Fn(usize) + Sync + 'a)) {
+        // SAFETY: only the lifetime changes. The caller keeps the body until `remaining` is 0, and
+        // workers do not touch it after their decrement.
         let body = unsafe {
             std::mem::transmute::<&'a (dyn Fn(usize) + Sync + 'a), &'static (dyn Fn(usize) + Sync)>(
                 body,
             )
         };
         let shared = &*self.shared;
-        // SAFETY: we hold the region lock and the last region has ended: nobody reads `body`.
+        // SAFETY: the caller holds the region lock and the last region has ended: nobody reads
+        // `body`.
         unsafe { *shared.body.get() = Some(std::ptr::from_ref(body)) };
         shared.remaining.0.store(self.threads.len(), Ordering::Relaxed);
         shared.epoch.0.fetch_add(1, Ordering::SeqCst);
@@ -181,8 +188,8 @@ impl Pool {
     /// Calls `body(worker, range)` for consecutive ranges of at most `chunk` items that cover
     /// `0..items`. A `chunk` of 0 counts as 1.
     ///
-    /// Each worker goes through a contiguous share of the items, so that it reads memory in
-    /// order; one that is done takes chunks from the ends of the others' shares.
+    /// Each worker processes a contiguous share of the items, so that it reads memory in order;
+    /// one that is done takes chunks from the ends of the others' shares.
     pub fn for_chunks<F: Fn(usize, Range<usize>) + Sync>(
         &self,
         items: usize,
@@ -260,10 +267,10 @@ impl Drop for Pool {
 impl Shared {
     fn new(workers: usize) -> Self {
         Self {
-            epoch: Line::default(),
-            remaining: Line::default(),
-            parked: (0..workers).map(|_| Line::default()).collect(),
-            shares: (0..=workers).map(|_| Line::default()).collect(),
+            epoch: CacheLine::default(),
+            remaining: CacheLine::default(),
+            parked: (0..workers).map(|_| CacheLine::default()).collect(),
+            shares: (0..=workers).map(|_| CacheLine::default()).collect(),
             body: UnsafeCell::new(None),
             shutdown: AtomicBool::new(false),
             panic: Mutex::new(None),
@@ -273,7 +280,7 @@ impl Shared {
         }
     }
 
-    /// A worker's life.
+    /// Main loop of a worker.
     fn work(&self, worker: usize) {
         INSIDE.set(true);
         let mut seen = 0;
@@ -363,9 +370,9 @@ fn spin<T>(ready: impl Fn() -> Option<T>) -> Option<T> {
 /// A range of chunk numbers that its owner uses up from the front and others from the back: the
 /// first number in the low half, the end in the high half.
 #[derive(Default)]
-struct Share(AtomicU64);
+struct ChunkShare(AtomicU64);
 
-impl Share {
+impl ChunkShare {
     /// Sets the range; both ends fit into 32 bits.
     fn set(&self, first: usize, end: usize) {
         self.0.store((end as u64) << 32 | first as u64, Ordering::Relaxed);
@@ -380,7 +387,8 @@ impl Share {
     /// through the range (the start of the region orders everything), so relaxed is enough.
     fn take(&self, next: impl Fn(u64) -> u64) -> Option<u64> {
         let update = |range: u64| {
-            let (first, end) = (range & u64::from(u32::MAX), range >> 32);
+            let first = range & u64::from(u32::MAX);
+            let end = range >> 32;
             (first < end).then(|| next(range))
         };
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update).ok()
@@ -475,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn callers_on_several_threads_take_turns() {
+    fn callers_on_several_threads_run_one_after_another() {
         let pool = Pool::new(2).unwrap();
         let count = AtomicU64::new(0);
         std::thread::scope(|scope| {

@@ -1,5 +1,5 @@
-//! What this machine can do at most: read bandwidth and arithmetic peaks, on a pool's threads.
-//! Benches put their figures beside these, measured in the same run.
+//! Limits of this machine: read bandwidth and arithmetic peaks, on a pool's threads.
+//! Benches report their figures relative to these, measured in the same run.
 
 use crate::pool::Pool;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
@@ -47,7 +47,7 @@ impl Kernel for Read<'_> {
     }
 }
 
-/// Which arithmetic peak to measure.
+/// Arithmetic peak to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peak {
     /// 8-bit dot products.
@@ -79,11 +79,13 @@ struct Arithmetic {
 }
 
 impl Kernel for Arithmetic {
+    const INTEGER_DOTS: bool = true;
     type Output = f32;
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f32 {
         let bytes = black_box([1u8; 64]);
-        let (mut ints, mut floats) = ([simd.zero_int(); ACCUMULATORS], [simd.zero(); ACCUMULATORS]);
+        let mut ints = [simd.zero_int(); ACCUMULATORS];
+        let mut floats = [simd.zero(); ACCUMULATORS];
         // SAFETY: 64 bytes are readable.
         let (x, y) = unsafe { (simd.load_bytes(bytes.as_ptr()), simd.load(bytes.as_ptr().cast())) };
         match self.peak {

@@ -5,8 +5,8 @@
 //! zero is hit exactly, and zero itself is a code's value. Arithmetic is in f32; scale and
 //! bias are rounded to the checkpoint's type afterwards.
 //!
-//! Owns the arithmetic of one row. Which rows, from and to which file, on how many threads, is
-//! the caller's: rows are independent of each other.
+//! Owns the arithmetic of one row. Rows are independent of each other; the caller reads and writes
+//! them and spreads them over threads.
 
 use crate::error::{KernelError, Result};
 use crate::weights::{FloatType, Mxfp4, e8m0};
@@ -17,7 +17,7 @@ pub const BITS: [u8; 6] = [2, 3, 4, 5, 6, 8];
 /// Group sizes that MLX's affine format knows.
 pub const GROUP_SIZES: [u16; 3] = [32, 64, 128];
 
-/// How rows are quantised.
+/// Parameters of a row's quantisation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Quantizer {
     bits: u8,
@@ -25,7 +25,7 @@ pub struct Quantizer {
     scale_type: FloatType,
 }
 
-/// What a few rows have become: the bytes of three tensors, to be written one after the other.
+/// Quantised rows: the bytes of three tensors, to be written one after the other.
 #[derive(Clone, Debug, Default)]
 pub struct QuantizedRows {
     /// `[rows, columns · bits / 8]` bytes.
@@ -37,7 +37,7 @@ pub struct QuantizedRows {
 }
 
 impl QuantizedRows {
-    /// Forgets the rows and keeps the memory.
+    /// Clears the rows and keeps the memory.
     pub fn clear(&mut self) {
         self.codes.clear();
         self.scales.clear();
@@ -86,7 +86,8 @@ impl Quantizer {
     pub fn push_row(&self, row: &mut [f32], out: &mut QuantizedRows) -> Result<()> {
         let group = usize::from(self.group_size);
         if !row.len().is_multiple_of(group) {
-            let (what, rule) = ("a row's length", "a multiple of the group size");
+            let what = "a row's length";
+            let rule = "a multiple of the group size";
             return Err(KernelError::Dimension { what, value: row.len(), rule });
         }
         self.scale_type.round_all(row);
@@ -109,7 +110,8 @@ pub fn push_mxfp4_row(row: &[f32], codes: &mut Vec<u8>, scales: &mut Vec<u8>) ->
     /// Halfway between neighbouring magnitudes 0, ½, 1, 1½, 2, 3, 4, 6.
     const EDGES: [f32; 7] = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0];
     if !row.len().is_multiple_of(Mxfp4::GROUP) {
-        let (what, rule) = ("a row's length", "a multiple of the group size");
+        let what = "a row's length";
+        let rule = "a multiple of the group size";
         return Err(KernelError::Dimension { what, value: row.len(), rule });
     }
     for group in row.chunks_exact(Mxfp4::GROUP) {
@@ -230,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_format_does_not_have_is_refused() {
+    fn unknown_widths_and_groups_are_refused() {
         for (bits, group) in [(7, 64), (0, 64), (16, 64), (4, 16), (4, 48), (4, 0)] {
             assert!(Quantizer::new(bits, group, FloatType::F32).is_err(), "{bits} {group}");
         }
@@ -243,7 +245,8 @@ mod tests {
         let mut row = [0.0f32; 64];
         row[..6].copy_from_slice(&[6.0, -0.26, 2.4, -5.1, 0.24, 1.0]);
         row[32] = -0.03;
-        let (mut codes, mut scales) = (Vec::new(), Vec::new());
+        let mut codes = Vec::new();
+        let mut scales = Vec::new();
         push_mxfp4_row(&row, &mut codes, &mut scales).unwrap();
         let weights = WeightMatrix::mxfp4(1, 64, &codes, &scales).unwrap();
         let mut back = [f32::NAN; 64];

@@ -5,10 +5,10 @@ use crate::error::{KernelError, Result, check_len};
 use crate::pool::Pool;
 use crate::simd::{Kernel, Simd, dispatch};
 
-/// Elements that are worth a parallel region of their own.
+/// Least number of elements for a parallel region.
 const CHUNK: usize = 16 << 10;
 
-/// Which coordinates of a head are turned together.
+/// Pairing of a head's coordinates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pairing {
     /// Coordinate i with coordinate i + dims/2.
@@ -22,12 +22,12 @@ pub enum Pairing {
 pub struct Rotation<'a> {
     /// Angle per position of each pair.
     pub inverse: &'a [f32],
-    /// How many pairs, one group after the other, each coordinate of a position turns; none where a
+    /// Number of consecutive pairs that each coordinate of a position turns; empty where a
     /// position is one number, which turns all of them.
     pub sections: &'a [usize],
-    /// Which coordinates are pairs.
+    /// Pairing of the coordinates.
     pub pairing: Pairing,
-    /// What the rotated coordinates are multiplied by beforehand.
+    /// Factor of the rotated coordinates.
     pub scale: f32,
 }
 
@@ -53,7 +53,8 @@ pub fn rope(
     if positions.is_empty() {
         return check_len("rows of a rotation", x.len(), 0);
     }
-    let (pairs, coordinates) = (rotation.inverse.len(), rotation.coordinates());
+    let pairs = rotation.inverse.len();
+    let coordinates = rotation.coordinates();
     if !rotation.sections.is_empty() {
         check_len("sections of a rotation", rotation.sections.iter().sum(), pairs)?;
     }
@@ -70,7 +71,7 @@ pub fn rope(
         let positions = positions[first * coordinates..].chunks_exact(coordinates);
         for (row, position) in rows.chunks_exact_mut(row).zip(positions) {
             fill(&mut angles, position, rotation);
-            let turn = Turn { row, head_dim, angles: &angles, pairing: rotation.pairing };
+            let turn = RotateRow { row, head_dim, angles: &angles, pairing: rotation.pairing };
             dispatch(pool.cpu(), turn);
         }
     });
@@ -94,14 +95,14 @@ fn fill(angles: &mut [(f32, f32)], position: &[i32], rotation: &Rotation<'_>) {
 }
 
 /// One row, all heads.
-struct Turn<'a> {
+struct RotateRow<'a> {
     row: &'a mut [f32],
     head_dim: usize,
     angles: &'a [(f32, f32)],
     pairing: Pairing,
 }
 
-impl Kernel for Turn<'_> {
+impl Kernel for RotateRow<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
@@ -125,7 +126,8 @@ impl Kernel for Turn<'_> {
 }
 
 #[inline(always)]
-fn turned(a: f32, b: f32, (sin, cos): (f32, f32)) -> (f32, f32) {
+fn turned(a: f32, b: f32, angle: (f32, f32)) -> (f32, f32) {
+    let (sin, cos) = angle;
     (a * cos - b * sin, a * sin + b * cos)
 }
 
@@ -148,12 +150,8 @@ mod tests {
         }
     }
 
-    fn check(
-        pool: &Pool,
-        rng: &mut Rng,
-        (heads, dim, pairs): (usize, usize, usize),
-        pairing: Pairing,
-    ) {
+    fn check(pool: &Pool, rng: &mut Rng, shape: (usize, usize, usize), pairing: Pairing) {
+        let (heads, dim, pairs) = shape;
         let positions = [0, 1, 7, 500];
         let inverse: Vec<f32> = (0..pairs).map(|i| 0.5f32.powi(i.try_into().unwrap())).collect();
         let before = rng.normals(positions.len() * heads * dim);
@@ -169,7 +167,8 @@ mod tests {
                     Pairing::Neighbours => (2 * pair, 2 * pair + 1),
                 };
                 let (sin, cos) = (position * f64::from(*inverse)).sin_cos();
-                let (u, v) = (f64::from(head[a]), f64::from(head[b]));
+                let u = f64::from(head[a]);
+                let v = f64::from(head[b]);
                 expected[a] = 1.5 * (u * cos - v * sin);
                 expected[b] = 1.5 * (u * sin + v * cos);
             }
@@ -198,7 +197,8 @@ mod tests {
     #[test]
     fn each_section_turns_by_its_own_coordinate() {
         let mut rng = Rng::fresh();
-        let (heads, dim) = (3, 16);
+        let heads = 3;
+        let dim = 16;
         let inverse: Vec<f32> = (0..8u8).map(|i| 0.5f32.powi(i.into())).collect();
         let positions = [[3, 50, 7], [4, 4, 4], [900, 0, 1]];
         for pool in pools() {

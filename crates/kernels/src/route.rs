@@ -1,10 +1,10 @@
-//! Which experts a token goes to: scores, limits to groups of experts, weights.
+//! Routing of tokens to experts: scores, limits to groups of experts, weights.
 //!
 //! The rules are those of mlx-lm: Qwen, Mixtral and OLMoE take the highest softmax scores,
 //! DeepSeek V2 and V3 only look into the best groups of experts.
 #![expect(clippy::cast_possible_truncation, reason = "no layer has 2^32 experts")]
 
-use crate::error::{KernelError, Result, check_len};
+use crate::error::{Result, check_len, wrong_dimension};
 
 /// From router logits to scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub enum Scores {
     SoftmaxOfChosen,
 }
 
-/// What a group of experts is worth.
+/// Score of a group of experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupScore {
     /// Its best expert (DeepSeek V2).
@@ -31,13 +31,13 @@ pub enum GroupScore {
 pub struct GroupLimit {
     /// Groups, a divisor of the number of experts.
     pub groups: usize,
-    /// Groups that are looked into.
+    /// Groups that experts are chosen from.
     pub active: usize,
-    /// What a group is worth.
+    /// Score of a group.
     pub score: GroupScore,
 }
 
-/// How a layer chooses.
+/// Routing rule of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RouteRule {
     /// Experts of the layer.
@@ -46,9 +46,9 @@ pub struct RouteRule {
     pub active: usize,
     /// From logits to scores.
     pub scores: Scores,
-    /// Where not all groups are looked into.
+    /// Limit to some groups, if there is one.
     pub limit: Option<GroupLimit>,
-    /// Whether the weights of a token are made to sum to one.
+    /// Scales the weights of a token to sum to one.
     pub normalise: bool,
     /// Factor on the weights, after that.
     pub scale: f32,
@@ -64,29 +64,32 @@ impl RouteRule {
     /// Errors unless this rule can choose.
     ///
     /// # Errors
-    /// [`KernelError::Dimension`]: no experts, more active ones than there are to choose from,
+    /// [`crate::KernelError::Dimension`]: no experts, more active ones than there are to choose from,
     /// groups that do not divide the experts or are too small for their score.
     pub fn check(&self) -> Result<()> {
-        let wrong = |what, value, rule| Err(KernelError::Dimension { what, value, rule });
         if self.active == 0 || self.active > self.experts {
             let rule = "at least 1 and at most the number of experts";
-            return wrong("number of active experts", self.active, rule);
+            return wrong_dimension("number of active experts", self.active, rule);
         }
         let Some(limit) = self.limit else { return Ok(()) };
         if limit.groups == 0 || !self.experts.is_multiple_of(limit.groups) {
-            return wrong("number of expert groups", limit.groups, "a divisor of the experts");
+            return wrong_dimension(
+                "number of expert groups",
+                limit.groups,
+                "a divisor of the experts",
+            );
         }
         if limit.active == 0 || limit.active > limit.groups {
             let rule = "at least 1 and at most the number of groups";
-            return wrong("number of active expert groups", limit.active, rule);
+            return wrong_dimension("number of active expert groups", limit.active, rule);
         }
         let size = self.experts / limit.groups;
         if self.active > limit.active * size {
             let rule = "at most the experts of the active groups";
-            return wrong("number of active experts", self.active, rule);
+            return wrong_dimension("number of active experts", self.active, rule);
         }
         if limit.score == GroupScore::BestTwo && size < 2 {
-            return wrong("size of an expert group", size, "at least 2");
+            return wrong_dimension("size of an expert group", size, "at least 2");
         }
         Ok(())
     }
@@ -98,7 +101,7 @@ impl RouteRule {
 /// Returns experts and weights, both `[tokens, active]`, in no particular order within a token.
 ///
 /// # Errors
-/// As [`RouteRule::check`], and [`KernelError::Length`] for a bias of another length.
+/// Errors of [`RouteRule::check`], and [`crate::KernelError::Length`] for a bias of another length.
 pub fn route(
     logits: &[f32],
     rule: &RouteRule,
@@ -109,7 +112,8 @@ pub fn route(
         check_len("bias of the experts", bias.len(), rule.experts)?;
     }
     let slots = logits.len() / rule.experts * rule.active;
-    let (mut chosen, mut weights) = (Vec::with_capacity(slots), Vec::with_capacity(slots));
+    let mut chosen = Vec::with_capacity(slots);
+    let mut weights = Vec::with_capacity(slots);
     for row in logits.chunks_exact(rule.experts) {
         let scores = scores(row, rule.scores);
         let mut ranks = scores.clone();
@@ -117,7 +121,7 @@ pub fn route(
             ranks.iter_mut().zip(bias).for_each(|(rank, bias)| *rank += bias);
         }
         if let Some(limit) = rule.limit {
-            forget_groups(&mut ranks, limit);
+            drop_groups(&mut ranks, limit);
         }
         let best = best(&ranks, rule.active);
         let chosen_scores: Vec<f32> = best.iter().map(|&expert| scores[expert as usize]).collect();
@@ -149,17 +153,11 @@ fn softmax(logits: &[f32]) -> Vec<f32> {
 }
 
 /// Sets the scores of all but the best groups to 0, as DeepSeek's code does.
-fn forget_groups(ranks: &mut [f32], limit: GroupLimit) {
+fn drop_groups(ranks: &mut [f32], limit: GroupLimit) {
     let size = ranks.len() / limit.groups;
-    let worth = |group: &[f32]| {
-        let count = match limit.score {
-            GroupScore::Best => 1,
-            GroupScore::BestTwo => 2,
-        };
-        best(group, count).iter().map(|&expert| group[expert as usize]).sum()
-    };
-    let worth: Vec<f32> = ranks.chunks_exact(size).map(worth).collect();
-    let kept = best(&worth, limit.active);
+    let groups = ranks.chunks_exact(size);
+    let group_scores: Vec<f32> = groups.map(|group| group_score(group, limit.score)).collect();
+    let kept = best(&group_scores, limit.active);
     for (group, ranks) in ranks.chunks_exact_mut(size).enumerate() {
         if !kept.contains(&(group as u32)) {
             ranks.fill(0.0);
@@ -167,11 +165,19 @@ fn forget_groups(ranks: &mut [f32], limit: GroupLimit) {
     }
 }
 
+/// Score of a group of experts.
+fn group_score(ranks: &[f32], score: GroupScore) -> f32 {
+    let count = match score {
+        GroupScore::Best => 1,
+        GroupScore::BestTwo => 2,
+    };
+    best(ranks, count).iter().map(|&expert| ranks[expert as usize]).sum()
+}
+
 /// The indices of the `count` largest values; a NaN counts as the largest.
 fn best(values: &[f32], count: usize) -> Vec<u32> {
     let mut order: Vec<u32> = (0..values.len() as u32).collect();
-    let value = |index: &u32| values[*index as usize];
-    order.sort_by(|a, b| value(b).total_cmp(&value(a)));
+    order.sort_by(|a, b| values[*b as usize].total_cmp(&values[*a as usize]));
     order.truncate(count);
     order
 }

@@ -8,36 +8,40 @@ use crate::aligned::AlignedBuf;
 use crate::error::Result;
 use std::cell::Cell;
 
-/// What a buffer is for.
+/// Purpose of a buffer.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Slot {
+pub(crate) enum BufferKind {
     /// Prepared activations, read by all workers.
     Input,
     /// Weights unpacked into tiles, per worker.
     Panel,
     /// Partial results, per worker.
     Output,
-    /// What the first products of the experts give, for every token and expert of it.
+    /// Results of the experts' first products, for every token and expert of it.
     Hidden,
-    /// What the second ones give.
+    /// Results of the experts' second products.
     Down,
 }
 
 thread_local! {
-    static SLOTS: [Cell<Option<AlignedBuf>>; 5] = const { [const { Cell::new(None) }; 5] };
+    static BUFFERS: [Cell<Option<AlignedBuf>>; 5] = const { [const { Cell::new(None) }; 5] };
 }
 
 /// Calls `body` with at least `bytes` bytes of arbitrary content, aligned to 64 bytes.
 ///
 /// # Errors
 /// [`crate::KernelError::OutOfMemory`].
-pub(crate) fn with<R>(slot: Slot, bytes: usize, body: impl FnOnce(&mut [u8]) -> R) -> Result<R> {
-    let kept = SLOTS.with(|slots| slots[slot as usize].take());
+pub(crate) fn with<R>(
+    kind: BufferKind,
+    bytes: usize,
+    body: impl FnOnce(&mut [u8]) -> R,
+) -> Result<R> {
+    let kept = BUFFERS.with(|buffers| buffers[kind as usize].take());
     let mut buf = match kept {
         Some(buf) if buf.len() >= bytes => buf,
         _ => AlignedBuf::zeroed(bytes)?,
     };
     let result = body(buf.bytes_mut());
-    SLOTS.with(|slots| slots[slot as usize].set(Some(buf)));
+    BUFFERS.with(|buffers| buffers[kind as usize].set(Some(buf)));
     Ok(result)
 }

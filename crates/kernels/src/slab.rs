@@ -2,7 +2,7 @@
 //!
 //! The blocks of a cache are smaller than a huge page, but a sequence gets those of all its layers at
 //! once. Side by side they are read a fifth faster where addresses are slow to look up, as in a
-//! virtual machine. Each gives its memory back when it is dropped, whatever the others do.
+//! virtual machine. Each returns its memory when it is dropped, independently of the others.
 
 use crate::aligned::{ALIGN_BYTES, AlignedBuf, HUGE_PAGE_BYTES};
 use crate::error::{KernelError, Result};
@@ -16,7 +16,7 @@ pub struct Slab {
     used: usize,
 }
 
-/// Zeroed memory whose parts have owners of their own.
+/// Zeroed memory, divided into parts with an owner each.
 #[derive(Debug)]
 struct Mapping {
     memory: MmapRaw,
@@ -27,7 +27,7 @@ struct Mapping {
 
 /// A part of a slab, which nothing else refers to.
 #[derive(Debug)]
-pub(crate) struct Part {
+pub(crate) struct SlabPart {
     mapping: Arc<Mapping>,
     offset: usize,
     bytes: usize,
@@ -35,7 +35,7 @@ pub(crate) struct Part {
 
 impl Slab {
     /// Room for buffers of `bytes` in all, each counted up to the next multiple of [`ALIGN_BYTES`].
-    /// Takes addresses only: memory comes with the first touch.
+    /// Reserves addresses only: memory is taken at the first touch.
     ///
     /// # Errors
     /// [`KernelError::OutOfMemory`].
@@ -55,8 +55,9 @@ impl Slab {
         let end = self.used.saturating_add(end);
         match &self.memory {
             Some(mapping) if end <= mapping.bytes && bytes > 0 => {
-                let (mapping, offset) = (Arc::clone(mapping), self.used);
-                let part = Part { mapping, offset, bytes: end - offset };
+                let mapping = Arc::clone(mapping);
+                let offset = self.used;
+                let part = SlabPart { mapping, offset, bytes: end - offset };
                 let buf = AlignedBuf::part(part, bytes)?;
                 self.used = end;
                 Ok(buf)
@@ -72,7 +73,7 @@ impl Mapping {
         let Some(len) = bytes.checked_add(HUGE_PAGE_BYTES) else { return Err(out_of_memory) };
         let memory = MmapMut::map_anon(len).map_err(|_| out_of_memory)?;
         let start = memory.as_ptr().align_offset(HUGE_PAGE_BYTES);
-        // Whole huge pages only: the rest would take memory that nobody asked for. A refusal costs
+        // Whole huge pages only: the rest would take more memory than the slab. A refusal costs
         // speed only.
         #[cfg(target_os = "linux")]
         {
@@ -85,8 +86,8 @@ impl Mapping {
     }
 }
 
-impl Part {
-    /// Where the part begins: at a multiple of [`ALIGN_BYTES`], with at least `len()` bytes that
+impl SlabPart {
+    /// First byte of the part: at a multiple of [`ALIGN_BYTES`], with at least `len()` bytes that
     /// were zero at first and are its owner's alone.
     pub(crate) fn as_mut_ptr(&self) -> *mut u8 {
         self.mapping.memory.as_mut_ptr().wrapping_add(self.mapping.start + self.offset)
@@ -97,13 +98,14 @@ impl Part {
     }
 }
 
-impl Drop for Part {
+impl Drop for SlabPart {
     /// Gives back the pages that belong to this part alone; the last part unmaps them all.
     fn drop(&mut self) {
         #[cfg(target_os = "linux")]
         if Arc::strong_count(&self.mapping) > 1 {
             const PAGE: usize = 4096;
-            let (offset, end) = (self.offset.next_multiple_of(PAGE), self.offset + self.bytes);
+            let offset = self.offset.next_multiple_of(PAGE);
+            let end = self.offset + self.bytes;
             let pages = (end - end % PAGE).saturating_sub(offset);
             if pages > 0 {
                 let start =
@@ -148,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_a_buffer_of_its_own() {
+    fn a_buffer_that_does_not_fit_is_allocated_separately() {
         for bytes in [0, 128] {
             let mut slab = Slab::new(bytes).unwrap();
             assert_eq!(slab.zeroed(129).unwrap().bytes(), [0; 129]);

@@ -1,4 +1,4 @@
-//! What tests share: fresh random numbers and random weights.
+//! Helpers of the tests: fresh random numbers and random weights.
 
 use crate::isa::Cpu;
 use crate::pool::Pool;
@@ -79,11 +79,12 @@ pub(crate) struct RandomAffine {
 impl RandomAffine {
     pub(crate) fn new(
         rng: &mut Rng,
-        (rows, cols): (usize, usize),
+        shape: (usize, usize),
         bits: u32,
         group: usize,
         scale_type: FloatType,
     ) -> Self {
+        let (rows, cols) = shape;
         let groups = rows * cols / group;
         let largest = f32::from((1u16 << bits) - 1);
         let scales: Vec<f32> = (0..groups).map(|_| (1.5 + rng.uniform()) / largest).collect();
@@ -124,7 +125,8 @@ pub(crate) struct RandomMxfp4 {
 }
 
 impl RandomMxfp4 {
-    pub(crate) fn new(rng: &mut Rng, (rows, cols): (usize, usize)) -> Self {
+    pub(crate) fn new(rng: &mut Rng, shape: (usize, usize)) -> Self {
+        let (rows, cols) = shape;
         let scales = (0..=rows * cols / 32).map(|_| u8::try_from(120 + rng.below(9)).unwrap());
         let scales = scales.collect();
         Self { rows, cols, codes: rng.bytes(1 + rows * cols / 2), scales }
@@ -150,7 +152,8 @@ pub(crate) fn pools() -> Vec<Pool> {
 /// `x · wᵀ` in f64, `[tokens, rows]`, and the same with absolute values: the size that rounding
 /// errors are relative to.
 pub(crate) fn oracle(x: &[f32], weights: &WeightMatrix<'_>) -> Vec<(f64, f64)> {
-    let (rows, cols) = (weights.rows(), weights.cols());
+    let rows = weights.rows();
+    let cols = weights.cols();
     let mut out = vec![(0.0, 0.0); x.len() / cols * rows];
     let mut w = vec![0.0; cols];
     for row in 0..rows {

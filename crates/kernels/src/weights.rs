@@ -114,18 +114,18 @@ impl Mxfp4<'_> {
     pub const GROUP: usize = 32;
 }
 
-/// Half the integer that an E2M1 code stands for is `byte − `[`E2M1_OFFSET`], by code.
+/// Byte of each E2M1 code, whose value is half of `byte − `[`E2M1_OFFSET`].
 pub(crate) const E2M1_BYTES: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
 /// The byte of zero in [`E2M1_BYTES`].
 pub(crate) const E2M1_OFFSET: f32 = 12.0;
 
-/// The power of two that an E8M0 scale stands for.
+/// The power of two of an E8M0 scale.
 pub(crate) fn e8m0(scale: u8) -> f32 {
     const SMALLEST: u32 = 1 << 22;
     f32::from_bits(if scale == 0 { SMALLEST } else { u32::from(scale) << 23 })
 }
 
-/// How a matrix is stored.
+/// Storage of a matrix.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Format<'a> {
     Affine(Affine<'a>),
@@ -195,7 +195,7 @@ impl<'a> WeightMatrix<'a> {
         Ok(Self { rows, cols, format: Format::Mxfp4(Mxfp4 { codes, scales, step: 1 }) })
     }
 
-    /// Rows `part`, `part + parts`, … of an MXFP4 matrix: one of several whose rows take turns.
+    /// Rows `part`, `part + parts`, … of an MXFP4 matrix: one of `parts` interleaved matrices.
     ///
     /// # Errors
     /// [`KernelError::Dimension`] unless the rows divide into that many parts, of MXFP4;
@@ -211,8 +211,9 @@ impl<'a> WeightMatrix<'a> {
             let index = i64::try_from(part).unwrap_or(i64::MAX);
             return Err(KernelError::Index { what: "interleaved matrix", index, len: parts });
         }
-        let from = |data: &'a [u8]| &data[part * (data.len() / self.rows)..];
-        let mxfp4 = Mxfp4 { codes: from(codes), scales: from(scales), step: parts };
+        let codes = &codes[part * (codes.len() / self.rows)..];
+        let scales = &scales[part * (scales.len() / self.rows)..];
+        let mxfp4 = Mxfp4 { codes, scales, step: parts };
         Ok(Self { rows: self.rows / parts, cols: self.cols, format: Format::Mxfp4(mxfp4) })
     }
 
@@ -267,8 +268,8 @@ impl<'a> WeightMatrix<'a> {
                 let part = |data: &'a [u8], row_bytes: usize| {
                     &data[first * step * row_bytes..((end - 1) * step + 1) * row_bytes]
                 };
-                let (codes, scales) =
-                    (part(codes, self.cols / 2), part(scales, self.cols / Mxfp4::GROUP));
+                let codes = part(codes, self.cols / 2);
+                let scales = part(scales, self.cols / Mxfp4::GROUP);
                 Format::Mxfp4(Mxfp4 { codes, scales, step })
             }
             Format::Dense(ty, data) => Format::Dense(ty, part(data)),

@@ -208,10 +208,7 @@ impl Array {
 
     /// Evaluates the array and copies its elements in row-major order to `dest`, which must be
     /// [`Array::nbytes`] long.
-    ///
-    /// # Errors
-    /// [`Error::WrongSize`], or a failed evaluation.
-    pub fn copy_to(&self, dest: &mut [u8]) -> Result<()> {
+    fn copy_to(&self, dest: &mut [u8]) -> Result<()> {
         if dest.len() != self.nbytes() {
             return Err(self.wrong_size(dest.len()));
         }

@@ -69,12 +69,6 @@ impl Dtype {
         self.row().2
     }
 
-    /// True for the real floating-point types.
-    #[must_use]
-    pub fn is_float(self) -> bool {
-        matches!(self, Self::Float16 | Self::Bfloat16 | Self::Float32 | Self::Float64)
-    }
-
     /// Bytes of an array of `shape`; `None` if a dimension is negative or the product overflows.
     #[must_use]
     pub fn nbytes(self, shape: &[i32]) -> Option<usize> {

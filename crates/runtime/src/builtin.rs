@@ -1,13 +1,13 @@
-//! The small model inside the program, so that it can show what it does without any download.
+//! Files of the demo model, compiled into the program so that it runs without a download.
 //!
-//! The files are `models/demo` of the repository; see the README there.
+//! They are those of `models/demo` in the repository; its README describes them.
 
 /// `config.json`.
 pub(crate) const CONFIG: &[u8] = include_bytes!("../../../models/demo/config.json");
 /// `model.safetensors`.
 pub(crate) const WEIGHTS: &[u8] = include_bytes!("../../../models/demo/model.safetensors");
 
-/// The other files, by name, as a folder would hold them.
+/// The configuration and text files, by name.
 pub(crate) const FILES: &[(&str, &[u8])] = &[
     ("config.json", CONFIG),
     ("generation_config.json", include_bytes!("../../../models/demo/generation_config.json")),

@@ -1,25 +1,45 @@
-//! Saved caches as safetensors files: the header as metadata, per layer the U64 tensor
+//! Saved KV caches as safetensors files: the header as metadata and, per layer, the U64 tensor
 //! `layers.N.state` and the U8 tensor `layers.N.bytes`.
 //!
-//! What the bytes mean, and every check of the header, is in `mlxcel_core`.
+//! `mlxcel_core` defines the contents of these tensors and checks the header.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use mlxcel_core::{SavedCache, SavedLayer, SequenceCache};
+use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::engine::Engine;
+use crate::error::FileProblem;
 use crate::loading::Fingerprint;
 use crate::{Error, Result};
 
 /// Writes `cache` to `path`.
 ///
 /// # Errors
-/// A file that cannot be written.
+/// A cache that cannot be saved, or a file that cannot be written.
 pub fn save(model: Fingerprint, cache: &SequenceCache, path: &Path) -> Result<()> {
-    let failed = |error: safetensors::SafeTensorError| io(path, error);
     let saved = cache.save(&model.to_string())?;
+    write(&saved, path).map_err(|error| Error::safetensors(path, error))
+}
+
+/// Reads a cache of the model `model` from `path`.
+///
+/// # Errors
+/// A file that is not a safetensors file or is truncated; a cache of another version, model, mode
+/// or layout than the engine's.
+pub fn load(engine: &Engine, model: Fingerprint, path: &Path) -> Result<SequenceCache> {
+    let file = std::fs::read(path).map_err(|error| Error::io(path, error))?;
+    let saved = parse(&file).map_err(|error| Error::safetensors(path, error))?;
+    let mode = engine.kv_mode();
+    let cache =
+        SequenceCache::restore(engine.ops(), engine.layout(), mode, &model.to_string(), &saved)
+            .map_err(|error| Error::invalid_file(path, FileProblem::SavedCache(error)))?;
+    engine.with_room(cache)
+}
+
+fn write(saved: &SavedCache, path: &Path) -> std::result::Result<(), SafeTensorError> {
     let states: Vec<Vec<u8>> = saved
         .layers
         .iter()
@@ -27,30 +47,16 @@ pub fn save(model: Fingerprint, cache: &SequenceCache, path: &Path) -> Result<()
         .collect();
     let mut tensors = Vec::with_capacity(2 * saved.layers.len());
     for (index, (layer, state)) in saved.layers.iter().zip(&states).enumerate() {
-        let counters = TensorView::new(Dtype::U64, vec![layer.state.len()], state);
-        let bytes = TensorView::new(Dtype::U8, vec![layer.bytes.len()], &layer.bytes);
-        tensors.push((format!("layers.{index}.state"), counters.map_err(failed)?));
-        tensors.push((format!("layers.{index}.bytes"), bytes.map_err(failed)?));
+        let counters = TensorView::new(Dtype::U64, vec![layer.state.len()], state)?;
+        let bytes = TensorView::new(Dtype::U8, vec![layer.bytes.len()], &layer.bytes)?;
+        tensors.push((format!("layers.{index}.state"), counters));
+        tensors.push((format!("layers.{index}.bytes"), bytes));
     }
     let header: HashMap<String, String> = saved.header.clone().into_iter().collect();
-    safetensors::serialize_to_file(tensors, Some(header), path).map_err(failed)
+    safetensors::serialize_to_file(tensors, Some(header), path)
 }
 
-/// Reads a cache of the model `model` from `path`.
-///
-/// # Errors
-/// A file that is no safetensors file or is truncated, and a cache of another version, model, mode
-/// or layout than the engine's.
-pub fn load(engine: &Engine, model: Fingerprint, path: &Path) -> Result<SequenceCache> {
-    let file = std::fs::read(path).map_err(|error| io(path, error))?;
-    let saved = parse(&file).map_err(|error| io(path, error))?;
-    let mode = engine.kv_mode();
-    let restored =
-        SequenceCache::restore(engine.ops(), engine.layout(), mode, &model.to_string(), &saved);
-    engine.with_room(restored.map_err(|error| io(path, error))?)
-}
-
-fn parse(file: &[u8]) -> std::result::Result<SavedCache, safetensors::SafeTensorError> {
+fn parse(file: &[u8]) -> std::result::Result<SavedCache, SafeTensorError> {
     let (_, metadata) = SafeTensors::read_metadata(file)?;
     let header = metadata.metadata().clone().unwrap_or_default().into_iter().collect();
     let tensors = SafeTensors::deserialize(file)?;
@@ -64,8 +70,4 @@ fn parse(file: &[u8]) -> std::result::Result<SavedCache, safetensors::SafeTensor
         });
     }
     Ok(SavedCache { header, layers })
-}
-
-fn io(path: &Path, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::Io { path: path.to_owned(), source: std::io::Error::other(error) }
 }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::{Engine, Finish, Generation, Outcome, Progress, generate_into, room};
 use crate::sampling::SamplingParams;
 use crate::text::{ChatMessage, ChatPrompt, Content};
-use crate::{Error, ModelText, Result};
+use crate::{Error, Processor, Result};
 
 /// What a saved conversation calls its format.
 const SCHEMA: &str = "mlxcel.chat/1";
@@ -42,7 +42,7 @@ pub struct AnswerOptions {
 /// Several turns with one model.
 pub struct Conversation<'a> {
     engine: &'a Engine,
-    text: &'a ModelText,
+    text: &'a Processor,
     system: Option<String>,
     messages: Vec<ChatMessage>,
     cache: SequenceCache,
@@ -61,7 +61,7 @@ impl<'a> Conversation<'a> {
     ///
     /// # Errors
     /// A cache mode that the model cannot take.
-    pub fn new(engine: &'a Engine, text: &'a ModelText, system: Option<&str>) -> Result<Self> {
+    pub fn new(engine: &'a Engine, text: &'a Processor, system: Option<&str>) -> Result<Self> {
         let (messages, held) = (Vec::new(), Vec::new());
         let system = system.map(str::to_owned);
         let mut new = Self { engine, text, system, messages, cache: engine.new_cache()?, held };
@@ -185,7 +185,7 @@ impl<'a> Conversation<'a> {
     pub fn save(&self, path: &Path) -> Result<()> {
         let saved = Saved { schema: SCHEMA.to_owned(), messages: self.messages.clone() };
         let json = serde_json::to_string_pretty(&saved).map_err(|error| invalid(path, error))?;
-        crate::disk::replace(path, &(json + "\n"))
+        crate::disk::write_atomically(path, &(json + "\n"))
             .map_err(|source| Error::Io { path: path.to_owned(), source })
     }
 

@@ -1,89 +1,76 @@
-//! What can go wrong between a command line and a generated token.
+//! The error type of this crate.
 
-use std::path::PathBuf;
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
 
-/// An error of this crate. Its text is one sentence for a person.
+use safetensors::SafeTensorError;
+
+/// An error of this crate, displayed as one sentence.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// The system's reason.
+        /// Reason given by the operating system.
         source: std::io::Error,
     },
-    /// `config.json` is missing a key, or contradicts itself.
-    #[error("config.json: {what}")]
-    Config {
-        /// What is wrong.
-        what: String,
+    /// A file or folder could be read, but not used.
+    #[error("{} {problem}", path.display())]
+    InvalidFile {
+        /// Path of the file or folder.
+        path: PathBuf,
+        /// Reason.
+        problem: FileProblem,
     },
-    /// A family that this crate does not run.
+    /// A key of `config.json` is missing or has a value that cannot be used.
+    #[error("config.json: {}", problem.describe(key))]
+    InvalidConfig {
+        /// Key, with its parent where it is nested (`vision_config.patch_size`).
+        key: &'static str,
+        /// Reason.
+        problem: ConfigProblem,
+    },
+    /// The model family is not implemented.
     #[error("model_type \"{model_type}\" is not supported (supported: {supported})")]
     UnsupportedModel {
-        /// The family's name.
+        /// Family that `config.json` names.
         model_type: String,
-        /// The names that are.
+        /// Implemented families, comma-separated.
         supported: String,
     },
-    /// The safetensors files are broken.
+    /// The estimator rejected a configuration or a safetensors header.
     #[error(transparent)]
     Headers(#[from] mlxcel_estimator::EstimatorError),
-    /// A folder without weights.
-    #[error("{} holds no model.safetensors and no model.safetensors.index.json", dir.display())]
-    NoWeights {
-        /// The folder.
-        dir: PathBuf,
-    },
-    /// A tensor that the model needs is not in the files.
-    #[error("tensor \"{name}\" is missing from {}", dir.display())]
-    MissingTensor {
-        /// The tensor.
+    /// A tensor is missing or does not match the configuration.
+    #[error("tensor \"{name}\" {problem}")]
+    Tensor {
+        /// Name of the tensor.
         name: String,
-        /// Where it was looked for.
-        dir: PathBuf,
+        /// Reason.
+        problem: TensorProblem,
     },
-    /// A tensor does not have the shape that the configuration implies.
-    #[error("tensor \"{name}\" has shape {found:?}, {expected:?} expected from config.json")]
-    TensorShape {
-        /// The tensor.
-        name: String,
-        /// Its shape.
-        found: Vec<usize>,
-        /// The shape that the configuration implies.
-        expected: Vec<usize>,
-    },
-    /// A tensor has an element type that cannot be computed with.
-    #[error("tensor \"{name}\" has dtype {found}, {expected} expected")]
-    TensorDtype {
-        /// The tensor.
-        name: String,
-        /// Its dtype.
-        found: String,
-        /// What would do.
-        expected: &'static str,
-    },
-    /// An operation failed.
+    /// An operation on arrays or caches failed.
     #[error(transparent)]
     Core(#[from] mlxcel_core::Error),
-    /// The tokenizer or the chat template.
+    /// The tokenizer or the chat template failed.
     #[error(transparent)]
     Text(#[from] crate::text::TextError),
-    /// An image, or a model that reads none.
+    /// An image cannot be used, or the model takes no images.
     #[error(transparent)]
     Image(#[from] crate::vision::ImageError),
-    /// A conversion that does not happen.
+    /// A checkpoint cannot be converted.
     #[error(transparent)]
     Convert(#[from] crate::convert::ConvertError),
-    /// A sampling parameter or a row of logits.
+    /// A sampling option or a row of logits is invalid.
     #[error(transparent)]
     Sampling(#[from] crate::sampling::SamplingError),
-    /// Nothing to continue.
+    /// The prompt has no tokens.
     #[error("the prompt is empty: there is nothing to continue")]
     EmptyPrompt,
-    /// The prompt and the wanted tokens exceed the context.
+    /// Prompt and requested tokens exceed the context.
     #[error(
         "the prompt has {tokens} tokens and {wanted} more are wanted, but the context holds {context}"
     )]
@@ -92,28 +79,242 @@ pub enum Error {
         tokens: usize,
         /// Tokens to generate.
         wanted: usize,
-        /// The limit.
+        /// Limit of the context.
         context: usize,
     },
-    /// The caller asked to stop while a prompt was being read.
-    #[error("interrupted while reading the prompt")]
+    /// The caller stopped a prefill or a conversion.
+    #[error("interrupted")]
     Interrupted,
-    /// A token id outside the vocabulary.
+    /// A token id is outside the vocabulary.
     #[error("token {token} is outside the vocabulary of {vocab} tokens")]
     TokenOutOfRange {
-        /// The id.
+        /// Token id.
         token: u32,
-        /// The number of tokens of the model.
+        /// Size of the model's vocabulary.
         vocab: usize,
     },
 }
 
-impl Error {
-    /// A configuration error in one sentence.
-    pub fn config(what: impl Into<String>) -> Self {
-        Self::Config { what: what.into() }
+/// Reason why a file or folder cannot be used; completes a sentence that starts with its path.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FileProblem {
+    /// A folder contains no weights.
+    #[error("holds no model.safetensors and no model.safetensors.index.json")]
+    NoWeights,
+    /// The contents are not in the safetensors format.
+    #[error("is not a valid safetensors file: {0}")]
+    Safetensors(SafeTensorError),
+    /// The contents are not the expected JSON.
+    #[error("is not valid: {0}")]
+    Json(serde_json::Error),
+    /// A saved KV cache belongs to another model, mode or version, or is damaged.
+    #[error("cannot be restored: {0}")]
+    SavedCache(mlxcel_core::Error),
+    /// A stored measurement has another schema or belongs to another model.
+    #[error("is not a {schema} of model {fingerprint}: delete the file")]
+    OtherMeasurement {
+        /// Expected schema.
+        schema: &'static str,
+        /// Expected model.
+        fingerprint: String,
+    },
+}
+
+/// Reason why a key of a configuration file cannot be used.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ConfigProblem {
+    /// The key is missing.
+    Missing,
+    /// The value is not among those implemented.
+    Unsupported {
+        /// Value found.
+        found: String,
+        /// Implemented values.
+        supported: Cow<'static, str>,
+    },
+    /// The value is outside its range, or contradicts another key.
+    Invalid {
+        /// Value found.
+        found: String,
+        /// Accepted values.
+        expected: Cow<'static, str>,
+    },
+    /// A list has the wrong number of entries.
+    Length {
+        /// Entries found.
+        found: usize,
+        /// Entries expected.
+        expected: usize,
+    },
+    /// A size is not a multiple of another one.
+    NotAMultiple {
+        /// Size found.
+        found: usize,
+        /// Key of the divisor.
+        of: &'static str,
+        /// The divisor.
+        divisor: usize,
+    },
+    /// A token id is not in the tokenizer's vocabulary.
+    UnknownToken {
+        /// Token id.
+        id: u32,
+    },
+    /// A problem in words, without its key. Model families still use it; new code does not.
+    Described(String),
+}
+
+impl ConfigProblem {
+    /// Describes the problem in one sentence that names `key`.
+    pub(crate) fn describe(&self, key: &str) -> String {
+        match self {
+            Self::Missing => format!("{key} is missing"),
+            Self::Unsupported { found, supported } => {
+                format!("{key} is {found}, which is not supported (supported: {supported})")
+            }
+            Self::Invalid { found, expected } => format!("{key} is {found}, {expected} expected"),
+            Self::Length { found, expected } => {
+                format!("{key} has {found} entries, {expected} expected")
+            }
+            Self::NotAMultiple { found, of, divisor } => {
+                format!("{key} ({found}) is not a multiple of {of} ({divisor})")
+            }
+            Self::UnknownToken { id } => format!("{key} is {id}, a token that the tokenizer lacks"),
+            Self::Described(text) => text.clone(),
+        }
     }
 }
 
-/// The result of this crate's functions.
+/// Reason why a tensor cannot be used; completes a sentence that starts with its name.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TensorProblem {
+    /// The tensor is not in the checkpoint.
+    #[error("is missing from {}", dir.display())]
+    Missing {
+        /// Folder of the checkpoint.
+        dir: PathBuf,
+    },
+    /// The tensor has another shape than the configuration implies.
+    #[error("has shape {found:?}, {expected:?} expected from config.json")]
+    Shape {
+        /// Shape in the file.
+        found: Vec<usize>,
+        /// Shape that the configuration implies.
+        expected: Vec<usize>,
+    },
+    /// The tensor has an element type that cannot be computed with.
+    #[error("has dtype {found}, {expected} expected")]
+    Dtype {
+        /// Dtype in the file.
+        found: String,
+        /// Accepted dtypes.
+        expected: &'static str,
+    },
+}
+
+impl Error {
+    /// A key of `config.json` is missing.
+    #[must_use]
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the model families"))]
+    pub(crate) fn missing_key(key: &'static str) -> Self {
+        Self::InvalidConfig { key, problem: ConfigProblem::Missing }
+    }
+
+    /// A key of `config.json` has a value that is not implemented.
+    #[must_use]
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the model families"))]
+    pub(crate) fn unsupported_value(
+        key: &'static str,
+        found: impl ToString,
+        supported: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        let found = found.to_string();
+        let supported = supported.into();
+        Self::InvalidConfig { key, problem: ConfigProblem::Unsupported { found, supported } }
+    }
+
+    /// A key of `config.json` has a value outside its range.
+    #[must_use]
+    pub(crate) fn invalid_value(
+        key: &'static str,
+        found: impl ToString,
+        expected: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        let found = found.to_string();
+        let expected = expected.into();
+        Self::InvalidConfig { key, problem: ConfigProblem::Invalid { found, expected } }
+    }
+
+    /// A list in `config.json` has the wrong number of entries.
+    #[must_use]
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the model families"))]
+    pub(crate) fn wrong_length(key: &'static str, found: usize, expected: usize) -> Self {
+        Self::InvalidConfig { key, problem: ConfigProblem::Length { found, expected } }
+    }
+
+    /// `config.json` does not have the structure that the model needs.
+    #[must_use]
+    pub(crate) fn config_json(error: serde_json::Error) -> Self {
+        Self::invalid_file(Path::new("config.json"), FileProblem::Json(error))
+    }
+
+    /// A configuration error in one sentence, for model families.
+    pub(crate) fn config(text: impl Into<String>) -> Self {
+        Self::InvalidConfig { key: "", problem: ConfigProblem::Described(text.into()) }
+    }
+
+    /// The file or folder `path` cannot be used.
+    #[must_use]
+    pub(crate) fn invalid_file(path: &Path, problem: FileProblem) -> Self {
+        Self::InvalidFile { path: path.to_owned(), problem }
+    }
+
+    /// Reading or writing `path` failed.
+    #[must_use]
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source }
+    }
+
+    /// Reading or writing the safetensors file `path` failed.
+    #[must_use]
+    pub(crate) fn safetensors(path: &Path, error: SafeTensorError) -> Self {
+        match error {
+            SafeTensorError::IoError(source) => Self::io(path, source),
+            other => Self::invalid_file(path, FileProblem::Safetensors(other)),
+        }
+    }
+
+    /// The tensor `name` cannot be used.
+    #[must_use]
+    pub(crate) fn tensor(name: &str, problem: TensorProblem) -> Self {
+        Self::Tensor { name: name.to_owned(), problem }
+    }
+}
+
+/// Result of this crate's fallible functions.
 pub type Result<T> = std::result::Result<T, Error>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_error_names_its_key() {
+        let cases = [
+            (Error::missing_key("vocab_size"), "config.json: vocab_size is missing"),
+            (
+                Error::unsupported_value("hidden_act", "\"magic\"", "silu"),
+                "config.json: hidden_act is \"magic\", which is not supported (supported: silu)",
+            ),
+            (Error::invalid_value("head_dim", 0, "1 or more"), "head_dim is 0, 1 or more expected"),
+            (Error::wrong_length("layer_types", 1, 2), "layer_types has 1 entries, 2 expected"),
+        ];
+        for (error, expected) in cases {
+            let text = error.to_string();
+            assert!(text.starts_with("config.json: ") && text.ends_with(expected), "{text}");
+        }
+    }
+}

@@ -1,7 +1,7 @@
-//! The check before a load: does it fit, and what would.
+//! Memory check before a load: estimates whether it fits, and proposes changes if it does not.
 //!
-//! Owns what a load is compared with (this machine), when it is refused, and what is proposed
-//! instead. Every size comes from `mlxcel-estimator`; nothing here reads a tensor.
+//! Owns the description of this machine, the decision to refuse a load, and the proposals. All sizes
+//! come from `mlxcel-estimator`; no tensor data is read.
 
 mod proposal;
 
@@ -18,30 +18,30 @@ use mlxcel_estimator::{
 };
 use serde::Serialize;
 
-pub use self::proposal::{Proposal, proposals};
-use crate::memory::{Available, Usage, memory_limit};
+pub use self::proposal::Proposal;
+use crate::memory::{AvailableMemory, MemoryUsage, memory_limit};
 use crate::source::ModelSource;
 use crate::{Error, Result, builtin};
 
-/// What the JSON of a refusal calls its format.
-pub const REFUSAL_SCHEMA: &str = "mlxcel.refusal/1";
+/// Schema of a [`Refusal`] in JSON.
+const REFUSAL_SCHEMA: &str = "mlxcel.refusal/1";
 
-/// A model as the estimator sees it: its configuration and headers.
+/// The estimator's view of a model: architecture and size of the weights.
 #[derive(Clone, Debug)]
-pub struct Sized {
-    /// What reports call it.
+pub struct ModelFootprint {
+    /// Name in reports.
     pub name: String,
-    /// What its layers keep.
+    /// Architecture, from `config.json`.
     pub spec: ModelSpec,
-    /// What its files hold.
+    /// Sizes of the weights, from the safetensors headers.
     pub weights: WeightFootprint,
 }
 
-impl Sized {
+impl ModelFootprint {
     /// Reads a model's configuration and headers.
     ///
     /// # Errors
-    /// Files that are missing, broken or contradict each other.
+    /// Files that are missing, invalid or contradict each other.
     pub fn read(source: &ModelSource) -> Result<Self> {
         match source {
             ModelSource::BuiltIn => Self::built_in(),
@@ -49,10 +49,10 @@ impl Sized {
         }
     }
 
-    /// Reads a folder that holds at least `config.json`, or the path of one.
+    /// Reads a folder that contains at least `config.json`, or the path of a `config.json`.
     ///
     /// # Errors
-    /// As [`Self::read`].
+    /// The errors of [`Self::read`].
     pub fn read_path(path: &Path) -> Result<Self> {
         let (spec, weights) = read_dir(path)?;
         Ok(Self { name: path.display().to_string(), spec, weights })
@@ -67,32 +67,32 @@ impl Sized {
         Ok(Self { weights: WeightFootprint::from_headers(&checkpoint, &spec), spec, name })
     }
 
-    /// The full report for `workload` on `machine`.
+    /// Builds the full memory report for `workload` on `machine`.
     ///
     /// # Errors
-    /// A cache mode that the model cannot take.
+    /// A cache mode that the model does not support.
     pub fn report(&self, workload: &Workload, machine: &Machine) -> Result<Report> {
         Ok(Report::new(&self.name, &self.spec, &self.weights, workload, machine)?)
     }
 }
 
-/// This machine, computing with `backend` or else with what it would take by itself.
+/// Describes this machine. `backend` defaults to the one that this process would compute with.
 ///
 /// # Errors
-/// A variable of the environment or a calibration file that is not understood.
+/// An invalid environment variable or calibration file.
 pub fn this_machine(backend: Option<Backend>) -> Result<Machine> {
-    let (own, kernels) = own_backend()?;
-    let chosen = backend.unwrap_or(own);
+    let (default_backend, kernels) = default_backend()?;
+    let backend = backend.unwrap_or(default_backend);
     let variable = std::env::var(HEADROOM_VARIABLE).ok().filter(|text| !text.is_empty());
-    let headroom = Headroom::choose(variable.as_deref(), calibration()?.as_ref(), chosen)?;
-    let mut machine = Machine::new(chosen).with_headroom(headroom);
-    if chosen == own {
+    let headroom = Headroom::choose(variable.as_deref(), calibration()?.as_ref(), backend)?;
+    let mut machine = Machine::new(backend).with_headroom(headroom);
+    if backend == default_backend {
         machine = machine.with_kernels(kernels);
     }
     if let Some(version) = MlxVersion::parse(mlx_version()) {
         machine = machine.with_mlx_version(version);
     }
-    let available = Available::find()?;
+    let available = AvailableMemory::measure()?;
     if let Some(bytes) = available.bytes {
         machine = machine.with_available(bytes, available.source);
     }
@@ -102,8 +102,8 @@ pub fn this_machine(backend: Option<Backend>) -> Result<Machine> {
     })
 }
 
-/// What this machine computes with, and whose kernels run.
-fn own_backend() -> Result<(Backend, KernelSet)> {
+/// Backend and kernel set that this process computes with.
+fn default_backend() -> Result<(Backend, KernelSet)> {
     let gpu = if cfg!(target_os = "macos") { Backend::Metal } else { Backend::Cuda };
     Ok(match mlxcel_core::KernelSet::from_env()? {
         mlxcel_core::KernelSet::Host => (Backend::Cpu, KernelSet::Host),
@@ -114,7 +114,7 @@ fn own_backend() -> Result<(Backend, KernelSet)> {
     })
 }
 
-/// What was measured on this machine, where somebody did.
+/// Calibration of this machine, if one was made.
 fn calibration() -> Result<Option<Calibration>> {
     let Some(path) = calibration_path(|name| std::env::var_os(name)) else { return Ok(None) };
     match std::fs::read_to_string(&path) {
@@ -124,120 +124,127 @@ fn calibration() -> Result<Option<Calibration>> {
     }
 }
 
-/// What to do with a load that does not fit.
+/// Reaction to a load that does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// Warn and go on; only the vision rule refuses.
+    /// Warn and load; only the vision rule refuses.
     Warn,
     /// Refuse.
     Refuse,
-    /// Warn and go on, whatever it is.
+    /// Warn and load, also against the vision rule.
     Force,
 }
 
-/// A load to be checked.
+/// A load to check.
 #[derive(Clone, Debug)]
-pub struct Load {
-    /// What is asked of the model.
+pub struct LoadRequest {
+    /// Requested workload.
     pub workload: Workload,
-    /// A context below this is no use: the prompt and one token.
-    pub least_context_tokens: u64,
-    /// The share of all memory that the weights of a vision model may take.
+    /// Shortest context worth proposing: the prompt and one token.
+    pub min_context_tokens: u64,
+    /// Largest share of total memory for the weights of a vision model.
     pub vision_threshold: f64,
-    /// What to do when it does not fit.
+    /// Reaction if the load does not fit.
     pub policy: Policy,
 }
 
-/// Why a load is refused. The names are those of the JSON.
+/// Reason for a refusal. Variant names are part of the JSON schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Reason {
-    /// The total exceeds what is available.
+pub enum RefusalReason {
+    /// The estimated total exceeds the available memory.
     OverBudget,
-    /// The weights of a vision model exceed their share of all memory.
+    /// The weights of a vision model exceed their share of total memory.
     Vision,
 }
 
-/// A load that does not happen.
+/// A refused load.
 #[derive(Clone, Debug, Serialize)]
 pub struct Refusal {
-    /// [`REFUSAL_SCHEMA`].
+    /// Schema name.
     pub schema: &'static str,
-    /// Why.
-    pub reason: Reason,
-    /// The same for a person: `DOES NOT FIT: 622.4 MiB over budget`, or the vision rule's text.
+    /// Reason, for programs.
+    pub reason: RefusalReason,
+    /// Reason in words: `DOES NOT FIT: 622.4 MiB over budget`, or the text of the vision rule.
     pub message: String,
-    /// What would fit, the mildest change first.
+    /// Changes that make the load fit, the mildest first.
     pub would_fit: Vec<Proposal>,
 }
 
-/// What became of a check.
+/// Result of a memory check.
 #[derive(Clone, Debug)]
-pub enum Outcome {
-    /// It fits, as far as is known.
-    Clear,
-    /// It goes on, with a sentence for whoever asked.
-    Warned(String),
-    /// It must not go on.
+pub enum FitCheck {
+    /// The load fits, as far as is known.
+    Fits,
+    /// The load may not fit, but proceeds; the text is the warning to print.
+    Warning(String),
+    /// The load must not proceed.
     Refused(Box<Refusal>),
 }
 
-/// Checks `load` of `model` on `machine`.
+/// Checks whether `load` of `model` fits on `machine`.
 ///
 /// # Errors
-/// A cache mode that the model cannot take.
-pub fn check(model: &Sized, load: &Load, machine: &Machine) -> Result<Outcome> {
-    let Sized { spec, weights, .. } = model;
+/// A cache mode that the model does not support.
+pub fn check(model: &ModelFootprint, load: &LoadRequest, machine: &Machine) -> Result<FitCheck> {
+    let ModelFootprint { spec, weights, .. } = model;
     let workload = &load.workload;
     let estimate = mlxcel_estimator::estimate_total_memory(spec, weights, workload, machine)?;
-    let (has_vision, bytes) = (spec.vision.is_some(), estimate.weights.bytes);
-    let rule = vision_rule(bytes, machine.total_bytes, has_vision, load.vision_threshold);
+    let has_vision = spec.vision.is_some();
+    let weight_bytes = estimate.weights.bytes;
+    let rule = vision_rule(weight_bytes, machine.total_bytes, has_vision, load.vision_threshold);
     let (reason, message, refuse) = if let VisionRule::Refuse(text) = rule {
-        (Reason::Vision, text, load.policy != Policy::Force)
+        (RefusalReason::Vision, text, load.policy != Policy::Force)
     } else if estimate.over_budget_bytes().is_some() {
         let refuse = load.policy == Policy::Refuse && estimate.must_refuse();
-        (Reason::OverBudget, verdict(&estimate), refuse)
+        (RefusalReason::OverBudget, verdict(&estimate), refuse)
     } else {
-        return Ok(Outcome::Clear);
+        return Ok(FitCheck::Fits);
     };
     if !refuse {
-        return Ok(Outcome::Warned(message));
+        return Ok(FitCheck::Warning(message));
     }
-    let would_fit = proposals(model, load, machine)?;
-    Ok(Outcome::Refused(Box::new(Refusal { schema: REFUSAL_SCHEMA, reason, message, would_fit })))
+    let would_fit = proposal::proposals(model, load, machine)?;
+    Ok(FitCheck::Refused(Box::new(Refusal { schema: REFUSAL_SCHEMA, reason, message, would_fit })))
 }
 
-/// Makes caches and scratch keep to what `MLXCEL_MEMORY_LIMIT` leaves beside the weights, where it
-/// is set and the weights are within it. On the CPU no allocator does that. Not for a load whose
-/// estimate is beyond the limit and that somebody wants nevertheless.
+/// Limits caches and scratch buffers to `MLXCEL_MEMORY_LIMIT` less the weights, if it is set and at
+/// least that large; no allocator enforces it on the CPU. Not for a forced load, whose estimate
+/// exceeds the limit.
 ///
 /// # Errors
-/// A limit that is no size.
-pub fn keep_to_limit(model: &Sized) -> Result<()> {
-    let room = memory_limit()?.and_then(|limit| limit.checked_sub(model.weights.bytes));
-    allowance::allow_bytes(room.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)));
+/// An invalid size in the variable.
+pub fn enforce_memory_limit(model: &ModelFootprint) -> Result<()> {
+    let rest = memory_limit()?.and_then(|limit| limit.checked_sub(model.weights.bytes));
+    allowance::allow_bytes(rest.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)));
     Ok(())
 }
 
-/// One line that compares an estimate with what the process has really used since it held
-/// `baseline_bytes`.
+/// Formats one line that compares an estimated peak with the measured one. `baseline_bytes` is the
+/// resident size before the load.
 #[must_use]
-pub fn compare(expected_peak_bytes: u64, baseline_bytes: Option<u64>, usage: &Usage) -> String {
-    let resident = usage.peak_resident_bytes.zip(baseline_bytes);
-    let resident = resident.map(|(peak, before)| {
-        let what = format!("resident, without the {} before the load", format_bytes(before));
-        (peak.saturating_sub(before), what)
-    });
-    let in_mlx = usage.mlx_peak_bytes.filter(|bytes| *bytes > 0);
-    let in_mlx = in_mlx
-        .map(|bytes| (bytes as u64, "in MLX's allocator, mapped weights not counted".to_owned()));
+pub fn compare_peak(
+    expected_peak_bytes: u64,
+    baseline_bytes: Option<u64>,
+    usage: &MemoryUsage,
+) -> String {
     let expected = format_bytes(expected_peak_bytes);
-    let Some((bytes, what)) = resident.or(in_mlx) else {
+    let Some((bytes, counted)) = measured_peak(baseline_bytes, usage) else {
         return format!("expected peak {expected}, measured: nothing on this platform");
     };
     let percent = bytes as f64 / expected_peak_bytes.max(1) as f64 * 100.0;
     let measured = format_bytes(bytes);
-    format!("expected peak {expected}, measured {measured} ({what}): {percent:.0} % of it")
+    format!("expected peak {expected}, measured {measured} ({counted}): {percent:.0} % of it")
+}
+
+/// Measured peak in bytes, and a description of what it counts.
+fn measured_peak(baseline_bytes: Option<u64>, usage: &MemoryUsage) -> Option<(u64, String)> {
+    if let Some((peak, before)) = usage.peak_resident_bytes.zip(baseline_bytes) {
+        let counted = format!("resident, without the {} before the load", format_bytes(before));
+        return Some((peak.saturating_sub(before), counted));
+    }
+    let bytes = usage.mlx_peak_bytes.filter(|bytes| *bytes > 0)?;
+    Some((bytes as u64, "in MLX's allocator, mapped weights not counted".to_owned()))
 }
 
 #[cfg(test)]

@@ -1,62 +1,63 @@
-//! What a front end can show while a model loads and a prompt is read.
+//! Progress reports of loading, prefill and decoding, and the statistics of a generation.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-/// Receives progress; every method has a default that ignores it.
+/// Receives progress reports; by default each method ignores them.
 pub trait Progress {
-    /// `done` of `total` layers are built.
+    /// `done` of `total` layers are loaded.
     fn loading(&mut self, done: usize, total: usize) {
         let _ = (done, total);
     }
 
-    /// The model is loaded.
+    /// The model is fully loaded.
     fn loaded(&mut self) {}
 
-    /// `done` of `total` prompt tokens are in the cache. `Break` stops before the next chunk.
+    /// `done` of `total` prompt tokens are in the cache. `Break` stops the prefill before the next
+    /// chunk.
     fn prefilled(&mut self, done: usize, total: usize) -> ControlFlow<()> {
         let _ = (done, total);
         ControlFlow::Continue(())
     }
 
-    /// A token is sampled, and the counts are `so_far`. `Break` ends the generation, also where a
-    /// token made no text.
+    /// A token was sampled; `so_far` includes it. Called also for tokens that complete no text.
+    /// `Break` ends the generation.
     fn decoded(&mut self, so_far: &Statistics) -> ControlFlow<()> {
         let _ = so_far;
         ControlFlow::Continue(())
     }
 }
 
-/// Shows nothing.
+/// Ignores all progress.
 pub struct NoProgress;
 
 impl Progress for NoProgress {}
 
-/// Counts and times of one generation.
+/// Token counts and times of one generation.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Statistics {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Those of them that the cache held already.
+    /// Prompt tokens that the cache already held.
     pub reused_tokens: usize,
     /// Time from the start to the first sampled token.
     pub prompt_time: Duration,
-    /// Tokens sampled.
+    /// Number of sampled tokens.
     pub generated_tokens: usize,
     /// Time from the first sampled token to the last.
     pub decode_time: Duration,
-    /// Bytes of the sequence's cache at the end.
+    /// Size of the sequence's KV cache at the end, in bytes.
     pub kv_cache_bytes: usize,
 }
 
 impl Statistics {
-    /// Prompt tokens that were read, per second.
+    /// Prefill speed, in tokens per second; reused tokens do not count.
     #[must_use]
     pub fn prompt_rate(&self) -> Option<f64> {
         rate(self.prompt_tokens.saturating_sub(self.reused_tokens), self.prompt_time)
     }
 
-    /// Decoded tokens per second; the first token belongs to the prompt.
+    /// Decode speed, in tokens per second; the first token counts as prefill.
     #[must_use]
     pub fn decode_rate(&self) -> Option<f64> {
         rate(self.generated_tokens.saturating_sub(1), self.decode_time)

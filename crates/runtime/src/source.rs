@@ -1,12 +1,12 @@
-//! Where a model's files are.
+//! Location of a model's files.
 
 use std::path::PathBuf;
 
-/// Which model to load.
+/// A model to load.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ModelSource {
-    /// The small model that ships inside the program.
+    /// The small demo model that is compiled into the program.
     BuiltIn,
     /// A folder in the Hugging Face layout.
     Folder(PathBuf),

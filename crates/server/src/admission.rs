@@ -12,7 +12,7 @@ use mlxcel_estimator::{
 };
 
 use super::prompt::Prompt;
-use mlxcel_runtime::preflight::Sized;
+use mlxcel_runtime::preflight::ModelFootprint;
 
 /// The smallest prefill chunk that is worth a step: a request that fits only with less waits.
 pub(super) const LEAST_CHUNK_TOKENS: u64 = 32;
@@ -20,7 +20,7 @@ pub(super) const LEAST_CHUNK_TOKENS: u64 = 32;
 /// Asks the estimator on behalf of requests.
 #[derive(Clone, Debug)]
 pub(super) struct Admission {
-    model: Sized,
+    model: ModelFootprint,
     /// What is available to the model.
     machine: Machine,
     /// What the process holds besides, if that counts.
@@ -109,7 +109,7 @@ impl FromIterator<Demand> for Demand {
 impl Admission {
     /// For `model` on `machine`, whose available bytes are the limit.
     pub(super) fn new(
-        model: Sized,
+        model: ModelFootprint,
         machine: Machine,
         storage: KvStorage,
         chunk_tokens: usize,
@@ -205,7 +205,7 @@ impl Admission {
     ) -> Result<Option<u64>, EstimatorError> {
         let machine = self.machine(held_bytes);
         let workload = self.workload(demand, self.chunk_tokens);
-        let Sized { spec, weights, .. } = &self.model;
+        let ModelFootprint { spec, weights, .. } = &self.model;
         if estimate_total_memory(spec, weights, &workload, &machine)?.fits != Some(false) {
             return Ok(Some(self.chunk_tokens));
         }
@@ -227,12 +227,12 @@ mod tests {
     use super::super::prompt::ImageKey;
     use super::*;
     use mlxcel_runtime::engine::ModelSource;
-    use mlxcel_runtime::vision::Reading;
+    use mlxcel_runtime::vision::ImagePlacement;
 
     fn admission(limit: u64) -> Admission {
         let machine =
             Machine::new(Backend::Cpu).with_available(limit, AvailableSource::MemoryLimitVariable);
-        let model = Sized::read(&ModelSource::BuiltIn).unwrap();
+        let model = ModelFootprint::read(&ModelSource::BuiltIn).unwrap();
         Admission::new(model, machine, KvStorage::default(), 512, 1 << 20)
     }
 
@@ -242,7 +242,7 @@ mod tests {
         let wanted = Demand::text(0, 100_000);
         let refused = admission.too_large(&wanted).unwrap().unwrap();
         let workload = Workload::uniform(100_000, 1).with_prefill_chunk(LEAST_CHUNK_TOKENS);
-        let Sized { spec, weights, .. } = &admission.model;
+        let ModelFootprint { spec, weights, .. } = &admission.model;
         let expected = estimate_total_memory(spec, weights, &workload, &admission.machine).unwrap();
         assert_eq!(refused.estimated_bytes, expected.total_bytes);
         assert_eq!(refused.limit_bytes, 64 << 20);
@@ -261,7 +261,7 @@ mod tests {
     fn fp32_keeps_half_as_many_tokens() {
         let most = |dtype| {
             let machine = admission(64 << 20).machine;
-            let model = Sized::read(&ModelSource::BuiltIn).unwrap();
+            let model = ModelFootprint::read(&ModelSource::BuiltIn).unwrap();
             let storage = KvStorage { dtype, ..KvStorage::default() };
             let admission = Admission::new(model, machine, storage, 512, 1 << 20);
             let refused = admission.too_large(&Demand::text(0, 100_000)).unwrap().unwrap();
@@ -301,13 +301,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let variant = &mlxcel_testing::golden::VARIANTS[0];
         mlxcel_testing::golden::checkpoint("gemma3-vision", variant, folder.path()).unwrap();
-        let model = Sized::read(&ModelSource::Folder(folder.path().to_owned())).unwrap();
+        let model = ModelFootprint::read(&ModelSource::Folder(folder.path().to_owned())).unwrap();
         let machine = |limit| {
             Machine::new(Backend::Cpu).with_available(limit, AvailableSource::MemoryLimitVariable)
         };
         let admission =
             |limit| Admission::new(model.clone(), machine(limit), KvStorage::default(), 128, 1024);
-        let image = |tokens| ImageKey { tokens, digest: [0; 32], reading: Reading::Whole };
+        let image = |tokens| ImageKey {
+            tokens,
+            digest: [0; 32],
+            reading: ImagePlacement::InlineBidirectional,
+        };
         let prompt = Prompt { tokens: vec![0; 400], images: vec![image(4..260)] };
         let (seen, text) = (Demand::answers(0, &prompt, 100, 1), Demand::text(0, 500));
         let ample = admission(1 << 30);

@@ -5,8 +5,8 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use mlxcel_runtime::ModelText;
-use mlxcel_runtime::vision::Preprocessor;
+use mlxcel_runtime::Processor;
+use mlxcel_runtime::vision::ImageProcessor;
 
 use super::admission::Admission;
 use super::job::Command;
@@ -28,9 +28,9 @@ pub(super) struct App {
 
 /// A model that is loaded.
 pub(super) struct Served {
-    pub(super) text: ModelText,
+    pub(super) text: Processor,
     /// What prepares images, or why there are none.
-    pub(super) images: Result<Preprocessor, String>,
+    pub(super) images: Result<ImageProcessor, String>,
     pub(super) admission: Arc<Admission>,
     pub(super) shared: Arc<Shared>,
     pub(super) commands: Mutex<Sender<Command>>,

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::error::ApiError;
 use super::intake::{Ticket, Wait};
 use mlxcel_runtime::text::{ChatMessage, Content, ContentPart};
-use mlxcel_runtime::vision::{self, Pixels, Preprocessor, RgbImage};
+use mlxcel_runtime::vision::{self, ImageProcessor, Pixels, RgbImage};
 
 /// What the encoder takes, and the room that it needs until then.
 #[derive(Debug)]
@@ -131,7 +131,7 @@ impl Album {
     /// A picture that the model does not take, and [`Ticket::block_for`]'s.
     pub(super) fn prepare(
         self,
-        preprocessor: &Preprocessor,
+        preprocessor: &ImageProcessor,
         wait: &Wait,
     ) -> Result<Vec<Picture>, ApiError> {
         let mut ticket = self.ticket;

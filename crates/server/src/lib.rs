@@ -46,9 +46,9 @@ use self::shared::Shared;
 use self::watch::Watch;
 use mlxcel_runtime::engine::{Engine, EngineConfig, ModelSource, NoProgress};
 use mlxcel_runtime::memory::resident_bytes;
-use mlxcel_runtime::preflight::Sized;
-use mlxcel_runtime::vision::Reading;
-use mlxcel_runtime::{Error, ModelText, Result};
+use mlxcel_runtime::preflight::ModelFootprint;
+use mlxcel_runtime::vision::ImagePlacement;
+use mlxcel_runtime::{Error, Processor, Result};
 
 /// Time for clients to read what they were told at the end.
 const READING_TIME: Duration = Duration::from_secs(3);
@@ -90,7 +90,7 @@ pub enum Serving {
         /// Its files.
         source: ModelSource,
         /// Its sizes.
-        sized: Box<Sized>,
+        sized: Box<ModelFootprint>,
         /// What it may use.
         machine: Box<Machine>,
     },
@@ -172,10 +172,10 @@ fn load(config: &ServerConfig, serving: Serving) -> Result<Loaded> {
 fn start(
     config: &ServerConfig,
     source: ModelSource,
-    sized: Sized,
+    sized: ModelFootprint,
     machine: Machine,
 ) -> Result<(Served, JoinHandle<()>)> {
-    let text = ModelText::load(&source)?;
+    let text = Processor::load(&source)?;
     let weights = sized.weights.bytes;
     let quarter =
         machine.available_bytes.map_or(1 << 30, |bytes| bytes.saturating_sub(weights) / 4);
@@ -196,10 +196,10 @@ fn start(
     let (tokenizer, engine_config) = (text.tokenizer().clone(), config.engine.clone());
     let (for_thread, shared_too) = (Arc::clone(&admission), Arc::clone(&shared));
     let watch = Watch::new(admission.limit_bytes(), baseline_bytes);
-    let places = text.image_places().map_err(|error| error.to_string());
+    let places = text.image_placeholders().map_err(|error| error.to_string());
     let places = places.and_then(|places| match kv_mode {
         // Blocks would be sealed within an image whose rows see each other.
-        KvMode::Turbo4Delegated if places.reading() == Reading::Whole => {
+        KvMode::Turbo4Delegated if places.placement() == ImagePlacement::InlineBidirectional => {
             Err(format!("the KV cache mode {kv_mode} takes no images: use another --kv-cache-mode"))
         }
         _ => Ok(()),

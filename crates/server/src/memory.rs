@@ -4,12 +4,12 @@ use serde_json::{Value, json};
 
 use super::app::{App, Served};
 use super::watch::used_bytes;
-use mlxcel_runtime::memory::Usage;
+use mlxcel_runtime::memory::MemoryUsage;
 
 /// What memory is used for, next to what is measured and what there is.
 pub(super) fn budget(app: &App, served: &Served) -> Value {
     let snapshot = served.shared.snapshot();
-    let usage = Usage::now();
+    let usage = MemoryUsage::now();
     let limit = served.admission.limit_bytes();
     let process = served.admission.process_bytes();
     let intake = served.shared.intake.held_bytes();

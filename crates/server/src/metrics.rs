@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::app::Served;
 use super::shared::Metrics;
 use super::watch::used_bytes;
-use mlxcel_runtime::memory::Usage;
+use mlxcel_runtime::memory::MemoryUsage;
 
 /// The page.
 pub(super) fn text(served: &Served) -> String {
@@ -55,7 +55,7 @@ fn counters(metrics: &Metrics) -> [Line; 11] {
 
 fn gauges(served: &Served) -> [Line; 11] {
     let snapshot = served.shared.snapshot();
-    let usage = Usage::now();
+    let usage = MemoryUsage::now();
     [
         ("requests_running", "Answers that run", snapshot.requests.len() as u64),
         ("requests_waiting", "Requests that wait", snapshot.waiting as u64),

@@ -144,7 +144,7 @@ mod tests {
     use mlxcel_estimator::KvMode;
     use mlxcel_runtime::engine::{Engine, EngineConfig, ModelSource, NoProgress};
     use mlxcel_runtime::loading::Residence;
-    use mlxcel_runtime::vision::Reading;
+    use mlxcel_runtime::vision::ImagePlacement;
     use mlxcel_runtime::{ComputeDtype, KernelSet, OpsConfig, Precision};
 
     fn tokens(len: usize, seed: u32) -> Vec<u32> {
@@ -208,7 +208,7 @@ mod tests {
         let image = |start: usize, digest: u8| ImageKey {
             tokens: start..start + 100,
             digest: [digest; 32],
-            reading: Reading::Whole,
+            reading: ImagePlacement::InlineBidirectional,
         };
         let prompt = |length: usize, images: &[ImageKey]| Prompt {
             tokens: tokens(length, 1),

@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use mlxcel_estimator::KV_BLOCK_TOKENS;
-use mlxcel_runtime::vision::Reading;
+use mlxcel_runtime::vision::ImagePlacement;
 
 /// Tokens, and the images that take the place of some of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,15 +28,15 @@ pub(super) struct ImageKey {
     /// SHA-256 of its file: the placeholders of all images are equal.
     pub(super) digest: [u8; 32],
     /// How the decoder reads it.
-    pub(super) reading: Reading,
+    pub(super) reading: ImagePlacement,
 }
 
 impl ImageKey {
     /// Rows that it has beside the tokens; 0 where they are among them.
     fn rows_beside(&self) -> usize {
         match self.reading {
-            Reading::Beside { rows } => rows,
-            Reading::Divided | Reading::Whole => 0,
+            ImagePlacement::CrossAttention { rows } => rows,
+            ImagePlacement::Inline | ImagePlacement::InlineBidirectional => 0,
         }
     }
 }
@@ -96,7 +96,8 @@ impl Prompt {
 
     /// Tokens of the largest image that no chunk divides.
     pub(super) fn largest_pass(&self) -> usize {
-        let whole = self.images.iter().filter(|image| image.reading == Reading::Whole);
+        let whole =
+            self.images.iter().filter(|image| image.reading == ImagePlacement::InlineBidirectional);
         whole.map(|image| image.tokens.len()).max().unwrap_or(0)
     }
 
@@ -121,7 +122,7 @@ impl Prompt {
         let mut images = among_tokens(&self.images);
         if let Some(image) = images.find(|image| image.tokens.contains(&done)) {
             let end = image.tokens.end;
-            let whole = image.reading == Reading::Whole;
+            let whole = image.reading == ImagePlacement::InlineBidirectional;
             return if whole { end } else { end.min(chunk_end) };
         }
         let end = if done < last { last } else { self.len() };
@@ -176,7 +177,7 @@ mod tests {
     use super::*;
 
     fn image(tokens: Range<usize>, digest: u8) -> ImageKey {
-        ImageKey { tokens, digest: [digest; 32], reading: Reading::Whole }
+        ImageKey { tokens, digest: [digest; 32], reading: ImagePlacement::InlineBidirectional }
     }
 
     fn passes_at(ends: Ends, prompt: &Prompt, from: usize, chunk: usize) -> Vec<usize> {
@@ -226,14 +227,17 @@ mod tests {
         assert_eq!((prompt.image_tokens(0), prompt.image_tokens(260)), (512, 256));
         assert_eq!((prompt.largest_pass(), prompt.last_cut()), (256, 556));
         // Where rows see only those before them, chunks divide an image too.
-        let images = vec![ImageKey { reading: Reading::Divided, ..image(4..260, 1) }];
+        let images = vec![ImageKey { reading: ImagePlacement::Inline, ..image(4..260, 1) }];
         let prompt = Prompt { tokens: vec![0; 300], images };
         assert_eq!(passes(&prompt, 0, 128), [4, 128, 256, 260, 300]);
         assert_eq!((prompt.largest_image(), prompt.largest_pass()), (256, 0));
     }
 
     fn beside(token: usize, digest: u8) -> ImageKey {
-        ImageKey { reading: Reading::Beside { rows: 900 }, ..image(token..token + 1, digest) }
+        ImageKey {
+            reading: ImagePlacement::CrossAttention { rows: 900 },
+            ..image(token..token + 1, digest)
+        }
     }
 
     /// It takes one token, divides no pass, and is there from the first token on.

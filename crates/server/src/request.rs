@@ -15,7 +15,7 @@ use super::prompt::{ImageKey, Prompt};
 use super::prompts::Prompts;
 use mlxcel_runtime::sampling::{SamplingOptions, SamplingParams};
 use mlxcel_runtime::text::{ChatMessage, ChatPrompt};
-use mlxcel_runtime::{ModelText, Unexpanded};
+use mlxcel_runtime::{Processor, PromptInput};
 
 /// Answers to one request at most.
 const MAX_ANSWERS: usize = 128;
@@ -130,7 +130,7 @@ impl Body {
     pub(super) fn understand(
         &self,
         api: Api,
-        text: &ModelText,
+        text: &Processor,
         album: &Album,
     ) -> Result<Asked, ApiError> {
         let n = self.n.unwrap_or(1);
@@ -180,7 +180,7 @@ impl Body {
         }
     }
 
-    fn prompts(&self, api: Api, text: &ModelText, album: &Album) -> Result<Vec<Prompt>, ApiError> {
+    fn prompts(&self, api: Api, text: &Processor, album: &Album) -> Result<Vec<Prompt>, ApiError> {
         match (api, &self.messages, &self.prompt) {
             (Api::Chat, Some(messages), None) => {
                 let variables = self.chat_template_kwargs.as_ref();
@@ -252,15 +252,15 @@ impl Body {
 /// The tokens of a conversation, with room for images.
 fn encode_chat(
     prompt: &ChatPrompt<'_>,
-    text: &ModelText,
+    text: &Processor,
     album: &Album,
 ) -> Result<Prompt, ApiError> {
     if album.pictures.is_empty() {
         return Ok(Prompt::text(text.encode_chat(prompt)?));
     }
-    let encoded = text.encode_with_images(Unexpanded::Chat(prompt), &album.pictures)?;
-    let reading = encoded.reading;
-    let places = encoded.starts.iter().zip(&encoded.image_tokens);
+    let encoded = text.encode_with_images(PromptInput::Chat(prompt), &album.pictures)?;
+    let reading = encoded.placement;
+    let places = encoded.image_starts.iter().zip(&encoded.image_tokens);
     let key = |((start, tokens), digest): ((&usize, &usize), &[u8; 32])| ImageKey {
         tokens: *start..start + tokens,
         digest: *digest,
@@ -270,7 +270,7 @@ fn encode_chat(
     Ok(Prompt { tokens: encoded.tokens, images })
 }
 
-fn encode(prompts: &Prompts, text: &ModelText) -> Result<Vec<Prompt>, ApiError> {
+fn encode(prompts: &Prompts, text: &Processor) -> Result<Vec<Prompt>, ApiError> {
     let tokenizer = text.tokenizer();
     let encode = |text: &String| {
         Ok(Prompt::text(tokenizer.encode_prompt(text).map_err(mlxcel_runtime::Error::from)?))
@@ -322,7 +322,7 @@ mod tests {
     use mlxcel_runtime::engine::ModelSource;
 
     fn understand(api: Api, body: &str) -> Result<Asked, String> {
-        let text = ModelText::load(&ModelSource::BuiltIn).unwrap();
+        let text = Processor::load(&ModelSource::BuiltIn).unwrap();
         let body = Body::parse(body.as_bytes());
         let asked = body.and_then(|body| {
             let ticket = Arc::new(Intake::new(0)).ticket();

@@ -16,7 +16,7 @@ use mlxcel_runtime::Result;
 use mlxcel_runtime::engine::{Finish, TextStream};
 use mlxcel_runtime::sampling::{Sampler, SamplingParams};
 use mlxcel_runtime::text::Tokenizer;
-use mlxcel_runtime::vision::{EncodedImage, PlacedImage, Reading};
+use mlxcel_runtime::vision::{EncodedImage, ImagePlacement, PlacedImage};
 
 /// An answer that runs. Until its prompt is read it stands for all answers to it.
 pub(super) struct Answer {
@@ -63,7 +63,7 @@ impl Answer {
         let text = TextStream::new(tokenizer, &job.stop)?;
         let pictures = std::mem::take(&mut job.pictures);
         let unread = job.prompt.images.iter().zip(pictures).map(|(key, picture)| {
-            let beside = matches!(key.reading, Reading::Beside { .. });
+            let beside = matches!(key.reading, ImagePlacement::CrossAttention { .. });
             Unread { tokens: key.tokens.clone(), beside, picture, encoded: None }
         });
         let done = cache.tokens();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mlxcel_runtime::memory::Usage;
+use mlxcel_runtime::memory::MemoryUsage;
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -53,13 +53,13 @@ impl Watch {
     }
 
     fn measure(&self, limit: u64) -> Pressure {
-        judge(limit, used_bytes(&Usage::now(), self.baseline_bytes))
+        judge(limit, used_bytes(&MemoryUsage::now(), self.baseline_bytes))
     }
 }
 
 /// Resident bytes beyond `baseline_bytes`, or MLX's where those are more, as on a GPU of its own
 /// memory.
-pub(super) fn used_bytes(usage: &Usage, baseline_bytes: u64) -> u64 {
+pub(super) fn used_bytes(usage: &MemoryUsage, baseline_bytes: u64) -> u64 {
     let resident = usage.resident_bytes.unwrap_or(0).saturating_sub(baseline_bytes);
     resident.max(usage.mlx_active_bytes.unwrap_or(0) as u64)
 }

@@ -1,9 +1,9 @@
-//! `cargo xtask bench`: whole models of random weights, as records that the repository keeps.
+//! `cargo xtask bench`: benchmarks of whole models with random weights, recorded in the repository.
 //!
-//! Checkpoints of `benches/shapes/*.json` are made once. With `--peers` the built `mlxcel` and
-//! llama.cpp (and mlx-lm on request) take turns; with `--kv-sweep` its KV cache modes do. Medians
-//! and ratios go to `benches/record/<machine>/<date>.md`. Only ratios within one run mean
-//! anything: the machines that this runs on are shared, and their bandwidth changes by the minute.
+//! Checkpoints of `benches/shapes/*.json` are created once. With `--peers`, the built `mlxcel` alternates
+//! with llama.cpp (and mlx-lm on request); with `--kv-sweep`, its KV cache modes alternate. Medians and
+//! ratios go to `benches/record/<machine>/<date>.md`. Only ratios within a run are comparable: on shared
+//! machines, memory bandwidth changes from minute to minute.
 
 mod peers;
 mod sweep;
@@ -17,17 +17,17 @@ use std::process::Command;
 
 /// Command-line options of `cargo xtask bench`.
 #[derive(clap::Args)]
-pub struct Arguments {
-    /// Compare with the peers in this Python (llama-cpp-python, gguf, mlx-lm installed)
+pub(crate) struct Arguments {
+    /// Compare with the peers installed in this Python (llama-cpp-python, gguf, mlx-lm)
     #[arg(long, value_name = "PYTHON", required_unless_present = "kv_sweep")]
     peers: Option<PathBuf>,
-    /// Compare this project's KV cache modes: prefill and decode at each depth
+    /// Compare KV cache modes: prefill and decode at each depth
     #[arg(long, conflicts_with = "peers")]
     kv_sweep: bool,
-    /// Shapes of benches/shapes, with `:4` (affine 4-bit against Q4_0) or `:16` (bf16 against F16)
+    /// Shapes in benches/shapes, with `:4` (affine 4-bit against Q4_0) or `:16` (bf16 against F16)
     #[arg(long, value_delimiter = ',', default_value = "llama-3.2-1b:4,qwen2.5-0.5b:4")]
     models: Vec<String>,
-    /// Prompt lengths; a sweep takes one, at every depth
+    /// Prompt lengths; a sweep takes one and measures it at every depth
     #[arg(
         long,
         value_delimiter = ',',
@@ -35,7 +35,7 @@ pub struct Arguments {
         default_value_if("kv_sweep", "true", "128")
     )]
     prompts: Vec<usize>,
-    /// Tokens in the cache before decoding
+    /// Tokens in the KV cache before decoding
     #[arg(
         long,
         value_delimiter = ',',
@@ -46,16 +46,16 @@ pub struct Arguments {
     /// Decoded tokens per measurement
     #[arg(long, default_value_t = 24)]
     decode: usize,
-    /// CPU threads of everybody
+    /// CPU threads of each program
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// Turns that each takes
+    /// Measurements of each program or mode, in alternation
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Time mlx-lm too: minutes, since its CPU kernels are a reference
+    /// Also measure mlx-lm, which takes minutes: its CPU kernels are a reference
     #[arg(long, conflicts_with = "kv_sweep")]
     mlx_lm: bool,
-    /// Everybody reads weights into memory instead of mapping them
+    /// Read weights into memory instead of mapping them, in each program
     #[arg(long)]
     no_mmap: bool,
     /// Name of this machine in benches/record
@@ -66,7 +66,7 @@ pub struct Arguments {
     date: String,
 }
 
-/// A shape in a storage format.
+/// A benchmarked model: a shape in a storage format.
 struct Model {
     label: String,
     config: PathBuf,
@@ -74,16 +74,16 @@ struct Model {
     peer_type: &'static str,
 }
 
-/// Runs what is asked for and writes the record.
+/// Runs the benchmarks and writes the record.
 ///
 /// # Errors
-/// A release `mlxcel` that is not built, a Python without the peers, a run that fails.
-pub fn run(args: &Arguments) -> Result<()> {
+/// A missing release build of `mlxcel`, a Python without the peers, or a failed run.
+pub(crate) fn run(args: &Arguments) -> Result<()> {
     let binary = workspace_root().join("target/release/mlxcel");
     if !binary.exists() {
         bail!("{} is not built: cargo build --release -p cli", binary.display());
     }
-    let heading = heading(args)?;
+    let opening = heading(args)?;
     for (index, name) in args.models.iter().enumerate() {
         let model = Model::prepare(name)?;
         let record = match &args.peers {
@@ -91,9 +91,9 @@ pub fn run(args: &Arguments) -> Result<()> {
             None => sweep::record(args, &binary, &model)?,
         };
         eprintln!("{record}");
-        // Each model's as soon as it is there: a run takes many minutes.
-        let heading = if index == 0 { heading.as_str() } else { "" };
-        save(args, &format!("{heading}{record}"))?;
+        // Saved after each model, because a run takes many minutes.
+        let opening = if index == 0 { opening.as_str() } else { "" };
+        save(args, &format!("{opening}{record}"))?;
     }
     Ok(())
 }
@@ -105,7 +105,7 @@ impl Model {
         let (weights, peer_type) = match bits {
             "4" => (Weights::Affine { bits: 4, group_size: 64, scales: Dtype::Bf16 }, "q4_0"),
             "16" => (Weights::Plain(Dtype::Bf16), "f16"),
-            other => bail!("`{name}`: {other} bits are not compared (4 or 16)"),
+            other => bail!("`{name}`: {other} bits; only 4 and 16 can be compared"),
         };
         let folder = workspace_root().join(format!("target/bench-models/{shape}-{bits}"));
         if !folder.join("config.json").exists() {
@@ -115,7 +115,7 @@ impl Model {
     }
 }
 
-/// A run of `mlxcel bench` over `model`.
+/// The command `mlxcel bench` for `model`.
 fn mlxcel_bench(args: &Arguments, binary: &Path, model: &Model) -> Command {
     let mut command = Command::new(binary);
     command.arg("bench").arg("-m").arg(&model.folder);
@@ -128,7 +128,8 @@ fn json(command: &mut Command) -> Result<Value> {
     if !output.status.success() {
         bail!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
     }
-    serde_json::from_slice(&output.stdout).with_context(|| format!("{command:?} printed no JSON"))
+    serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("{command:?} printed invalid JSON"))
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_has_depths_of_its_own_and_no_peers() {
+    fn a_sweep_has_its_own_defaults_and_no_peers() {
         let sweep = parsed("bench --kv-sweep --date d").unwrap();
         assert_eq!((sweep.prompts, sweep.depths), (vec![128], vec![4096, 16384, 32768]));
         let peers = parsed("bench --peers python --date d").unwrap();

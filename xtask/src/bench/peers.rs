@@ -1,4 +1,4 @@
-//! This project beside llama.cpp and mlx-lm, in alternating turns.
+//! Comparison with llama.cpp and mlx-lm, in alternating measurements.
 
 use super::{Arguments, Model, json, median, mlxcel_bench};
 use anyhow::{Context, Result};
@@ -8,23 +8,23 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
-/// What is compared: a test at a prompt length or depth.
+/// A test at a prompt length or depth.
 #[derive(Clone, Copy)]
 enum Test {
     Prefill { tokens: usize },
     Decode { depth: usize },
 }
 
-/// Tokens per second of one test, by turn.
+/// Tokens per second in one test, by measurement.
 struct Row {
     test: Test,
     ours: Vec<f64>,
     theirs: Vec<f64>,
-    /// What the peer says of its build: version and instruction sets.
+    /// The peer's version and instruction sets.
     peer: String,
 }
 
-/// The record of all tests of one model.
+/// Runs all tests of one model and formats the record.
 pub(super) fn record(
     args: &Arguments,
     python: &Path,
@@ -57,10 +57,14 @@ fn compare(
         row.ours.push(ours(args, binary, model, test)?);
         let theirs = llama_cpp(args, python, model, test)?;
         row.theirs.push(rate(&theirs, test.key())?);
-        let text = |key: &str| theirs.get(key).and_then(Value::as_str).unwrap_or("unknown");
-        row.peer = format!("llama-cpp-python {}: {}", text("version"), text("system"));
+        let version = text(&theirs, "version");
+        row.peer = format!("llama-cpp-python {version}: {}", text(&theirs, "system"));
     }
     Ok(row)
+}
+
+fn text<'a>(result: &'a Value, key: &str) -> &'a str {
+    result.get(key).and_then(Value::as_str).unwrap_or("unknown")
 }
 
 fn ours(args: &Arguments, binary: &Path, model: &Model, test: Test) -> Result<f64> {
@@ -92,14 +96,15 @@ fn llama_cpp(args: &Arguments, python: &Path, model: &Model, test: Test) -> Resu
     json(command.args(args.no_mmap.then_some("--no-mmap")))
 }
 
-/// One turn of each beside mlx-lm, which is slow enough for that.
+/// Compares with a single measurement of mlx-lm, whose speed makes noise irrelevant.
 fn mlx_lm(args: &Arguments, python: &Path, binary: &Path, model: &Model) -> Result<String> {
     let mut command = Command::new(python);
     command.arg(workspace_root().join("xtask/peers/peer_mlx_lm.py")).arg(&model.folder);
     let theirs = json(command.args(["--prompt", "8", "--decode", "2"]))?;
     let mut text = String::new();
     for test in [Test::Prefill { tokens: 8 }, Test::Decode { depth: 0 }] {
-        let (ours, theirs) = (ours(args, binary, model, test)?, rate(&theirs, test.key())?);
+        let ours = ours(args, binary, model, test)?;
+        let theirs = rate(&theirs, test.key())?;
         writeln!(
             text,
             "- {}: {ours:.1} against mlx-lm's {theirs:.2} tok/s: {:.0}×",
@@ -148,10 +153,11 @@ fn table(model: &Model, rows: &[Row]) -> String {
     for row in rows {
         let ratios: Vec<f64> = row.ours.iter().zip(&row.theirs).map(|(a, b)| a / b).collect();
         let by_turn: Vec<String> = ratios.iter().map(|r| format!("{r:.2}")).collect();
-        let (ours, theirs) = (median(&row.ours), median(&row.theirs));
         let line = format!(
-            "| {} | {ours:.1} | {theirs:.1} | {:.2}× | {} |\n",
+            "| {} | {:.1} | {:.1} | {:.2}× | {} |\n",
             row.test.label(),
+            median(&row.ours),
+            median(&row.theirs),
             median(&ratios),
             by_turn.join(" ")
         );

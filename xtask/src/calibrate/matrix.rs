@@ -1,4 +1,4 @@
-//! Which loads are measured: shapes × contexts × cache modes × chunks.
+//! The measured loads: shapes × contexts × KV cache modes × chunk sizes.
 
 use super::Arguments;
 use anyhow::{Context, Result, ensure};
@@ -12,7 +12,7 @@ pub(super) struct Load {
     pub(super) name: String,
     pub(super) folder: PathBuf,
     pub(super) mode: KvMode,
-    /// Tokens in the cache at the end.
+    /// Tokens in the KV cache at the end.
     pub(super) context: u64,
     /// Tokens of a prefill chunk.
     pub(super) chunk: u64,
@@ -55,11 +55,11 @@ impl Shape {
         })
     }
 
-    /// The folder of its checkpoint, which is made where it is missing.
+    /// The folder of the checkpoint, which is created if missing.
     fn checkpoint(&self, below: &Path) -> Result<PathBuf> {
         let folder = below.join(self.name);
         if !folder.join("config.json").is_file() || read_dir(&folder).is_err() {
-            eprintln!("making {}", folder.display());
+            eprintln!("writing {}", folder.display());
             let scales = synth::Dtype::Bf16;
             let weights = match self.bits {
                 16 => synth::Weights::Plain(scales),
@@ -71,7 +71,7 @@ impl Shape {
     }
 }
 
-/// Every load that `arguments` describe, small models first.
+/// Lists the loads that `arguments` describe, small models first.
 pub(super) fn loads(arguments: &Arguments, root: &Path) -> Result<Vec<Load>> {
     let modes = match &arguments.modes[..] {
         [] => KvMode::ALL.to_vec(),
@@ -101,20 +101,27 @@ pub(super) fn checkpoints(arguments: &Arguments, root: &Path) -> PathBuf {
 
 fn models(arguments: &Arguments, root: &Path) -> Result<Vec<(String, PathBuf)>> {
     if !arguments.models.is_empty() {
-        let named = |folder: &PathBuf| {
-            let name = folder.file_name().context("a folder of a checkpoint has a name")?;
-            Ok((name.to_string_lossy().into_owned(), folder.clone()))
-        };
-        return arguments.models.iter().map(named).collect();
+        return arguments.models.iter().map(|folder| named(folder)).collect();
     }
     let below = checkpoints(arguments, root);
-    let wanted = |shape: &&Shape| {
-        arguments.shapes.is_empty() || arguments.shapes.iter().any(|name| name == shape.name)
-    };
     let known: Vec<&str> = SHAPES.iter().map(|shape| shape.name).collect();
     for name in &arguments.shapes {
-        ensure!(known.contains(&name.as_str()), "no shape {name}: there are {}", known.join(", "));
+        ensure!(
+            known.contains(&name.as_str()),
+            "no shape {name}; known shapes: {}",
+            known.join(", ")
+        );
     }
-    let shapes = SHAPES.iter().filter(wanted);
-    shapes.map(|shape| Ok((shape.name.to_owned(), shape.checkpoint(&below)?))).collect()
+    let all = arguments.shapes.is_empty();
+    SHAPES
+        .iter()
+        .filter(|shape| all || arguments.shapes.iter().any(|name| name == shape.name))
+        .map(|shape| Ok((shape.name.to_owned(), shape.checkpoint(&below)?)))
+        .collect()
+}
+
+/// A checkpoint's folder with its name.
+fn named(folder: &Path) -> Result<(String, PathBuf)> {
+    let name = folder.file_name().context("the path of a checkpoint ends with a name")?;
+    Ok((name.to_string_lossy().into_owned(), folder.to_owned()))
 }

@@ -1,16 +1,17 @@
-//! `cargo xtask calibrate-headroom`: measured peaks against expected ones.
+//! `cargo xtask calibrate-headroom`: measured against estimated memory peaks.
 //!
-//! Every sample is a process of its own: `mlxcel bench` reads one prefill chunk at the end of a
-//! context whose rest is filled synthetically, decodes one token, and reports its peak. The
-//! process as it was before the load is taken off, as the estimate leaves it out.
+//! Each sample is a process: `mlxcel bench` fills a context with synthetic values except for its last
+//! prefill chunk, computes that chunk, and reports its peak. The memory of the process before the load is
+//! subtracted, because the estimate does not include it.
 
+mod journal;
 mod matrix;
 mod page;
 mod plot;
 mod sample;
-mod taken;
 
 use anyhow::{Context, Result, ensure};
+use journal::Journal;
 use mlxcel_estimator::{
     Backend, CALIBRATION_SCHEMA, Calibration, CalibrationEntry, MlxVersion, calibration_path,
 };
@@ -19,82 +20,82 @@ use sample::Sample;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use taken::Taken;
 
-/// What to measure, and where to write it.
+/// Command-line options of `cargo xtask calibrate-headroom`.
 #[derive(clap::Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// Folders of real checkpoints, instead of synthetic ones
     #[arg(long, value_name = "DIR", num_args = 1..)]
     models: Vec<PathBuf>,
-    /// Tokens in the cache at the end
+    /// Tokens in the KV cache at the end
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [512, 4096, 32_768])]
     contexts: Vec<u64>,
-    /// Tokens of a prefill chunk; one longer than the context is left out
+    /// Tokens per prefill chunk; chunks longer than the context are skipped
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [128, 512, 2048])]
     chunks: Vec<u64>,
     /// KV cache modes [default: all]
     #[arg(long, value_name = "MODE,…", value_delimiter = ',')]
     modes: Vec<String>,
-    /// Synthetic shapes, by name [default: all]
+    /// Names of synthetic shapes [default: all]
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     shapes: Vec<String>,
-    /// The built program [default: target/release/mlxcel]
+    /// Program to measure [default: target/release/mlxcel]
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
-    /// Where synthetic checkpoints are kept [default: target/calibration]
+    /// Folder for synthetic checkpoints [default: target/calibration]
     #[arg(long, value_name = "DIR")]
     checkpoints: Option<PathBuf>,
-    /// Go on where a run that was stopped stopped: its samples lie beside the checkpoints
+    /// Continue an interrupted run, whose samples are stored with the checkpoints
     #[arg(long)]
     resume: bool,
-    /// Measure nothing more: make the page of the samples that a stopped run has kept
+    /// Do not measure: write the page from the samples of an interrupted run
     #[arg(long, requires = "resume")]
     kept_only: bool,
-    /// The calibration file to update [default: the user's]
+    /// Calibration file to update [default: the user's]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// The page to write, with a plot beside it [default: docs/calibration.md]
+    /// Page to write, with a plot of the same name [default: docs/calibration.md]
     #[arg(long, value_name = "FILE")]
     page: Option<PathBuf>,
 }
 
-/// What the samples say.
+/// Summary of the samples.
 pub(crate) struct Band {
-    /// Middle of peak ÷ (weights + cache).
+    /// Median of peak ÷ (weights + cache).
     factor: f64,
-    /// Smallest and largest of it.
+    /// Minimum and maximum of that quotient.
     factors: (f64, f64),
-    /// Largest distance of a measured peak from the expected one, as a fraction.
+    /// Largest relative deviation of a measured from an estimated peak.
     error: f64,
-    /// Samples whose peak exceeds the total.
+    /// Samples whose peak exceeds the estimated total.
     above_total: usize,
 }
 
 /// Runs the task.
 ///
 /// # Errors
-/// A program that is not built or fails, a checkpoint or a file that cannot be written.
-pub fn run(arguments: &Arguments) -> Result<()> {
+/// A missing or failing program, or a file that cannot be written.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let root = workspace_root();
     let program = arguments.program.clone().unwrap_or_else(|| root.join("target/release/mlxcel"));
     ensure!(
         program.is_file(),
-        "{} is not there: cargo build --release -p cli, or --program",
+        "{} does not exist: run cargo build --release -p cli, or use --program",
         program.display()
     );
     let backend = backend_of(&program)?;
-    let mut taken = Taken::open(&matrix::checkpoints(arguments, &root), arguments.resume)?;
-    let (mut samples, loads) = (Vec::new(), matrix::loads(arguments, &root)?);
+    let mut journal = Journal::open(&matrix::checkpoints(arguments, &root), arguments.resume)?;
+    let loads = matrix::loads(arguments, &root)?;
+    let mut samples = Vec::new();
     for load in &loads {
-        if arguments.kept_only && taken.kept(load).is_none() {
+        if arguments.kept_only && journal.recorded(load).is_none() {
             continue;
         }
-        let sample = taken.take(load, || Sample::measure(&program, backend, load))?;
+        let sample = journal.get_or_measure(load, || Sample::measure(&program, backend, load))?;
         eprintln!("{}", sample.line());
         samples.push(sample);
     }
-    ensure!(!samples.is_empty(), "there is nothing to measure: every chunk exceeds its context");
+    ensure!(!samples.is_empty(), "nothing to measure: every chunk exceeds its context");
     let band = Band::of(&samples);
     eprintln!("{}", band.line(samples.len()));
     let entry = entry(backend, &samples, &band);
@@ -102,10 +103,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     write(&page, &page::render(&entry, &samples, &band, loads.len()))?;
     write(&page.with_extension("svg"), &plot::render(&samples)?)?;
     let out = arguments.out.clone().or_else(|| calibration_path(|name| std::env::var_os(name)));
-    save(&out.context("there is no home folder: name a file with --out")?, entry)
+    save(&out.context("no home folder: name a file with --out")?, entry)
 }
 
-/// What the program computes with on this machine.
+/// The program's backend on this machine.
 fn backend_of(program: &Path) -> Result<Backend> {
     let output = Command::new(program).args(["inspect", "--json"]).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
@@ -115,18 +116,22 @@ fn backend_of(program: &Path) -> Result<Backend> {
 }
 
 fn entry(backend: Backend, samples: &[Sample], band: &Band) -> CalibrationEntry {
-    let up = |x: f64| (x * 1000.0).ceil() / 1000.0;
     CalibrationEntry {
         backend,
         mlx_version: MlxVersion::CURRENT.to_string(),
         date: jiff::Zoned::now().date().to_string(),
         samples: samples.len() as u64,
-        factor: up(band.factor.max(1.0)),
-        error_band: up(band.error),
+        factor: round_up(band.factor.max(1.0)),
+        error_band: round_up(band.error),
     }
 }
 
-/// Puts `entry` in the place of the one for its backend and version.
+/// Rounds up to three decimals.
+fn round_up(value: f64) -> f64 {
+    (value * 1000.0).ceil() / 1000.0
+}
+
+/// Replaces the entry for the same backend and version.
 fn save(path: &Path, entry: CalibrationEntry) -> Result<()> {
     let mut entries = match std::fs::read_to_string(path) {
         Ok(text) => Calibration::parse(&text)?.entries,
@@ -165,8 +170,8 @@ impl Band {
 
     fn line(&self, samples: usize) -> String {
         format!(
-            "{samples} samples: peak ÷ (weights + cache) {:.3} in the middle, {:.3} to {:.3}; \
-             expected peak within {:.1} %; {} above the total",
+            "{samples} samples: peak ÷ (weights + cache) median {:.3}, {:.3} to {:.3}; \
+             estimated peak within {:.1} %; {} above the total",
             self.factor,
             self.factors.0,
             self.factors.1,

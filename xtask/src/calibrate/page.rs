@@ -1,30 +1,30 @@
-//! `docs/calibration.md`.
+//! Rendering of `docs/calibration.md`.
 
 use super::Band;
 use super::sample::Sample;
 use mlxcel_estimator::{CalibrationEntry, format_bytes};
 use std::fmt::Write as _;
 
-/// The page: what was measured and how, and every sample of a matrix of `whole`.
+/// Renders method, summary and all samples; `matrix_samples` is the size of the complete matrix.
 pub(super) fn render(
     entry: &CalibrationEntry,
     samples: &[Sample],
     band: &Band,
-    whole: usize,
+    matrix_samples: usize,
 ) -> String {
     let mut page = format!(
         "# Calibration\n\n\
          Written by `cargo xtask calibrate-headroom` on {}: backend {}, MLX {}, {} of the\n\
-         matrix's {whole} samples.\n\n\
-         Each sample is a process of its own. `mlxcel bench` fills a cache synthetically, reads the\n\
-         last prefill chunk of the context, and reports its largest resident size; what the process\n\
-         held before the load is taken off. `docs/memory-estimator.md` says what is expected.\n\n\
+         matrix's {matrix_samples} samples.\n\n\
+         Each sample is a process: `mlxcel bench` fills the cache with synthetic values, computes the\n\
+         last prefill chunk of the context, and reports its peak resident memory, from which the\n\
+         memory before the load is subtracted. `docs/memory-estimator.md` describes the estimate.\n\n\
          | | |\n|---|---|\n\
-         | peak ÷ (weights + cache) | {:.3} in the middle, {:.3} to {:.3} |\n\
-         | expected peak | within {:.1} % of every measured one |\n\
+         | peak ÷ (weights + cache) | median {:.3}, {:.3} to {:.3} |\n\
+         | estimated peak | within {:.1} % of every measured one |\n\
          | samples above the total (factor 1.20) | {} |\n\n\
-         ![measured over expected peak](calibration.svg)\n\n\
-         | model | cache | context | chunk | weights + cache | expected | measured | ratio | factor |\n\
+         ![measured over estimated peak](calibration.svg)\n\n\
+         | model | cache | context | chunk | weights + cache | estimated | measured | ratio | factor |\n\
          |---|---|---:|---:|---:|---:|---:|---:|---:|\n",
         entry.date,
         entry.backend.name(),

@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 
-/// What one load was expected to take and what it took, in bytes.
+/// Estimated and measured memory of a load, in bytes.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Sample {
     pub(super) name: String,
@@ -19,20 +19,19 @@ pub(super) struct Sample {
     pub(super) base: u64,
     pub(super) expected: u64,
     pub(super) total: u64,
-    /// Peak resident size less what the process held before the load.
+    /// Peak resident memory minus that before the load.
     pub(super) measured: u64,
 }
 
 impl Sample {
-    /// Estimates `load` and runs it.
+    /// Estimates and runs `load`.
     pub(super) fn measure(program: &Path, backend: Backend, load: &Load) -> Result<Self> {
         let workload = Workload::uniform(load.context, 1)
             .with_kv_mode(load.mode)
             .with_prefill_chunk(load.chunk);
         let estimate = estimate_dir(&load.folder, &workload, &Machine::new(backend))?;
-        let known = "a calibrated model is one that the estimator knows";
-        let cache = estimate.kv_cache_bytes.context(known)?;
-        let scales = estimate.kv_scale_bytes.context(known)?;
+        let cache_bytes = estimate.kv_cache_bytes.zip(estimate.kv_scale_bytes);
+        let (cache, scales) = cache_bytes.context("the estimator does not know this model")?;
         Ok(Self {
             name: load.name.clone(),
             mode: load.mode.name().to_owned(),
@@ -45,25 +44,25 @@ impl Sample {
         })
     }
 
-    /// Whether this is what `load` took.
+    /// True if this is a sample of `load`.
     pub(super) fn is_of(&self, load: &Load) -> bool {
         (self.name.as_str(), self.mode.as_str(), self.context, self.chunk)
             == (load.name.as_str(), load.mode.name(), load.context, load.chunk)
     }
 
-    /// Measured over expected peak.
+    /// Measured over estimated peak.
     pub(super) fn ratio(&self) -> f64 {
         self.measured as f64 / self.expected.max(1) as f64
     }
 
-    /// Measured peak over weights and cache: what the headroom factor stands for.
+    /// Measured peak over weights and cache, the quantity that the headroom factor bounds.
     pub(super) fn factor(&self) -> f64 {
         self.measured as f64 / self.base.max(1) as f64
     }
 
     pub(super) fn line(&self) -> String {
         format!(
-            "{:18} {:16} context {:6} chunk {:5}: expected {:>10}, measured {:>10}, ratio {:.3}, factor {:.3}",
+            "{:18} {:16} context {:6} chunk {:5}: estimated {:>10}, measured {:>10}, ratio {:.3}, factor {:.3}",
             self.name,
             self.mode,
             self.context,
@@ -76,7 +75,7 @@ impl Sample {
     }
 }
 
-/// The peak of one process that reads the last chunk of the context and decodes a token.
+/// Peak memory of a process that computes the last chunk of the context.
 fn peak(program: &Path, load: &Load) -> Result<u64> {
     let depth = load.context - load.chunk;
     let output = Command::new(program)
@@ -91,9 +90,10 @@ fn peak(program: &Path, load: &Load) -> Result<u64> {
     let complaint = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{}: {}", load.name, complaint.trim());
     let rows: Value = serde_json::from_slice(&output.stdout)?;
-    let of = |key: &str| rows[0][key].as_u64();
-    let measured = of("peak_resident_bytes").zip(of("memory_baseline_bytes"));
-    let (peak, before) =
-        measured.context("this platform reports no resident size: nothing can be measured here")?;
+    let peak = rows[0]["peak_resident_bytes"].as_u64();
+    let baseline = rows[0]["memory_baseline_bytes"].as_u64();
+    let (peak, before) = peak
+        .zip(baseline)
+        .context("this platform does not report resident memory, so peaks cannot be measured")?;
     Ok(peak.saturating_sub(before))
 }

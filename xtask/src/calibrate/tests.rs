@@ -1,4 +1,4 @@
-//! What samples are summed up to, and the file that is kept.
+//! Tests of the summary, the calibration file and the journal.
 
 use super::*;
 
@@ -25,7 +25,7 @@ fn the_band_covers_every_sample() {
 }
 
 #[test]
-fn an_entry_replaces_its_own_kind_only() {
+fn an_entry_replaces_the_same_backend_only() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mlxcel/calibration.json");
     let samples = [sample(100, 100, 104)];
@@ -40,7 +40,7 @@ fn an_entry_replaces_its_own_kind_only() {
 }
 
 #[test]
-fn a_run_that_was_stopped_goes_on() {
+fn an_interrupted_run_is_resumed() {
     let folder = tempfile::tempdir().unwrap();
     let load = |context| matrix::Load {
         name: "m".into(),
@@ -50,16 +50,20 @@ fn a_run_that_was_stopped_goes_on() {
         chunk: 1,
     };
     let take = |resume, context, measured| {
-        let mut taken = Taken::open(folder.path(), resume).unwrap();
+        let mut journal = Journal::open(folder.path(), resume).unwrap();
         let fresh = || Ok(Sample { context, ..sample(100, 100, measured) });
-        taken.take(&load(context), fresh).unwrap().measured
+        journal.get_or_measure(&load(context), fresh).unwrap().measured
     };
     assert_eq!((take(false, 1, 104), take(true, 1, 5), take(true, 2, 6)), (104, 104, 6));
     let file = folder.path().join("samples.jsonl");
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, &text[..text.len() - 9]).unwrap();
-    assert_eq!((take(true, 2, 7), take(true, 1, 8)), (7, 104), "a line cut short");
-    assert_eq!(take(false, 1, 9), 9, "a new run forgets");
+    assert_eq!(
+        (take(true, 2, 7), take(true, 1, 8)),
+        (7, 104),
+        "the truncated line is measured again"
+    );
+    assert_eq!(take(false, 1, 9), 9, "a new run starts over");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 const VARIABLES: &str = "docs/environment-variables.md";
 
-/// Every crate inherits the lints of the workspace.
+/// All crates inherit the lints of the workspace.
 pub(super) fn workspace_lints(workspace: &Workspace, violations: &mut Vec<Violation>) {
     for package in workspace.graph.members() {
         let path = format!("{}/Cargo.toml", package.folder.as_deref().unwrap_or_default());
@@ -18,8 +18,7 @@ pub(super) fn workspace_lints(workspace: &Workspace, violations: &mut Vec<Violat
     }
 }
 
-/// The environment variables that the code reads and those that the documentation lists are
-/// the same.
+/// The code reads exactly the environment variables that the documentation lists.
 pub(super) fn environment_variables(workspace: &Workspace, violations: &mut Vec<Violation>) {
     let documented: BTreeSet<&str> = workspace
         .documents
@@ -39,13 +38,13 @@ pub(super) fn environment_variables(workspace: &Workspace, violations: &mut Vec<
         }
     }
     for name in documented.difference(&read) {
-        let what = format!("{name} is read nowhere");
+        let what = format!("{name} is not read anywhere");
         violations.push(Violation { place: VARIABLES.into(), what });
     }
 }
 
-/// String literals of production code that are the name of a variable, with their lines;
-/// `env!("…")` is how a build script talks to its crate, not to a person.
+/// String literals in production code that are names of variables, with their lines. Excludes
+/// `env!("…")`, through which a build script passes values to its crate.
 fn variables(file: &SourceFile) -> impl Iterator<Item = (&str, usize)> {
     let is_test = |line: usize| file.test_lines.iter().any(|lines| lines.contains(&line));
     file.tokens.iter().enumerate().filter_map(move |(index, token)| {
@@ -64,7 +63,7 @@ fn is_name(character: char) -> bool {
     character.is_ascii_uppercase() || character.is_ascii_digit() || character == '_'
 }
 
-/// A map that is longer than the walk is not read.
+/// The architecture page stays short enough to be read.
 pub(super) fn short_architecture(workspace: &Workspace, violations: &mut Vec<Violation>) {
     const MAX_LINES: usize = 300;
     for document in workspace.documents.iter().filter(|d| d.path == "docs/ARCHITECTURE.md") {
@@ -76,7 +75,7 @@ pub(super) fn short_architecture(workspace: &Workspace, violations: &mut Vec<Vio
     }
 }
 
-/// Folders of the machine that something was written on; nobody else has them.
+/// Absolute paths that exist on one machine only.
 const MACHINE_PATHS: &[&str] = &[
     concat!("/ro", "ot/"),
     concat!("/wo", "rk/"),
@@ -84,7 +83,7 @@ const MACHINE_PATHS: &[&str] = &[
     concat!("/Use", "rs/"),
 ];
 
-/// No paths of anyone's machine in what is committed.
+/// Committed files contain no paths of a particular machine.
 pub(super) fn no_machine_paths(workspace: &Workspace, violations: &mut Vec<Violation>) {
     let documents = workspace.documents.iter().map(|Document { path, text }| (path, text));
     let sources = workspace.sources.iter().map(|file| (&file.path, &file.text));

@@ -1,4 +1,4 @@
-//! The crate graph, as `cargo metadata` reports it.
+//! The crate graph from `cargo metadata`.
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -6,12 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
-/// What the program is made for. What only other platforms need, such as bindings to browsers, is
-/// never built.
+/// Supported platforms. Dependencies of other platforms, such as bindings to browsers, are never built.
 const PLATFORMS: [&str; 3] =
     ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin"];
 
-/// A package of the workspace or one that it depends on.
+/// A package of the workspace or one of its dependencies.
 #[derive(Debug, Default)]
 pub(super) struct Package {
     /// The package's name.
@@ -22,7 +21,7 @@ pub(super) struct Package {
     pub dependencies: BTreeSet<String>,
     /// Ids of its dev-dependencies.
     pub dev_dependencies: BTreeSet<String>,
-    /// Whether it declares a native library (`links = "…"`).
+    /// True if it declares a native library (`links = "…"`).
     pub links: bool,
 }
 
@@ -34,7 +33,7 @@ pub(super) struct Graph {
 }
 
 impl Graph {
-    /// Asks cargo, with default features.
+    /// Runs cargo, with default features.
     pub(super) fn load(root: &Path) -> Result<Self> {
         let output = Command::new(env!("CARGO"))
             .args(["metadata", "--format-version", "1", "--locked"])
@@ -49,7 +48,7 @@ impl Graph {
         Self::from_json(&serde_json::from_slice(&output.stdout)?, &root)
     }
 
-    /// From the JSON of `cargo metadata`, format version 1.
+    /// Parses the JSON of `cargo metadata`, format version 1.
     pub(super) fn from_json(metadata: &Value, root: &Path) -> Result<Self> {
         let mut graph = Self::default();
         let members: BTreeSet<&str> =
@@ -108,7 +107,7 @@ impl Graph {
             .map(|package| package.name.as_str())
     }
 
-    /// Everything that `package` needs to build: normal and build dependencies, all levels.
+    /// All transitive normal and build dependencies of `package`.
     pub(super) fn closure<'a>(&'a self, package: &'a Package) -> Vec<&'a Package> {
         let mut seen = BTreeSet::new();
         let mut open: Vec<&str> = package.dependencies.iter().map(String::as_str).collect();

@@ -1,8 +1,8 @@
-//! The invariants of the code base that no compiler checks, as one table of rules.
+//! Invariants of the code base that the compiler does not check, as a table of rules.
 //!
-//! A rule is a function from the workspace to violations; each has a test that shows it
-//! fire on an offending workspace made in memory and stay silent on a good one. The test
-//! `workspace_is_tidy` runs them all on the checkout.
+//! A rule is a function from the workspace to violations. Each has a test in which it reports an
+//! offending workspace in memory and accepts a good one. The test `workspace_is_tidy` runs all rules on
+//! the checkout.
 
 mod documents;
 mod graph;
@@ -11,6 +11,7 @@ mod source;
 mod source_rules;
 #[cfg(test)]
 mod testing;
+mod unused_pub;
 
 use anyhow::{Context, Result, bail};
 use graph::Graph;
@@ -18,7 +19,7 @@ use mlxcel_testing::paths::workspace_root;
 use source::SourceFile;
 use std::path::Path;
 
-/// What the rules look at.
+/// Input of the rules.
 #[derive(Default)]
 struct Workspace {
     graph: Graph,
@@ -26,14 +27,14 @@ struct Workspace {
     documents: Vec<Document>,
 }
 
-/// A text file that is not Rust: manifests, documentation, scripts, configurations.
+/// A text file other than Rust: manifest, documentation, script, configuration.
 struct Document {
     /// Relative to the root of the workspace, with `/`.
     path: String,
     text: String,
 }
 
-/// Where a rule was broken, and how.
+/// Place and description of a broken rule.
 #[derive(Debug, PartialEq, Eq)]
 struct Violation {
     /// A path, `path:line`, or the name of a package.
@@ -46,7 +47,7 @@ struct Rule {
     check: fn(&Workspace, &mut Vec<Violation>),
 }
 
-/// Every rule. The function's documentation says what it asks for and why.
+/// All rules; each function documents its rule and the reason.
 const RULES: &[Rule] = &[
     Rule { name: "crate-arrows", check: graph_rules::crate_arrows },
     Rule { name: "package-names", check: graph_rules::package_names },
@@ -59,14 +60,15 @@ const RULES: &[Rule] = &[
     Rule { name: "ignore-reasons", check: source_rules::ignore_reasons },
     Rule { name: "http-in-server", check: source_rules::http_in_server },
     Rule { name: "one-block-size", check: source_rules::one_block_size },
+    Rule { name: "unused-pub", check: unused_pub::unused_pub },
     Rule { name: "workspace-lints", check: documents::workspace_lints },
     Rule { name: "environment-variables", check: documents::environment_variables },
     Rule { name: "short-architecture", check: documents::short_architecture },
     Rule { name: "no-machine-paths", check: documents::no_machine_paths },
 ];
 
-/// Checks the checkout; the error lists every violation.
-pub fn run() -> Result<()> {
+/// Runs all rules on the checkout; the error lists every violation.
+pub(crate) fn run() -> Result<()> {
     let workspace = Workspace::load(&workspace_root())?;
     let mut report = String::new();
     for rule in RULES {
@@ -90,8 +92,8 @@ impl Workspace {
         Ok(workspace)
     }
 
-    /// Reads what the rules look at below `folder`, leaving out build output and hidden
-    /// folders other than `.ci` and `.cargo`.
+    /// Reads the input of the rules below `folder`, without build output and hidden folders other than
+    /// `.ci` and `.cargo`.
     fn read_folder(&mut self, root: &Path, folder: &Path) -> Result<()> {
         let mut entries: Vec<_> = std::fs::read_dir(folder)
             .with_context(|| format!("reading {}", folder.display()))?

@@ -1,7 +1,7 @@
-//! Rust files as the rules see them: tokens with line numbers, and which lines are tests.
+//! Rust files as tokens with line numbers, and the ranges of lines that are tests.
 //!
-//! Tokens come from `proc-macro2`, so that comments and the insides of strings cannot
-//! trigger a rule. A documentation comment is an attribute with a string in it.
+//! Tokens come from `proc-macro2`, so that comments and strings cannot trigger a rule. A documentation
+//! comment is an attribute that contains a string.
 
 use anyhow::{Result, anyhow};
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
@@ -10,15 +10,15 @@ use std::ops::RangeInclusive;
 /// One token of a flattened token stream.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Token {
-    /// As it is written; brackets are `(`, `[`, `{` and their counterparts.
+    /// Source text; brackets are separate tokens.
     pub text: String,
     /// 1-based.
     pub line: usize,
-    /// What it is, as far as the rules care.
+    /// Kind of the token.
     pub kind: Kind,
 }
 
-/// The kinds of tokens that the rules tell apart.
+/// Kinds of tokens that the rules distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A keyword or a name.
@@ -33,7 +33,7 @@ pub(super) enum Kind {
 pub(super) struct SourceFile {
     /// Relative to the root of the workspace, with `/`.
     pub path: String,
-    /// As on disk.
+    /// Content of the file.
     pub text: String,
     /// Without comments.
     pub tokens: Vec<Token>,
@@ -44,7 +44,7 @@ pub(super) struct SourceFile {
 }
 
 impl SourceFile {
-    /// Parses `text`; fails on unbalanced brackets or an unterminated string.
+    /// Tokenises `text`; fails on unbalanced brackets or an unterminated string.
     pub(super) fn parse(path: &str, text: &str) -> Result<Self> {
         let stream: TokenStream =
             text.parse().map_err(|error| anyhow!("{path}: is not Rust: {error}"))?;
@@ -68,7 +68,7 @@ impl SourceFile {
             .map(|window| window[0].line)
     }
 
-    /// Whether the file lies in one of `folders` (which end with `/`) or is one of them.
+    /// True if the file is in one of `folders` (which end with `/`) or is one of them.
     pub(super) fn is_in(&self, folders: &[&str]) -> bool {
         folders.iter().any(|folder| self.path.starts_with(folder))
     }
@@ -101,7 +101,7 @@ fn flatten(stream: TokenStream, tokens: &mut Vec<Token>) {
     }
 }
 
-/// Two colons become one token, since the rules look for paths; nothing else is joined.
+/// Joins two colons to one token, because the rules search for paths; other punctuation stays separate.
 fn push_punct(character: char, line: usize, tokens: &mut Vec<Token>) {
     match tokens.last_mut() {
         Some(last) if character == ':' && last.text == ":" => last.text.push(':'),
@@ -125,7 +125,7 @@ fn test_items(tokens: &[Token]) -> (Vec<RangeInclusive<usize>>, Vec<String>) {
         if let ["mod", name, ";"] = words[..] {
             modules.push(name.to_string());
         }
-        // Two attributes may share a line with the item before them; never count a line twice.
+        // An item may share a line with the attributes of the next; no line counts twice.
         let first = lines.last().map_or(0, |last| *last.end() + 1).max(tokens[at].line);
         if first <= tokens[end].line {
             lines.push(first..=tokens[end].line);
@@ -135,11 +135,13 @@ fn test_items(tokens: &[Token]) -> (Vec<RangeInclusive<usize>>, Vec<String>) {
     (lines, modules)
 }
 
-/// Whether `tokens` open with `#[cfg(test)]` or a conjunction with `test` in it.
+/// True if `tokens` begin with `#[cfg(test)]` or a conjunction that contains `test`.
 fn is_cfg_test(tokens: &[Token]) -> bool {
-    let word = |index: usize| tokens.get(index).map_or("", |token| token.text.as_str());
-    let direct = [word(0), word(1), word(2), word(3)] == ["#", "[", "cfg", "("];
-    direct && (word(4) == "test" || (word(4) == "all" && word(6) == "test"))
+    let words: Vec<&str> = tokens.iter().take(7).map(|token| token.text.as_str()).collect();
+    matches!(
+        words[..],
+        ["#", "[", "cfg", "(", "test", ..] | ["#", "[", "cfg", "(", "all", _, "test"]
+    )
 }
 
 /// The index of the first token after the attributes that start at `at`.
@@ -150,7 +152,7 @@ fn skip_attributes(tokens: &[Token], mut at: usize) -> usize {
     at.min(tokens.len() - 1)
 }
 
-/// The index of the `;` or of the closing brace that ends the item which starts at `at`.
+/// The index of the `;` or closing brace that ends the item at `at`.
 fn item_end(tokens: &[Token], at: usize) -> usize {
     let mut index = at;
     while index < tokens.len() {

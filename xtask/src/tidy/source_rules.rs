@@ -3,16 +3,16 @@
 use super::source::{Kind, SourceFile, Token, closing};
 use super::{Violation, Workspace};
 
-/// Production lines that a file may have; the aim is half of that.
+/// Maximum number of production lines per file; half of it is the goal.
 const MAX_LINES: usize = 800;
 
-/// Folders with a stricter limit: a model family must read like prose.
+/// Folders with a stricter limit: a model family should read like prose.
 const SHORT_FOLDERS: &[(&str, usize)] = &[("crates/runtime/src/families/", 300)];
 
-/// Written by `cargo xtask bindgen`.
-const GENERATED: &[&str] = &["crates/mlx-ffi/src/bindings.rs"];
+/// Files written by `cargo xtask bindgen`.
+pub(super) const GENERATED: &[&str] = &["crates/mlx-ffi/src/bindings.rs"];
 
-/// `unsafe` stays where MLX and SIMD need it.
+/// Only the crates for MLX and SIMD contain `unsafe`.
 pub(super) fn unsafe_folders(workspace: &Workspace, violations: &mut Vec<Violation>) {
     const MAY: &[&str] = &["crates/mlx-ffi/", "crates/kernels/"];
     for file in workspace.sources.iter().filter(|file| !file.is_in(MAY)) {
@@ -22,7 +22,7 @@ pub(super) fn unsafe_folders(workspace: &Workspace, violations: &mut Vec<Violati
     }
 }
 
-/// A file that is too long owns too much.
+/// Files are short.
 pub(super) fn file_length(workspace: &Workspace, violations: &mut Vec<Violation>) {
     for file in &workspace.sources {
         if GENERATED.contains(&file.path.as_str()) || is_test_file(workspace, file) {
@@ -38,14 +38,14 @@ pub(super) fn file_length(workspace: &Workspace, violations: &mut Vec<Violation>
     }
 }
 
-/// The first thing in a file says what the file owns.
+/// Every file opens with documentation of its purpose.
 pub(super) fn module_docs(workspace: &Workspace, violations: &mut Vec<Violation>) {
     for file in workspace.sources.iter().filter(|file| !file.text.starts_with("//! ")) {
-        violations.push(at(file, 1, "does not open with `//!` saying what it owns"));
+        violations.push(at(file, 1, "does not open with `//!` and its purpose"));
     }
 }
 
-/// What is committed is finished.
+/// Commits contain no placeholders.
 pub(super) fn no_placeholders(workspace: &Workspace, violations: &mut Vec<Violation>) {
     for file in &workspace.sources {
         for name in ["todo", "unimplemented", "dbg"] {
@@ -56,8 +56,8 @@ pub(super) fn no_placeholders(workspace: &Workspace, violations: &mut Vec<Violat
     }
 }
 
-/// An ignored test says what it needs (`#[ignore = "needs …"]`). Those that need `../shared`
-/// are named `shared_…`, which is how `cargo xtask ci` finds them.
+/// Ignored tests state their requirement (`#[ignore = "needs …"]`). Tests that need `../shared` are named
+/// `shared_…`, by which `cargo xtask ci` finds them.
 pub(super) fn ignore_reasons(workspace: &Workspace, violations: &mut Vec<Violation>) {
     for file in &workspace.sources {
         for (index, token) in file.tokens.iter().enumerate() {
@@ -79,8 +79,7 @@ pub(super) fn ignore_reasons(workspace: &Workspace, violations: &mut Vec<Violati
     }
 }
 
-/// HTTP and the shapes of its bodies are known to the server and to the hub's client only (and to
-/// tests against them).
+/// HTTP and its wire formats are confined to the server, the hub's client, and their tests.
 pub(super) fn http_in_server(workspace: &Workspace, violations: &mut Vec<Violation>) {
     const MAY: &[&str] = &[
         "crates/server/",
@@ -104,8 +103,8 @@ pub(super) fn http_in_server(workspace: &Workspace, violations: &mut Vec<Violati
     }
 }
 
-/// The size of a KV block is a number of the estimator's. The kernels, which depend on nobody,
-/// state it again; `core`, which sees both, asserts at compile time that they are equal.
+/// The estimator defines the size of a KV block. The kernels, which have no dependencies, define it again,
+/// and `core` asserts at compile time that both are equal.
 pub(super) fn one_block_size(workspace: &Workspace, violations: &mut Vec<Violation>) {
     const NAME: &str = "KV_BLOCK_TOKENS";
     const KERNELS: &[&str] = &["crates/kernels/src/"];
@@ -124,13 +123,14 @@ pub(super) fn one_block_size(workspace: &Workspace, violations: &mut Vec<Violati
     }
 }
 
-/// Whether the file is of `core` and has an assertion that names the block size twice.
+/// True if the file belongs to `core` and has an assertion that names the block size twice.
 fn asserts_one_block_size(file: &SourceFile) -> bool {
     let tokens = &file.tokens;
-    let is_assert =
-        |index: &usize| tokens[*index].text == "assert" && word(tokens, index + 1) == "!";
     file.is_in(&["crates/core/src/"])
-        && (0..tokens.len()).filter(is_assert).any(|index| {
+        && (0..tokens.len()).any(|index| {
+            if tokens[index].text != "assert" || word(tokens, index + 1) != "!" {
+                return false;
+            }
             let end = closing(tokens, index + 2);
             let names = tokens[index..end].iter().filter(|t| t.text == "KV_BLOCK_TOKENS");
             names.count() == 2

@@ -1,18 +1,18 @@
-//! Workspaces made in memory, for the tests of the rules.
+//! Workspaces in memory, for the tests of the rules.
 
 use super::graph::{Graph, Package};
 use super::source::SourceFile;
 use super::{Document, Violation, Workspace};
 
 impl Workspace {
-    /// A workspace of these Rust files, `(path, text)`.
+    /// A workspace of Rust files, `(path, text)`.
     pub(super) fn of_sources(files: &[(&str, &str)]) -> Self {
         let sources =
             files.iter().map(|(path, text)| SourceFile::parse(path, text).unwrap()).collect();
         Self { sources, ..Self::default() }
     }
 
-    /// The same with documents, `(path, text)`.
+    /// Sets the documents, `(path, text)`.
     pub(super) fn with_documents(mut self, files: &[(&str, &str)]) -> Self {
         self.documents = files
             .iter()

@@ -31,7 +31,7 @@ fn message<T>(result: Result<T>) -> String {
 }
 
 #[test]
-fn a_token_takes_what_the_estimator_says_in_every_layer() {
+fn bytes_per_token_are_the_estimators() {
     let layers = [layer(128, None), layer(64, Some(512))];
     for (mode, expected) in [
         (KvMode::Fp16, 2 * (512 + 256)),

@@ -7,47 +7,38 @@
 //! many query rows, through one decoded tile in the second-level cache. With Turbo caches the
 //! queries are rotated once and the outputs rotated back once; no vector of the cache is.
 //!
-//! [`plan`] cuts a call into units, [`mod@unit`] attends one of them, [`ops`] holds the kernels of
-//! each instruction set; quantisation and layout of blocks belong to [`crate::kv`].
+//! [`plan`] cuts a call into units and [`mod@unit`] attends one of them, each step a kernel of
+//! [`crate::simd`] ([`products`] has those on integers); quantisation and layout of blocks belong
+//! to [`crate::kv`].
 
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
+mod ahead;
 mod codec;
 #[cfg(target_arch = "x86_64")]
-mod codec256;
-mod lanes;
+pub(crate) mod int16_avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod int8_avx512;
 mod matmul;
-mod ops;
 mod plan;
-#[cfg(target_arch = "x86_64")]
-mod round256;
-#[cfg(target_arch = "x86_64")]
-mod round512;
+mod products;
 mod rounding;
 mod scratch;
 mod softmax;
 mod tiles;
 mod unit;
-#[cfg(target_arch = "x86_64")]
-mod vnni;
-#[cfg(target_arch = "x86_64")]
-mod words256;
 
-use crate::error::{KernelError, Result, check_len};
+use crate::error::{KernelError, Result, check_len, wrong_dimension};
 use crate::kv::{BlockLayout, KV_BLOCK_TOKENS, KvBlock};
 use crate::order::Order;
 use crate::pool::Pool;
-use ops::{ByteOps, Ops};
-use plan::{Part, Unit};
+use plan::{KeySplit, Unit};
 use scratch::Sizes;
 use std::f32::consts::LOG2_E;
 use unit::{Context, Scratch, attend};
 
+pub(crate) use products::{CodeProducts, NoProducts};
 pub use scratch::scratch_bytes;
 
-/// Which keys a query may see, besides the window.
+/// Keys that a query may see, besides the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mask {
     /// Keys at its own position and before.
@@ -56,7 +47,7 @@ pub enum Mask {
     Full,
 }
 
-/// What all runs of a call have in common.
+/// Shapes and rules of an attention call, common to all of its runs.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionParams<'a> {
     /// Query heads, a multiple of `kv_heads`.
@@ -67,9 +58,9 @@ pub struct AttentionParams<'a> {
     pub key_dim: usize,
     /// Coordinates of values and outputs.
     pub value_dim: usize,
-    /// What q·k is multiplied by.
+    /// Factor of q·k.
     pub scale: f32,
-    /// Scores s become cap·tanh(s/cap).
+    /// Soft cap: scores s become cap·tanh(s/cap).
     pub softcap: Option<f32>,
     /// Per query head: a logit that takes part in the softmax and has no value.
     pub sinks: Option<&'a [f32]>,
@@ -77,7 +68,7 @@ pub struct AttentionParams<'a> {
     pub window: Option<usize>,
     /// Causal or full.
     pub mask: Mask,
-    /// In which order keys are gone through.
+    /// Order of summation over the keys.
     pub order: Order,
 }
 
@@ -93,7 +84,7 @@ pub struct AttentionRun<'a> {
     /// Position of the first token of the first block.
     pub first_block_position: usize,
     /// The first key that any query sees, counted from the first block's start: 0 unless keys before
-    /// it are somebody else's (other images, in cross-attention).
+    /// it belong to others (other images, in cross-attention).
     pub first_key: usize,
     /// Tokens that are valid in the blocks, counted from the first block's start.
     pub kv_tokens: usize,
@@ -106,21 +97,20 @@ impl AttentionParams<'_> {
     }
 
     fn check(&self) -> Result<()> {
-        let rule = |what, value, rule| Err(KernelError::Dimension { what, value, rule });
         if self.kv_heads == 0 || self.query_heads == 0 {
-            return rule("kv_heads", self.kv_heads.min(self.query_heads), "at least 1");
+            return wrong_dimension("kv_heads", self.kv_heads.min(self.query_heads), "at least 1");
         }
         if !self.query_heads.is_multiple_of(self.kv_heads) {
-            return rule("query_heads", self.query_heads, "a multiple of kv_heads");
+            return wrong_dimension("query_heads", self.query_heads, "a multiple of kv_heads");
         }
         if self.key_dim == 0 || self.value_dim == 0 {
-            return rule("head dimension", 0, "at least 1");
+            return wrong_dimension("head dimension", 0, "at least 1");
         }
         if self.window == Some(0) {
-            return rule("window", 0, "at least 1");
+            return wrong_dimension("window", 0, "at least 1");
         }
         if self.softcap.is_some_and(|cap| !(cap > 0.0 && cap.is_finite())) {
-            return rule("softcap", 0, "positive and finite");
+            return wrong_dimension("softcap", 0, "positive and finite");
         }
         match self.sinks {
             Some(sinks) => check_len("sinks", sinks.len(), self.query_heads),
@@ -151,7 +141,8 @@ impl AttentionRun<'_> {
         }
         let end = self.first_position.checked_add(self.tokens(params));
         if end.is_none_or(|end| end > usize::MAX / 2) {
-            let (value, rule) = (self.first_position, "below 2^63");
+            let value = self.first_position;
+            let rule = "below 2^63";
             return Err(KernelError::Dimension { what: "first_position", value, rule });
         }
         self.blocks.iter().try_for_each(|block| params.fits(block.layout()))
@@ -176,7 +167,7 @@ pub fn attention(
     let tokens: usize = runs.iter().map(|run| run.tokens(params)).sum();
     check_len("out", out.len(), tokens * params.query_heads * params.value_dim)?;
     let cpu = pool.cpu();
-    let context = Context { params, runs, ops: Ops::of(cpu), bytes: ByteOps::of(cpu) };
+    let context = Context { params, runs, cpu, integer_dim: products::max_dim(cpu) };
     let mut units = plan::units(params, runs, out);
     let parts = plan::parts(&units, pool.threads(), params.order);
     if parts.is_empty() {
@@ -187,7 +178,7 @@ pub fn attention(
     Ok(())
 }
 
-/// Attends each unit to all of its keys.
+/// Computes the attention of each unit over all of its keys.
 fn whole(pool: &Pool, context: &Context<'_>, units: &mut [Unit<'_>]) {
     let sizes = Sizes::of(context.params);
     pool.for_rows_mut(units, 1, 1, |_, _, units| {
@@ -200,7 +191,7 @@ fn whole(pool: &Pool, context: &Context<'_>, units: &mut [Unit<'_>]) {
     });
 }
 
-/// What attention over some keys leaves: unnormalised outputs `[rows, stride]`, and per row the
+/// Result of attention over some keys: unnormalised outputs `[rows, stride]`, and per row the
 /// largest score and the sum of weights.
 #[derive(Default)]
 struct Partial {
@@ -209,8 +200,8 @@ struct Partial {
     sum: Vec<f32>,
 }
 
-/// Attends the parts of units, then merges them by log-sum-exp.
-fn split(pool: &Pool, context: &Context<'_>, units: &mut [Unit<'_>], parts: Vec<Part>) {
+/// Computes the attention of parts of units, then merges them by log-sum-exp.
+fn split(pool: &Pool, context: &Context<'_>, units: &mut [Unit<'_>], parts: Vec<KeySplit>) {
     let sizes = Sizes::of(context.params);
     let mut parts: Vec<_> = parts.into_iter().map(|part| (part, Partial::default())).collect();
     pool.for_rows_mut(&mut parts, 1, 1, |_, _, parts| {
@@ -234,8 +225,8 @@ fn split(pool: &Pool, context: &Context<'_>, units: &mut [Unit<'_>], parts: Vec<
     });
 }
 
-/// Adds the partial results of one unit up in `scratch.state`.
-fn merge(parts: &[(Part, Partial)], scratch: &mut Scratch<'_>) {
+/// Merges the partial results of one unit into `scratch.state`.
+fn merge(parts: &[(KeySplit, Partial)], scratch: &mut Scratch<'_>) {
     let state = &mut scratch.state;
     let stride = state.stride;
     for row in 0..parts[0].1.max.len() {
@@ -255,12 +246,14 @@ fn merge(parts: &[(Part, Partial)], scratch: &mut Scratch<'_>) {
 
 /// Adds the sinks, normalises and writes the outputs of a unit.
 fn finish(context: &Context<'_>, unit: &mut Unit<'_>, scratch: &mut Scratch<'_>) {
-    let (params, state) = (context.params, &mut scratch.state);
+    let params = context.params;
+    let state = &mut scratch.state;
     let group = params.group();
     for (token, out) in unit.out.iter_mut().enumerate() {
         for (member, out) in out.chunks_exact_mut(params.value_dim).enumerate() {
             let row = token * group + member;
-            let (mut sum, mut factor) = (state.sum[row], 1.0);
+            let mut sum = state.sum[row];
+            let mut factor = 1.0;
             if let Some(sinks) = params.sinks {
                 let sink = sinks[unit.head * group + member] * LOG2_E;
                 let max = state.max[row].max(sink);

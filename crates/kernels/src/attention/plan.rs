@@ -3,7 +3,7 @@
 //! A *unit* is one KV head of some consecutive query tokens of a run: up to [`UNIT_ROWS`] rows
 //! (tokens × query heads of the group) that share every load of keys and values. When a run has
 //! too few units for the threads, their keys are split as well, in whole blocks, and the parts
-//! are merged. What other runs the call has does not matter, so that a sequence gets the same
+//! are merged. The other runs of the call make no difference, so that a sequence gets the same
 //! sums alone and in a batch. With [`Order::Fixed`] nothing is split, since how many units there are
 //! depends on how many tokens the run has.
 
@@ -31,7 +31,7 @@ pub(crate) struct Unit<'a> {
 
 /// Some of the keys of a unit.
 #[derive(Clone, Debug)]
-pub(crate) struct Part {
+pub(crate) struct KeySplit {
     pub(crate) unit: usize,
     pub(crate) keys: Range<usize>,
 }
@@ -52,7 +52,8 @@ pub(crate) fn units<'a>(
     runs: &[AttentionRun<'_>],
     out: &'a mut [f32],
 ) -> Vec<Unit<'a>> {
-    let (heads, step) = (params.kv_heads, unit_tokens(params));
+    let heads = params.kv_heads;
+    let step = unit_tokens(params);
     let mut rows = out.chunks_exact_mut(params.group() * params.value_dim);
     let mut units: Vec<Unit<'a>> = Vec::new();
     for (index, run) in runs.iter().enumerate() {
@@ -95,7 +96,7 @@ pub(crate) fn visible(
 
 /// The parts of `units`, where any run has too few of them for `threads`; empty when all have
 /// enough, or none is to be split. Parts of a unit are consecutive.
-pub(crate) fn parts(units: &[Unit<'_>], threads: usize, order: Order) -> Vec<Part> {
+pub(crate) fn parts(units: &[Unit<'_>], threads: usize, order: Order) -> Vec<KeySplit> {
     if order == Order::Fixed {
         return Vec::new();
     }
@@ -105,7 +106,7 @@ pub(crate) fn parts(units: &[Unit<'_>], threads: usize, order: Order) -> Vec<Par
     for run in units.chunk_by(|a, b| a.run == b.run) {
         let splits = wanted.div_ceil(run.len());
         for (unit, of) in (first..).zip(run) {
-            parts.extend(split(&of.keys, splits).into_iter().map(|keys| Part { unit, keys }));
+            parts.extend(split(&of.keys, splits).into_iter().map(|keys| KeySplit { unit, keys }));
         }
         first += run.len();
     }

@@ -1,218 +1,220 @@
-//! Queries and softmax weights in 16 bits, for integer dot products with codes.
+//! Queries and softmax weights in 16 bits, for integer products with codes.
 //!
 //! One byte would do for Turbo caches if only the loss of quality counted (measured, in squared
 //! error of the output: 0.3 to 1.1 % of turbo4's own), but not for int8 (as large as its own), and
-//! it costs up to 2 % of single outputs. Sixteen bits make the rounding vanish beside f32 sums and
-//! cost a third more time where memory is not the limit.
+//! it costs up to 2 % of single outputs. With sixteen bits the rounding is negligible next to f32 sums, at a third more time where memory is not the limit.
 
-use super::lanes::Lanes;
-use super::softmax::{Cap, State, grow, limit};
+use super::products::CodeProducts;
+use super::softmax::{Cap, SoftmaxState, cap_and_max, grow};
 use super::tiles::elements;
 use crate::kv::KV_BLOCK_TOKENS;
 use crate::kv::block::HeadView;
+use crate::simd::{Kernel, LANES, Simd};
 use half::f16;
 use std::ops::Range;
 
 /// Bytes per rounded query coordinate or weight.
-pub(crate) const PLANES: usize = 2;
-/// Most query rows of the kernels on integer dot products.
-pub(crate) const MAX_ROWS: usize = 16;
+pub(super) const PLANES: usize = 2;
+/// Most query rows of the kernels on integer products.
+pub(super) const MAX_ROWS: usize = 16;
 /// Magnitude that the largest coordinate of a query is rounded to; its high byte fits in an i8.
-pub(crate) const QUERY_MOST: f32 = 32512.0;
+const LARGEST_QUERY: f32 = 32512.0;
 
-/// Memory of these kernels; all sizes in elements.
-pub(crate) struct ByteScratch<'a> {
+/// Rounded queries and weights; all sizes in elements.
+pub(crate) struct RoundedRows<'a> {
     /// Rounded queries: `[MAX_ROWS, key_dim]` of two bytes, or as two such planes of bytes.
-    pub(crate) queries: &'a mut [i8],
-    /// What one unit of a rounded query is worth, `[MAX_ROWS]`.
-    pub(crate) query_steps: &'a mut [f32],
+    pub(super) queries: &'a mut [i8],
+    /// Value of one unit of each rounded query, `[MAX_ROWS]`.
+    pub(super) query_steps: &'a mut [f32],
     /// −128·Σ of each row of `queries`, `[PLANES, MAX_ROWS]`.
-    pub(crate) offsets: &'a mut [i32],
+    pub(super) offsets: &'a mut [i32],
     /// Rounded weights: `[MAX_ROWS, 256]` of two bytes, or as two such planes of bytes.
-    pub(crate) weights: &'a mut [u8],
-    /// What one unit of a rounded weight is worth, `[MAX_ROWS]`.
-    pub(crate) weight_steps: &'a mut [f32],
-}
-
-/// A tile whose scores become rounded weights.
-pub(crate) struct Tile<'a> {
-    /// Values that the weights are for.
-    pub(crate) view: &'a HeadView<'a>,
-    /// Tokens of the block, whole sixteens.
-    pub(crate) tokens: Range<usize>,
-    /// Columns that any row sees.
-    pub(crate) seen: Range<usize>,
-    /// Columns that each row sees.
-    pub(crate) visible: &'a [Range<usize>],
-}
-
-/// Lanes whose instruction set multiplies codes by rounded numbers, as it wants to read them.
-///
-/// # Safety
-/// Every method needs the instructions of the implementation.
-pub(crate) trait Rounding: Lanes {
-    /// What the largest weight of a tile may be rounded to.
-    const WEIGHT_MOST: f32;
-
-    /// Stores the query `q`, times `inverse`, as row `row` of `to.queries`, and its offsets. The
-    /// length of `q` is a multiple of 16, and the row lies inside.
-    unsafe fn store_query(q: &[f32], inverse: f32, row: usize, to: &mut ByteScratch<'_>);
-
-    /// Stores the sixteen weights from `column` of `row` on in `to`, which has room for all rows.
-    unsafe fn store_weights(self, row: usize, column: usize, to: &mut [u8]);
-
-    /// Stores 64 of them.
-    #[inline(always)]
-    unsafe fn store_many_weights(weights: [Self; 4], row: usize, column: usize, to: &mut [u8]) {
-        for (i, weights) in weights.into_iter().enumerate() {
-            // SAFETY: the caller's.
-            unsafe { weights.store_weights(row, column + 16 * i, to) };
-        }
-    }
+    pub(super) weights: &'a mut [u8],
+    /// Value of one unit of each row's rounded weights, `[MAX_ROWS]`.
+    pub(super) weight_steps: &'a mut [f32],
 }
 
 /// Rounds the queries `q` (`[rows, dim]`, dim a multiple of 16) into `to`. A query with an infinite
 /// or NaN coordinate gets NaN scores.
-///
-/// # Safety
-/// The processor must have the instructions of `L`.
-#[inline(always)]
-pub(crate) unsafe fn round_queries<L: Rounding>(dim: usize, q: &[f32], to: &mut ByteScratch<'_>) {
-    assert!(dim.is_multiple_of(16) && q.len() <= MAX_ROWS * dim, "{} of {dim}", q.len());
-    assert!(to.queries.len() >= PLANES * MAX_ROWS * dim);
-    for (row, q) in q.chunks_exact(dim).enumerate() {
-        // SAFETY: the processor is the caller's; chunks have 16 elements, and the row lies inside
-        // `to.queries`.
-        unsafe {
-            let zero = L::splat(0.0);
-            let (mut largest, mut sound) = (zero, zero);
-            for q in q.chunks_exact(16) {
-                let q = L::load(q.as_ptr());
-                largest = largest.max(q.max(zero.sub(q)));
-                // Zero, or NaN of what is not finite.
-                sound = sound.add(q.mul(zero));
+pub(super) struct RoundQueries<'a, 's> {
+    pub(super) dim: usize,
+    pub(super) q: &'a [f32],
+    pub(super) to: &'a mut RoundedRows<'s>,
+}
+
+impl Kernel for RoundQueries<'_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { dim, q, to } = self;
+        assert!(dim.is_multiple_of(LANES) && q.len() <= MAX_ROWS * dim, "{} of {dim}", q.len());
+        assert!(to.queries.len() >= PLANES * MAX_ROWS * dim);
+        for (row, q) in q.chunks_exact(dim).enumerate() {
+            let zero = simd.zero();
+            let mut largest = zero;
+            // Zero, or NaN of a coordinate that is not finite.
+            let mut poison = zero;
+            for q in q.as_chunks::<LANES>().0 {
+                // SAFETY: the chunk has 16 values.
+                let q = unsafe { simd.load(q.as_ptr()) };
+                largest = simd.max(largest, simd.max(q, simd.sub(zero, q)));
+                poison = simd.add(poison, simd.mul(q, zero));
             }
-            let (largest, sound) = (largest.reduce_max(), sound.reduce_add() == 0.0);
-            to.query_steps[row] = if sound { largest / QUERY_MOST } else { f32::NAN };
-            let usable = sound && largest > 0.0;
-            let inverse = if usable { QUERY_MOST / largest } else { 0.0 };
-            L::store_query(q, inverse, row, to);
+            let largest = simd.max_lane(largest);
+            let finite = simd.sum(poison) == 0.0;
+            to.query_steps[row] = if finite { largest / LARGEST_QUERY } else { f32::NAN };
+            let usable = finite && largest > 0.0;
+            let inverse = if usable { LARGEST_QUERY / largest } else { 0.0 };
+            // SAFETY: `dim` is a multiple of 16 and the row below `MAX_ROWS`, for which the
+            // queries have room: asserted above.
+            unsafe { S::CodeProducts::store_query(simd, q, inverse, row, to) };
         }
     }
 }
 
-/// The softmax of [`super::softmax`], whose weights are multiplied by the scales of their values
-/// and rounded, into `to`.
-///
-/// # Safety
-/// The processor must have the instructions of `L`.
-#[inline(always)]
-pub(crate) unsafe fn weigh<L: Rounding>(
-    cap: Cap,
-    tile: &Tile<'_>,
-    scores: &mut [f32],
-    to: &mut ByteScratch<'_>,
-    state: &mut State<'_>,
-) {
-    let width = tile.tokens.len();
-    assert!(width <= KV_BLOCK_TOKENS && width.is_multiple_of(16) && tile.visible.len() <= MAX_ROWS);
-    assert!(to.weights.len() >= PLANES * MAX_ROWS * KV_BLOCK_TOKENS);
-    let mut scales = [0.0; KV_BLOCK_TOKENS];
-    // SAFETY: the processor is the caller's.
-    let unit = unsafe { load_scales::<L>(tile, &mut scales) };
-    for (row, visible) in tile.visible.iter().enumerate() {
-        assert!(visible.end <= width, "columns beyond the tile");
-        let scores = &mut scores[row * width..(row + 1) * width];
-        // SAFETY: the processor is the caller's; the ranges were checked.
-        unsafe {
+/// The softmax of [`super::softmax`] over a tile of `scores`, whose weights are multiplied by the
+/// scales of their values and rounded into `to`.
+pub(super) struct RoundWeights<'a, 's, 'r> {
+    pub(super) cap: Cap,
+    /// Values that the weights are for.
+    pub(super) view: &'a HeadView<'a>,
+    /// Tokens of the block, whole sixteens.
+    pub(super) tokens: Range<usize>,
+    /// Columns that any row sees.
+    pub(super) seen: Range<usize>,
+    /// Columns that each row sees.
+    pub(super) visible: &'a [Range<usize>],
+    pub(super) scores: &'a mut [f32],
+    pub(super) to: &'a mut RoundedRows<'r>,
+    pub(super) state: &'a mut SoftmaxState<'s>,
+}
+
+impl Kernel for RoundWeights<'_, '_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let width = self.tokens.len();
+        assert!(width <= KV_BLOCK_TOKENS && width.is_multiple_of(LANES));
+        assert!(self.visible.len() <= MAX_ROWS);
+        assert!(self.to.weights.len() >= PLANES * MAX_ROWS * KV_BLOCK_TOKENS);
+        let mut scales = [0.0; KV_BLOCK_TOKENS];
+        let unit = self.load_scales(simd, &mut scales);
+        for (row, visible) in self.visible.iter().enumerate() {
+            let scores = &mut self.scores[row * width..(row + 1) * width];
             if visible.is_empty() {
-                for column in (0..width).step_by(16) {
-                    L::splat(0.0).store_weights(row, column, to.weights);
+                for column in (0..width).step_by(LANES) {
+                    let zero = simd.zero();
+                    // SAFETY: the row and its `width` ≤ 256 columns have room: asserted above.
+                    unsafe {
+                        S::CodeProducts::store_weights(simd, zero, row, column, self.to.weights);
+                    }
                 }
-                to.weight_steps[row] = 0.0;
+                self.to.weight_steps[row] = 0.0;
                 continue;
             }
-            let largest = limit::<L>(cap, scores, visible);
-            grow::<L>(state, row, largest);
-            let share = (largest - state.max[row]).exp2();
-            let sum = round_row::<L>(scores, visible, largest, &scales, row, to.weights);
-            state.sum[row] += sum * share;
-            to.weight_steps[row] = unit * share;
+            let largest = cap_and_max(simd, self.cap, scores, visible);
+            grow(simd, self.state, row, largest);
+            let share = (largest - self.state.max[row]).exp2();
+            let weights = RowWeights { scores, visible, largest, scales: &scales, row };
+            self.state.sum[row] += weights.round(simd, self.to.weights) * share;
+            self.to.weight_steps[row] = unit * share;
         }
     }
 }
 
-/// Loads the scales of the values seen, divided by the largest and times the largest weight;
-/// returns what a unit of a rounded weight is worth, or NaN beside a scale that is not finite.
-///
-/// # Safety
-/// The processor must have the instructions of `L`.
-#[inline(always)]
-unsafe fn load_scales<L: Rounding>(tile: &Tile<'_>, scales: &mut [f32; KV_BLOCK_TOKENS]) -> f32 {
-    let stored = &elements::<f16>(tile.view.scales)[tile.tokens.clone()];
-    // SAFETY: the processor is the caller's; chunks have 16 elements.
-    unsafe {
-        let zero = L::splat(0.0);
-        let (mut largest, mut sum) = (zero, zero);
-        for (i, (stored, scales)) in
-            stored.chunks_exact(16).zip(scales.chunks_exact_mut(16)).enumerate()
-        {
-            // Scales that nobody sees may be stale.
-            let from = tile.seen.start.saturating_sub(16 * i).min(16);
-            let to = tile.seen.end.saturating_sub(16 * i).min(16);
-            let scale = L::load_f16(stored.as_ptr()).keep(from, to, zero);
-            scale.store(scales.as_mut_ptr());
-            largest = largest.max(scale);
-            sum = sum.add(scale);
+impl RoundWeights<'_, '_, '_> {
+    /// Loads the scales of the values seen, divided by the largest and times the largest weight.
+    /// Returns the value of one unit of a rounded weight, or NaN if a scale is not finite.
+    #[inline(always)]
+    fn load_scales<S: Simd>(&self, simd: S, scales: &mut [f32; KV_BLOCK_TOKENS]) -> f32 {
+        let stored = &elements::<f16>(self.view.scales)[self.tokens.clone()];
+        let zero = simd.zero();
+        let mut largest = zero;
+        let mut sum = zero;
+        let pairs = stored.as_chunks::<LANES>().0.iter().zip(scales.as_chunks_mut::<LANES>().0);
+        for (i, (stored, scales)) in pairs.enumerate() {
+            // Scales of tokens that no row sees may be stale.
+            let from = self.seen.start.saturating_sub(LANES * i);
+            let to = self.seen.end.saturating_sub(LANES * i);
+            // SAFETY: both chunks have 16 values.
+            unsafe {
+                let scale = simd.select(from, to, simd.load_f16(stored.as_ptr().cast()), zero);
+                simd.store(scales.as_mut_ptr(), scale);
+                largest = simd.max(largest, scale);
+                sum = simd.add(sum, scale);
+            }
         }
-        let (largest, sum) = (largest.reduce_max(), sum.reduce_add());
-        let factor = if largest > 0.0 { L::WEIGHT_MOST / largest } else { 0.0 };
-        for scales in scales.chunks_exact_mut(16) {
-            L::load(scales.as_ptr()).mul(L::splat(factor)).store(scales.as_mut_ptr());
+        let largest = simd.max_lane(largest);
+        let most = S::CodeProducts::LARGEST_WEIGHT;
+        let factor = simd.splat(if largest > 0.0 { most / largest } else { 0.0 });
+        for scales in scales.as_chunks_mut::<LANES>().0 {
+            // SAFETY: the chunk has 16 values.
+            unsafe {
+                let scale = simd.mul(simd.load(scales.as_ptr()), factor);
+                simd.store(scales.as_mut_ptr(), scale);
+            }
         }
-        if sum.is_finite() { largest / L::WEIGHT_MOST } else { f32::NAN }
+        if simd.sum(sum).is_finite() { largest / most } else { f32::NAN }
     }
 }
 
-/// Stores 2^(score − largest)·scale for the visible scores as weights of `row`, zeros for the
-/// others; returns the sum of 2^(score − largest).
-///
-/// # Safety
-/// The processor must have the instructions of `L`; the length of `scores` must be a multiple of
-/// 16 and at most that of `scales`, `visible` end inside it, and `to` have room for the row.
-#[inline(always)]
-unsafe fn round_row<L: Rounding>(
-    scores: &[f32],
-    visible: &Range<usize>,
+/// The scores of one row of a tile, to become rounded weights.
+struct RowWeights<'a> {
+    scores: &'a [f32],
+    visible: &'a Range<usize>,
+    /// Largest visible score.
     largest: f32,
-    scales: &[f32; KV_BLOCK_TOKENS],
+    /// Factor of each column.
+    scales: &'a [f32; KV_BLOCK_TOKENS],
     row: usize,
-    to: &mut [u8],
-) -> f32 {
-    // SAFETY: the caller's; `at + 16·n` stays inside every slice.
-    unsafe {
-        let (max, zero) = (L::splat(largest), L::splat(0.0));
+}
+
+impl RowWeights<'_> {
+    /// Stores 2^(score − largest)·scale for the visible scores as weights of the row, zeros for the
+    /// others; returns the sum of 2^(score − largest).
+    ///
+    /// # Panics
+    /// If there are more scores than scales, or `to` has no room for the row.
+    #[inline(always)]
+    fn round<S: Simd>(&self, simd: S, to: &mut [u8]) -> f32 {
+        let Self { scores, visible, row, .. } = *self;
+        assert!(scores.len() <= KV_BLOCK_TOKENS && scores.len().is_multiple_of(LANES));
+        assert!(visible.end <= scores.len(), "columns beyond the tile");
+        assert!(row < MAX_ROWS && to.len() >= PLANES * MAX_ROWS * KV_BLOCK_TOKENS);
+        let max = simd.splat(self.largest);
+        let zero = simd.zero();
         let mut sums = [zero; 4];
         let mut at = 0;
         while at < scores.len() {
-            if at >= visible.start && at + 64 <= visible.end {
-                let mut weights = [zero; 4];
-                for i in 0..4 {
-                    let weight = L::load(scores.as_ptr().add(at + 16 * i)).sub(max).exp2();
-                    sums[i] = sums[i].add(weight);
-                    weights[i] = weight.mul(L::load(scales.as_ptr().add(at + 16 * i)));
+            // SAFETY: vectors from `at` on, four where 64 columns are visible, are inside the
+            // scores and the scales, and the row has room for them: asserted above.
+            unsafe {
+                let score = scores.as_ptr().add(at);
+                let scale = self.scales.as_ptr().add(at);
+                if at >= visible.start && at + 64 <= visible.end {
+                    let mut weights = [zero; 4];
+                    for i in 0..4 {
+                        let above = simd.sub(simd.load(score.add(16 * i)), max);
+                        let weight = simd.exp2(above);
+                        sums[i] = simd.add(sums[i], weight);
+                        weights[i] = simd.mul(weight, simd.load(scale.add(16 * i)));
+                    }
+                    S::CodeProducts::store_many_weights(simd, weights, row, at, to);
+                    at += 64;
+                    continue;
                 }
-                L::store_many_weights(weights, row, at, to);
-                at += 64;
-                continue;
+                let from = visible.start.saturating_sub(at);
+                let end = visible.end.saturating_sub(at);
+                let weight = simd.exp2(simd.sub(simd.load(score), max));
+                let weight = simd.select(from, end, weight, zero);
+                sums[0] = simd.add(sums[0], weight);
+                let weight = simd.mul(weight, simd.load(scale));
+                S::CodeProducts::store_weights(simd, weight, row, at, to);
+                at += 16;
             }
-            let (from, end) =
-                (visible.start.saturating_sub(at).min(16), visible.end.saturating_sub(at).min(16));
-            let weight = L::load(scores.as_ptr().add(at)).sub(max).exp2().keep(from, end, zero);
-            sums[0] = sums[0].add(weight);
-            weight.mul(L::load(scales.as_ptr().add(at))).store_weights(row, at, to);
-            at += 16;
         }
-        sums[0].add(sums[1]).add(sums[2].add(sums[3])).reduce_add()
+        let first = simd.add(sums[0], sums[1]);
+        let second = simd.add(sums[2], sums[3]);
+        simd.softmax_sum(simd.add(first, second))
     }
 }

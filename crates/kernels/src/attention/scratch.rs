@@ -2,8 +2,8 @@
 
 use super::AttentionParams;
 use super::plan::{most_parts, unit_rows};
-use super::rounding::{ByteScratch, MAX_ROWS, PLANES};
-use super::softmax::State;
+use super::rounding::{MAX_ROWS, PLANES, RoundedRows};
+use super::softmax::SoftmaxState;
 use super::unit::{Scratch, TILE_TOKENS};
 use crate::kv::KV_BLOCK_TOKENS;
 use std::cell::RefCell;
@@ -11,7 +11,7 @@ use std::cell::RefCell;
 /// One cache line of f32, so that the buffer is aligned.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line(#[expect(dead_code, reason = "read through a slice of f32")] [f32; 16]);
+struct FloatLine(#[expect(dead_code, reason = "read through a slice of f32")] [f32; 16]);
 
 /// f32 elements of each part of a thread's scratch, each a multiple of 16.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +31,8 @@ pub(crate) struct Sizes {
 impl Sizes {
     /// The scratch of one thread for `params`.
     pub(crate) fn of(params: &AttentionParams<'_>) -> Self {
-        let (rows, stride) = (unit_rows(params), params.value_dim.next_multiple_of(16));
+        let rows = unit_rows(params);
+        let stride = params.value_dim.next_multiple_of(16);
         Self {
             q: (rows * params.key_dim).next_multiple_of(16),
             keys: TILE_TOKENS * params.key_dim,
@@ -63,7 +64,7 @@ impl Sizes {
     }
 }
 
-/// Bytes that [`super::attention`] may allocate besides its output with `threads` threads and
+/// Bytes that [`super::attention`] may allocate in addition to its output with `threads` threads and
 /// `runs` runs: the scratch of every thread, kept between calls, and the partial outputs of split
 /// contexts.
 #[must_use]
@@ -74,7 +75,7 @@ pub fn scratch_bytes(params: &AttentionParams<'_>, threads: usize, runs: usize) 
 }
 
 thread_local! {
-    static BUFFER: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+    static BUFFER: RefCell<Vec<FloatLine>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Calls `body` with this thread's scratch. Its contents are whatever the last call left.
@@ -82,9 +83,9 @@ pub(crate) fn with<R>(sizes: &Sizes, body: impl FnOnce(&mut Scratch<'_>) -> R) -
     BUFFER.with_borrow_mut(|buffer| {
         let lines = sizes.elements() / 16;
         if buffer.len() < lines {
-            buffer.resize(lines, Line([0.0; 16]));
+            buffer.resize(lines, FloatLine([0.0; 16]));
         }
-        let all = buffer.as_flattened_floats();
+        let all = elements_of(buffer);
         let (q, rest) = all.split_at_mut(sizes.q);
         let (keys, rest) = rest.split_at_mut(sizes.keys);
         let (values, rest) = rest.split_at_mut(sizes.values);
@@ -96,27 +97,22 @@ pub(crate) fn with<R>(sizes: &Sizes, body: impl FnOnce(&mut Scratch<'_>) -> R) -
         let (weight_steps, rest) = rest.split_at_mut(MAX_ROWS);
         let (offsets, rest) = rest.split_at_mut(PLANES * MAX_ROWS);
         let (max, sum) = rest.split_at_mut(sizes.rows);
-        let bytes = ByteScratch {
+        let rounded = RoundedRows {
             queries: bytemuck::cast_slice_mut(queries),
             query_steps,
             weight_steps,
             offsets: bytemuck::cast_slice_mut(offsets),
             weights: bytemuck::cast_slice_mut(weights),
         };
-        let state = State { max, sum, acc, stride: sizes.stride };
-        body(&mut Scratch { q, keys, values, scores, bytes, state })
+        let state = SoftmaxState { max, sum, acc, stride: sizes.stride };
+        body(&mut Scratch { q, keys, values, scores, rounded, state })
     })
 }
 
-/// A buffer of lines as f32.
-trait Floats {
-    fn as_flattened_floats(&mut self) -> &mut [f32];
-}
-
-impl Floats for Vec<Line> {
-    fn as_flattened_floats(&mut self) -> &mut [f32] {
-        let len = self.len() * 16;
-        // SAFETY: a `Line` is 16 f32 without padding, and the slice borrows `self` mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), len) }
-    }
+/// The elements of `lines`.
+fn elements_of(lines: &mut [FloatLine]) -> &mut [f32] {
+    let len = lines.len() * 16;
+    // SAFETY: a `FloatLine` is 16 initialised f32 without padding (its alignment is its size), so the
+    // lines are `len` of them; the slice borrows `lines` mutably.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), len) }
 }

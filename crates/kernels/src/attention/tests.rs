@@ -71,9 +71,11 @@ struct Setup {
 
 impl Setup {
     fn new(case: &Case) -> Self {
-        let (mut rng, layout) = (Rng::seeded(case.seed), case.layout());
+        let mut rng = Rng::seeded(case.seed);
+        let layout = case.layout();
         let pool = Pool::new(1).unwrap();
-        let (mut queries, mut blocks) = (Vec::new(), Vec::new());
+        let mut queries = Vec::new();
+        let mut blocks = Vec::new();
         for &(cached, new) in &case.runs {
             let tokens = cached + new;
             let k = rng.normals(tokens * case.heads.1 * case.dims.0);

@@ -3,95 +3,117 @@
 //! Turbo vectors stay in their rotated basis. A decoded key tile is `[tokens/16][dim][16]`, a
 //! decoded value tile `[tokens][stride]` with the stride a multiple of 16.
 
-use super::codec::{Bytes, Codec, Crumbs, Nibbles};
-use super::lanes::{Element, Lanes};
+use super::codec::{Codec, with_codec};
+use super::matmul::Element;
 use crate::kv::block::HeadView;
 use crate::kv::{KV_BLOCK_TOKENS, KvFormat};
+use crate::simd::{Kernel, LANES, Simd};
 use crate::turbo::{Side, level_step, negate};
 use half::{bf16, f16};
 use std::ops::Range;
 
 /// Elements of a head's float codes. Blocks are 64-byte aligned and heads a multiple of 256
 /// elements long, so the cast cannot fail on a block of ours.
-pub(crate) fn elements<T: bytemuck::AnyBitPattern>(codes: &[u8]) -> &[T] {
+pub(super) fn elements<T: bytemuck::AnyBitPattern>(codes: &[u8]) -> &[T] {
     bytemuck::cast_slice(codes)
 }
 
-/// What one code is worth, besides its vector's scale, and the table it is looked up in.
-pub(crate) fn meaning(view: &HeadView<'_>) -> (f32, [i8; 16]) {
+/// Value of one level of a code, without its vector's scale, and the level of each code.
+pub(super) fn meaning(view: &HeadView<'_>) -> (f32, [i8; 16]) {
     match view.coding.format.turbo() {
         Some(bits) => (level_step(bits, view.coding.dim), bits.codebook().shuffle_table()),
         None => (1.0, [0; 16]),
     }
 }
 
-/// Decodes the keys `tokens` (whole sixteens) into `out`.
-///
-/// # Safety
-/// The processor must have the instructions of `L`.
-#[inline(always)]
-pub(crate) unsafe fn keys<L: Lanes>(view: &HeadView<'_>, tokens: Range<usize>, out: &mut [f32]) {
-    let dim = view.coding.dim;
-    assert!(tokens.start.is_multiple_of(16) && tokens.end.is_multiple_of(16), "{tokens:?}");
-    let out = &mut out[..tokens.len() * dim];
-    let at = tokens.start * dim..tokens.end * dim;
-    // SAFETY: the processor is the caller's.
-    unsafe {
-        match view.coding.format {
-            KvFormat::F32 => floats::<L, f32>(&elements(view.codes)[at], out),
-            KvFormat::F16 => floats::<L, f16>(&elements(view.codes)[at], out),
-            KvFormat::Bf16 => floats::<L, bf16>(&elements(view.codes)[at], out),
-            KvFormat::Int8 if dim.is_multiple_of(4) => key_codes::<L, Bytes>(view, tokens, out),
-            KvFormat::Int8 => irregular_keys(view, tokens, out),
-            KvFormat::Turbo4 => key_codes::<L, Nibbles>(view, tokens, out),
-            KvFormat::Turbo3 => key_codes::<L, Crumbs>(view, tokens, out),
+/// Decodes the keys or values `tokens` (whole sixteens) of `view`, by its side, into `out`.
+pub(super) struct Decode<'a> {
+    pub(super) view: &'a HeadView<'a>,
+    pub(super) tokens: Range<usize>,
+    pub(super) out: &'a mut [f32],
+}
+
+impl Decode<'_> {
+    /// Decodes the formats and dimensions that no vector kernel has; returns whether it did.
+    pub(super) fn decode_irregular(&mut self) -> bool {
+        let dim = self.view.coding.dim;
+        match self.view.coding.side {
+            Side::Key if self.view.coding.format != KvFormat::Int8 || dim.is_multiple_of(4) => {
+                return false;
+            }
+            Side::Value if dim.is_multiple_of(LANES) => return false,
+            Side::Key => irregular_keys(self.view, self.tokens.clone(), self.out),
+            Side::Value => irregular_values(self.view, self.tokens.clone(), self.out),
+        }
+        true
+    }
+}
+
+impl Kernel for Decode<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { view, tokens, out } = self;
+        let dim = view.coding.dim;
+        assert!(tokens.start.is_multiple_of(LANES) && tokens.end.is_multiple_of(LANES));
+        let out = &mut out[..tokens.len() * dim];
+        let range = tokens.start * dim..tokens.end * dim;
+        match (view.coding.format, view.coding.side) {
+            (KvFormat::F32, _) => floats::<S, f32>(simd, &elements(view.codes)[range], out),
+            (KvFormat::F16, _) => floats::<S, f16>(simd, &elements(view.codes)[range], out),
+            (KvFormat::Bf16, _) => floats::<S, bf16>(simd, &elements(view.codes)[range], out),
+            (format, Side::Key) => {
+                with_codec!(format, C => key_codes::<S, C>(simd, view, tokens, out));
+            }
+            (format, Side::Value) => {
+                with_codec!(format, C => value_codes::<S, C>(simd, view, tokens, out));
+            }
         }
     }
 }
 
-/// # Safety
-/// The processor must have the instructions of `L`.
 #[inline(always)]
-unsafe fn floats<L: Lanes, T: Element>(from: &[T], to: &mut [f32]) {
-    assert!(from.len() == to.len() && to.len().is_multiple_of(16), "whole vectors");
-    for (from, to) in from.chunks_exact(16).zip(to.chunks_exact_mut(16)) {
+fn floats<S: Simd, T: Element>(simd: S, from: &[T], to: &mut [f32]) {
+    assert!(from.len() == to.len() && to.len().is_multiple_of(LANES), "whole vectors");
+    for (from, to) in from.as_chunks::<LANES>().0.iter().zip(to.as_chunks_mut::<LANES>().0) {
         // SAFETY: both chunks have 16 elements.
-        unsafe { T::load::<L>(from.as_ptr()).store(to.as_mut_ptr()) };
+        unsafe { simd.store(to.as_mut_ptr(), T::load(simd, from.as_ptr())) };
     }
 }
 
-/// # Safety
-/// The processor must have the instructions of `L`.
+/// Decodes keys of a multiple of 4 coordinates.
 #[inline(always)]
-unsafe fn key_codes<L: Lanes, C: Codec>(
+fn key_codes<S: Simd, C: Codec>(
+    simd: S,
     view: &HeadView<'_>,
     tokens: Range<usize>,
     out: &mut [f32],
 ) {
-    let (dim, (step, table)) = (view.coding.dim, meaning(view));
+    let dim = view.coding.dim;
+    let (step, table) = meaning(view);
+    let table = simd.byte_table(&table.map(i8::cast_unsigned));
     let tile_bytes = dim / 4 / C::GROUPS * C::UNIT_BYTES;
     let codes = &view.codes[tokens.start / 16 * tile_bytes..tokens.end / 16 * tile_bytes];
-    let scales = &elements::<f16>(view.scales)[tokens];
+    let scales = elements::<f16>(view.scales)[tokens].as_chunks::<LANES>().0;
     let int8 = C::GROUPS == 1;
-    for ((codes, scales), out) in codes
-        .chunks_exact(tile_bytes)
-        .zip(scales.chunks_exact(16))
-        .zip(out.chunks_exact_mut(16 * dim))
-    {
-        // SAFETY: `scales` has 16 elements; units and rows of 4 × 16 outputs are exact chunks.
-        unsafe {
-            let table = L::table(&table);
-            let scale = L::load_f16(scales.as_ptr()).mul(L::splat(step));
-            let units = codes.chunks_exact(C::UNIT_BYTES);
-            for (unit, out) in units.zip(out.chunks_exact_mut(64 * C::GROUPS)) {
-                let groups = C::unit::<L>(unit.as_ptr(), table);
-                for (group, out) in groups.into_iter().zip(out.chunks_exact_mut(64)) {
-                    let group = if int8 { L::flip(group) } else { group };
-                    let out = out.as_mut_ptr();
-                    L::widen::<0>(group).mul(scale).store(out);
-                    L::widen::<1>(group).mul(scale).store(out.add(16));
-                    L::widen::<2>(group).mul(scale).store(out.add(32));
-                    L::widen::<3>(group).mul(scale).store(out.add(48));
+    let tiles = codes.chunks_exact(tile_bytes).zip(scales);
+    for ((codes, scales), out) in tiles.zip(out.chunks_exact_mut(LANES * dim)) {
+        // SAFETY: `scales` has 16 elements.
+        let scale = unsafe { simd.load_f16(scales.as_ptr().cast()) };
+        let scale = simd.mul(scale, simd.splat(step));
+        let units = codes.chunks_exact(C::UNIT_BYTES);
+        for (unit, out) in units.zip(out.chunks_exact_mut(64 * C::GROUPS)) {
+            // SAFETY: the chunk is a unit.
+            let groups = unsafe { C::unit(simd, unit.as_ptr(), table) };
+            for (group, out) in groups.into_iter().zip(out.as_chunks_mut::<64>().0) {
+                let group = if int8 { simd.flip_sign(group) } else { group };
+                let target = out.as_mut_ptr();
+                // SAFETY: the chunk has room for four vectors of 16.
+                unsafe {
+                    simd.store(target, simd.mul(simd.byte_to_float::<0>(group), scale));
+                    simd.store(target.add(16), simd.mul(simd.byte_to_float::<1>(group), scale));
+                    simd.store(target.add(32), simd.mul(simd.byte_to_float::<2>(group), scale));
+                    simd.store(target.add(48), simd.mul(simd.byte_to_float::<3>(group), scale));
                 }
             }
         }
@@ -110,45 +132,26 @@ fn irregular_keys(view: &HeadView<'_>, tokens: Range<usize>, out: &mut [f32]) {
     }
 }
 
-/// Decodes the values `tokens` (whole sixteens) of `view` into `out`.
-///
-/// # Safety
-/// The processor must have the instructions of `L`.
+/// Decodes values of a multiple of 16 coordinates to `[tokens, dim]`.
 #[inline(always)]
-pub(crate) unsafe fn values<L: Lanes>(view: &HeadView<'_>, tokens: Range<usize>, out: &mut [f32]) {
-    let dim = view.coding.dim;
-    let stride = dim.next_multiple_of(16);
-    assert!(tokens.start.is_multiple_of(16) && tokens.end.is_multiple_of(16), "{tokens:?}");
-    let out = &mut out[..tokens.len() * stride];
-    let at = tokens.start * dim..tokens.end * dim;
-    // SAFETY: the processor is the caller's.
-    unsafe {
-        match view.coding.format {
-            _ if dim != stride => irregular_values(view, tokens, out),
-            KvFormat::F32 => floats::<L, f32>(&elements(view.codes)[at], out),
-            KvFormat::F16 => floats::<L, f16>(&elements(view.codes)[at], out),
-            KvFormat::Bf16 => floats::<L, bf16>(&elements(view.codes)[at], out),
-            KvFormat::Int8 => value_codes::<L, Bytes>(view, tokens, out),
-            KvFormat::Turbo4 => value_codes::<L, Nibbles>(view, tokens, out),
-            KvFormat::Turbo3 => value_codes::<L, Crumbs>(view, tokens, out),
-        }
-    }
-}
-
-/// # Safety
-/// The processor must have the instructions of `L`.
-#[inline(always)]
-unsafe fn value_codes<L: Lanes, C: Codec>(
+fn value_codes<S: Simd, C: Codec>(
+    simd: S,
     view: &HeadView<'_>,
     tokens: Range<usize>,
     out: &mut [f32],
 ) {
-    let (dim, (step, table)) = (view.coding.dim, meaning(view));
+    let dim = view.coding.dim;
+    assert!(dim.is_multiple_of(LANES) && out.len() == tokens.len() * dim);
+    let (step, table) = meaning(view);
+    let table = simd.byte_table(&table.map(i8::cast_unsigned));
     let mut scales = [0.0f32; KV_BLOCK_TOKENS];
-    let stored = elements::<f16>(view.scales)[tokens.clone()].chunks_exact(16);
-    for (to, from) in scales.chunks_exact_mut(16).zip(stored) {
+    let stored = elements::<f16>(view.scales)[tokens.clone()].as_chunks::<LANES>().0;
+    for (to, from) in scales.as_chunks_mut::<LANES>().0.iter_mut().zip(stored) {
         // SAFETY: both chunks have 16 elements.
-        unsafe { L::load_f16(from.as_ptr()).mul(L::splat(step)).store(to.as_mut_ptr()) };
+        unsafe {
+            let scale = simd.load_f16(from.as_ptr().cast());
+            simd.store(to.as_mut_ptr(), simd.mul(scale, simd.splat(step)));
+        }
     }
     for chunk in 0..dim.div_ceil(32) {
         let wide = (dim - 32 * chunk).min(32) / 16;
@@ -156,20 +159,25 @@ unsafe fn value_codes<L: Lanes, C: Codec>(
         let start = chunk * KV_BLOCK_TOKENS / 4 * 2 * C::UNIT_BYTES / C::GROUPS;
         let codes =
             &view.codes[start + tokens.start / 4 * quad_bytes..][..tokens.len() / 4 * quad_bytes];
-        // SAFETY: units are exact chunks; group i of this chunk is quad i / wide, sixteen
-        // i % wide, so token 4·quad + column < tokens.len() and the row of 16 lies inside `out`.
-        unsafe {
-            let table = L::table(&table);
-            for (index, unit) in codes.chunks_exact(C::UNIT_BYTES).enumerate() {
-                let groups = C::unit::<L>(unit.as_ptr(), table);
-                for (i, group) in (index * C::GROUPS..).zip(groups.into_iter().take(C::GROUPS)) {
-                    let token = i / wide * 4;
+        for (index, unit) in codes.chunks_exact(C::UNIT_BYTES).enumerate() {
+            // SAFETY: the chunk is a unit.
+            let groups = unsafe { C::unit(simd, unit.as_ptr(), table) };
+            for (i, group) in (index * C::GROUPS..).zip(groups.into_iter().take(C::GROUPS)) {
+                // Group i of this chunk is quad i / wide, sixteen i % wide.
+                let token = i / wide * 4;
+                let scale = &scales[token..token + 4];
+                // SAFETY: token `token + 3` is one of `tokens`, which are whole quads, so its
+                // sixteen coordinates lie inside `out`, whose length was asserted.
+                unsafe {
                     let to = out.as_mut_ptr().add(token * dim + chunk * 32 + i % wide * 16);
-                    let scale = &scales[token..token + 4];
-                    L::widen::<0>(group).mul(L::splat(scale[0])).store(to);
-                    L::widen::<1>(group).mul(L::splat(scale[1])).store(to.add(dim));
-                    L::widen::<2>(group).mul(L::splat(scale[2])).store(to.add(2 * dim));
-                    L::widen::<3>(group).mul(L::splat(scale[3])).store(to.add(3 * dim));
+                    let row = simd.byte_to_float::<0>(group);
+                    simd.store(to, simd.mul(row, simd.splat(scale[0])));
+                    let row = simd.byte_to_float::<1>(group);
+                    simd.store(to.add(dim), simd.mul(row, simd.splat(scale[1])));
+                    let row = simd.byte_to_float::<2>(group);
+                    simd.store(to.add(2 * dim), simd.mul(row, simd.splat(scale[2])));
+                    let row = simd.byte_to_float::<3>(group);
+                    simd.store(to.add(3 * dim), simd.mul(row, simd.splat(scale[3])));
                 }
             }
         }
@@ -178,7 +186,8 @@ unsafe fn value_codes<L: Lanes, C: Codec>(
 
 /// Values whose dimension is no multiple of 16.
 fn irregular_values(view: &HeadView<'_>, tokens: Range<usize>, out: &mut [f32]) {
-    let (dim, stride) = (view.coding.dim, view.coding.dim.next_multiple_of(16));
+    let dim = view.coding.dim;
+    let stride = dim.next_multiple_of(16);
     for (token, out) in tokens.zip(out.chunks_exact_mut(stride)) {
         view.coding.read_rotated(view.codes, view.scales, token, &mut out[..dim]);
         out[dim..].fill(0.0);
@@ -186,7 +195,7 @@ fn irregular_values(view: &HeadView<'_>, tokens: Range<usize>, out: &mut [f32]) 
 }
 
 /// Values that are the first `value_dim` coordinates of a decoded key tile (`[tokens/16][dim][16]`).
-pub(crate) fn values_from_keys(keys: &[f32], key_dim: usize, value_dim: usize, out: &mut [f32]) {
+pub(super) fn values_from_keys(keys: &[f32], key_dim: usize, value_dim: usize, out: &mut [f32]) {
     let stride = value_dim.next_multiple_of(16);
     for (keys, out) in keys.chunks_exact(16 * key_dim).zip(out.chunks_exact_mut(16 * stride)) {
         for (token, out) in out.chunks_exact_mut(stride).enumerate() {
@@ -198,66 +207,72 @@ pub(crate) fn values_from_keys(keys: &[f32], key_dim: usize, value_dim: usize, o
     }
 }
 
-/// x ← H·x for a power of two of at least 16 coordinates: narrow stages in registers, wide ones
-/// between them.
-///
-/// # Safety
-/// The processor must have the instructions of `L`.
-#[inline(always)]
-unsafe fn hadamard<L: Lanes>(x: &mut [f32]) {
-    assert!(x.len().is_power_of_two() && x.len() >= 16, "{} coordinates", x.len());
-    let (vectors, p) = (x.len() / 16, x.as_mut_ptr());
-    // SAFETY: vectors below `vectors` lie inside `x`.
-    unsafe {
-        let norm = L::splat(1.0 / (x.len() as f32).sqrt());
-        for i in 0..vectors {
-            L::load(p.add(16 * i)).mul(norm).hadamard().store(p.add(16 * i));
-        }
-        let mut half = 1;
-        while half < vectors {
-            for i in (0..vectors).filter(|i| i & half == 0) {
-                let (p, q) = (p.add(16 * i), p.add(16 * (i + half)));
-                let (a, b) = (L::load(p), L::load(q));
-                a.add(b).store(p);
-                a.sub(b).store(q);
-            }
-            half *= 2;
-        }
-    }
-}
-
 /// Rotates rows (`[rows, dim]`, `stride` apart) into or out of the basis of `side`.
-///
-/// # Safety
-/// The processor must have the instructions of `L`.
-#[inline(always)]
-pub(crate) unsafe fn rotate_rows<L: Lanes>(
-    turn: Turn,
-    side: Side,
-    dim: usize,
-    stride: usize,
-    x: &mut [f32],
-) {
-    for row in x.chunks_mut(stride) {
-        let row = &mut row[..dim];
-        match turn {
-            Turn::Into => negate(side, row),
-            Turn::Back => {}
-        }
-        // SAFETY: the caller's.
-        unsafe { hadamard::<L>(row) };
-        match turn {
-            Turn::Into => {}
-            Turn::Back => negate(side, row),
-        }
-    }
+pub(super) struct Rotate<'a> {
+    pub(super) change: BasisChange,
+    pub(super) side: Side,
+    pub(super) dim: usize,
+    pub(super) stride: usize,
+    pub(super) x: &'a mut [f32],
 }
 
 /// Direction of a change of basis.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Turn {
+pub(super) enum BasisChange {
     /// From the plain basis to the rotated one.
     Into,
     /// Back to the plain basis.
     Back,
+}
+
+impl Kernel for Rotate<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for row in self.x.chunks_mut(self.stride) {
+            let row = &mut row[..self.dim];
+            match self.change {
+                BasisChange::Into => {
+                    negate(self.side, row);
+                    hadamard(simd, row);
+                }
+                BasisChange::Back => {
+                    hadamard(simd, row);
+                    negate(self.side, row);
+                }
+            }
+        }
+    }
+}
+
+/// x ← H·x for a power of two of at least 16 coordinates: narrow stages in registers, wide ones
+/// between them.
+#[inline(always)]
+fn hadamard<S: Simd>(simd: S, x: &mut [f32]) {
+    assert!(x.len().is_power_of_two() && x.len() >= LANES, "{} coordinates", x.len());
+    let norm = simd.splat(1.0 / (x.len() as f32).sqrt());
+    let vectors = x.as_chunks_mut::<LANES>().0;
+    for vector in vectors.iter_mut() {
+        // SAFETY: the vector has 16 elements.
+        unsafe {
+            let scaled = simd.mul(simd.load(vector.as_ptr()), norm);
+            simd.store(vector.as_mut_ptr(), simd.hadamard(scaled));
+        }
+    }
+    let mut half = 1;
+    while half < vectors.len() {
+        for pair in vectors.chunks_exact_mut(2 * half) {
+            let (first, second) = pair.split_at_mut(half);
+            for (first, second) in first.iter_mut().zip(second) {
+                // SAFETY: both vectors have 16 elements.
+                unsafe {
+                    let a = simd.load(first.as_ptr());
+                    let b = simd.load(second.as_ptr());
+                    simd.store(first.as_mut_ptr(), simd.add(a, b));
+                    simd.store(second.as_mut_ptr(), simd.sub(a, b));
+                }
+            }
+        }
+        half *= 2;
+    }
 }

@@ -1,15 +1,17 @@
 //! Attention of one unit's query rows over a range of keys, tile by tile.
 
-use super::matmul::Shape;
-use super::ops::{ByteOps, Ops};
+use super::matmul::{Product, Shape};
 use super::plan::{Unit, visible};
-use super::rounding::{ByteScratch, MAX_ROWS, Tile};
-use super::softmax::{Cap, State};
-use super::tiles::{Turn, elements, values_from_keys};
+use super::products::{GatherCodes, ScoreCodes};
+use super::rounding::{MAX_ROWS, RoundQueries, RoundWeights, RoundedRows};
+use super::softmax::{Cap, Softmax, SoftmaxState};
+use super::tiles::{BasisChange, Decode, Rotate, elements, values_from_keys};
 use super::{AttentionParams, AttentionRun};
+use crate::isa::Cpu;
 use crate::kv::block::HeadView;
 use crate::kv::{KV_BLOCK_TOKENS, KvBlock, KvFormat, ValueStore};
 use crate::order::Order;
+use crate::simd::dispatch;
 use crate::turbo::Side;
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
@@ -20,13 +22,14 @@ const DIRECT_ROWS: usize = MAX_ROWS;
 /// Tokens of a decoded tile: keys and values of it stay in the second-level cache.
 pub(crate) const TILE_TOKENS: usize = 128;
 
-/// What all units of a call share.
+/// The parts of a call that all of its units share.
 #[derive(Clone, Copy)]
 pub(crate) struct Context<'a> {
     pub(crate) params: &'a AttentionParams<'a>,
     pub(crate) runs: &'a [AttentionRun<'a>],
-    pub(crate) ops: &'static Ops,
-    pub(crate) bytes: Option<&'static ByteOps>,
+    pub(crate) cpu: Cpu,
+    /// Most coordinates of a key that integer products take; 0 where there are none.
+    pub(crate) integer_dim: usize,
 }
 
 /// Working memory of one thread.
@@ -40,28 +43,28 @@ pub(crate) struct Scratch<'a> {
     /// Scores and then weights, `[rows, tile]`.
     pub(crate) scores: &'a mut [f32],
     /// Rounded queries and weights.
-    pub(crate) bytes: ByteScratch<'a>,
+    pub(crate) rounded: RoundedRows<'a>,
     /// Softmax state; `acc` is `[rows, value_dim rounded up to 16]`.
-    pub(crate) state: State<'a>,
+    pub(crate) state: SoftmaxState<'a>,
 }
 
-/// One pass over keys: the unit's rows and what basis they are in.
+/// One pass over keys: the unit's rows and the basis that they are in.
 struct Pass<'c, 's, 'u> {
     context: &'c Context<'c>,
     scratch: &'c mut Scratch<'s>,
     unit: &'c Unit<'u>,
     rows: usize,
-    /// Whether `q` is in the rotated basis of Turbo keys.
+    /// True while `q` is in the rotated basis of Turbo keys.
     q_rotated: bool,
-    /// Whether `scratch.bytes` has the queries in this basis.
+    /// True while `scratch.rounded` has the queries in this basis.
     q_rounded: bool,
-    /// Whether `acc` is in the rotated basis of Turbo values.
+    /// True while `acc` is in the rotated basis of Turbo values.
     acc_rotated: bool,
     visible: Vec<Range<usize>>,
 }
 
-/// Attends `unit` to `keys`, leaving unnormalised outputs (in the plain basis), maxima and sums
-/// in `scratch.state`.
+/// Computes the attention of `unit` over `keys`: leaves unnormalised outputs (in the plain basis),
+/// maxima and sums in `scratch.state`.
 pub(crate) fn attend(
     context: &Context<'_>,
     unit: &Unit<'_>,
@@ -96,7 +99,7 @@ pub(crate) fn attend(
         pass.block(run.blocks[index], base, at - base..end - base, next.unwrap_or(&[]));
         at = end;
     }
-    pass.turn_acc(false);
+    pass.rotate_outputs(false);
 }
 
 /// Copies the unit's queries to `[rows, key_dim]`, times the factor that [`Cap`] expects.
@@ -116,17 +119,24 @@ fn load_queries(context: &Context<'_>, unit: &Unit<'_>, q: &mut [f32]) {
     }
 }
 
-/// How a pass reads one side of a block.
+/// Way of reading one side of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reading {
     /// Floats, straight from the block.
     InPlace,
-    /// Codes, by integer dot products.
-    Bytes,
+    /// Codes, by integer products.
+    Codes,
     /// A tile decoded to f32 first, shared by all rows.
     Decoded,
     /// Values taken from the decoded key tile.
     KeyPrefix,
+}
+
+impl Reading {
+    /// Returns true if it needs a decoded tile.
+    fn decodes(self) -> bool {
+        matches!(self, Self::Decoded | Self::KeyPrefix)
+    }
 }
 
 impl Pass<'_, '_, '_> {
@@ -140,17 +150,16 @@ impl Pass<'_, '_, '_> {
             true => (Reading::Decoded, Reading::KeyPrefix),
             false => (self.reading(&key), self.reading(&value)),
         };
-        self.turn_q(key.coding.format.turbo().is_some());
-        self.turn_acc(value.coding.format.turbo().is_some());
-        let decoded = |how| matches!(how, Reading::Decoded | Reading::KeyPrefix);
-        let tile = if decoded(how.0) || decoded(how.1) { TILE_TOKENS } else { KV_BLOCK_TOKENS };
+        self.rotate_queries(key.coding.format.turbo().is_some());
+        self.rotate_outputs(value.coding.format.turbo().is_some());
+        let tile = if how.0.decodes() || how.1.decodes() { TILE_TOKENS } else { KV_BLOCK_TOKENS };
         // Where a window begins depends on the unit's first token, a tile need not.
         let align = if self.context.params.order == Order::Fixed { tile } else { 16 };
         let mut start = keys.start / align * align;
         while start < keys.end {
             let width = (keys.end - start).min(tile).next_multiple_of(16);
             let tokens = start..start + width;
-            if let Some(seen) = self.look(base, &tokens) {
+            if let Some(seen) = self.mark_visible(base, &tokens) {
                 self.score(&key, &tokens, value.codes, how.0);
                 self.weigh(&value, &tokens, &seen, how.1);
                 self.gather(&value, &tokens, &seen, next, how.1);
@@ -160,7 +169,8 @@ impl Pass<'_, '_, '_> {
     }
 
     fn reading(&self, view: &HeadView<'_>) -> Reading {
-        let (dim, side) = (view.coding.dim, view.coding.side);
+        let dim = view.coding.dim;
+        let side = view.coding.side;
         let many = self.rows > DIRECT_ROWS || self.context.params.order == Order::Fixed;
         if many || side == Side::Value && !dim.is_multiple_of(16) {
             return Reading::Decoded;
@@ -168,47 +178,49 @@ impl Pass<'_, '_, '_> {
         match view.coding.format {
             KvFormat::F32 | KvFormat::F16 | KvFormat::Bf16 => Reading::InPlace,
             KvFormat::Int8 | KvFormat::Turbo4 | KvFormat::Turbo3
-                if self.context.bytes.is_some_and(|bytes| dim <= bytes.max_dim)
-                    && dim.is_multiple_of(16) =>
+                if dim <= self.context.integer_dim && dim.is_multiple_of(16) =>
             {
-                Reading::Bytes
+                Reading::Codes
             }
             KvFormat::Int8 | KvFormat::Turbo4 | KvFormat::Turbo3 => Reading::Decoded,
         }
     }
 
     /// Brings `q` into or out of the rotated basis of the keys.
-    fn turn_q(&mut self, rotated: bool) {
+    fn rotate_queries(&mut self, rotated: bool) {
         if self.q_rotated != rotated {
             let dim = self.context.params.key_dim;
-            let turn = if rotated { Turn::Into } else { Turn::Back };
-            let q = &mut self.scratch.q[..self.rows * dim];
-            (self.context.ops.rotate)(turn, Side::Key, dim, dim, q);
-            (self.q_rotated, self.q_rounded) = (rotated, false);
+            let change = if rotated { BasisChange::Into } else { BasisChange::Back };
+            let x = &mut self.scratch.q[..self.rows * dim];
+            dispatch(self.context.cpu, Rotate { change, side: Side::Key, dim, stride: dim, x });
+            self.q_rotated = rotated;
+            self.q_rounded = false;
         }
     }
 
     /// Brings the outputs so far into or out of the rotated basis of the values.
-    fn turn_acc(&mut self, rotated: bool) {
+    fn rotate_outputs(&mut self, rotated: bool) {
         if self.acc_rotated != rotated {
-            let (dim, stride) = (self.context.params.value_dim, self.scratch.state.stride);
-            let turn = if rotated { Turn::Into } else { Turn::Back };
-            let acc = &mut self.scratch.state.acc[..self.rows * stride];
-            (self.context.ops.rotate)(turn, Side::Value, dim, stride, acc);
+            let dim = self.context.params.value_dim;
+            let stride = self.scratch.state.stride;
+            let change = if rotated { BasisChange::Into } else { BasisChange::Back };
+            let x = &mut self.scratch.state.acc[..self.rows * stride];
+            dispatch(self.context.cpu, Rotate { change, side: Side::Value, dim, stride, x });
             self.acc_rotated = rotated;
         }
     }
 
-    /// Notes which columns of the tile each row sees; returns their hull, `None` when empty.
-    fn look(&mut self, base: usize, tokens: &Range<usize>) -> Option<Range<usize>> {
+    /// Stores the columns of the tile that each row sees; returns their hull, `None` when empty.
+    fn mark_visible(&mut self, base: usize, tokens: &Range<usize>) -> Option<Range<usize>> {
         let Context { params, runs, .. } = self.context;
-        let (start, width) = (base + tokens.start, tokens.len());
+        let start = base + tokens.start;
+        let width = tokens.len();
         self.visible.clear();
         let mut hull: Option<Range<usize>> = None;
         for token in self.unit.tokens.clone() {
             let seen = visible(params, &runs[self.unit.run], token);
-            let column = |at: usize| at.saturating_sub(start).min(width);
-            let seen = column(seen.start)..column(seen.end);
+            let first = seen.start.saturating_sub(start).min(width);
+            let seen = first..seen.end.saturating_sub(start).min(width);
             if !seen.is_empty() {
                 let so_far = hull.unwrap_or_else(|| seen.clone());
                 hull = Some(so_far.start.min(seen.start)..so_far.end.max(seen.end));
@@ -220,13 +232,24 @@ impl Pass<'_, '_, '_> {
 
     /// Scores of all rows against `tokens`.
     fn score(&mut self, key: &HeadView<'_>, tokens: &Range<usize>, next: &[u8], how: Reading) {
-        let (dim, ops, s) = (key.coding.dim, self.context.ops, &mut *self.scratch);
-        if let (Reading::Bytes, Some(bytes)) = (how, self.context.bytes) {
+        let dim = key.coding.dim;
+        let cpu = self.context.cpu;
+        let scratch = &mut *self.scratch;
+        if how == Reading::Codes {
             if !self.q_rounded {
-                (bytes.round_queries)(dim, &s.q[..self.rows * dim], &mut s.bytes);
+                let q = &scratch.q[..self.rows * dim];
+                dispatch(cpu, RoundQueries { dim, q, to: &mut scratch.rounded });
                 self.q_rounded = true;
             }
-            return (bytes.scores)(key, tokens.clone(), next, self.rows, &s.bytes, s.scores);
+            let task = ScoreCodes {
+                view: key,
+                tokens: tokens.clone(),
+                next,
+                rows: self.rows,
+                from: &scratch.rounded,
+                out: scratch.scores,
+            };
+            return dispatch(cpu, task);
         }
         let shape = Shape {
             rows: self.rows,
@@ -238,12 +261,15 @@ impl Pass<'_, '_, '_> {
             c_row: tokens.len(),
             accumulate: false,
         };
+        let a = &*scratch.q;
+        let c = &mut *scratch.scores;
         if how == Reading::InPlace {
-            return multiply(ops, &shape, s.q, (key, tokens.start * dim), next, s.scores);
+            let factor = InPlace { view: key, start: tokens.start * dim };
+            return factor.multiply(cpu, shape, a, next, c);
         }
-        let tile = &mut s.keys[..tokens.len() * dim];
-        (ops.keys)(key, tokens.clone(), tile);
-        (ops.matmul_f32)(&shape, s.q, tile, &[], s.scores);
+        let out = &mut scratch.keys[..tokens.len() * dim];
+        decode(cpu, Decode { view: key, tokens: tokens.clone(), out });
+        dispatch(cpu, Product { shape, a, b: &*scratch.keys, next: &[], c });
     }
 
     /// Scores to weights, and the softmax state with them.
@@ -258,12 +284,23 @@ impl Pass<'_, '_, '_> {
             Some(cap) => Cap::Tanh { limit: cap * LOG2_E },
             None => Cap::None,
         };
-        let (visible, s) = (&self.visible[..], &mut *self.scratch);
-        if let (Reading::Bytes, Some(bytes)) = (how, self.context.bytes) {
-            let tile = Tile { view: value, tokens: tokens.clone(), seen: seen.clone(), visible };
-            return (bytes.weigh)(cap, &tile, s.scores, &mut s.bytes, &mut s.state);
+        let cpu = self.context.cpu;
+        let visible = &self.visible[..];
+        let Scratch { scores, rounded, state, .. } = &mut *self.scratch;
+        if how != Reading::Codes {
+            return dispatch(cpu, Softmax { cap, width: tokens.len(), scores, visible, state });
         }
-        (self.context.ops.softmax)(cap, tokens.len(), s.scores, visible, &mut s.state);
+        let task = RoundWeights {
+            cap,
+            view: value,
+            tokens: tokens.clone(),
+            seen: seen.clone(),
+            visible,
+            scores,
+            to: rounded,
+            state,
+        };
+        dispatch(cpu, task);
     }
 
     /// Adds the values of the columns `seen` of the tile, weighted, to the outputs.
@@ -275,12 +312,10 @@ impl Pass<'_, '_, '_> {
         next: &[u8],
         how: Reading,
     ) {
-        let (params, ops, s) = (self.context.params, self.context.ops, &mut *self.scratch);
-        if let (Reading::Bytes, Some(bytes)) = (how, self.context.bytes) {
-            let rows = self.rows;
-            return (bytes.gather)(value, tokens.clone(), next, rows, &s.bytes, &mut s.state);
-        }
-        let stride = s.state.stride;
+        let params = self.context.params;
+        let cpu = self.context.cpu;
+        let scratch = &mut *self.scratch;
+        let stride = scratch.state.stride;
         let shape = Shape {
             rows: self.rows,
             depth: seen.len(),
@@ -291,35 +326,70 @@ impl Pass<'_, '_, '_> {
             c_row: stride,
             accumulate: true,
         };
-        let weights = &s.scores[seen.start..];
+        let a = &scratch.scores[seen.start..];
         match how {
+            Reading::Codes => {
+                let task = GatherCodes {
+                    view: value,
+                    tokens: tokens.clone(),
+                    next,
+                    rows: self.rows,
+                    from: &scratch.rounded,
+                    state: &mut scratch.state,
+                };
+                return dispatch(cpu, task);
+            }
             Reading::InPlace => {
                 let start = (tokens.start + seen.start) * stride;
-                return multiply(ops, &shape, weights, (value, start), next, s.state.acc);
+                let factor = InPlace { view: value, start };
+                return factor.multiply(cpu, shape, a, next, scratch.state.acc);
             }
-            Reading::Decoded | Reading::Bytes => (ops.values)(value, tokens.clone(), s.values),
+            Reading::Decoded => {
+                let out = &mut *scratch.values;
+                decode(cpu, Decode { view: value, tokens: tokens.clone(), out });
+            }
             Reading::KeyPrefix => {
-                let keys = &s.keys[..tokens.len() * params.key_dim];
-                values_from_keys(keys, params.key_dim, params.value_dim, s.values);
+                let keys = &scratch.keys[..tokens.len() * params.key_dim];
+                values_from_keys(keys, params.key_dim, params.value_dim, scratch.values);
             }
         }
-        (ops.matmul_f32)(&shape, weights, &s.values[seen.start * stride..], &[], s.state.acc);
+        let b = &scratch.values[seen.start * stride..];
+        dispatch(cpu, Product { shape, a, b, next: &[], c: scratch.state.acc });
     }
 }
 
-/// `c` ← or += `a` · B, with B the float codes of `view` from element `start` on.
-fn multiply(
-    ops: &Ops,
-    shape: &Shape,
-    a: &[f32],
-    (view, start): (&HeadView<'_>, usize),
-    next: &[u8],
-    c: &mut [f32],
-) {
-    match view.coding.format {
-        KvFormat::F16 => (ops.matmul_f16)(shape, a, &elements(view.codes)[start..], next, c),
-        KvFormat::Bf16 => (ops.matmul_bf16)(shape, a, &elements(view.codes)[start..], next, c),
-        // Only floats are read in place.
-        _ => (ops.matmul_f32)(shape, a, &elements(view.codes)[start..], next, c),
+/// Decodes a tile.
+fn decode(cpu: Cpu, mut tile: Decode<'_>) {
+    if !tile.decode_irregular() {
+        dispatch(cpu, tile);
+    }
+}
+
+/// A factor of a product that is read from a block of floats.
+struct InPlace<'a> {
+    view: &'a HeadView<'a>,
+    /// First element.
+    start: usize,
+}
+
+impl InPlace<'_> {
+    /// `c` ← or += `a` · B, with B the floats.
+    fn multiply(&self, cpu: Cpu, shape: Shape, a: &[f32], next: &[u8], c: &mut [f32]) {
+        let Self { view, start } = *self;
+        match view.coding.format {
+            KvFormat::F16 => {
+                let b = &elements::<half::f16>(view.codes)[start..];
+                dispatch(cpu, Product { shape, a, b, next, c });
+            }
+            KvFormat::Bf16 => {
+                let b = &elements::<half::bf16>(view.codes)[start..];
+                dispatch(cpu, Product { shape, a, b, next, c });
+            }
+            // Only floats are read in place.
+            _ => {
+                let b = &elements::<f32>(view.codes)[start..];
+                dispatch(cpu, Product { shape, a, b, next, c });
+            }
+        }
     }
 }

@@ -1,11 +1,11 @@
 //! Appending tokens to a list of blocks, quantising on the way.
 
-use super::block::{HeadSlots, KvBlock};
+use super::block::{HeadViewMut, KvBlock};
 use super::layout::{BlockLayout, KV_BLOCK_TOKENS};
-use super::store::{Coding, Work};
+use super::store::{SideCoding, Work};
 use crate::error::{KernelError, Result, check_len};
-use crate::isa::{Cpu, Isa};
 use crate::pool::Pool;
+use crate::simd::{Kernel, Simd, dispatch};
 use crate::turbo::Side;
 use std::ops::Range;
 
@@ -13,8 +13,8 @@ use std::ops::Range;
 const PARALLEL_VECTORS: usize = 64;
 
 /// One head of one block and the tokens that it receives.
-struct Job<'a> {
-    slots: HeadSlots<'a>,
+struct HeadJob<'a> {
+    slots: HeadViewMut<'a>,
     head: usize,
     /// Tokens within the block.
     tokens: Range<usize>,
@@ -23,7 +23,7 @@ struct Job<'a> {
 }
 
 /// The rows of a call.
-struct Rows<'a> {
+struct AppendedRows<'a> {
     layout: BlockLayout,
     k: &'a [f32],
     v: &'a [f32],
@@ -53,18 +53,18 @@ pub fn append(
         let base = index * KV_BLOCK_TOKENS;
         let range = start.max(base) - base..(start + tokens).min(base + KV_BLOCK_TOKENS) - base;
         let first_row = (base + range.start) - start;
-        jobs.extend(block.head_slots().into_iter().enumerate().map(|(head, slots)| Job {
+        jobs.extend(block.heads_mut().into_iter().enumerate().map(|(head, slots)| HeadJob {
             slots,
             head,
             tokens: range.clone(),
             first_row,
         }));
     }
-    let rows = Rows { layout, k, v };
+    let rows = AppendedRows { layout, k, v };
     let chunk = if tokens * layout.kv_heads() < PARALLEL_VECTORS { jobs.len() } else { 1 };
     pool.for_rows_mut(&mut jobs, 1, chunk, |_, _, jobs| {
         for job in jobs {
-            write(pool.cpu(), &rows, job);
+            dispatch(pool.cpu(), Write { rows: &rows, job });
         }
     });
     Ok(())
@@ -98,55 +98,42 @@ fn check(
     Ok(tokens)
 }
 
-/// Writes one job with the instructions of `cpu`.
-fn write(cpu: Cpu, rows: &Rows<'_>, job: &mut Job<'_>) {
-    match cpu.isa() {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => {
-            // SAFETY: a `Cpu` of this kind exists only on a processor with these features.
-            unsafe { write_avx512(rows, job) }
+/// Writes one job.
+struct Write<'a, 'j> {
+    rows: &'a AppendedRows<'a>,
+    job: &'a mut HeadJob<'j>,
+}
+
+impl Kernel for Write<'_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Self { rows, job } = self;
+        let slots = &mut job.slots;
+        let heads = rows.layout.kv_heads();
+        let head = job.head;
+        if let Some(coding) = rows.layout.coding(Side::Key) {
+            let source = HeadRows { rows: rows.k, heads, head };
+            write_side(
+                coding,
+                &source,
+                slots.key_codes,
+                slots.key_scales,
+                &job.tokens,
+                job.first_row,
+            );
         }
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => {
-            // SAFETY: as above.
-            unsafe { write_avx2(rows, job) }
+        if let Some(coding) = rows.layout.coding(Side::Value) {
+            let source = HeadRows { rows: rows.v, heads, head };
+            let codes = &mut *slots.value_codes;
+            let scales = &mut *slots.value_scales;
+            write_side(coding, &source, codes, scales, &job.tokens, job.first_row);
         }
-        _ => write_job(rows, job),
-    }
-}
-
-/// # Safety
-/// The processor must have these features.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-unsafe fn write_avx512(rows: &Rows<'_>, job: &mut Job<'_>) {
-    write_job(rows, job);
-}
-
-/// # Safety
-/// The processor must have these features.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn write_avx2(rows: &Rows<'_>, job: &mut Job<'_>) {
-    write_job(rows, job);
-}
-
-#[inline(always)]
-fn write_job(rows: &Rows<'_>, job: &mut Job<'_>) {
-    let slots = &mut job.slots;
-    if let Some(coding) = rows.layout.coding(Side::Key) {
-        let source = Source { rows: rows.k, heads: rows.layout.kv_heads(), head: job.head };
-        write_side(coding, &source, slots.key_codes, slots.key_scales, &job.tokens, job.first_row);
-    }
-    if let Some(coding) = rows.layout.coding(Side::Value) {
-        let source = Source { rows: rows.v, heads: rows.layout.kv_heads(), head: job.head };
-        let (codes, scales) = (&mut *slots.value_codes, &mut *slots.value_scales);
-        write_side(coding, &source, codes, scales, &job.tokens, job.first_row);
     }
 }
 
 /// One head of `[tokens, heads, dim]`.
-struct Source<'a> {
+struct HeadRows<'a> {
     rows: &'a [f32],
     heads: usize,
     head: usize,
@@ -154,8 +141,8 @@ struct Source<'a> {
 
 #[inline(always)]
 fn write_side(
-    coding: Coding,
-    source: &Source<'_>,
+    coding: SideCoding,
+    source: &HeadRows<'_>,
     codes: &mut [u8],
     scales: &mut [u8],
     tokens: &Range<usize>,

@@ -2,7 +2,7 @@
 
 use super::format::KvFormat;
 use super::layout::{BlockLayout, KV_BLOCK_TOKENS, ValueStore};
-use super::store::{Coding, Work};
+use super::store::{SideCoding, Work};
 use crate::aligned::AlignedBuf;
 use crate::error::{KernelError, Result, check_len};
 use crate::pool::Pool;
@@ -12,7 +12,7 @@ use std::ops::Range;
 
 pub use crate::turbo::Side as BlockSide;
 
-/// The bytes of a block and their layout. How many tokens are filled is the caller's knowledge;
+/// The bytes of a block and their layout. The caller keeps the number of filled tokens;
 /// a new block is all zeros, which reads as zero vectors (int8 keys excepted: no code is 0).
 #[derive(Debug)]
 pub struct KvBlock {
@@ -23,13 +23,13 @@ pub struct KvBlock {
 /// One head's codes and scales of one side, read-only.
 #[derive(Clone, Copy)]
 pub(crate) struct HeadView<'a> {
-    pub(crate) coding: Coding,
+    pub(crate) coding: SideCoding,
     pub(crate) codes: &'a [u8],
     pub(crate) scales: &'a [u8],
 }
 
 /// One head's codes and scales of both sides, writable.
-pub(crate) struct HeadSlots<'a> {
+pub(crate) struct HeadViewMut<'a> {
     pub(crate) key_codes: &'a mut [u8],
     pub(crate) key_scales: &'a mut [u8],
     pub(crate) value_codes: &'a mut [u8],
@@ -37,8 +37,8 @@ pub(crate) struct HeadSlots<'a> {
 }
 
 impl BlockLayout {
-    /// How `side` is stored; `None` for values that are a prefix of their keys.
-    pub(crate) fn coding(&self, side: Side) -> Option<Coding> {
+    /// SideCoding of `side`; `None` for values that are a prefix of their keys.
+    pub(crate) fn coding(&self, side: Side) -> Option<SideCoding> {
         let (format, dim, rule) = match (side, self.value()) {
             (Side::Key, _) => (self.key(), self.key_dim(), ScaleRule::Unbiased),
             (Side::Value, ValueStore::Own(format)) => {
@@ -46,7 +46,7 @@ impl BlockLayout {
             }
             (Side::Value, ValueStore::KeyPrefix) => return None,
         };
-        Some(Coding { side, format, dim, rule })
+        Some(SideCoding { side, format, dim, rule })
     }
 }
 
@@ -59,7 +59,7 @@ impl KvBlock {
         Ok(Self { layout, data: AlignedBuf::zeroed(layout.bytes())? })
     }
 
-    /// The same, in memory of `slab`.
+    /// An empty block in memory of `slab`.
     ///
     /// # Errors
     /// [`KernelError::OutOfMemory`].
@@ -122,10 +122,11 @@ impl KvBlock {
         let mut sealed = Self::new(layout)?;
         let key_bytes = layout.areas().key_codes + layout.areas().key_scales;
         sealed.data.bytes_mut()[..key_bytes].copy_from_slice(&self.data.bytes()[..key_bytes]);
-        let mut heads = sealed.head_slots();
+        let mut heads = sealed.heads_mut();
         pool.for_rows_mut(&mut heads, 1, 1, |_, head, slots| {
             let view = self.head_of(from, head);
-            let (mut value, mut work) = (vec![0.0; to.dim], Work::new(to.dim));
+            let mut value = vec![0.0; to.dim];
+            let mut work = Work::new(to.dim);
             for token in 0..tokens {
                 view.coding.read(view.codes, view.scales, token, &mut value);
                 let slots = &mut slots[0];
@@ -141,7 +142,8 @@ impl KvBlock {
     /// [`KernelError::Dimension`] for tokens beyond the block, [`KernelError::Length`] for `out`.
     pub fn dequantise(&self, side: BlockSide, tokens: Range<usize>, out: &mut [f32]) -> Result<()> {
         check_tokens(&tokens)?;
-        let (heads, prefix) = (self.layout.kv_heads(), self.layout.coding(side).is_none());
+        let heads = self.layout.kv_heads();
+        let prefix = self.layout.coding(side).is_none();
         let dim = match side {
             Side::Key => self.layout.key_dim(),
             Side::Value => self.layout.value_dim(),
@@ -156,13 +158,13 @@ impl KvBlock {
         Ok(())
     }
 
-    /// What holds `side` of `head`: the keys, when values are a prefix of them.
+    /// View of the area that holds `side` of `head`: the keys, when values are a prefix of them.
     pub(crate) fn head(&self, side: Side, head: usize) -> HeadView<'_> {
         let coding = self.layout.coding(side).or_else(|| self.layout.coding(Side::Key));
         self.head_of(coding.expect("a layout always has a key coding"), head)
     }
 
-    fn head_of(&self, coding: Coding, head: usize) -> HeadView<'_> {
+    fn head_of(&self, coding: SideCoding, head: usize) -> HeadView<'_> {
         let (codes, scales) = match coding.side {
             Side::Key => (self.layout.key_codes(head), self.layout.key_scales(head)),
             Side::Value => (self.layout.value_codes(head), self.layout.value_scales(head)),
@@ -172,8 +174,9 @@ impl KvBlock {
     }
 
     /// The writable parts of every head.
-    pub(crate) fn head_slots(&mut self) -> Vec<HeadSlots<'_>> {
-        let (heads, areas) = (self.layout.kv_heads(), self.layout.areas());
+    pub(crate) fn heads_mut(&mut self) -> Vec<HeadViewMut<'_>> {
+        let heads = self.layout.kv_heads();
+        let areas = self.layout.areas();
         let (key_codes, rest) = self.data.bytes_mut().split_at_mut(areas.key_codes);
         let (key_scales, rest) = rest.split_at_mut(areas.key_scales);
         let (value_codes, value_scales) = rest.split_at_mut(areas.value_codes);
@@ -185,7 +188,7 @@ impl KvBlock {
             .map(|_| {
                 let [key_codes, key_scales, value_codes, value_scales] =
                     areas.each_mut().map(|(area, size)| split_front(area, *size));
-                HeadSlots { key_codes, key_scales, value_codes, value_scales }
+                HeadViewMut { key_codes, key_scales, value_codes, value_scales }
             })
             .collect()
     }

@@ -1,4 +1,4 @@
-//! How one side (keys or values) of a cache block stores a head vector, and its exact size.
+//! Storage formats of a head vector in one side (keys or values) of a cache block, and their sizes.
 
 use crate::error::{KernelError, Result};
 use crate::turbo::{self, TurboBits};

@@ -1,4 +1,4 @@
-//! Where every byte of a cache block lies.
+//! Layout of every byte of a cache block.
 //!
 //! A block is four areas, in this order: key codes, key scales, value codes, value scales. Each
 //! area holds its KV heads one after the other, each head [`KV_BLOCK_TOKENS`] tokens. Scales are
@@ -30,7 +30,7 @@ use std::ops::Range;
 /// Tokens per block: allocation step, rounding unit of estimates, unit of sharing.
 pub const KV_BLOCK_TOKENS: usize = 256;
 
-/// What a block keeps for the values.
+/// Storage of the values of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ValueStore {
     /// Their own area in this format.
@@ -93,7 +93,7 @@ impl BlockLayout {
         match value {
             ValueStore::Own(format) => format.check_dim(value_dim)?,
             ValueStore::KeyPrefix if key.turbo().is_some() => {
-                let rule = "stored on its own beside turbo keys";
+                let rule = "stored separately with turbo keys";
                 return Err(KernelError::Dimension { what: "value_dim", value: value_dim, rule });
             }
             ValueStore::KeyPrefix if value_dim == 0 || value_dim > key_dim => {
@@ -106,16 +106,16 @@ impl BlockLayout {
         Ok(Self { kv_heads, key_dim, value_dim, key, value, value_scale })
     }
 
-    /// The same layout whose Turbo values are written with `rule`.
+    /// This layout with Turbo values written by `rule`.
     #[must_use]
     pub fn with_value_scale(self, rule: ScaleRule) -> Self {
         Self { value_scale: rule, ..self }
     }
 
-    /// The same layout with values stored in `format`.
+    /// This layout with values stored in `format`.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// See [`Self::new`].
     pub fn with_value_format(self, format: KvFormat) -> Result<Self> {
         let own = ValueStore::Own(format);
         let layout = Self::new(self.kv_heads, self.key_dim, self.value_dim, self.key, own)?;
@@ -234,13 +234,13 @@ pub(crate) fn int8_value_index(dim: usize, token: usize, coord: usize) -> usize 
 
 /// Group and byte within it of a Turbo key coordinate.
 #[inline(always)]
-pub(crate) fn turbo_key_slot(dim: usize, token: usize, coord: usize) -> (usize, usize) {
+pub(crate) fn turbo_key_position(dim: usize, token: usize, coord: usize) -> (usize, usize) {
     (token / 16 * (dim / 4) + coord / 4, token % 16 * 4 + coord % 4)
 }
 
 /// Group and byte within it of a Turbo value coordinate.
 #[inline(always)]
-pub(crate) fn turbo_value_slot(token: usize, coord: usize) -> (usize, usize) {
+pub(crate) fn turbo_value_position(token: usize, coord: usize) -> (usize, usize) {
     let groups_per_chunk = KV_BLOCK_TOKENS / 4 * 2;
     let group = coord / 32 * groups_per_chunk + token / 4 * 2 + coord % 32 / 16;
     (group, coord % 16 * 4 + token % 4)
@@ -287,9 +287,9 @@ mod tests {
     }
 
     #[test]
-    fn turbo_slots_are_permutations() {
+    fn turbo_positions_are_permutations() {
         for dim in [32, 64, 512] {
-            for slot in [turbo_key_slot, |_, token, coord| turbo_value_slot(token, coord)] {
+            for slot in [turbo_key_position, |_, token, coord| turbo_value_position(token, coord)] {
                 let mut seen = vec![false; KV_BLOCK_TOKENS * dim];
                 for token in 0..KV_BLOCK_TOKENS {
                     for coord in 0..dim {

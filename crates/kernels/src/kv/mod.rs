@@ -1,7 +1,7 @@
 //! The block cache of the host kernel set: what a block of 256 tokens holds and how it is filled.
 //!
-//! A sequence's cache is a list of [`KvBlock`]s that never move when it grows. Which blocks a
-//! sequence owns or shares, and when one is copied, is the caller's business (`core`); this module
+//! A sequence's cache is a list of [`KvBlock`]s that never move when it grows. The caller
+//! (`core`) decides which blocks a sequence owns or shares and when one is copied; this module
 //! owns the bytes: layout ([`BlockLayout`]), quantisation on append ([`append()`]), copies,
 //! conversion of sealed blocks, and reading back.
 

@@ -5,7 +5,7 @@
 
 use super::format::KvFormat;
 use super::layout::{
-    float_key_index, int8_key_index, int8_value_index, turbo_key_slot, turbo_value_slot,
+    float_key_index, int8_key_index, int8_value_index, turbo_key_position, turbo_value_position,
 };
 use crate::turbo::{self, ScaleRule, Side, TurboBits};
 use half::{bf16, f16};
@@ -16,9 +16,9 @@ pub const INT8_LARGEST: f32 = 127.0;
 /// A coordinate of more than this many scales would clip: its vector takes the next fp16 as scale.
 pub const INT8_CLIPS: f32 = 127.5;
 
-/// How one side of a head is stored.
+/// SideCoding of one side of a head.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Coding {
+pub(crate) struct SideCoding {
     pub(crate) side: Side,
     pub(crate) format: KvFormat,
     pub(crate) dim: usize,
@@ -37,7 +37,7 @@ impl Work {
     }
 }
 
-impl Coding {
+impl SideCoding {
     /// Index of a float element of this side.
     #[inline(always)]
     fn float_index(&self, token: usize, coord: usize) -> usize {
@@ -56,14 +56,14 @@ impl Coding {
     }
 
     #[inline(always)]
-    fn turbo_slot(&self, token: usize, coord: usize) -> (usize, usize) {
+    fn turbo_position(&self, token: usize, coord: usize) -> (usize, usize) {
         match self.side {
-            Side::Key => turbo_key_slot(self.dim, token, coord),
-            Side::Value => turbo_value_slot(token, coord),
+            Side::Key => turbo_key_position(self.dim, token, coord),
+            Side::Value => turbo_value_position(token, coord),
         }
     }
 
-    /// What is added to an int8 code in storage.
+    /// Offset of an int8 code in storage.
     #[inline(always)]
     fn int8_offset(&self) -> u8 {
         match self.side {
@@ -92,7 +92,8 @@ impl Coding {
             }
             KvFormat::Int8 => {
                 let scale = int8_scale(x);
-                let (inverse, offset) = (inverse(scale.to_f32()), self.int8_offset());
+                let inverse = inverse(scale.to_f32());
+                let offset = self.int8_offset();
                 for (coord, &x) in x.iter().enumerate() {
                     let code = to_int8(x * inverse);
                     codes[self.int8_index(token, coord)] = code.cast_unsigned() ^ offset;
@@ -132,7 +133,7 @@ impl Coding {
         let scale = turbo::encode(self.side, bits, self.rule, &mut work.values, &mut work.codes);
         put_scale(scales, token, f16::from_f32(scale));
         for (coord, &code) in work.codes.iter().enumerate() {
-            let (group, byte) = self.turbo_slot(token, coord);
+            let (group, byte) = self.turbo_position(token, coord);
             match bits {
                 TurboBits::Four => put_turbo4(codes, group, byte, code),
                 TurboBits::Three => put_turbo3(codes, group, byte, code),
@@ -151,7 +152,8 @@ impl Coding {
             KvFormat::F16 => fill(out, |coord| f16::from_bits(word16(float(coord, 2))).to_f32()),
             KvFormat::Bf16 => fill(out, |coord| bf16::from_bits(word16(float(coord, 2))).to_f32()),
             KvFormat::Int8 => {
-                let (scale, offset) = (get_scale(scales, token), self.int8_offset());
+                let scale = get_scale(scales, token);
+                let offset = self.int8_offset();
                 fill(out, |coord| {
                     let code = codes[self.int8_index(token, coord)] ^ offset;
                     f32::from(code.cast_signed()) * scale
@@ -181,7 +183,7 @@ impl Coding {
         let step = turbo::level_step(bits, self.dim) * get_scale(scales, token);
         let book = bits.codebook();
         fill(out, |coord| {
-            let (group, byte) = self.turbo_slot(token, coord);
+            let (group, byte) = self.turbo_position(token, coord);
             let code = match bits {
                 TurboBits::Four => get_turbo4(codes, group, byte),
                 TurboBits::Three => get_turbo3(codes, group, byte),

@@ -58,7 +58,8 @@ fn appended_tokens_read_back_in_every_format_and_isa() {
                 // Ragged steps, some of them across a block boundary.
                 let mut at = 0;
                 for step in [1, 254, 3, 200, 1, 1, 240] {
-                    let (first, last) = (at / 256, (at + step - 1) / 256);
+                    let first = at / 256;
+                    let last = (at + step - 1) / 256;
                     let mut part: Vec<_> = blocks[first..=last].iter_mut().collect();
                     let rows = at..at + step;
                     let of = |x: &'_ Vec<f32>, dim: usize| {
@@ -137,7 +138,8 @@ fn copies_are_independent_and_keep_every_byte() {
     assert_eq!(block.bytes(), before);
     // Only token 7 changed: all other tokens of the copy read as before.
     for side in [BlockSide::Key, BlockSide::Value] {
-        let (mut a, mut b) = (vec![0.0; 256 * 128], vec![0.0; 256 * 128]);
+        let mut a = vec![0.0; 256 * 128];
+        let mut b = vec![0.0; 256 * 128];
         block.dequantise(side, 0..256, &mut a).unwrap();
         copy.dequantise(side, 0..256, &mut b).unwrap();
         for (token, (a, b)) in a.chunks(128).zip(b.chunks(128)).enumerate() {
@@ -158,7 +160,8 @@ fn sealing_recodes_values_and_leaves_keys() {
         .with_value_scale(ScaleRule::Renormalised);
     let mut open = KvBlock::new(layout).unwrap();
     let mut rng = Rng::fresh();
-    let (k, v) = (rng.normals(256 * 128), rng.normals(256 * 128));
+    let k = rng.normals(256 * 128);
+    let v = rng.normals(256 * 128);
     append(&pool, &mut [&mut open], 0, &k, &v).unwrap();
     let sealed = open.with_values_as(&pool, KvFormat::Turbo4, 256).unwrap();
     // The same as quantising the fp16 values directly.

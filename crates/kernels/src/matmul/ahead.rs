@@ -6,9 +6,9 @@
 
 use crate::simd::Simd;
 
-/// How far ahead lines are brought into the second-level cache.
+/// Distance in bytes at which lines are brought into the second-level cache.
 const FAR: usize = 24 << 10;
-/// How far ahead of the weights in use [`near`] looks.
+/// Distance in bytes of [`near`] from the weights in use.
 const NEAR: usize = 256;
 /// Bytes of a cache line.
 pub(super) const LINE: usize = 64;

@@ -1,13 +1,14 @@
-//! How the stored codes of a quantised matrix become the unsigned bytes that products are made of:
+//! Conversion of stored codes to the unsigned bytes that products are made of:
 //! `w = scale · byte + bias`, where scale and bias belong to a group of columns.
 //!
 //! MLX's affine format is that already. A 4-bit float of MXFP4 is half of `byte − 12`, for a byte
 //! below 25 that a table of sixteen gives, so that the integer kernels take it as it is.
 
+use super::task::RowRange;
 use crate::simd::{Simd, UNIT};
 use crate::weights::{Affine, E2M1_BYTES, E2M1_OFFSET, Mxfp4, e8m0};
 
-/// How far ahead of the scales and biases in use the processor is told to read.
+/// Distance in bytes from the scales and biases in use to the ones that are prefetched.
 const GROUP_PREFETCH_BYTES: usize = 2048;
 
 /// A quantised matrix of either format.
@@ -26,7 +27,24 @@ impl Quantised<'_> {
         }
     }
 
-    /// Whether bytes may be above 127.
+    /// Panics unless the matrix has `rows` of `cols` columns.
+    pub(super) fn check(self, rows: RowRange, cols: usize) {
+        let group = self.group();
+        assert!(cols.is_multiple_of(group), "{cols} columns in groups of {group}");
+        let (bits, step, code_bytes, group_bytes) = match self {
+            Self::Affine(affine) => {
+                let bytes = affine.scale_type.bytes();
+                let groups = affine.scales.len().min(affine.biases.len()) / bytes;
+                (affine.bits as usize, 1, affine.codes.len(), groups)
+            }
+            Self::Mxfp4(mxfp4) => (4, mxfp4.step, mxfp4.codes.len(), mxfp4.scales.len()),
+        };
+        let stored = if rows.end == 0 { 0 } else { (rows.end - 1) * step + 1 };
+        assert!(stored * cols / 8 * bits <= code_bytes, "{rows:?} of {code_bytes} bytes of codes");
+        assert!(stored * cols / group <= group_bytes, "{rows:?} of {group_bytes} groups");
+    }
+
+    /// Returns true if bytes may be above 127.
     pub(super) fn is_wide(self) -> bool {
         matches!(self, Self::Affine(Affine { bits: 8, .. }))
     }
@@ -60,6 +78,8 @@ pub(super) use with_coding;
 pub(super) trait Coding<'a>: Copy {
     /// Bits of a stored code.
     const BITS: u32;
+    /// True if all groups are as narrow as they get.
+    const NARROW_ONLY: bool = false;
 
     /// Columns per group: 32, 64 or 128.
     fn group(self) -> usize;
@@ -114,7 +134,7 @@ impl<'a, const BITS: u32> Coding<'a> for Integers<'a, BITS> {
     }
     #[inline(always)]
     unsafe fn unpack<S: Simd>(simd: S, ptr: *const u8, readable: usize) -> (S::B, S::B) {
-        // SAFETY: by contract.
+        // SAFETY: the caller keeps `readable` bytes, at least a unit, readable at `ptr`.
         unsafe { simd.unpack::<BITS>(ptr, readable) }
     }
     #[inline(always)]
@@ -137,7 +157,8 @@ impl<'a, const BITS: u32> Coding<'a> for Integers<'a, BITS> {
         let at = (first >> group.trailing_zeros()) * ty.bytes();
         // SAFETY: the groups exist.
         unsafe {
-            let (scales, biases) = (scales.as_ptr().add(at), biases.as_ptr().add(at));
+            let scales = scales.as_ptr().add(at);
+            let biases = biases.as_ptr().add(at);
             simd.prefetch_far(scales.wrapping_add(GROUP_PREFETCH_BYTES));
             simd.prefetch_far(biases.wrapping_add(GROUP_PREFETCH_BYTES));
             let scale = simd.load_some_floats(ty, scales, count);
@@ -152,6 +173,7 @@ pub(super) struct E2m1<'a>(pub(super) &'a Mxfp4<'a>);
 
 impl<'a> Coding<'a> for E2m1<'a> {
     const BITS: u32 = 4;
+    const NARROW_ONLY: bool = true;
 
     #[inline(always)]
     fn group(self) -> usize {
@@ -167,9 +189,10 @@ impl<'a> Coding<'a> for E2m1<'a> {
     }
     #[inline(always)]
     unsafe fn unpack<S: Simd>(simd: S, ptr: *const u8, readable: usize) -> (S::B, S::B) {
-        // SAFETY: by contract.
+        // SAFETY: the caller keeps `readable` bytes, at least a unit, readable at `ptr`.
         let (even, odd) = unsafe { simd.unpack::<4>(ptr, readable) };
-        (simd.lookup(&E2M1_BYTES, even), simd.lookup(&E2M1_BYTES, odd))
+        let table = simd.byte_table(&E2M1_BYTES);
+        (simd.lookup(table, even), simd.lookup(table, odd))
     }
     #[inline(always)]
     fn dot_unit<S: Simd>(simd: S, u: (S::B, S::B), s: (S::B, S::B)) -> S::I {

@@ -14,7 +14,7 @@ use crate::weights::FloatType;
 const TOKENS_AT_ONCE: usize = 4;
 
 /// `out[token][row] = Σ w·x` for some rows of a dense matrix and a few tokens, each summed in
-/// the same order whatever comes with it.
+/// one order, independently of the other tokens.
 #[derive(Clone, Copy)]
 pub(super) struct DenseDot<'a> {
     pub(super) ty: FloatType,
@@ -30,7 +30,14 @@ pub(super) struct DenseDot<'a> {
 
 impl DenseDot<'_> {
     /// Computes the products. Every number of tokens at once is a function of its own.
-    pub(super) fn dispatch(&self, cpu: Cpu) {
+    ///
+    /// # Safety
+    /// No other thread accesses these rows of the output meanwhile.
+    ///
+    /// # Panics
+    /// If the matrix or the output lacks one of the rows, or an `x` one of the columns.
+    pub(super) unsafe fn dispatch(&self, cpu: Cpu) {
+        self.out.check(&(self.first_token..self.first_token + self.x.len()), self.rows);
         for (i, x) in self.x.chunks(TOKENS_AT_ONCE).enumerate() {
             let part = Self { x, first_token: self.first_token + i * TOKENS_AT_ONCE, ..*self };
             match x.len() {
@@ -58,7 +65,7 @@ impl<const T: usize> Kernel for TokenDot<'_, T> {
                 FloatType::Bf16 => this.row::<S, T>(simd, FloatType::Bf16, row),
             };
             for (token, sum) in sums.into_iter().enumerate() {
-                // SAFETY: this call owns these rows of the output.
+                // SAFETY: `dispatch` has checked the output, and its caller owns the rows.
                 unsafe { this.out.write(this.first_token + token, row, sum) };
             }
         }
@@ -71,20 +78,21 @@ impl DenseDot<'_> {
     fn row<S: Simd, const T: usize>(&self, simd: S, ty: FloatType, row: usize) -> [f32; T] {
         let cols = self.x[0].len();
         let weights = &self.weights[row * cols * ty.bytes()..][..cols * ty.bytes()];
+        let x: [&[f32]; T] = std::array::from_fn(|t| &self.x[t][..cols]);
         // Two accumulators per token hide the latency of the additions.
         let mut acc = [[simd.zero(); 2]; T];
         let whole = cols - cols % (2 * LANES);
         let mut ahead = ReadAhead::new(weights);
         for col in (0..whole).step_by(2 * LANES) {
             ahead.step(simd, 2 * LANES * ty.bytes());
-            // SAFETY: columns `col..col + 32` exist in the row and in every `x`.
+            // SAFETY: columns `col..col + 32` exist in the row and in every `x`, all of `cols`.
             unsafe {
                 let at = weights.as_ptr().add(col * ty.bytes());
                 near(simd, at);
                 let first = simd.load_floats(ty, at);
                 let second = simd.load_floats(ty, at.add(LANES * ty.bytes()));
                 for t in 0..T {
-                    let x = self.x.get_unchecked(t).as_ptr().add(col);
+                    let x = x[t].as_ptr().add(col);
                     acc[t][0] = simd.fma(first, simd.load(x), acc[t][0]);
                     acc[t][1] = simd.fma(second, simd.load(x.add(LANES)), acc[t][1]);
                 }
@@ -92,7 +100,7 @@ impl DenseDot<'_> {
         }
         let mut sums = [0.0; T];
         for t in 0..T {
-            let tail = (whole..cols).map(|col| ty.get(weights, col) * self.x[t][col]);
+            let tail = (whole..cols).map(|col| ty.get(weights, col) * x[t][col]);
             sums[t] = simd.sum(simd.add(acc[t][0], acc[t][1])) + tail.sum::<f32>();
         }
         sums
@@ -114,7 +122,18 @@ pub(super) struct DenseTiles<'a> {
 
 impl DenseTiles<'_> {
     /// Computes the products; each step is a function of its own.
-    pub(super) fn dispatch(&mut self, cpu: Cpu) {
+    ///
+    /// # Safety
+    /// No other thread accesses these rows of the output meanwhile.
+    ///
+    /// # Panics
+    /// If the matrix, the input or the output lacks one of the rows or tokens, or the panel room
+    /// for the rows.
+    pub(super) unsafe fn dispatch(&mut self, cpu: Cpu) {
+        let tokens = self.first_token..self.first_token + self.tokens;
+        assert!(tokens.end <= self.input.tokens, "{tokens:?} of {}", self.input.tokens);
+        assert!(self.rows.end * self.input.cols * self.ty.bytes() <= self.weights.len());
+        self.out.check(&tokens, self.rows);
         assert!(self.panel.len() >= self.rows.len().div_ceil(LANES) * TILE_FLOATS);
         for block in 0..self.input.cols.div_ceil(FLOAT_COLS) {
             dispatch(cpu, DensePack(self, block));
@@ -168,7 +187,9 @@ impl Kernel for DenseMultiply<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let DenseTiles { first_token, tokens, rows, .. } = *self.0;
-        cover(simd, &self, rows.len().div_ceil(LANES), first_token..first_token + tokens);
+        let tokens = first_token..first_token + tokens;
+        // SAFETY: `dispatch` has checked that these tiles and tokens exist.
+        unsafe { cover(simd, &self, rows.len().div_ceil(LANES), tokens) };
     }
 }
 
@@ -176,13 +197,13 @@ impl<S: Simd> Tiles<S> for DenseMultiply<'_, '_> {
     const SIX_TOKENS: bool = true;
 
     #[inline(always)]
-    fn compute<const R: usize, const N: usize>(&self, simd: S, tile: usize, token: usize) {
+    unsafe fn compute<const R: usize, const N: usize>(&self, simd: S, tile: usize, token: usize) {
         let Self(this, block) = *self;
         let cols = (this.input.cols - block * FLOAT_COLS).min(FLOAT_COLS);
         let panel = this.panel[tile * TILE_FLOATS..].as_ptr();
         let place = Place { row: this.rows.first + tile * LANES, end: this.rows.end, token };
-        // SAFETY: `R` tiles and `N` tokens exist from there on, with `cols` columns; this call
-        // owns these rows of the output.
+        // SAFETY: the caller's `R` tiles and `N` tokens exist from there on, with `cols` columns;
+        // the caller of `dispatch` owns these rows of the output.
         unsafe {
             let x = this.input.block(block, token);
             let sums = float_tile::<S, R, N>(simd, panel, x, cols);
@@ -204,7 +225,7 @@ unsafe fn float_tile<S: Simd, const R: usize, const N: usize>(
 ) -> [[S::F; R]; N] {
     let mut sums = [[simd.zero(); R]; N];
     for col in 0..cols {
-        // SAFETY: by contract.
+        // SAFETY: the caller's panel has `R` tiles of `cols` columns, and `x` `N` tokens of them.
         unsafe {
             let mut w = [simd.load(panel.add(col * LANES)); R];
             for (r, w) in w.iter_mut().enumerate().skip(1) {

@@ -1,6 +1,6 @@
 //! Products with a quantised matrix row by row: each weight is unpacked once for up to four
 //! tokens. For decoding, alone or in a small batch, where reading the weights is the bound. A
-//! token's sums are taken in the same order whatever comes with it.
+//! token's sums are taken in one order, independently of the other tokens.
 #![expect(clippy::needless_range_loop, reason = "tiles of registers, indexed alike")]
 
 use super::ahead::{ReadAhead, near};
@@ -28,8 +28,19 @@ pub(super) struct CodeDot<'a> {
 
 impl CodeDot<'_> {
     /// Computes the products.
-    pub(super) fn dispatch(&self, cpu: Cpu) {
-        let (first, end) = (self.first_token, self.first_token + self.tokens);
+    ///
+    /// # Safety
+    /// No other thread accesses these rows of the output meanwhile.
+    ///
+    /// # Panics
+    /// If the matrix, the input or the output lacks one of the rows, tokens or columns.
+    pub(super) unsafe fn dispatch(&self, cpu: Cpu) {
+        let first = self.first_token;
+        let end = self.first_token + self.tokens;
+        let layout = self.input.layout;
+        assert!(end <= layout.tokens && layout.group == self.weights.group(), "{layout:?} {end}");
+        self.weights.check(self.rows, layout.cols);
+        self.out.check(&(first..end), self.rows);
         let at_once = TOKENS_AT_ONCE[self.input.layout.digits - 1];
         for first_token in (first..end).step_by(at_once) {
             let tokens = at_once.min(end - first_token);
@@ -37,47 +48,71 @@ impl CodeDot<'_> {
         }
     }
 
-    /// Computes the products of tokens that go at once. Every coding and number of tokens is a
-    /// function of its own.
+    /// Computes the products of tokens that go at once.
     fn dispatch_width(&self, cpu: Cpu) {
-        with_coding!(self.weights, coding => self.dispatch_coding(cpu, coding));
+        with_coding!(self.weights, coding => dispatch(cpu, CodingDot { dot: *self, coding }));
     }
+}
 
-    fn dispatch_coding<'c, C: Coding<'c>>(&self, cpu: Cpu, coding: C) {
-        for block in 0..self.input.layout.blocks() {
-            match (self.tokens, self.input.layout.digits) {
-                (1, 1) => dispatch(cpu, self.block::<C, 1, 1>(coding, block)),
-                (2, 1) => dispatch(cpu, self.block::<C, 2, 1>(coding, block)),
-                (3, 1) => dispatch(cpu, self.block::<C, 3, 1>(coding, block)),
-                (4, 1) => dispatch(cpu, self.block::<C, 4, 1>(coding, block)),
-                (1, 2) => dispatch(cpu, self.block::<C, 1, 2>(coding, block)),
-                (2, 2) => dispatch(cpu, self.block::<C, 2, 2>(coding, block)),
-                (3, 2) => dispatch(cpu, self.block::<C, 3, 2>(coding, block)),
-                (4, 2) => dispatch(cpu, self.block::<C, 4, 2>(coding, block)),
-                (1, 3) => dispatch(cpu, self.block::<C, 1, 3>(coding, block)),
-                (2, 3) => dispatch(cpu, self.block::<C, 2, 3>(coding, block)),
+/// [`CodeDot`] for one coding, of tokens that go at once.
+struct CodingDot<'a, C> {
+    dot: CodeDot<'a>,
+    coding: C,
+}
+
+impl<'c, C: Coding<'c>> Kernel for CodingDot<'_, C> {
+    const INTEGER_DOTS: bool = true;
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for block in 0..self.dot.input.layout.blocks() {
+            if S::PORTABLE {
+                simd.outline(self.block::<4, 3>(block));
+                continue;
+            }
+            // Every number of tokens and digits is a function of its own.
+            match (self.dot.tokens, self.dot.input.layout.digits) {
+                (1, 1) => simd.outline(self.block::<1, 1>(block)),
+                (2, 1) => simd.outline(self.block::<2, 1>(block)),
+                (3, 1) => simd.outline(self.block::<3, 1>(block)),
+                (4, 1) => simd.outline(self.block::<4, 1>(block)),
+                (1, 2) => simd.outline(self.block::<1, 2>(block)),
+                (2, 2) => simd.outline(self.block::<2, 2>(block)),
+                (3, 2) => simd.outline(self.block::<3, 2>(block)),
+                (4, 2) => simd.outline(self.block::<4, 2>(block)),
+                (1, 3) => simd.outline(self.block::<1, 3>(block)),
+                (2, 3) => simd.outline(self.block::<2, 3>(block)),
                 (tokens, digits) => unreachable!("{tokens} tokens of {digits} digits at once"),
             }
         }
     }
+}
 
-    /// The products within one column block.
-    fn block<'c, C: Coding<'c>, const T: usize, const D: usize>(
-        &self,
-        coding: C,
-        block: usize,
-    ) -> BlockDot<'_, C, T, D> {
-        let layout = self.input.layout;
-        let planes = std::array::from_fn(|token| {
-            std::array::from_fn(|digit| self.input.plane(block, digit, self.first_token + token))
+impl<'a, 'c, C: Coding<'c>> CodingDot<'a, C> {
+    /// The products within one column block, of at most `T` tokens and `D` digits.
+    fn block<const T: usize, const D: usize>(&self, block: usize) -> BlockDot<'a, C, T, D> {
+        let Self { dot, coding } = *self;
+        let layout = dot.input.layout;
+        let last_token = dot.first_token + dot.tokens - 1;
+        let planes = std::array::from_fn(|t| {
+            let token = (dot.first_token + t).min(last_token);
+            std::array::from_fn(|d| dot.input.plane(block, d.min(layout.digits - 1), token))
         });
-        let (first_col, cols) = (layout.first_col(block), layout.block_cols(block));
-        BlockDot { dot: *self, coding, planes, first_col, cols, all_cols: layout.cols }
+        BlockDot {
+            dot,
+            coding,
+            planes,
+            first_col: layout.first_col(block),
+            cols: layout.block_cols(block),
+            all_cols: layout.cols,
+        }
     }
 }
 
-/// [`CodeDot`] for one column block, one coding and `T` tokens of `D` digits. What the loops need
-/// is held by value: behind a pointer it would be read again after every result that is stored.
+/// [`CodeDot`] for one column block, one coding and `T` tokens of `D` digits, or at most as many
+/// with the portable set. What the loops need is held by value: behind a pointer it would be read
+/// again after every result that is stored.
+#[derive(Clone, Copy)]
 struct BlockDot<'a, C, const T: usize, const D: usize> {
     dot: CodeDot<'a>,
     coding: C,
@@ -88,49 +123,76 @@ struct BlockDot<'a, C, const T: usize, const D: usize> {
 }
 
 impl<'c, C: Coding<'c>, const T: usize, const D: usize> Kernel for BlockDot<'_, C, T, D> {
+    const INTEGER_DOTS: bool = true;
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let mut row = self.dot.rows.first;
         // Several rows share the loads of the activations and hide each other's latencies.
-        while S::WIDE_TILES && T <= 2 && row + 4 <= self.dot.rows.end {
-            self.rows::<S, 4>(simd, row);
-            row += 4;
-        }
-        while (S::WIDE_TILES || T * D == 1) && row + 2 <= self.dot.rows.end {
-            self.rows::<S, 2>(simd, row);
-            row += 2;
+        if S::WIDE_TILES && T <= 2 {
+            while row + 4 <= self.dot.rows.end {
+                // SAFETY: `CodeDot::dispatch` has checked the rows, which are this call's.
+                unsafe { self.rows::<S, 4>(simd, row) };
+                row += 4;
+            }
+        } else if S::WIDE_TILES || T * D == 1 {
+            while row + 2 <= self.dot.rows.end {
+                // SAFETY: `CodeDot::dispatch` has checked the rows, which are this call's.
+                unsafe { self.rows::<S, 2>(simd, row) };
+                row += 2;
+            }
         }
         while row < self.dot.rows.end {
-            self.rows::<S, 1>(simd, row);
+            // SAFETY: `CodeDot::dispatch` has checked the rows, which are this call's.
+            unsafe { self.rows::<S, 1>(simd, row) };
             row += 1;
         }
     }
 }
 
-/// What is known of `R` rows while their groups are gone through.
-struct Rows<'a, S: Simd, const T: usize, const R: usize> {
-    /// Each row's codes from its next unit on, and as far as the matrix goes.
+/// State of `R` rows while their groups are read.
+struct RowSums<'a, S: Simd, const T: usize, const R: usize> {
+    /// Each row's codes from its next unit to the end of the matrix.
     codes: [&'a [u8]; R],
     ahead: ReadAhead,
     acc: [[S::F; T]; R],
 }
 
 impl<'c, C: Coding<'c>, const T: usize, const D: usize> BlockDot<'_, C, T, D> {
-    /// Computes `R` rows with all tokens.
+    /// Tokens that go at once.
     #[inline(always)]
-    fn rows<S: Simd, const R: usize>(&self, simd: S, row: usize) {
+    fn tokens<S: Simd>(&self) -> usize {
+        if S::PORTABLE { self.dot.tokens } else { T }
+    }
+
+    /// Digits of an activation.
+    #[inline(always)]
+    fn digits<S: Simd>(&self) -> usize {
+        if S::PORTABLE { self.dot.input.layout.digits } else { D }
+    }
+
+    /// Computes `R` rows with all tokens.
+    ///
+    /// # Safety
+    /// The matrix, the input and the output have these rows and tokens; no other thread accesses
+    /// these rows of the output.
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const R: usize>(&self, simd: S, row: usize) {
         let all = self.coding.codes();
         let codes = std::array::from_fn(|r| &all[self.start(row + r) / 8 * C::BITS as usize..]);
-        let mut rows =
-            Rows::<S, T, R> { codes, ahead: ReadAhead::new(codes[0]), acc: [[simd.zero(); T]; R] };
+        let mut rows = RowSums::<S, T, R> {
+            codes,
+            ahead: ReadAhead::new(codes[0]),
+            acc: [[simd.zero(); T]; R],
+        };
         // All groups are 32, 64 or 128: a shift instead of a division.
         let groups = self.cols >> self.coding.group().trailing_zeros();
         for chunk in (0..groups).step_by(LANES) {
             // SAFETY: the rows have these groups.
             unsafe { self.groups(simd, row, chunk..groups.min(chunk + LANES), &mut rows) };
         }
-        self.store(simd, row, &rows.acc);
+        // SAFETY: the caller's rows are in the output, and this thread's alone.
+        unsafe { self.store(simd, row, &rows.acc) };
     }
 
     /// Stored element that the block begins with in row `row`.
@@ -149,7 +211,7 @@ impl<'c, C: Coding<'c>, const T: usize, const D: usize> BlockDot<'_, C, T, D> {
         simd: S,
         row: usize,
         groups: Range<usize>,
-        rows: &mut Rows<'_, S, T, R>,
+        rows: &mut RowSums<'_, S, T, R>,
     ) {
         let group = self.coding.group();
         let shift = group.trailing_zeros();
@@ -161,8 +223,8 @@ impl<'c, C: Coding<'c>, const T: usize, const D: usize> BlockDot<'_, C, T, D> {
             // SAFETY: the row has these groups; planes have scales and sums for whole vectors.
             unsafe {
                 let (scale, bias) = self.coding.groups(simd, first, groups.len());
-                for t in 0..T {
-                    for digit in 0..D {
+                for t in 0..self.tokens::<S>() {
+                    for digit in 0..self.digits::<S>() {
                         let sums = simd.load(self.planes[t][digit].sums.add(groups.start));
                         rows.acc[r][t] = simd.fma(bias, sums, rows.acc[r][t]);
                     }
@@ -172,9 +234,10 @@ impl<'c, C: Coding<'c>, const T: usize, const D: usize> BlockDot<'_, C, T, D> {
             }
         }
         let cols = groups.start << shift..groups.end << shift;
+        let narrow = S::NARROW_EXPAND && (C::NARROW_ONLY || group == NARROW_GROUP);
         // SAFETY: these are the columns of the groups.
         unsafe {
-            if group == NARROW_GROUP {
+            if narrow {
                 self.units::<S, R, true>(simd, cols, &scales, rows);
             } else {
                 self.units::<S, R, false>(simd, cols, &scales, rows);
@@ -182,68 +245,56 @@ impl<'c, C: Coding<'c>, const T: usize, const D: usize> BlockDot<'_, C, T, D> {
         }
     }
 
-    /// Adds the products of the columns `cols`, of up to 16 groups.
+    /// Adds the products of the columns `cols`, of up to 16 groups, which are of [`NARROW_GROUP`]
+    /// if `NARROW` and wider otherwise where [`Simd::NARROW_EXPAND`].
     ///
     /// # Safety
-    /// As for [`Self::unit`].
+    /// The rows have these columns; the planes have whole units of digits.
     #[inline(always)]
     unsafe fn units<S: Simd, const R: usize, const NARROW: bool>(
         &self,
         simd: S,
         cols: Range<usize>,
         scales: &[[S::Table; T]; R],
-        rows: &mut Rows<'_, S, T, R>,
+        rows: &mut RowSums<'_, S, T, R>,
     ) {
-        let (units, places) = (cols.len() / UNIT, Places::of(self.coding.group()));
-        for unit in 0..units {
-            let at = cols.start + unit * UNIT;
-            // SAFETY: by contract.
-            unsafe {
-                self.unit::<S, R, NARROW, true>(simd, (places, unit), at..at + UNIT, scales, rows);
-            }
-        }
-        if !cols.len().is_multiple_of(UNIT) {
-            let at = cols.start + units * UNIT;
-            // SAFETY: by contract.
-            unsafe {
-                self.unit::<S, R, NARROW, false>(simd, (places, units), at..cols.end, scales, rows);
-            }
-        }
-    }
-
-    /// Adds the products of the columns `cols`, a unit if `WHOLE`: the next of the rows, and the
-    /// `unit`-th since their scales were looked up.
-    ///
-    /// # Safety
-    /// The rows have these columns, in groups of [`NARROW_GROUP`] if `NARROW` and in wider ones
-    /// otherwise; the planes have whole units of digits.
-    #[inline(always)]
-    unsafe fn unit<S: Simd, const R: usize, const NARROW: bool, const WHOLE: bool>(
-        &self,
-        simd: S,
-        (places, unit): (Places, usize),
-        cols: Range<usize>,
-        scales: &[[S::Table; T]; R],
-        rows: &mut Rows<'_, S, T, R>,
-    ) {
+        let units = cols.len() / UNIT;
+        let places = Places::of(self.coding.group());
         let bytes = UNIT / 8 * C::BITS as usize;
-        for r in 0..R {
-            let codes = rows.codes[r];
-            // SAFETY: by contract.
-            unsafe {
-                let (even, odd) = if WHOLE {
+        for unit in 0..units {
+            let col = cols.start + unit * UNIT;
+            for r in 0..R {
+                let codes = rows.codes[r];
+                // SAFETY: the row has the unit, and the planes its digits.
+                unsafe {
                     rows.codes[r] = codes.get_unchecked(bytes..);
-                    C::unpack(simd, codes.as_ptr(), codes.len())
-                } else {
-                    unpack::<S, C>(simd, codes, cols.len())
-                };
-                for t in 0..T {
-                    let dot = self.digits::<S>(simd, t, cols.start, (even, odd));
-                    let scale = simd.expand::<NARROW>(&scales[r][t], places, unit);
-                    rows.acc[r][t] = simd.fma(dot, scale, rows.acc[r][t]);
+                    let unpacked = C::unpack(simd, codes.as_ptr(), codes.len());
+                    for t in 0..self.tokens::<S>() {
+                        let dot = self.dot(simd, t, col, unpacked);
+                        let scale = simd.expand::<NARROW>(&scales[r][t], places, unit);
+                        rows.acc[r][t] = simd.fma(dot, scale, rows.acc[r][t]);
+                    }
                 }
                 near(simd, codes.as_ptr());
                 rows.ahead.step(simd, bytes);
+            }
+        }
+        if !cols.len().is_multiple_of(UNIT) {
+            for r in 0..R {
+                let mut dots = [[0.0; LANES]; T];
+                let cols = cols.start + units * UNIT..cols.end;
+                simd.outline(LastUnit {
+                    block: *self,
+                    codes: rows.codes[r],
+                    cols,
+                    dots: &mut dots,
+                });
+                for t in 0..self.tokens::<S>() {
+                    // SAFETY: `dots` has 16 values for each token.
+                    let dot = unsafe { simd.load(dots[t].as_ptr()) };
+                    let scale = simd.expand::<NARROW>(&scales[r][t], places, units);
+                    rows.acc[r][t] = simd.fma(dot, scale, rows.acc[r][t]);
+                }
             }
         }
     }
@@ -253,19 +304,20 @@ impl<'c, C: Coding<'c>, const T: usize, const D: usize> BlockDot<'_, C, T, D> {
     /// # Safety
     /// The planes have whole units of digits at `col`.
     #[inline(always)]
-    unsafe fn digits<S: Simd>(&self, simd: S, t: usize, col: usize, codes: (S::B, S::B)) -> S::F {
+    unsafe fn dot<S: Simd>(&self, simd: S, t: usize, col: usize, codes: (S::B, S::B)) -> S::F {
+        let digits = self.digits::<S>();
         // Two digits of eight products fit into 32 bits, three need not.
-        // SAFETY: by contract.
+        // SAFETY: the token has these digits, and the caller the unit.
         unsafe {
-            let low = self.digit(simd, (t, 0, col));
-            if D == 1 {
+            let low = self.digit(simd, t, 0, col);
+            if digits == 1 {
                 return simd.to_float(C::dot_unit(simd, codes, low));
             }
-            let two = C::dot_unit_wide(simd, codes, self.digit(simd, (t, 1, col)), low);
-            if D == 2 {
+            let two = C::dot_unit_wide(simd, codes, self.digit(simd, t, 1, col), low);
+            if digits == 2 {
                 return simd.to_float(two);
             }
-            let third = simd.to_float(C::dot_unit(simd, codes, self.digit(simd, (t, 2, col))));
+            let third = simd.to_float(C::dot_unit(simd, codes, self.digit(simd, t, 2, col)));
             simd.fma(third, simd.splat(65536.0), simd.to_float(two))
         }
     }
@@ -273,14 +325,10 @@ impl<'c, C: Coding<'c>, const T: usize, const D: usize> BlockDot<'_, C, T, D> {
     /// A unit of one digit of token `t`, from column `col` of the block on.
     ///
     /// # Safety
-    /// As for [`Self::digits`]; the token has the digit.
+    /// See [`Self::dot`]; the token has the digit.
     #[inline(always)]
-    unsafe fn digit<S: Simd>(
-        &self,
-        simd: S,
-        (t, digit, col): (usize, usize, usize),
-    ) -> (S::B, S::B) {
-        // SAFETY: by contract.
+    unsafe fn digit<S: Simd>(&self, simd: S, t: usize, digit: usize, col: usize) -> (S::B, S::B) {
+        // SAFETY: the caller's plane has a unit of 128 bytes at `col`.
         unsafe {
             let x = self.planes[t][digit].digits.add(col);
             (simd.load_bytes(x), simd.load_bytes(x.add(64)))
@@ -288,21 +336,50 @@ impl<'c, C: Coding<'c>, const T: usize, const D: usize> BlockDot<'_, C, T, D> {
     }
 
     /// Writes the sums of `R` rows; a block after the first adds to what is there.
+    ///
+    /// # Safety
+    /// The output has these rows, which no other thread accesses.
     #[inline(always)]
-    fn store<S: Simd, const R: usize>(&self, simd: S, row: usize, acc: &[[S::F; T]; R]) {
-        for token in 0..T {
+    unsafe fn store<S: Simd, const R: usize>(&self, simd: S, row: usize, acc: &[[S::F; T]; R]) {
+        for token in 0..self.tokens::<S>() {
             let mut totals = [simd.zero(); R];
             for r in 0..R {
                 totals[r] = acc[r][token];
             }
             let sums = simd.sums(totals);
             for r in 0..R {
-                // SAFETY: this call owns these rows of the output.
+                // SAFETY: the caller's rows are in the output, and this thread's alone.
                 unsafe {
                     let target = self.dot.out.at(self.dot.first_token + token, row + r);
                     let before = if self.first_col > 0 { *target } else { 0.0 };
                     *target = before + sums[r];
                 }
+            }
+        }
+    }
+}
+
+/// The products of the last columns of a row, which are no whole unit. Apart from the others: it
+/// is rare, and would be compiled into each of them.
+struct LastUnit<'a, 'o, C, const T: usize, const D: usize> {
+    block: BlockDot<'a, C, T, D>,
+    /// Codes of the row from these columns on.
+    codes: &'a [u8],
+    cols: Range<usize>,
+    dots: &'o mut [[f32; LANES]; T],
+}
+
+impl<'c, C: Coding<'c>, const T: usize, const D: usize> Kernel for LastUnit<'_, '_, C, T, D> {
+    const INTEGER_DOTS: bool = true;
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        // SAFETY: the row has these columns, and the planes whole units of digits.
+        unsafe {
+            let unpacked = unpack::<S, C>(simd, self.codes, self.cols.len());
+            for t in 0..self.block.tokens::<S>() {
+                let dot = self.block.dot(simd, t, self.cols.start, unpacked);
+                simd.store(self.dots[t].as_mut_ptr(), dot);
             }
         }
     }

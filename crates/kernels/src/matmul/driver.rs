@@ -13,7 +13,7 @@ use crate::elementwise::{Glu, glu_serial};
 use crate::error::{Result, check_len};
 use crate::order::Order;
 use crate::pool::Pool;
-use crate::scratch::{self, Slot};
+use crate::scratch::{self, BufferKind};
 use crate::simd::LANES;
 use crate::weights::{FloatType, Format, Mxfp4, WeightMatrix};
 use std::ops::Range;
@@ -63,7 +63,7 @@ pub(super) struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// How its tokens are multiplied.
+    /// The way its tokens are multiplied.
     fn way(&self) -> Way {
         match self.order {
             Order::Fastest if self.tokens.len() <= FEW_TOKENS => Way::Dots,
@@ -72,7 +72,7 @@ impl Job<'_> {
     }
 }
 
-/// How tokens are multiplied with a matrix.
+/// Way of multiplying tokens with a matrix.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// Row by row, up to [`FEW_TOKENS`] of them.
@@ -81,14 +81,14 @@ enum Way {
     Tiles,
 }
 
-/// What the activations must be prepared as.
+/// Form in which a matrix needs the activations.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum InputForm {
     Digits { group: usize },
     Floats,
 }
 
-impl Kind {
+impl InputForm {
     fn of(weights: &WeightMatrix<'_>) -> Self {
         match weights.format() {
             Format::Affine(affine) => Self::Digits { group: affine.group },
@@ -98,12 +98,12 @@ impl Kind {
     }
 }
 
-/// Whether the activations for both matrices are prepared the same way.
+/// Returns true if both matrices need the activations in one form.
 pub(super) fn same_kind(a: &WeightMatrix<'_>, b: &WeightMatrix<'_>) -> bool {
-    Kind::of(a) == Kind::of(b)
+    InputForm::of(a) == InputForm::of(b)
 }
 
-/// Activations prepared for one [`Kind`].
+/// Activations prepared for one [`InputForm`].
 #[derive(Clone, Copy)]
 enum Prepared<'a> {
     Digits(Digits<'a>),
@@ -125,24 +125,25 @@ pub(super) fn run_jobs(
 ) -> Result<()> {
     let mut rest: Vec<&Job<'_>> = jobs.iter().filter(|job| !job.tokens.is_empty()).collect();
     while let Some(first) = rest.first() {
-        let kind = Kind::of(&first.layer.weights);
-        let (same, other) = rest.into_iter().partition(|job| Kind::of(&job.layer.weights) == kind);
+        let kind = InputForm::of(&first.layer.weights);
+        let (same, other) =
+            rest.into_iter().partition(|job| InputForm::of(&job.layer.weights) == kind);
         rest = other;
         let same: Vec<&Job<'_>> = same;
         let dots = same.iter().all(|job| job.way() == Way::Dots);
         match kind {
-            Kind::Digits { group } => {
+            InputForm::Digits { group } => {
                 let digits = precision.digits();
                 let layout = if dots { DigitLayout::flat } else { DigitLayout::blocked };
                 let layout = layout(tokens, source.cols, group, digits);
-                scratch::with(Slot::Input, layout.bytes(), |buf| {
+                scratch::with(BufferKind::Input, layout.bytes(), |buf| {
                     let input = Prepared::Digits(quantize(pool, source, layout, buf));
                     run_region(pool, &same, input)
                 })??;
             }
-            Kind::Floats if dots => run_region(pool, &same, Prepared::Floats(source, None))?,
-            Kind::Floats => {
-                scratch::with(Slot::Input, Floats::bytes(tokens, source.cols), |buf| {
+            InputForm::Floats if dots => run_region(pool, &same, Prepared::Floats(source, None))?,
+            InputForm::Floats => {
+                scratch::with(BufferKind::Input, Floats::bytes(tokens, source.cols), |buf| {
                     let floats = pad(pool, source, tokens, buf);
                     run_region(pool, &same, Prepared::Floats(source, Some(floats)))
                 })??;
@@ -196,8 +197,9 @@ fn chunk_rows(job: &Job<'_>, share: usize) -> usize {
 
 /// Computes rows `rows` of a job, with its gate if it has one.
 fn run_chunk(pool: &Pool, job: &Job<'_>, input: Prepared<'_>, rows: RowRange) -> Result<()> {
-    let (tokens, way) = (job.tokens.clone(), job.way());
-    let part = Part { tokens: tokens.clone(), way, rows, out: job.out };
+    let tokens = job.tokens.clone();
+    let way = job.way();
+    let part = ProductPart { tokens: tokens.clone(), way, rows, out: job.out };
     run_rows(pool, &job.layer.weights, input, part)?;
     // SAFETY: these rows of the output belong to this chunk.
     let products = |token| unsafe {
@@ -210,10 +212,10 @@ fn run_chunk(pool: &Pool, job: &Job<'_>, input: Prepared<'_>, rows: RowRange) ->
         return Ok(());
     };
     let len = tokens.len() * rows.len();
-    scratch::with(Slot::Output, len * size_of::<f32>(), |buf| {
+    scratch::with(BufferKind::Output, len * size_of::<f32>(), |buf| {
         let buf = &mut bytemuck::cast_slice_mut::<u8, f32>(buf)[..len];
         let out = Out::chunk(buf, tokens.start, rows);
-        let part = Part { tokens: tokens.clone(), way, rows, out };
+        let part = ProductPart { tokens: tokens.clone(), way, rows, out };
         run_rows(pool, &up.weights, input, part)?;
         for (token, other) in tokens.zip(buf.chunks_exact_mut(rows.len())) {
             let gate = products(token);
@@ -226,7 +228,7 @@ fn run_chunk(pool: &Pool, job: &Job<'_>, input: Prepared<'_>, rows: RowRange) ->
 }
 
 /// Some rows of a product for some of the prepared tokens.
-struct Part<'a> {
+struct ProductPart<'a> {
     tokens: Range<usize>,
     way: Way,
     rows: RowRange,
@@ -238,7 +240,7 @@ fn run_rows(
     pool: &Pool,
     weights: &WeightMatrix<'_>,
     input: Prepared<'_>,
-    part: Part<'_>,
+    part: ProductPart<'_>,
 ) -> Result<()> {
     match (weights.format(), &input) {
         (Format::Affine(weights), Prepared::Digits(input)) => {
@@ -248,32 +250,48 @@ fn run_rows(
             code_rows(pool, Quantised::Mxfp4(weights), input, part)
         }
         (&Format::Dense(ty, weights), Prepared::Floats(source, floats)) => {
-            dense_rows(pool, (ty, weights), (*source, *floats), part)
+            dense_rows(pool, Dense { ty, weights }, *source, floats.as_ref(), part)
         }
         _ => unreachable!("jobs are grouped by the kind of their weights"),
     }
 }
 
+/// A matrix of floats.
+#[derive(Clone, Copy)]
+struct Dense<'a> {
+    ty: FloatType,
+    weights: &'a [u8],
+}
+
 fn dense_rows(
     pool: &Pool,
-    (ty, weights): (FloatType, &[u8]),
-    (source, floats): (Source<'_>, Option<Floats<'_>>),
-    Part { tokens, way, rows, out }: Part<'_>,
+    matrix: Dense<'_>,
+    source: Source<'_>,
+    floats: Option<&Floats<'_>>,
+    part: ProductPart<'_>,
 ) -> Result<()> {
-    let (first_token, count) = (tokens.start, tokens.len());
-    match (way, &floats) {
+    let Dense { ty, weights } = matrix;
+    let ProductPart { tokens, way, rows, out } = part;
+    let first_token = tokens.start;
+    let count = tokens.len();
+    match (way, floats) {
         (Way::Tiles, Some(input)) => {
-            scratch::with(Slot::Panel, PANEL_ROWS / LANES * TILE_FLOATS * 4, |buf| {
-                let (tokens, panel) = (count, bytemuck::cast_slice_mut(buf));
-                DenseTiles { ty, weights, input, first_token, tokens, rows, out, panel }
-                    .dispatch(pool.cpu());
+            scratch::with(BufferKind::Panel, PANEL_ROWS / LANES * TILE_FLOATS * 4, |buf| {
+                let tokens = count;
+                let panel = bytemuck::cast_slice_mut(buf);
+                let mut tiles =
+                    DenseTiles { ty, weights, input, first_token, tokens, rows, out, panel };
+                // SAFETY: these rows of the output belong to this chunk alone.
+                unsafe { tiles.dispatch(pool.cpu()) };
             })
         }
         _ => {
             let mut x: [&[f32]; FEW_TOKENS] = [&[]; FEW_TOKENS];
             tokens.zip(&mut x).for_each(|(token, x)| *x = source.row(token));
             let x = &x[..count];
-            DenseDot { ty, weights, x, first_token, rows, out }.dispatch(pool.cpu());
+            let dots = DenseDot { ty, weights, x, first_token, rows, out };
+            // SAFETY: these rows of the output belong to this chunk alone.
+            unsafe { dots.dispatch(pool.cpu()) };
             Ok(())
         }
     }
@@ -283,15 +301,21 @@ fn code_rows(
     pool: &Pool,
     weights: Quantised<'_>,
     input: &Digits<'_>,
-    Part { tokens, way, rows, out }: Part<'_>,
+    part: ProductPart<'_>,
 ) -> Result<()> {
-    let (first_token, tokens) = (tokens.start, tokens.len());
+    let ProductPart { tokens, way, rows, out } = part;
+    let first_token = tokens.start;
+    let tokens = tokens.len();
     if way == Way::Dots {
-        CodeDot { weights, input, first_token, tokens, rows, out }.dispatch(pool.cpu());
+        let dots = CodeDot { weights, input, first_token, tokens, rows, out };
+        // SAFETY: these rows of the output belong to this chunk alone.
+        unsafe { dots.dispatch(pool.cpu()) };
         return Ok(());
     }
-    scratch::with(Slot::Panel, PANEL_BYTES, |buf| {
+    scratch::with(BufferKind::Panel, PANEL_BYTES, |buf| {
         let panel = CodePanel::new(buf);
-        CodeTiles { weights, input, first_token, tokens, rows, out, panel }.dispatch(pool.cpu());
+        let tiles = CodeTiles { weights, input, first_token, tokens, rows, out, panel };
+        // SAFETY: these rows of the output belong to this chunk alone, and the panel to this thread.
+        unsafe { tiles.dispatch(pool.cpu()) };
     })
 }

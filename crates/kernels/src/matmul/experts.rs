@@ -16,7 +16,7 @@ use crate::elementwise::Glu;
 use crate::error::{KernelError, Result, check_len};
 use crate::order::Order;
 use crate::pool::Pool;
-use crate::scratch::{self, Slot};
+use crate::scratch::{self, BufferKind};
 use crate::weights::WeightMatrix;
 use std::ops::Range;
 
@@ -107,24 +107,25 @@ pub fn experts(
     let sums = sums.into();
     check_len("experts", experts.len(), routes.used.len())?;
     let Some(first) = experts.first() else { return Ok(()) };
-    let (hidden, inner, slots) =
-        (first.gate.weights.cols(), first.gate.weights.rows(), routes.slots.len());
+    let hidden = first.gate.weights.cols();
+    let inner = first.gate.weights.rows();
+    let slots = routes.slots.len();
     check_len("activations of the experts", x.len(), slots / routes.active * hidden)?;
     check_len("output of the experts", out.len(), x.len())?;
     experts.iter().try_for_each(|expert| check_expert(expert, hidden, inner))?;
-    scratch::with(Slot::Hidden, slots * inner * size_of::<f32>(), |middle| {
-        scratch::with(Slot::Down, slots * hidden * size_of::<f32>(), |down| {
+    scratch::with(BufferKind::Hidden, slots * inner * size_of::<f32>(), |middle| {
+        scratch::with(BufferKind::Down, slots * hidden * size_of::<f32>(), |down| {
             let middle = &mut bytemuck::cast_slice_mut(middle)[..slots * inner];
             let down = &mut bytemuck::cast_slice_mut(down)[..slots * hidden];
             let source = Source { x, cols: hidden, gather: Some(&routes.tokens) };
-            let target = (Out::new(middle, inner, None), sums.order);
-            let gates = jobs(routes, experts, target, |expert| {
+            let target = Out::new(middle, inner, None);
+            let gates = jobs(routes, experts, target, sums.order, |expert| {
                 (expert.gate, Some((expert.up, activation)))
             });
             run_jobs(pool, source, slots, &gates, sums.precision.gated())?;
             let source = Source { x: middle, cols: inner, gather: None };
-            let target = (Out::new(down, hidden, Some(&routes.slots)), sums.order);
-            let downs = jobs(routes, experts, target, |expert| (expert.down, None));
+            let target = Out::new(down, hidden, Some(&routes.slots));
+            let downs = jobs(routes, experts, target, sums.order, |expert| (expert.down, None));
             run_jobs(pool, source, slots, &downs, sums.precision)?;
             weighted_sum(pool, down, routes, hidden, out);
             Ok(())
@@ -151,14 +152,16 @@ fn check_expert(expert: &Expert<'_>, hidden: usize, inner: usize) -> Result<()> 
 fn jobs<'a>(
     routes: &Routes,
     experts: &[Expert<'a>],
-    (out, order): (Out<'a>, Order),
+    out: Out<'a>,
+    order: Order,
     part: impl Fn(&Expert<'a>) -> (Layer<'a>, Option<(Layer<'a>, Glu)>),
 ) -> Vec<Job<'a>> {
-    let job = |((_, tokens), expert): (&(usize, Range<usize>), &Expert<'a>)| {
+    let used = routes.used.iter().zip(experts);
+    used.map(|((_, tokens), expert)| {
         let (layer, glu) = part(expert);
         Job { layer, glu, tokens: tokens.clone(), order, out }
-    };
-    routes.used.iter().zip(experts).map(job).collect()
+    })
+    .collect()
 }
 
 /// `out[t] = Σᵢ weightᵢ · down[slot of t and i]`.
@@ -193,12 +196,14 @@ pub fn matmul_heads(
     sums: impl Into<Sums>,
 ) -> Result<()> {
     let Sums { precision, order } = sums.into();
-    let (all_rows, cols) = (weights.rows(), weights.cols());
+    let all_rows = weights.rows();
+    let cols = weights.cols();
     if heads == 0 || !all_rows.is_multiple_of(heads) {
         let rule = "a multiple of the number of heads";
         return Err(KernelError::Dimension { what: "rows", value: all_rows, rule });
     }
-    let (rows, slots) = (all_rows / heads, super::whole_rows(x, cols)?);
+    let rows = all_rows / heads;
+    let slots = super::whole_rows(x, cols)?;
     let tokens = slots / heads;
     check_len("activations of the heads", x.len(), tokens * heads * cols)?;
     check_len("output of the heads", out.len(), slots * rows)?;
@@ -208,11 +213,12 @@ pub fn matmul_heads(
         .flat_map(|head| (0..tokens).map(move |token| (token * heads + head) as u32))
         .collect();
     let out = Out::new(out, rows, Some(&permuted));
-    let job = |head: usize| {
+    let mut jobs = Vec::with_capacity(heads);
+    for head in 0..heads {
         let layer = Layer::plain(weights.row_range(head * rows, rows)?);
-        Ok(Job { layer, glu: None, tokens: head * tokens..(head + 1) * tokens, order, out })
-    };
-    let jobs = (0..heads).map(job).collect::<Result<Vec<_>>>()?;
+        let tokens = head * tokens..(head + 1) * tokens;
+        jobs.push(Job { layer, glu: None, tokens, order, out });
+    }
     run_jobs(pool, Source { x, cols, gather: Some(&permuted) }, slots, &jobs, precision)
 }
 

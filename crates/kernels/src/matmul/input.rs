@@ -30,7 +30,7 @@ pub(super) const FLOAT_STRIDE: usize = FLOAT_COLS + LANES;
 /// Fixed-point value of the largest element of a group for 1, 2, 3 signed digits: just below
 /// what they can hold (127 in every digit), so that rounding cannot overflow the last one.
 const LARGEST: [f32; 3] = [127.0, 32639.0, 8_355_000.0];
-/// What integer sums start from when they are to be read as floats: the bits of 1.5·2²³, so
+/// Start of integer sums that are read as floats: the bits of 1.5·2²³, so
 /// that adding `n` (below 2²² in size) to the bits adds `n` to the float. Three products with
 /// the scale then need no conversion.
 pub(super) const INT_BIAS: f32 = 12_582_912.0;
@@ -64,10 +64,11 @@ impl DigitLayout {
     }
     /// A layout in the blocks that tiles need.
     pub(super) fn blocked(tokens: usize, cols: usize, group: usize, digits: usize) -> Self {
-        let (digit_stride, group_stride) = (DIGIT_STRIDE, GROUP_STRIDE);
+        let digit_stride = DIGIT_STRIDE;
+        let group_stride = GROUP_STRIDE;
         Self { tokens, cols, group, digits, block: DIGIT_COLS, digit_stride, group_stride }
     }
-    /// Whether tiles can use it.
+    /// Returns true if tiles can use it.
     pub(super) fn is_blocked(self) -> bool {
         self.digit_stride == DIGIT_STRIDE && self.group_stride == GROUP_STRIDE
     }
@@ -134,7 +135,7 @@ impl Digits<'_> {
     }
 }
 
-/// Where the rows of activations come from.
+/// Source of the rows of activations.
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
     /// `[tokens, cols]`.
@@ -223,7 +224,7 @@ impl QuantizeToken<'_> {
                 // within the parts that `quantize` sized by the same layout.
                 unsafe { self.unit::<S, D>(simd, x, plane, unit) };
             }
-            // SAFETY: as above.
+            // SAFETY: these planes, too, are this token's and inside of the parts that `quantize` sized.
             unsafe { self.clear_groups(D, plane, cols / layout.group) };
         }
     }
@@ -247,7 +248,7 @@ impl QuantizeToken<'_> {
     /// Quantises at most [`UNIT`] elements `x` into unit `unit` of the planes from `plane` on.
     ///
     /// # Safety
-    /// As for [`Self::clear_groups`]; the unit lies within the block.
+    /// See [`Self::clear_groups`]; the unit lies within the block.
     #[inline(always)]
     unsafe fn unit<S: Simd, const D: usize>(&self, simd: S, x: &[f32], plane: usize, unit: usize) {
         let group = self.layout.group;
@@ -283,7 +284,8 @@ impl QuantizeToken<'_> {
 /// The fixed-point scale of a group, and its inverse.
 #[inline(always)]
 fn fixed_point<S: Simd, const D: usize>(simd: S, x: &[f32]) -> (f32, f32) {
-    let (mut largest, mut poison) = (simd.zero(), simd.zero());
+    let mut largest = simd.zero();
+    let mut poison = simd.zero();
     for x in x.as_chunks::<LANES>().0 {
         // SAFETY: 16 floats are readable.
         let x = unsafe { simd.load(x.as_ptr()) };
@@ -364,7 +366,8 @@ pub(super) fn pad<'b>(
     let data = bytemuck::cast_slice_mut::<u8, f32>(&mut buf[..Floats::bytes(tokens, cols)]);
     pool.for_rows_mut(data, FLOAT_STRIDE, 16, |_, first, rows| {
         for (i, padded) in rows.chunks_exact_mut(FLOAT_STRIDE).enumerate() {
-            let (block, token) = ((first + i) / tokens, (first + i) % tokens);
+            let block = (first + i) / tokens;
+            let token = (first + i) % tokens;
             let start = block * FLOAT_COLS;
             let row = &source.row(token)[start..cols.min(start + FLOAT_COLS)];
             padded[..row.len()].copy_from_slice(row);

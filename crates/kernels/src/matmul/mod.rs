@@ -6,7 +6,7 @@
 //! the bound). Neither keeps a second copy of a matrix. Biases are added by the caller.
 //!
 //! The two sum in different orders, so their results differ in the last bits. Within each, a
-//! token's results are the same to the bit whatever other tokens are in the call; with
+//! token's results are the same to the bit with any other tokens in the call; with
 //! [`Order::Fixed`] all go tile by tile.
 
 mod ahead;
@@ -37,7 +37,7 @@ use task::Out;
 /// alone, to the bit.
 pub const FEW_TOKENS: usize = 8;
 
-/// How precisely activations enter a product with quantised weights.
+/// Precision of the activations in a product with quantised weights.
 ///
 /// They are split into one to three signed bytes relative to the largest element of their
 /// quantisation group; the integer products are exact and sums are `f32`.
@@ -63,7 +63,7 @@ impl Precision {
         }
     }
 
-    /// What the input of a gate and an up matrix is given.
+    /// Precision of the input of a gate and an up matrix.
     fn gated(self) -> Self {
         match self {
             Self::Mixed => Self::Int8,
@@ -72,17 +72,17 @@ impl Precision {
     }
 }
 
-/// How the sums of a product are taken.
+/// Precision and order of the sums of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sums {
-    /// How precisely activations enter.
+    /// Precision of the activations.
     pub precision: Precision,
     /// In which order products are added.
     pub order: Order,
 }
 
 impl Sums {
-    /// The same for the input of a gate and an up matrix.
+    /// These rules for the input of a gate and an up matrix.
     fn gated(self) -> Self {
         Self { precision: self.precision.gated(), ..self }
     }
@@ -128,21 +128,33 @@ pub fn matmul(
     run_jobs(pool, Source { x, cols, gather: None }, tokens, &jobs, sums.precision)
 }
 
+/// The matrices of a gated feed-forward layer's first half, of one shape.
+#[derive(Clone, Copy, Debug)]
+pub struct GatedPair<'a> {
+    /// Matrix of the gate.
+    pub gate: WeightMatrix<'a>,
+    /// Matrix of the gated values.
+    pub up: WeightMatrix<'a>,
+    /// Function of the gate.
+    pub activation: Glu,
+}
+
 /// `out = activation(x · gateᵀ) · (x · upᵀ)`: the first half of a gated feed-forward layer.
 ///
 /// `x` is `[tokens, cols]`, `out` is `[tokens, rows]`.
 ///
 /// # Errors
-/// As for [`matmul`].
+/// See [`matmul`].
 pub fn matmul_glu(
     pool: &Pool,
     x: &[f32],
-    (gate, up): (WeightMatrix<'_>, WeightMatrix<'_>),
-    activation: Glu,
+    pair: GatedPair<'_>,
     out: &mut [f32],
     sums: impl Into<Sums>,
 ) -> Result<()> {
-    let (cols, sums) = (gate.cols(), sums.into().gated());
+    let GatedPair { gate, up, activation } = pair;
+    let cols = gate.cols();
+    let sums = sums.into().gated();
     let tokens = whole_rows(x, cols)?;
     check_pair(&gate, &up)?;
     check_len("output of a product", out.len(), tokens * gate.rows())?;
@@ -152,8 +164,10 @@ pub fn matmul_glu(
         return elementwise::glu(pool, activation, out, &other);
     }
     let out = Out::new(out, gate.rows(), None);
-    let (layer, up) = (Layer::plain(gate), Layer::plain(up));
-    let (glu, order) = (Some((up, activation)), sums.order);
+    let layer = Layer::plain(gate);
+    let up = Layer::plain(up);
+    let glu = Some((up, activation));
+    let order = sums.order;
     let job = Job { layer, glu, tokens: 0..tokens, order, out };
     run_jobs(pool, Source { x, cols, gather: None }, tokens, &[job], sums.precision)
 }

@@ -91,12 +91,12 @@ pub(super) unsafe fn pack_codes<'c, S: Simd, C: Coding<'c>>(
     source: TileSource,
     tile: CodePanel,
 ) {
-    // SAFETY: by contract; a unit is 32 quads of 64 bytes in the tile.
+    // SAFETY: the caller keeps `source` inside the matrix, and the tile to this thread; a unit is
+    // 32 quads of 64 bytes in the tile.
     unsafe {
         let units = source.block_cols.div_ceil(UNIT);
         for unit in 0..units {
-            let bytes = |codes| codes / 8 * C::BITS as usize;
-            read_ahead(simd, weights.codes().as_ptr(), bytes, source, (unit, units));
+            read_ahead(simd, weights.codes().as_ptr(), C::BITS as usize, source, unit, units);
             let cols = (source.block_cols - unit * UNIT).min(UNIT);
             let target = tile.codes.add(unit * LANES * UNIT);
             let mut rows = [std::ptr::null::<u8>(); LANES];
@@ -109,27 +109,28 @@ pub(super) unsafe fn pack_codes<'c, S: Simd, C: Coding<'c>>(
                 pack_nibbles::<S, C>(simd, &rows, target);
             } else {
                 let end = weights.codes().as_ptr_range().end;
-                pack_unit::<S, C>(simd, &rows, (end, cols), target);
+                pack_unit::<S, C>(simd, &rows, end, cols, target);
             }
         }
         pack_groups(simd, weights, source, tile);
     }
 }
 
-/// Asks for the next 16 rows in the same column block, `step` of `steps` of them; `bytes` is the size
-/// of so many elements. Row by row, since the processor itself only follows one stream in a page.
+/// Asks for the next 16 rows in the same column block, `step` of `steps` of them; an element
+/// has `bits`. Row by row, since the processor itself only follows one stream in a page.
 #[inline(always)]
 fn read_ahead<S: Simd>(
     simd: S,
     weights: *const u8,
-    bytes: impl Fn(usize) -> usize,
+    bits: usize,
     source: TileSource,
-    (step, steps): (usize, usize),
+    step: usize,
+    steps: usize,
 ) {
     for i in step * LANES / steps..(step + 1) * LANES / steps {
         let first = (source.row + LANES + i) * source.stride + source.first_col;
-        let row = weights.wrapping_add(bytes(first));
-        for line in (0..bytes(source.block_cols)).step_by(LINE) {
+        let row = weights.wrapping_add(first * bits / 8);
+        for line in (0..source.block_cols * bits / 8).step_by(LINE) {
             simd.prefetch_far(row.wrapping_add(line));
         }
     }
@@ -147,7 +148,8 @@ unsafe fn pack_nibbles<'c, S: Simd, C: Coding<'c>>(
     target: *mut u8,
 ) {
     let mut transposed = [[0u32; LANES]; LANES];
-    // SAFETY: by contract; a unit is 32 quads of 64 bytes in the tile.
+    // SAFETY: the caller keeps 64 bytes readable at each row and room for a unit, which is 32 quads
+    // of 64 bytes, at `target`.
     unsafe {
         simd.transpose(&rows.map(<*const u8>::cast), transposed.as_mut_ptr().cast(), LANES);
         for (i, column) in transposed.iter().enumerate() {
@@ -166,11 +168,12 @@ unsafe fn pack_nibbles<'c, S: Simd, C: Coding<'c>>(
 unsafe fn pack_unit<'c, S: Simd, C: Coding<'c>>(
     simd: S,
     rows: &[*const u8; LANES],
-    (end, cols): (*const u8, usize),
+    end: *const u8,
+    cols: usize,
     target: *mut u8,
 ) {
     let mut halves = [[[0u32; LANES]; LANES]; 2];
-    // SAFETY: by contract.
+    // SAFETY: the caller's rows have `cols` codes and lie before `end`; `target` has room for a unit.
     unsafe {
         for (i, &row) in rows.iter().enumerate() {
             let codes = std::slice::from_raw_parts(row, end.offset_from_unsigned(row));
@@ -187,7 +190,7 @@ unsafe fn pack_unit<'c, S: Simd, C: Coding<'c>>(
 /// Converts and transposes the scales and biases of 16 rows.
 ///
 /// # Safety
-/// As for [`pack_codes`].
+/// See [`pack_codes`].
 #[inline(always)]
 unsafe fn pack_groups<'c, S: Simd, C: Coding<'c>>(
     simd: S,
@@ -196,7 +199,8 @@ unsafe fn pack_groups<'c, S: Simd, C: Coding<'c>>(
     tile: CodePanel,
 ) {
     let groups = source.block_cols / weights.group();
-    // SAFETY: by contract; the tile has room for whole blocks of 16 groups.
+    // SAFETY: the caller keeps `source` inside the matrix; the tile has room for whole blocks of 16
+    // groups.
     unsafe {
         let mut rows = [[[0.0f32; LANES]; LANES]; 2];
         for first in (0..groups).step_by(LANES) {
@@ -229,16 +233,17 @@ pub(super) unsafe fn pack_floats<S: Simd>(
     target: *mut f32,
 ) {
     let steps = source.block_cols.div_ceil(LANES);
-    // SAFETY: by contract.
+    // SAFETY: the caller keeps `source` inside the matrix, and room for the padded columns at
+    // `target`.
     unsafe {
         let mut rows = [[0.0f32; LANES]; LANES];
         for step in 0..steps {
-            let bytes = |floats| floats * ty.bytes();
-            read_ahead(simd, weights.as_ptr(), bytes, source, (step, steps));
+            read_ahead(simd, weights.as_ptr(), 8 * ty.bytes(), source, step, steps);
             let first = step * LANES;
             let count = (source.block_cols - first).min(LANES);
             for (i, row) in rows.iter_mut().enumerate() {
-                let values = weights.get_unchecked(bytes(source.start(i) + first)..).as_ptr();
+                let values =
+                    weights.get_unchecked((source.start(i) + first) * ty.bytes()..).as_ptr();
                 simd.store(row.as_mut_ptr(), simd.load_some_floats(ty, values, count));
             }
             let target = target.add(first * LANES);

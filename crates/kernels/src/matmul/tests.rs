@@ -1,6 +1,6 @@
 //! Every instruction set, format and way of computing against an f64 oracle.
 
-use super::{FEW_TOKENS, Precision, Sums, matmul, matmul_glu};
+use super::{FEW_TOKENS, GatedPair, Precision, Sums, matmul, matmul_glu};
 use crate::elementwise::Glu;
 use crate::order::Order;
 use crate::pool::Pool;
@@ -36,7 +36,8 @@ fn check(
     tokens: usize,
     precision: Precision,
 ) {
-    let (rows, cols) = (weights.rows(), weights.cols());
+    let rows = weights.rows();
+    let cols = weights.cols();
     let mut x = rng.normals(tokens * cols);
     x[0] = 30.0; // An outlier, as activations have them.
     let mut out = vec![f32::NAN; tokens * rows];
@@ -103,7 +104,8 @@ fn affine_products_span_column_blocks_and_panels() {
 /// tokens make tiles of 12, 8, 6, 4, 2 and 1.
 #[test]
 fn tiles_of_every_width_match_the_oracle() {
-    let (mut rng, rows) = (Rng::fresh(), 4 * 80 + 11);
+    let mut rng = Rng::fresh();
+    let rows = 4 * 80 + 11;
     for cpu in pools().iter().map(Pool::cpu) {
         let pool = Pool::with_cpu(1, cpu).unwrap();
         for tokens in [13, 16, 18] {
@@ -125,7 +127,7 @@ fn tiles_of_every_width_match_the_oracle() {
 
 /// The sixteen 4-bit floats of OCP's MX specification, and a few of its scales.
 #[test]
-fn codes_of_mxfp4_are_what_the_specification_says() {
+fn mxfp4_codes_match_the_specification() {
     let codes: Vec<u8> = (0..8).map(|i| (2 * i) | ((2 * i + 1) << 4)).chain([0; 8]).collect();
     let magnitudes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
     for (scale, factor) in [(127, 1.0), (128, 2.0), (120, 0.007_812_5), (0, 2f32.powi(-127))] {
@@ -156,7 +158,7 @@ fn mxfp4_products_match_the_oracle() {
 }
 
 #[test]
-fn matrices_whose_rows_take_turns_are_read_where_they_are() {
+fn interleaved_matrices_are_read_in_place() {
     let mut rng = Rng::fresh();
     for pool in pools() {
         let both = RandomMxfp4::new(&mut rng, (2 * 3 * 20, 2048 + 160));
@@ -208,12 +210,14 @@ fn mixed_is_int8_into_a_gated_pair_and_int16_elsewhere() {
     for pool in pools() {
         for tokens in [1, FEW_TOKENS + 5] {
             let matrix = |rng: &mut Rng| RandomAffine::new(rng, (24, 256), 4, 64, FloatType::F16);
-            let (gate, up) = (matrix(&mut rng), matrix(&mut rng));
+            let gate = matrix(&mut rng);
+            let up = matrix(&mut rng);
             let x = rng.normals(tokens * 256);
             let gated = |precision| {
                 let mut out = vec![f32::NAN; tokens * 24];
-                let pair = (gate.matrix(), up.matrix());
-                matmul_glu(&pool, &x, pair, Glu::Silu, &mut out, precision).unwrap();
+                let pair =
+                    GatedPair { gate: gate.matrix(), up: up.matrix(), activation: Glu::Silu };
+                matmul_glu(&pool, &x, pair, &mut out, precision).unwrap();
                 out
             };
             let plain = |precision| {
@@ -247,7 +251,8 @@ fn part(
 fn a_token_gets_the_same_to_the_bit_whatever_comes_with_it() {
     let mut rng = Rng::fresh();
     for pool in pools() {
-        let (rows, cols) = (37, 2048 + 128);
+        let rows = 37;
+        let cols = 2048 + 128;
         let x = rng.normals(40 * cols);
         let bits = [2, 3, 4, 5, 6, 8][rng.below(6)];
         let affine = RandomAffine::new(&mut rng, (rows, cols), bits, 64, FloatType::F16);
@@ -272,7 +277,8 @@ fn a_token_gets_the_same_to_the_bit_whatever_comes_with_it() {
 fn a_fixed_order_is_that_of_many_tokens_for_any_number() {
     let mut rng = Rng::fresh();
     for pool in pools() {
-        let (rows, cols) = (37, 2048 + 128);
+        let rows = 37;
+        let cols = 2048 + 128;
         let x = rng.normals(40 * cols);
         let affine = RandomAffine::new(&mut rng, (rows, cols), 4, 64, FloatType::F16);
         let mxfp4 = RandomMxfp4::new(&mut rng, (rows, cols));
@@ -324,10 +330,12 @@ fn gated_products_equal_two_products_and_a_gate() {
             let up = RandomAffine::new(&mut rng, (rows, cols), 6, up_group, FloatType::F16);
             for tokens in [1, 21] {
                 let x = rng.normals(tokens * cols);
-                let pair = (gate.matrix(), up.matrix());
+                let pair =
+                    GatedPair { gate: gate.matrix(), up: up.matrix(), activation: Glu::Silu };
                 let mut fused = vec![0.0; tokens * rows];
-                matmul_glu(&pool, &x, pair, Glu::Silu, &mut fused, Precision::Exact).unwrap();
-                let (gate, up) = (oracle(&x, &pair.0), oracle(&x, &pair.1));
+                matmul_glu(&pool, &x, pair, &mut fused, Precision::Exact).unwrap();
+                let gate = oracle(&x, &pair.gate);
+                let up = oracle(&x, &pair.up);
                 for ((fused, gate), up) in fused.iter().zip(gate).zip(up) {
                     let expected = gate.0 / (1.0 + (-gate.0).exp()) * up.0;
                     let tolerance = 1e-5 * (gate.1 + up.1 + gate.0.abs() * up.1 + 1.0);

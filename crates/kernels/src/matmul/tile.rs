@@ -13,16 +13,22 @@ use std::ops::Range;
 
 /// Something that can be computed tile by tile.
 pub(super) trait Tiles<S: Simd> {
-    /// Whether six tokens fit beside 16 rows without [`Simd::WIDE_TILES`]: their sums take twelve of
+    /// True if six tokens fit beside 16 rows without [`Simd::WIDE_TILES`]: their sums take twelve of
     /// sixteen registers, and hide the latency of additions better than eight.
     const SIX_TOKENS: bool;
     /// Computes `R` row tiles from `tile` on for `N` tokens from `token` on.
-    fn compute<const R: usize, const N: usize>(&self, simd: S, tile: usize, token: usize);
+    ///
+    /// # Safety
+    /// These tiles and tokens exist.
+    unsafe fn compute<const R: usize, const N: usize>(&self, simd: S, tile: usize, token: usize);
 }
 
 /// Computes all of `row_tiles` × `tokens`, in tiles as large as the registers allow.
+///
+/// # Safety
+/// These tiles and tokens exist.
 #[inline(always)]
-pub(super) fn cover<S: Simd, T: Tiles<S>>(
+pub(super) unsafe fn cover<S: Simd, T: Tiles<S>>(
     simd: S,
     tiles: &T,
     row_tiles: usize,
@@ -31,30 +37,38 @@ pub(super) fn cover<S: Simd, T: Tiles<S>>(
     let mut token = tokens.start;
     while token < tokens.end {
         let left = tokens.end - token;
-        // A constant condition, so that the other branch is never compiled.
-        token += if S::WIDE_TILES {
-            match left {
-                // Eight and eight rather than twelve and four.
-                16 | 8..12 => rows::<S, T, 2, 8>(simd, tiles, row_tiles, token),
-                12.. => rows::<S, T, 2, 12>(simd, tiles, row_tiles, token),
-                4.. => rows::<S, T, 4, 4>(simd, tiles, row_tiles, token),
-                2.. => rows::<S, T, 4, 2>(simd, tiles, row_tiles, token),
-                _ => rows::<S, T, 4, 1>(simd, tiles, row_tiles, token),
-            }
-        } else {
-            match left {
-                6.. if T::SIX_TOKENS => rows::<S, T, 1, 6>(simd, tiles, row_tiles, token),
-                4.. => rows::<S, T, 1, 4>(simd, tiles, row_tiles, token),
-                2.. => rows::<S, T, 1, 2>(simd, tiles, row_tiles, token),
-                _ => rows::<S, T, 1, 1>(simd, tiles, row_tiles, token),
+        // SAFETY: no more tokens are taken than are left of the caller's. The condition is constant,
+        // so that the other branch is never compiled.
+        token += unsafe {
+            if S::WIDE_TILES {
+                match left {
+                    // Eight and eight rather than twelve and four.
+                    16 | 8..12 => rows::<S, T, 2, 8>(simd, tiles, row_tiles, token),
+                    12.. => rows::<S, T, 2, 12>(simd, tiles, row_tiles, token),
+                    4.. => rows::<S, T, 4, 4>(simd, tiles, row_tiles, token),
+                    2.. => rows::<S, T, 4, 2>(simd, tiles, row_tiles, token),
+                    _ => rows::<S, T, 4, 1>(simd, tiles, row_tiles, token),
+                }
+            } else {
+                match left {
+                    6.. if T::SIX_TOKENS && !S::PORTABLE => {
+                        rows::<S, T, 1, 6>(simd, tiles, row_tiles, token)
+                    }
+                    4.. => rows::<S, T, 1, 4>(simd, tiles, row_tiles, token),
+                    2.. if !S::PORTABLE => rows::<S, T, 1, 2>(simd, tiles, row_tiles, token),
+                    _ => rows::<S, T, 1, 1>(simd, tiles, row_tiles, token),
+                }
             }
         };
     }
 }
 
 /// Computes all row tiles for `N` tokens, `R` at a time, and returns `N`.
+///
+/// # Safety
+/// These tiles and tokens exist.
 #[inline(always)]
-fn rows<S: Simd, T: Tiles<S>, const R: usize, const N: usize>(
+unsafe fn rows<S: Simd, T: Tiles<S>, const R: usize, const N: usize>(
     simd: S,
     tiles: &T,
     row_tiles: usize,
@@ -62,10 +76,12 @@ fn rows<S: Simd, T: Tiles<S>, const R: usize, const N: usize>(
 ) -> usize {
     let whole = row_tiles - row_tiles % R;
     for tile in (0..whole).step_by(R) {
-        tiles.compute::<R, N>(simd, tile, token);
+        // SAFETY: `R` tiles exist from there on, and the caller's tokens do.
+        unsafe { tiles.compute::<R, N>(simd, tile, token) };
     }
     for tile in whole..row_tiles {
-        tiles.compute::<1, N>(simd, tile, token);
+        // SAFETY: the tile exists, and the caller's tokens do.
+        unsafe { tiles.compute::<1, N>(simd, tile, token) };
     }
     N
 }
@@ -83,31 +99,44 @@ pub(super) struct CodeTiles<'a> {
 
 impl CodeTiles<'_> {
     /// Computes the products; each step is a function of its own.
-    pub(super) fn dispatch(&self, cpu: Cpu) {
-        assert!(self.input.layout.is_blocked(), "tiles need blocks of digits");
+    ///
+    /// # Safety
+    /// No other thread accesses the panel or these rows of the output meanwhile.
+    ///
+    /// # Panics
+    /// If the matrix, the input or the output lacks one of the rows or tokens, or the rows are too
+    /// many for a panel.
+    pub(super) unsafe fn dispatch(&self, cpu: Cpu) {
+        let layout = self.input.layout;
+        assert!(layout.is_blocked(), "tiles need blocks of digits");
+        let tokens = self.first_token..self.first_token + self.tokens;
+        assert!(tokens.end <= layout.tokens && layout.group == self.weights.group());
+        assert!(self.rows.len() <= PANEL_ROWS, "too many rows for a panel");
+        self.weights.check(self.rows, layout.cols);
+        self.out.check(&tokens, self.rows);
         for block in 0..self.input.layout.blocks() {
-            with_coding!(self.weights, coding => dispatch(cpu, Pack(self, coding, block)));
+            with_coding!(self.weights, coding => {
+                dispatch(cpu, Pack { tiles: self, coding, block });
+            });
             for digit in 0..self.input.layout.digits {
-                // Without VNNI the dot product of 8-bit codes takes more instructions.
-                if self.weights.is_wide() {
-                    dispatch(cpu, Multiply::<8>(self, block, digit));
-                } else {
-                    dispatch(cpu, Multiply::<7>(self, block, digit));
-                }
+                dispatch(cpu, Multiply { tiles: self, block, digit });
             }
         }
     }
 }
 
 /// Unpacks the rows within a column block into the panel.
-struct Pack<'a, C>(&'a CodeTiles<'a>, C, usize);
+struct Pack<'a, C> {
+    tiles: &'a CodeTiles<'a>,
+    coding: C,
+    block: usize,
+}
 
 impl<'c, C: Coding<'c>> Kernel for Pack<'_, C> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self(this, coding, block) = self;
-        assert!(this.rows.len() <= PANEL_ROWS, "too many rows for a panel");
+        let Self { tiles: this, coding, block } = self;
         for (tile, row) in this.rows.iter().step_by(LANES).enumerate() {
             let source = TileSource {
                 row,
@@ -124,34 +153,51 @@ impl<'c, C: Coding<'c>> Kernel for Pack<'_, C> {
 
 /// Multiplies the panel with one digit of the activations in a column block, and adds that to
 /// the output; the first ones start it.
-struct Multiply<'a, const BITS: u32>(&'a CodeTiles<'a>, usize, usize);
+struct Multiply<'a> {
+    tiles: &'a CodeTiles<'a>,
+    block: usize,
+    digit: usize,
+}
 
-impl<const BITS: u32> Kernel for Multiply<'_, BITS> {
+impl Kernel for Multiply<'_> {
+    const INTEGER_DOTS: bool = true;
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let CodeTiles { first_token, tokens, rows, .. } = *self.0;
-        cover(simd, &self, rows.len().div_ceil(LANES), first_token..first_token + tokens);
+        let CodeTiles { first_token, tokens, rows, weights, .. } = *self.tiles;
+        let row_tiles = rows.len().div_ceil(LANES);
+        let tokens = first_token..first_token + tokens;
+        // SAFETY: `dispatch` has checked that these tiles and tokens exist.
+        unsafe {
+            if S::NARROW_DOTS && !weights.is_wide() {
+                cover(simd, &MultiplyBits::<7>(self), row_tiles, tokens);
+            } else {
+                cover(simd, &MultiplyBits::<8>(self), row_tiles, tokens);
+            }
+        }
     }
 }
 
-impl<S: Simd, const BITS: u32> Tiles<S> for Multiply<'_, BITS> {
+/// [`Multiply`] for codes below 2^`BITS`.
+struct MultiplyBits<'a, const BITS: u32>(Multiply<'a>);
+
+impl<S: Simd, const BITS: u32> Tiles<S> for MultiplyBits<'_, BITS> {
     // Without VNNI a product needs registers of its own.
     const SIX_TOKENS: bool = false;
 
     #[inline(always)]
-    fn compute<const R: usize, const N: usize>(&self, simd: S, tile: usize, token: usize) {
-        let Self(this, block, digit) = *self;
+    unsafe fn compute<const R: usize, const N: usize>(&self, simd: S, tile: usize, token: usize) {
+        let Multiply { tiles: this, block, digit } = self.0;
         let product = TileProduct {
-            // SAFETY: `tile` is below the number of tiles.
+            // SAFETY: the caller's tile exists.
             panel: unsafe { this.panel.tile(tile) },
             plane: this.input.plane(block, digit, token),
             group: this.weights.group(),
             groups: this.input.layout.block_cols(block) / this.weights.group(),
         };
         let place = Place { row: this.rows.first + tile * LANES, end: this.rows.end, token };
-        // SAFETY: `R` tiles and `N` tokens exist from there on, and the panel has just been
-        // packed for this block; this call owns these rows of the output.
+        // SAFETY: the caller's `R` tiles and `N` tokens exist from there on, and the panel has just
+        // been packed for this block; the caller of `dispatch` owns these rows of the output.
         unsafe {
             let sums = product.run::<S, R, N, BITS>(simd);
             place.store(simd, &this.out, &sums, block + digit > 0);
@@ -192,7 +238,7 @@ impl TileProduct {
     /// Integer dot products of one group, from the bits of [`INT_BIAS`] on.
     ///
     /// # Safety
-    /// As for [`Self::run`], and `group` is below `groups`.
+    /// See [`Self::run`]; `group` is below `groups`.
     #[inline(always)]
     unsafe fn dots<S: Simd, const R: usize, const N: usize, const BITS: u32>(
         &self,
@@ -234,7 +280,7 @@ impl TileProduct {
     /// `sums += dots · weight scale · x scale + bias · x sum`.
     ///
     /// # Safety
-    /// As for [`Self::dots`].
+    /// See [`Self::dots`].
     #[inline(always)]
     unsafe fn scale<S: Simd, const R: usize, const N: usize>(
         &self,
@@ -267,7 +313,7 @@ impl TileProduct {
     }
 }
 
-/// Where the sums of a tile go.
+/// Place of a tile's sums in the output.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub(super) row: usize,

@@ -17,7 +17,7 @@ pub struct Conv<'a> {
     pub bias: Option<&'a [f32]>,
     /// Channels.
     pub channels: usize,
-    /// What is applied to the sums.
+    /// Function of the sums.
     pub activation: Option<Glu>,
 }
 

@@ -1,18 +1,18 @@
-//! The gated delta rule: a state that forgets by a gate and corrects what it answers to a key.
+//! The gated delta rule: a state that decays by a gate and is corrected towards each key's value.
 //!
 //! Per value head, with the state `S` `[value_dim, key_dim]`, `S ← g·S`, `S ← S + β·(v − S·k)⊗k`,
 //! `y = S·q`, where `g = exp(−exp(a_log)·softplus(a + bias))`, `β = sigmoid(b)`, `k` has length 1
 //! and `q` length `1/√key_dim`, as mlx-lm computes it. Fp32 throughout.
 //!
-//! A row of the state never sees another, so a worker takes a head, and a block of tokens row by
-//! row: a row stays in registers' reach while the keys and queries of the block pass.
+//! Rows of the state are independent of each other, so a worker takes a head, and a block of tokens
+//! row by row: a row stays in the cache for all keys and queries of the block.
 
 use super::{interleave, softplus};
 use crate::error::{KernelError, Result, check_len};
 use crate::pool::Pool;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 
-/// Tokens whose keys and queries are at hand at once.
+/// Tokens whose keys and queries are prepared at once.
 const BLOCK: usize = 16;
 
 /// Added to the squared length of a query or key before it is divided by.
@@ -40,7 +40,7 @@ pub struct DeltaSteps<'a> {
     pub qkv: &'a [f32],
     /// Step sizes, `[tokens, value_heads]`.
     pub a: &'a [f32],
-    /// What decides how much is corrected, `[tokens, value_heads]`.
+    /// Logits of the strength of the correction, `[tokens, value_heads]`.
     pub b: &'a [f32],
 }
 
@@ -70,7 +70,8 @@ impl Delta<'_> {
             }
         }
         if self.key_heads == 0 || !self.heads().is_multiple_of(self.key_heads) {
-            let (what, rule) = ("key heads of a delta net", "a divisor of the value heads");
+            let what = "key heads of a delta net";
+            let rule = "a divisor of the value heads";
             return Err(KernelError::Dimension { what, value: self.key_heads, rule });
         }
         Ok(())
@@ -90,7 +91,8 @@ pub fn gated_delta(
     out: &mut [f32],
 ) -> Result<()> {
     layer.check()?;
-    let (heads, value_dim) = (layer.heads(), layer.value_dim);
+    let heads = layer.heads();
+    let value_dim = layer.value_dim;
     let tokens = steps.a.len() / heads;
     check_len("step sizes of a delta net", steps.a.len(), tokens * heads)?;
     check_len("corrections of a delta net", steps.b.len(), tokens * heads)?;
@@ -103,7 +105,7 @@ pub fn gated_delta(
     let mut jobs: Vec<_> = states.zip(outputs).enumerate().collect();
     pool.for_rows_mut(&mut jobs, 1, 1, |_, _, jobs| {
         for (head, (state, out)) in jobs {
-            dispatch(pool.cpu(), Head { layer, steps, head: *head, state, out });
+            dispatch(pool.cpu(), DeltaHead { layer, steps, head: *head, state, out });
         }
     });
     interleave(pool, &by_head, value_dim, heads * value_dim, out);
@@ -111,7 +113,7 @@ pub fn gated_delta(
 }
 
 /// One value head over all tokens.
-struct Head<'a> {
+struct DeltaHead<'a> {
     layer: &'a Delta<'a>,
     steps: &'a DeltaSteps<'a>,
     head: usize,
@@ -121,26 +123,29 @@ struct Head<'a> {
     out: &'a mut [f32],
 }
 
-/// What a token brings to every row of a head.
+/// Factors of a token for every row of a head.
 #[derive(Clone, Copy, Default)]
 struct Gates {
     decay: f32,
     correction: f32,
 }
 
-impl Kernel for Head<'_> {
+impl Kernel for DeltaHead<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { layer, steps, head, state, out } = self;
-        let (dim, value_dim, width) = (layer.key_dim, layer.value_dim, layer.width());
+        let dim = layer.key_dim;
+        let value_dim = layer.value_dim;
+        let width = layer.width();
         let key = head / (layer.heads() / layer.key_heads) * dim;
         let value = 2 * layer.keys() + head * value_dim;
         let mut queries = vec![0.0; BLOCK * dim];
         let mut keys = vec![0.0; BLOCK * dim];
         let scale = inverse_root(dim);
         for (block, out) in out.chunks_mut(BLOCK * value_dim).enumerate() {
-            let (first, tokens) = (block * BLOCK, out.len() / value_dim);
+            let first = block * BLOCK;
+            let tokens = out.len() / value_dim;
             let mut gates = [Gates::default(); BLOCK];
             for (t, gates) in gates.iter_mut().enumerate().take(tokens) {
                 let qkv = &steps.qkv[(first + t) * width..][..width];
@@ -152,8 +157,9 @@ impl Kernel for Head<'_> {
             for (i, row) in state.chunks_exact_mut(dim).enumerate() {
                 for (t, gates) in gates.iter().enumerate().take(tokens) {
                     let v = steps.qkv[(first + t) * width + value + i];
-                    let vectors = (&queries[t * dim..][..dim], &keys[t * dim..][..dim]);
-                    out[t * value_dim + i] = step(simd, row, *gates, v, vectors);
+                    let q = &queries[t * dim..][..dim];
+                    let k = &keys[t * dim..][..dim];
+                    out[t * value_dim + i] = step(simd, row, *gates, v, q, k);
                 }
             }
         }
@@ -185,7 +191,8 @@ fn normalise<S: Simd>(simd: S, x: &[f32], length: f32, out: &mut [f32]) {
 
 #[inline(always)]
 fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
-    let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    let (a, a_tail) = a.as_chunks::<LANES>();
+    let (b, b_tail) = b.as_chunks::<LANES>();
     let mut sum = simd.zero();
     for (a, b) in a.iter().zip(b) {
         // SAFETY: both have 16 values.
@@ -194,13 +201,16 @@ fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
     simd.sum(sum) + a_tail.iter().zip(b_tail).map(|(a, b)| a * b).sum::<f32>()
 }
 
-/// One row of the state over one token; returns its answer to the query.
+/// One row of the state over one token; returns its product with the query.
 #[inline(always)]
-fn step<S: Simd>(simd: S, row: &mut [f32], gates: Gates, v: f32, (q, k): (&[f32], &[f32])) -> f32 {
+fn step<S: Simd>(simd: S, row: &mut [f32], gates: Gates, v: f32, q: &[f32], k: &[f32]) -> f32 {
     let input = gates.correction * (v - gates.decay * dot(simd, row, k));
     let (row, row_tail) = row.as_chunks_mut::<LANES>();
-    let ((q, q_tail), (k, k_tail)) = (q.as_chunks::<LANES>(), k.as_chunks::<LANES>());
-    let (decays, inputs, mut sum) = (simd.splat(gates.decay), simd.splat(input), simd.zero());
+    let (q, q_tail) = q.as_chunks::<LANES>();
+    let (k, k_tail) = k.as_chunks::<LANES>();
+    let decays = simd.splat(gates.decay);
+    let inputs = simd.splat(input);
+    let mut sum = simd.zero();
     for ((row, q), k) in row.iter_mut().zip(q).zip(k) {
         // SAFETY: each of the three has 16 values.
         unsafe {

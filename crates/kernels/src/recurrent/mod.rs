@@ -2,7 +2,7 @@
 //! delta rule.
 //!
 //! A sequence keeps a [`RecurrentState`] of fixed size: the last inputs of the convolution, and
-//! what the scan has summed up. Kernels read it, run over the new tokens, and leave it behind them.
+//! the sums of the scan. Kernels run over new tokens and update it in place.
 
 mod conv;
 mod delta;
@@ -21,7 +21,7 @@ use half::f16;
 use crate::error::{Result, check_len};
 use crate::pool::Pool;
 
-/// What one recurrent layer keeps of one sequence.
+/// State of one recurrent layer for one sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecurrentState {
     window: Window,
@@ -36,7 +36,7 @@ enum Window {
     Full(Vec<f32>),
 }
 
-/// How the window of a convolution is stored.
+/// Storage type of a convolution's window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WindowStore {
     /// In fp16.

@@ -26,7 +26,7 @@ pub struct Scan1<'a> {
 pub struct Steps1<'a> {
     /// `[tokens, channels]`.
     pub x: &'a [f32],
-    /// Step sizes before the softplus, `[tokens, channels]`.
+    /// ChannelStep sizes before the softplus, `[tokens, channels]`.
     pub dt: &'a [f32],
     /// `[tokens, state_size]`.
     pub b: &'a [f32],
@@ -46,7 +46,8 @@ pub fn scan1(
     sums: &mut [f32],
     out: &mut [f32],
 ) -> Result<()> {
-    let (channels, tokens) = (scan.d.len(), out.len() / scan.d.len().max(1));
+    let channels = scan.d.len();
+    let tokens = out.len() / scan.d.len().max(1);
     let size = scan.rates.len() / channels.max(1);
     for (what, value) in [("channels of a scan", channels), ("state size of a scan", size)] {
         if value == 0 {
@@ -66,7 +67,10 @@ pub fn scan1(
     let mut jobs: Vec<_> = states.zip(outputs).enumerate().collect();
     pool.for_rows_mut(&mut jobs, 1, 1, |_, _, jobs| {
         for (block, (sums, out)) in jobs {
-            dispatch(pool.cpu(), Block { scan, steps, first: *block * BLOCK, size, sums, out });
+            dispatch(
+                pool.cpu(),
+                ChannelBlock { scan, steps, first: *block * BLOCK, size, sums, out },
+            );
         }
     });
     interleave(pool, &by_block, BLOCK, channels, out);
@@ -74,7 +78,7 @@ pub fn scan1(
 }
 
 /// A block of channels over all tokens.
-struct Block<'a> {
+struct ChannelBlock<'a> {
     scan: &'a Scan1<'a>,
     steps: &'a Steps1<'a>,
     /// Its first channel.
@@ -86,20 +90,24 @@ struct Block<'a> {
     out: &'a mut [f32],
 }
 
-impl Kernel for Block<'_> {
+impl Kernel for ChannelBlock<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { scan, steps, first, size, sums, out } = self;
-        let (all, channels) = (scan.d.len(), sums.len() / size);
+        let all = scan.d.len();
+        let channels = sums.len() / size;
         for (token, out) in out.chunks_exact_mut(channels).enumerate() {
             let row = token * all + first..token * all + first + channels;
-            let (x, dt) = (&steps.x[row.clone()], step_sizes(simd, &steps.dt[row]));
+            let x = &steps.x[row.clone()];
+            let dt = step_sizes(simd, &steps.dt[row]);
             let range = token * size..(token + 1) * size;
-            let (b, c) = (&steps.b[range.clone()], &steps.c[range]);
+            let b = &steps.b[range.clone()];
+            let c = &steps.c[range];
             for (i, sums) in sums.chunks_exact_mut(size).enumerate() {
                 let rates = &scan.rates[(first + i) * size..][..size];
-                let y = step(simd, sums, rates, (dt[i], dt[i] * x[i]), (b, c));
+                let y =
+                    ChannelStep { step: dt[i], input: dt[i] * x[i], rates, b, c }.run(simd, sums);
                 out[i] = y + scan.d[first + i] * x[i];
             }
         }
@@ -121,33 +129,41 @@ fn step_sizes<S: Simd>(simd: S, dt: &[f32]) -> [f32; BLOCK] {
     steps
 }
 
-/// `s = exp(step · rates) · s + input · b`, and `s · c`.
-#[inline(always)]
-fn step<S: Simd>(
-    simd: S,
-    s: &mut [f32],
-    rates: &[f32],
-    (step, input): (f32, f32),
-    (b, c): (&[f32], &[f32]),
-) -> f32 {
-    let (s, s_tail) = s.as_chunks_mut::<LANES>();
-    let (rates, rates_tail) = rates.as_chunks::<LANES>();
-    let ((b, b_tail), (c, c_tail)) = (b.as_chunks::<LANES>(), c.as_chunks::<LANES>());
-    let (steps, inputs, mut sum) = (simd.splat(step), simd.splat(input), simd.zero());
-    for (((s, rates), b), c) in s.iter_mut().zip(rates).zip(b).zip(c) {
-        // SAFETY: each of the four has 16 values.
-        unsafe {
-            let decay = math::exp(simd, simd.mul(steps, simd.load(rates.as_ptr())));
-            let old = simd.mul(decay, simd.load(s.as_ptr()));
-            let new = simd.fma(inputs, simd.load(b.as_ptr()), old);
-            simd.store(s.as_mut_ptr(), new);
-            sum = simd.fma(new, simd.load(c.as_ptr()), sum);
+/// One token's step of one channel's state.
+struct ChannelStep<'a> {
+    step: f32,
+    input: f32,
+    rates: &'a [f32],
+    b: &'a [f32],
+    c: &'a [f32],
+}
+
+impl ChannelStep<'_> {
+    /// `s = exp(step · rates) · s + input · b`; returns `s · c`.
+    #[inline(always)]
+    fn run<S: Simd>(&self, simd: S, s: &mut [f32]) -> f32 {
+        let (s, s_tail) = s.as_chunks_mut::<LANES>();
+        let (rates, rates_tail) = self.rates.as_chunks::<LANES>();
+        let (b, b_tail) = self.b.as_chunks::<LANES>();
+        let (c, c_tail) = self.c.as_chunks::<LANES>();
+        let steps = simd.splat(self.step);
+        let inputs = simd.splat(self.input);
+        let mut sum = simd.zero();
+        for (((s, rates), b), c) in s.iter_mut().zip(rates).zip(b).zip(c) {
+            // SAFETY: each of the four has 16 values.
+            unsafe {
+                let decay = math::exp(simd, simd.mul(steps, simd.load(rates.as_ptr())));
+                let old = simd.mul(decay, simd.load(s.as_ptr()));
+                let new = simd.fma(inputs, simd.load(b.as_ptr()), old);
+                simd.store(s.as_mut_ptr(), new);
+                sum = simd.fma(new, simd.load(c.as_ptr()), sum);
+            }
         }
+        let mut total = simd.sum(sum);
+        for (((s, rate), b), c) in s_tail.iter_mut().zip(rates_tail).zip(b_tail).zip(c_tail) {
+            *s = (self.step * rate).exp() * *s + self.input * b;
+            total += *s * c;
+        }
+        total
     }
-    let mut total = simd.sum(sum);
-    for (((s, rate), b), c) in s_tail.iter_mut().zip(rates_tail).zip(b_tail).zip(c_tail) {
-        *s = (step * rate).exp() * *s + input * b;
-        total += *s * c;
-    }
-    total
 }

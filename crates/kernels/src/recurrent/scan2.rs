@@ -80,7 +80,8 @@ pub fn scan2(
     out: &mut [f32],
 ) -> Result<()> {
     scan.check()?;
-    let (heads, head_dim) = (scan.heads(), scan.head_dim);
+    let heads = scan.heads();
+    let head_dim = scan.head_dim;
     let tokens = steps.dt.len() / heads;
     check_len("steps of a scan", steps.dt.len(), tokens * heads)?;
     check_len("inputs of a scan", steps.xbc.len(), tokens * scan.width())?;
@@ -93,7 +94,7 @@ pub fn scan2(
     let mut jobs: Vec<_> = states.zip(outputs).enumerate().collect();
     pool.for_rows_mut(&mut jobs, 1, 1, |_, _, jobs| {
         for (head, (sums, out)) in jobs {
-            dispatch(pool.cpu(), Head { scan, steps, head: *head, sums, out });
+            dispatch(pool.cpu(), ScanHead { scan, steps, head: *head, sums, out });
         }
     });
     interleave(pool, &by_head, head_dim, heads * head_dim, out);
@@ -101,7 +102,7 @@ pub fn scan2(
 }
 
 /// One head over all tokens.
-struct Head<'a> {
+struct ScanHead<'a> {
     scan: &'a Scan2<'a>,
     steps: &'a Steps2<'a>,
     head: usize,
@@ -111,12 +112,14 @@ struct Head<'a> {
     out: &'a mut [f32],
 }
 
-impl Kernel for Head<'_> {
+impl Kernel for ScanHead<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { scan, steps, head, sums, out } = self;
-        let (heads, head_dim, size) = (scan.heads(), scan.head_dim, scan.state_size);
+        let heads = scan.heads();
+        let head_dim = scan.head_dim;
+        let size = scan.state_size;
         let inner = heads * head_dim;
         let group = head / (heads / scan.groups) * size;
         let rate = -scan.a_log[head].exp();
@@ -129,7 +132,7 @@ impl Kernel for Head<'_> {
             let c = &xbc[inner + scan.groups * size + group..][..size];
             let x = &xbc[head * head_dim..][..head_dim];
             for ((sums, x), out) in sums.chunks_exact_mut(size).zip(x).zip(out) {
-                *out = step(simd, sums, (decay, dt * x), b, c) + scan.d[head] * x;
+                *out = step(simd, sums, decay, dt * x, b, c) + scan.d[head] * x;
             }
         }
     }
@@ -137,10 +140,13 @@ impl Kernel for Head<'_> {
 
 /// `s = decay · s + input · b`, and `s · c`.
 #[inline(always)]
-fn step<S: Simd>(simd: S, s: &mut [f32], (decay, input): (f32, f32), b: &[f32], c: &[f32]) -> f32 {
+fn step<S: Simd>(simd: S, s: &mut [f32], decay: f32, input: f32, b: &[f32], c: &[f32]) -> f32 {
     let (s, s_tail) = s.as_chunks_mut::<LANES>();
-    let ((b, b_tail), (c, c_tail)) = (b.as_chunks::<LANES>(), c.as_chunks::<LANES>());
-    let (decays, inputs, mut sum) = (simd.splat(decay), simd.splat(input), simd.zero());
+    let (b, b_tail) = b.as_chunks::<LANES>();
+    let (c, c_tail) = c.as_chunks::<LANES>();
+    let decays = simd.splat(decay);
+    let inputs = simd.splat(input);
+    let mut sum = simd.zero();
     for ((s, b), c) in s.iter_mut().zip(b).zip(c) {
         // SAFETY: each of the three has 16 values.
         unsafe {

@@ -22,14 +22,16 @@ fn convolutions_match_the_oracle_in_one_pass_and_in_parts() {
     let mut rng = Rng::fresh();
     for pool in pools() {
         for (tokens, channels, kernel) in [(1, 5, 4), (23, 33, 4), (40, 16, 2), (7, 19, 3)] {
-            let (x, taps) = (rng.normals(tokens * channels), rng.normals(kernel * channels));
+            let x = rng.normals(tokens * channels);
+            let taps = rng.normals(kernel * channels);
             let bias = rng.normals(channels);
             let at = |token: usize, k: usize, channel: usize| {
                 (token + k + 1).checked_sub(kernel).map_or(0.0, |t| x[t * channels + channel])
             };
             let expected: Vec<f64> = (0..tokens * channels)
                 .map(|i| {
-                    let (token, channel) = (i / channels, i % channels);
+                    let token = i / channels;
+                    let channel = i % channels;
                     let term = |k| {
                         f64::from(taps[k * channels + channel]) * f64::from(at(token, k, channel))
                     };
@@ -52,7 +54,9 @@ fn convolutions_match_the_oracle_in_one_pass_and_in_parts() {
 
 /// The scan in f64 from zero.
 fn scan_oracle(scan: &Scan2<'_>, steps: &Steps2<'_>) -> Vec<f64> {
-    let (heads, dim, size) = (scan.a_log.len(), scan.head_dim, scan.state_size);
+    let heads = scan.a_log.len();
+    let dim = scan.head_dim;
+    let size = scan.state_size;
     let width = heads * dim + 2 * scan.groups * size;
     let mut sums = vec![0.0f64; heads * dim * size];
     let mut out = Vec::new();
@@ -157,7 +161,9 @@ fn channel_scans_match_the_oracle_in_one_pass_and_in_parts() {
 
 /// The gated delta rule in f64 from zero.
 fn delta_oracle(layer: &Delta<'_>, steps: &DeltaSteps<'_>) -> Vec<f64> {
-    let (heads, dim, value_dim) = (layer.a_log.len(), layer.key_dim, layer.value_dim);
+    let heads = layer.a_log.len();
+    let dim = layer.key_dim;
+    let value_dim = layer.value_dim;
     let keys = layer.key_heads * dim;
     let width = 2 * keys + heads * value_dim;
     let unit = |x: &[f32]| -> Vec<f64> {
@@ -170,7 +176,8 @@ fn delta_oracle(layer: &Delta<'_>, steps: &DeltaSteps<'_>) -> Vec<f64> {
         for head in 0..heads {
             let at = token * heads + head;
             let key = head / (heads / layer.key_heads) * dim;
-            let (q, k) = (unit(&qkv[key..key + dim]), unit(&qkv[keys + key..keys + key + dim]));
+            let q = unit(&qkv[key..key + dim]);
+            let k = unit(&qkv[keys + key..keys + key + dim]);
             let step = (f64::from(steps.a[at]) + f64::from(layer.dt_bias[head])).exp().ln_1p();
             let decay = (-f64::from(layer.a_log[head]).exp() * step).exp();
             let beta = 1.0 / (1.0 + (-f64::from(steps.b[at])).exp());
@@ -239,7 +246,8 @@ fn shapes_that_do_not_fit_are_refused() {
     };
     let steps = Steps2 { xbc: &[0.0; 5], dt: &one };
     assert!(scan2(pool, &scan, &steps, &mut [0.0], &mut [0.0]).is_err());
-    let (none, wrong) = (Scan1 { rates: &[], d: &[] }, Scan1 { rates: &one, d: &[1.0; 2] });
+    let none = Scan1 { rates: &[], d: &[] };
+    let wrong = Scan1 { rates: &one, d: &[1.0; 2] };
     let steps = Steps1 { x: &one, dt: &one, b: &one, c: &one };
     for scan in [none, wrong] {
         assert!(scan1(pool, &scan, &steps, &mut [0.0], &mut [0.0]).is_err());

@@ -1,18 +1,20 @@
 //! AVX2 with FMA and F16C, and AVX-VNNI where there is one: two registers per logical vector.
 
 use super::tables::Places;
-use super::{Kernel, LANES, Simd, intrinsics};
+use super::{EXP2, Kernel, LANES, Simd, intrinsics};
+use crate::attention::int16_avx2::Int16Products;
 use crate::weights::FloatType;
 use std::arch::x86_64::*;
 
 /// Token of AVX2; made by [`run`] and [`run_vnni`] only.
 #[derive(Clone, Copy)]
-pub(super) struct Avx2<const VNNI: bool>(());
+pub(crate) struct Avx2<const VNNI: bool>(());
 
 /// Runs `kernel` with AVX2.
 ///
 /// # Safety
 /// The processor has the features enabled here.
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx2::<false>(()))
@@ -22,6 +24,7 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 ///
 /// # Safety
 /// The processor has the features enabled here.
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 pub(super) unsafe fn run_vnni<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx2::<true>(()))
@@ -31,11 +34,25 @@ type F = [__m256; 2];
 type I = [__m256i; 2];
 
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
+    const NARROW_DOTS: bool = !VNNI;
+    const NARROW_EXPAND: bool = true;
     const WIDE_TILES: bool = false;
+    const ATTENTION_ROWS: usize = 6;
+    const ATTENTION_VECTORS: usize = 1;
+    /// Into the second-level cache, and this far: fp16 caches were read 1.35 times as fast on Zen
+    /// as by asking into the first-level one, which has few buffers for misses.
+    const ATTENTION_LEAD_BYTES: usize = 8192;
+    type CodeProducts = Int16Products;
     type F = F;
     type I = I;
     type B = I;
     type Table = [f32; LANES];
+
+    #[inline(always)]
+    fn outline<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: `self` proves AVX2, and AVX-VNNI where `VNNI`.
+        unsafe { if VNNI { run_vnni(kernel) } else { run(kernel) } }
+    }
 
     intrinsics! {
         fn splat(value: f32) -> F { [_mm256_set1_ps(value); 2] }
@@ -53,6 +70,17 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             [_mm256_andnot_ps(sign, a[0]), _mm256_andnot_ps(sign, a[1])]
         }
         fn pow2(n: I) -> F { [pow2(n[0]), pow2(n[1])] }
+        fn exp2(x: F) -> F { [exp2(x[0]), exp2(x[1])] }
+        fn hadamard(x: F) -> F {
+            let low = hadamard8(x[0]);
+            let high = hadamard8(x[1]);
+            [_mm256_add_ps(low, high), _mm256_sub_ps(low, high)]
+        }
+        fn softmax_sum(a: F) -> f32 {
+            let mut lanes = [0.0f32; 8];
+            _mm256_storeu_ps(lanes.as_mut_ptr(), _mm256_add_ps(a[0], a[1]));
+            lanes.iter().sum()
+        }
         fn sum(a: F) -> f32 {
             let a = _mm256_add_ps(a[0], a[1]);
             let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
@@ -76,9 +104,15 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             _mm256_storeu_ps(table.as_mut_ptr().add(8), values[1]);
             table
         }
-        fn lookup(table: &[u8; 16], indices: I) -> I {
-            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
-            [_mm256_shuffle_epi8(table, indices[0]), _mm256_shuffle_epi8(table, indices[1])]
+        fn byte_table(entries: &[u8; 16]) -> I {
+            [_mm256_broadcastsi128_si256(_mm_loadu_si128(entries.as_ptr().cast())); 2]
+        }
+        fn lookup(table: I, indices: I) -> I {
+            [_mm256_shuffle_epi8(table[0], indices[0]), _mm256_shuffle_epi8(table[1], indices[1])]
+        }
+        fn flip_sign(bytes: I) -> I {
+            let top = _mm256_set1_epi8(-128);
+            [_mm256_xor_si256(bytes[0], top), _mm256_xor_si256(bytes[1], top)]
         }
         fn times_256(a: I) -> I { [_mm256_slli_epi32::<8>(a[0]), _mm256_slli_epi32::<8>(a[1])] }
         fn split_digit(a: I) -> (I, I) {
@@ -88,6 +122,44 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
 
+    #[inline(always)]
+    fn select(self, from: usize, to: usize, a: F, b: F) -> F {
+        // SAFETY: `self` proves AVX2; `LANE_NUMBERS` has 16 values.
+        unsafe {
+            let lanes = self.load(LANE_NUMBERS.as_ptr());
+            let from = _mm256_set1_ps(from as f32);
+            let to = _mm256_set1_ps(to as f32);
+            [pick(lanes[0], from, to, a[0], b[0]), pick(lanes[1], from, to, a[1], b[1])]
+        }
+    }
+    #[inline(always)]
+    fn bit_field<const SHIFT: u32>(self, bytes: I, mask: u8) -> I {
+        // SAFETY: `self` proves AVX2. The mask drops the bits that cross a byte.
+        unsafe {
+            let mask = _mm256_set1_epi8(mask.cast_signed());
+            let count = _mm_cvtsi32_si128(SHIFT.cast_signed());
+            [
+                _mm256_and_si256(_mm256_srl_epi16(bytes[0], count), mask),
+                _mm256_and_si256(_mm256_srl_epi16(bytes[1], count), mask),
+            ]
+        }
+    }
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves of 64 bits")]
+    fn add_where(self, bytes: I, mask: u64, value: u8) -> I {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let value = _mm256_set1_epi8(value.cast_signed());
+            let low = _mm256_and_si256(byte_mask(mask as u32), value);
+            let high = _mm256_and_si256(byte_mask((mask >> 32) as u32), value);
+            [_mm256_add_epi8(bytes[0], low), _mm256_add_epi8(bytes[1], high)]
+        }
+    }
+    #[inline(always)]
+    fn byte_to_float<const COLUMN: u32>(self, bytes: I) -> F {
+        // SAFETY: `self` proves AVX2.
+        unsafe { [byte_to_float::<COLUMN>(bytes[0]), byte_to_float::<COLUMN>(bytes[1])] }
+    }
     #[inline(always)]
     fn expand<const NARROW: bool>(self, table: &[f32; LANES], places: Places, unit: usize) -> F {
         // SAFETY: `self` proves AVX2. A broadcast from memory needs no arithmetic unit.
@@ -135,7 +207,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
         // SAFETY: `self` proves AVX2.
         unsafe {
-            let (first, second) = ((u.0[0], u.1[0]), (u.0[1], u.1[1]));
+            let first = (u.0[0], u.1[0]);
+            let second = (u.0[1], u.1[1]);
             [
                 wide(pairs(first, (high.0[0], high.1[0])), pairs(first, (low.0[0], low.1[0]))),
                 wide(pairs(second, (high.0[1], high.1[1])), pairs(second, (low.0[1], low.1[1]))),
@@ -154,12 +227,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
     #[inline(always)]
     unsafe fn load(self, ptr: *const f32) -> F {
-        // SAFETY: 64 bytes are readable by contract.
+        // SAFETY: the caller keeps 64 bytes readable at `ptr`.
         unsafe { [_mm256_loadu_ps(ptr), _mm256_loadu_ps(ptr.add(8))] }
     }
     #[inline(always)]
     unsafe fn store(self, ptr: *mut f32, value: F) {
-        // SAFETY: 64 bytes are writable by contract.
+        // SAFETY: the caller keeps 64 bytes writable at `ptr`.
         unsafe {
             _mm256_storeu_ps(ptr, value[0]);
             _mm256_storeu_ps(ptr.add(8), value[1]);
@@ -167,7 +240,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
     #[inline(always)]
     unsafe fn load_f16(self, ptr: *const u8) -> F {
-        // SAFETY: 32 bytes are readable by contract.
+        // SAFETY: the caller keeps 32 bytes readable at `ptr`.
         unsafe {
             let low = _mm256_cvtph_ps(_mm_loadu_si128(ptr.cast()));
             [low, _mm256_cvtph_ps(_mm_loadu_si128(ptr.add(16).cast()))]
@@ -175,7 +248,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
     #[inline(always)]
     unsafe fn load_bf16(self, ptr: *const u8) -> F {
-        // SAFETY: 32 bytes are readable by contract.
+        // SAFETY: the caller keeps 32 bytes readable at `ptr`.
         unsafe {
             let low = _mm_loadu_si128(ptr.cast());
             [widen_bf16(low), widen_bf16(_mm_loadu_si128(ptr.add(16).cast()))]
@@ -184,7 +257,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn load_some_floats(self, ty: FloatType, ptr: *const u8, count: usize) -> F {
         if count >= LANES {
-            // SAFETY: the caller's contract, with `count >= 16`.
+            // SAFETY: the caller keeps `count >= 16` values readable.
             return unsafe { self.load_floats(ty, ptr) };
         }
         // SAFETY: masks keep the loads to `count` values.
@@ -203,8 +276,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
                 let last = _mm256_and_si256(dword, _mm256_set1_epi32(i32::from(last)));
                 halves = _mm256_or_si256(halves, last);
             }
-            let (low, high) =
-                (_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
+            let low = _mm256_castsi256_si128(halves);
+            let high = _mm256_extracti128_si256::<1>(halves);
             if ty == FloatType::F16 {
                 return [_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)];
             }
@@ -213,12 +286,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
     #[inline(always)]
     unsafe fn load_bytes(self, ptr: *const u8) -> I {
-        // SAFETY: 64 bytes are readable by contract.
+        // SAFETY: the caller keeps 64 bytes readable at `ptr`.
         unsafe { [_mm256_loadu_si256(ptr.cast()), _mm256_loadu_si256(ptr.add(32).cast())] }
     }
     #[inline(always)]
     unsafe fn store_bytes(self, ptr: *mut u8, value: I) {
-        // SAFETY: 64 bytes are writable by contract.
+        // SAFETY: the caller keeps 64 bytes writable at `ptr`.
         unsafe {
             _mm256_storeu_si256(ptr.cast(), value[0]);
             _mm256_storeu_si256(ptr.add(32).cast(), value[1]);
@@ -226,7 +299,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
     #[inline(always)]
     unsafe fn splat_quad(self, ptr: *const u8) -> I {
-        // SAFETY: 4 bytes are readable by contract.
+        // SAFETY: the caller keeps 4 bytes readable at `ptr`.
         unsafe { [_mm256_set1_epi32(ptr.cast::<i32>().read_unaligned()); 2] }
     }
     #[inline(always)]
@@ -258,20 +331,21 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
     #[inline(always)]
     unsafe fn store_low_bytes(self, ptr: *mut u8, ints: I) {
-        // SAFETY: 16 bytes are writable by contract.
+        // SAFETY: the caller keeps 16 bytes writable at `ptr`.
         unsafe {
             let low = _mm256_set1_epi32(255);
             let words =
                 _mm256_packs_epi32(_mm256_and_si256(ints[0], low), _mm256_and_si256(ints[1], low));
             let words = _mm256_permute4x64_epi64::<0xd8>(words);
-            let (a, b) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            let a = _mm256_castsi256_si128(words);
+            let b = _mm256_extracti128_si256::<1>(words);
             _mm_storeu_si128(ptr.cast(), _mm_packus_epi16(a, b));
         }
     }
     #[inline(always)]
     unsafe fn transpose(self, rows: &[*const u32; LANES], dst: *mut u32, dst_stride: usize) {
         for (row, column) in [(0, 0), (0, 8), (8, 0), (8, 8)] {
-            // SAFETY: the four 8×8 blocks are inside the blocks that the contract names.
+            // SAFETY: the four 8×8 blocks are inside the rows and columns that the caller keeps valid.
             unsafe {
                 let target = dst.add(column * dst_stride + row);
                 transpose8(&rows[row..row + 8], column, target, dst_stride);
@@ -298,6 +372,99 @@ unsafe fn pow2(n: __m256i) -> __m256 {
     unsafe {
         let biased = _mm256_add_epi32(n, _mm256_set1_epi32(127));
         _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+    }
+}
+
+/// # Safety
+/// AVX2 and FMA.
+#[inline(always)]
+unsafe fn exp2(x: __m256) -> __m256 {
+    // SAFETY: registers only. `max` keeps its second operand when the first is NaN, so x comes
+    // second; below −126 the result is 2^−126, which is 0 beside 1.
+    unsafe {
+        let x = _mm256_max_ps(_mm256_set1_ps(-126.0), x);
+        let whole = _mm256_round_ps::<8>(x);
+        let fraction = _mm256_sub_ps(x, whole);
+        let mut sum = _mm256_set1_ps(EXP2[5]);
+        for coefficient in EXP2[..5].iter().rev() {
+            sum = _mm256_fmadd_ps(sum, fraction, _mm256_set1_ps(*coefficient));
+        }
+        let exponent = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(whole));
+        _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(sum), exponent))
+    }
+}
+
+/// Walsh–Hadamard transform of eight lanes. Each stage adds every lane's partner to the lane,
+/// negated where the lane is the second of the pair.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn hadamard8(x: __m256) -> __m256 {
+    // SAFETY: registers only.
+    unsafe {
+        let y = _mm256_permute_ps::<0b10_11_00_01>(x);
+        let x = _mm256_blend_ps::<0xAA>(_mm256_add_ps(x, y), _mm256_sub_ps(y, x));
+        let y = _mm256_permute_ps::<0b01_00_11_10>(x);
+        let x = _mm256_blend_ps::<0xCC>(_mm256_add_ps(x, y), _mm256_sub_ps(y, x));
+        let y = _mm256_permute2f128_ps::<1>(x, x);
+        _mm256_blend_ps::<0xF0>(_mm256_add_ps(x, y), _mm256_sub_ps(y, x))
+    }
+}
+
+/// Lane numbers, as floats for comparison.
+static LANE_NUMBERS: [f32; LANES] =
+    [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+
+/// `a` in the lanes whose number is in `from..to`, `b` in the others.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn pick(lanes: __m256, from: __m256, to: __m256, a: __m256, b: __m256) -> __m256 {
+    // SAFETY: registers only.
+    unsafe {
+        let low = _mm256_cmp_ps::<_CMP_GE_OQ>(lanes, from);
+        let high = _mm256_cmp_ps::<_CMP_LT_OQ>(lanes, to);
+        _mm256_blendv_ps(b, a, _mm256_and_ps(low, high))
+    }
+}
+
+/// All bits of each byte whose bit is set in `mask`.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn byte_mask(mask: u32) -> __m256i {
+    // SAFETY: registers only. Byte i gets byte i/8 of the mask, then its bit of it.
+    unsafe {
+        let spread = _mm256_setr_epi64x(
+            0,
+            0x0101_0101_0101_0101,
+            0x0202_0202_0202_0202,
+            0x0303_0303_0303_0303,
+        );
+        let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(mask.cast_signed()), spread);
+        let bits = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64.cast_signed());
+        _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bits), bits)
+    }
+}
+
+/// The signed byte `COLUMN` of each dword as a float.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn byte_to_float<const COLUMN: u32>(bytes: __m256i) -> __m256 {
+    // SAFETY: registers only.
+    unsafe {
+        let top = match COLUMN {
+            0 => _mm256_slli_epi32::<24>(bytes),
+            1 => _mm256_slli_epi32::<16>(bytes),
+            2 => _mm256_slli_epi32::<8>(bytes),
+            _ => bytes,
+        };
+        _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(top))
     }
 }
 
@@ -353,7 +520,7 @@ unsafe fn dot_plain<const BITS: u32>(acc: __m256i, u: __m256i, s: __m256i) -> __
     }
 }
 
-/// Whether sums of four products of a code and a signed byte fit into an `i16`.
+/// Returns true if sums of four products of a code and a signed byte fit into an `i16`.
 const fn pairs_fit(bits: u32) -> bool {
     bits <= 6
 }
@@ -420,7 +587,8 @@ unsafe fn even_odd(ptr: *const u8) -> __m256i {
 unsafe fn split_dwords(first: __m256i, second: __m256i) -> (__m256i, __m256i) {
     // SAFETY: registers only.
     unsafe {
-        let (a, b) = (_mm256_castsi256_ps(first), _mm256_castsi256_ps(second));
+        let a = _mm256_castsi256_ps(first);
+        let b = _mm256_castsi256_ps(second);
         let even = _mm256_castps_si256(_mm256_shuffle_ps::<0x88>(a, b));
         let odd = _mm256_castps_si256(_mm256_shuffle_ps::<0xdd>(a, b));
         (_mm256_permute4x64_epi64::<0xd8>(even), _mm256_permute4x64_epi64::<0xd8>(odd))
@@ -452,7 +620,7 @@ unsafe fn unpack_words<const BITS: u32>(ptr: *const u8) -> (I, I) {
 unsafe fn unpack_quarter<const BITS: u32>(ptr: *const u8) -> __m256i {
     let words = const { WordShuffle::new(BITS as usize) };
     let step = BITS as usize;
-    // SAFETY: four 8-byte loads at the places that the contract names; the tables are 32 bytes.
+    // SAFETY: the caller keeps 8 bytes readable at these four places; the tables are 32 bytes.
     unsafe {
         let shuffle = _mm256_loadu_si256(words.bytes.as_ptr().cast());
         let factor = _mm256_loadu_si256(words.factors.as_ptr().cast());
@@ -472,7 +640,7 @@ unsafe fn unpack_quarter<const BITS: u32>(ptr: *const u8) -> __m256i {
 /// AVX2; 8 bytes are readable at both.
 #[inline(always)]
 unsafe fn load_pair(low: *const u8, high: *const u8) -> __m256i {
-    // SAFETY: by contract.
+    // SAFETY: the caller keeps 8 bytes readable at both.
     unsafe {
         let low = _mm256_castsi128_si256(_mm_loadl_epi64(low.cast()));
         _mm256_inserti128_si256::<1>(low, _mm_loadl_epi64(high.cast()))
@@ -509,7 +677,8 @@ impl WordShuffle {
 /// AVX2; 32 bytes are readable there and writable at `dst + r·dst_stride`, `r` in 0..8.
 #[inline(always)]
 unsafe fn transpose8(rows: &[*const u32], column: usize, dst: *mut u32, dst_stride: usize) {
-    // SAFETY: by contract.
+    // SAFETY: the caller keeps 32 bytes readable in each row from `column` on and writable in each
+    // column of the target.
     unsafe {
         let mut r = [_mm256_setzero_ps(); 8];
         for (i, row) in r.iter_mut().enumerate() {

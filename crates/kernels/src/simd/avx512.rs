@@ -1,18 +1,20 @@
 //! AVX-512 with VBMI and VNNI: one register per logical vector.
 
 use super::tables::{Places, code_shifts, spread_bytes};
-use super::{Kernel, LANES, Simd, intrinsics};
+use super::{EXP2, Kernel, LANES, Simd, intrinsics};
+use crate::attention::int8_avx512::Int8Products;
 use crate::weights::FloatType;
 use std::arch::x86_64::*;
 
 /// Token of AVX-512; made by [`run`] only.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512(());
+pub(crate) struct Avx512(());
 
 /// Runs `kernel` with AVX-512.
 ///
 /// # Safety
 /// The processor has the features enabled here.
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx512(()))
@@ -27,10 +29,21 @@ const ODD_DWORDS: [i32; LANES] = [1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25,
 
 impl Simd for Avx512 {
     const WIDE_TILES: bool = true;
+    /// Six rows would fit, but their loop comes out with 42 copies between registers.
+    const ATTENTION_ROWS: usize = 5;
+    const ATTENTION_VECTORS: usize = 4;
+    const ATTENTION_LEAD_BYTES: usize = 4096;
+    type CodeProducts = Int8Products;
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
     type Table = __m512;
+
+    #[inline(always)]
+    fn outline<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: `self` proves the features that `run` enables.
+        unsafe { run(kernel) }
+    }
 
     intrinsics! {
         fn splat(value: f32) -> __m512 { _mm512_set1_ps(value) }
@@ -46,6 +59,26 @@ impl Simd for Avx512 {
             let biased = _mm512_add_epi32(n, _mm512_set1_epi32(127));
             _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
         }
+        fn exp2(x: __m512) -> __m512 {
+            // Adding 1.5·2²³ rounds to an integer; that is cheaper than `vrndscaleps`.
+            let magic = _mm512_set1_ps(12_582_912.0);
+            let whole = _mm512_sub_ps(_mm512_add_ps(x, magic), magic);
+            let fraction = _mm512_sub_ps(x, whole);
+            let mut sum = _mm512_set1_ps(EXP2[5]);
+            for coefficient in EXP2[..5].iter().rev() {
+                sum = _mm512_fmadd_ps(sum, fraction, _mm512_set1_ps(*coefficient));
+            }
+            _mm512_scalef_ps(sum, whole)
+        }
+        fn hadamard(x: __m512) -> __m512 {
+            let x = butterfly(x, _mm512_permute_ps::<0b10_11_00_01>(x), 0xAAAA);
+            let x = butterfly(x, _mm512_permute_ps::<0b01_00_11_10>(x), 0xCCCC);
+            let x = butterfly(x, _mm512_shuffle_f32x4::<0b10_11_00_01>(x, x), 0xF0F0);
+            butterfly(x, _mm512_shuffle_f32x4::<0b01_00_11_10>(x, x), 0xFF00)
+        }
+        fn select(from: usize, to: usize, a: __m512, b: __m512) -> __m512 {
+            _mm512_mask_blend_ps(lanes_below(to) & !lanes_below(from), b, a)
+        }
         fn sum(a: __m512) -> f32 { _mm512_reduce_add_ps(a) }
         fn max_lane(a: __m512) -> f32 { _mm512_reduce_max_ps(a) }
         fn to_int(a: __m512) -> __m512i { _mm512_cvtps_epi32(a) }
@@ -53,9 +86,17 @@ impl Simd for Avx512 {
         fn float_bits(a: __m512) -> __m512i { _mm512_castps_si512(a) }
         fn bits_float(a: __m512i) -> __m512 { _mm512_castsi512_ps(a) }
         fn zero_int() -> __m512i { _mm512_setzero_si512() }
-        fn lookup(table: &[u8; 16], indices: __m512i) -> __m512i {
-            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+        fn byte_table(entries: &[u8; 16]) -> __m512i {
+            _mm512_broadcast_i32x4(_mm_loadu_si128(entries.as_ptr().cast()))
+        }
+        fn lookup(table: __m512i, indices: __m512i) -> __m512i {
             _mm512_shuffle_epi8(table, indices)
+        }
+        fn flip_sign(bytes: __m512i) -> __m512i {
+            _mm512_xor_si512(bytes, _mm512_set1_epi8(-128))
+        }
+        fn add_where(bytes: __m512i, mask: u64, value: u8) -> __m512i {
+            _mm512_mask_add_epi8(bytes, mask, bytes, _mm512_set1_epi8(value.cast_signed()))
         }
         fn times_256(a: __m512i) -> __m512i { _mm512_slli_epi32::<8>(a) }
         fn split_digit(a: __m512i) -> (__m512i, __m512i) {
@@ -64,6 +105,31 @@ impl Simd for Avx512 {
         }
     }
 
+    #[inline(always)]
+    fn bit_field<const SHIFT: u32>(self, bytes: __m512i, mask: u8) -> __m512i {
+        // SAFETY: `self` proves AVX-512. The mask drops the bits that cross a byte.
+        unsafe {
+            let mask = _mm512_set1_epi8(mask.cast_signed());
+            _mm512_and_si512(_mm512_srli_epi16::<SHIFT>(bytes), mask)
+        }
+    }
+    #[inline(always)]
+    fn byte_to_float<const COLUMN: u32>(self, bytes: __m512i) -> __m512 {
+        // SAFETY: `self` proves AVX-512. The left shift brings the byte to the top of its lane.
+        unsafe {
+            let top = match COLUMN {
+                0 => _mm512_slli_epi32::<24>(bytes),
+                1 => _mm512_slli_epi32::<16>(bytes),
+                2 => _mm512_slli_epi32::<8>(bytes),
+                _ => bytes,
+            };
+            _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(top))
+        }
+    }
+    #[inline(always)]
+    fn prefetch_kv(self, ptr: *const u8) {
+        self.prefetch(ptr);
+    }
     #[inline(always)]
     fn table(self, values: __m512) -> __m512 {
         values
@@ -91,23 +157,23 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn load(self, ptr: *const f32) -> __m512 {
-        // SAFETY: 64 bytes are readable by contract.
+        // SAFETY: the caller keeps 64 bytes readable at `ptr`.
         unsafe { _mm512_loadu_ps(ptr) }
     }
     #[inline(always)]
     unsafe fn store(self, ptr: *mut f32, value: __m512) {
-        // SAFETY: 64 bytes are writable by contract.
+        // SAFETY: the caller keeps 64 bytes writable at `ptr`.
         unsafe { _mm512_storeu_ps(ptr, value) }
     }
     #[inline(always)]
     unsafe fn load_f16(self, ptr: *const u8) -> __m512 {
-        // SAFETY: 32 bytes are readable by contract. `_mm512_cvtph_ps` could not read from memory
+        // SAFETY: the caller keeps 32 bytes readable at `ptr`. `_mm512_cvtph_ps` could not read from memory
         // itself.
         unsafe { _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(ptr.cast())) }
     }
     #[inline(always)]
     unsafe fn load_bf16(self, ptr: *const u8) -> __m512 {
-        // SAFETY: 32 bytes are readable by contract; a bfloat16 is the upper half of an `f32`.
+        // SAFETY: the caller keeps 32 bytes readable at `ptr`; a bfloat16 is the upper half of an `f32`.
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(ptr.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
@@ -115,8 +181,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn load_some_floats(self, ty: FloatType, ptr: *const u8, count: usize) -> __m512 {
-        // A count of 0 shifts all sixteen bits out, which `>>` does not define.
-        let mask = u16::MAX.checked_shr((LANES - count.min(LANES)) as u32).unwrap_or(0);
+        let mask = lanes_below(count);
         // SAFETY: the mask keeps the loads to the first `count` values, which are readable.
         unsafe {
             if ty == FloatType::F32 {
@@ -132,17 +197,17 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn load_bytes(self, ptr: *const u8) -> __m512i {
-        // SAFETY: 64 bytes are readable by contract.
+        // SAFETY: the caller keeps 64 bytes readable at `ptr`.
         unsafe { _mm512_loadu_si512(ptr.cast()) }
     }
     #[inline(always)]
     unsafe fn store_bytes(self, ptr: *mut u8, value: __m512i) {
-        // SAFETY: 64 bytes are writable by contract.
+        // SAFETY: the caller keeps 64 bytes writable at `ptr`.
         unsafe { _mm512_storeu_si512(ptr.cast(), value) }
     }
     #[inline(always)]
     unsafe fn splat_quad(self, ptr: *const u8) -> __m512i {
-        // SAFETY: 4 bytes are readable by contract.
+        // SAFETY: the caller keeps 4 bytes readable at `ptr`.
         unsafe { _mm512_set1_epi32(ptr.cast::<i32>().read_unaligned()) }
     }
     #[inline(always)]
@@ -155,7 +220,8 @@ impl Simd for Avx512 {
         unsafe {
             match BITS {
                 4 => {
-                    let (codes, mask) = (_mm512_loadu_si512(ptr.cast()), _mm512_set1_epi8(15));
+                    let codes = _mm512_loadu_si512(ptr.cast());
+                    let mask = _mm512_set1_epi8(15);
                     let high = _mm512_srli_epi16::<4>(codes);
                     (_mm512_and_si512(codes, mask), _mm512_and_si512(high, mask))
                 }
@@ -169,14 +235,40 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn store_low_bytes(self, ptr: *mut u8, ints: __m512i) {
-        // SAFETY: 16 bytes are writable by contract.
+        // SAFETY: the caller keeps 16 bytes writable at `ptr`.
         unsafe { _mm_storeu_si128(ptr.cast(), _mm512_cvtepi32_epi8(ints)) }
     }
     #[inline(always)]
     unsafe fn transpose(self, rows: &[*const u32; LANES], dst: *mut u32, dst_stride: usize) {
-        // SAFETY: the contract is the same.
+        // SAFETY: `self` proves AVX-512; the rows and columns are the caller's.
         unsafe { transpose(rows, dst, dst_stride) }
     }
+}
+
+/// Mask of the lanes below `n`; all of them from 16 on.
+#[inline(always)]
+fn lanes_below(n: usize) -> __mmask16 {
+    /// By number of lanes. A shift would have to shift all sixteen bits out for one end.
+    static BELOW: [__mmask16; LANES + 1] = {
+        let mut masks = [0; LANES + 1];
+        let mut n = 1;
+        while n <= LANES {
+            masks[n] = (masks[n - 1] << 1) | 1;
+            n += 1;
+        }
+        masks
+    };
+    BELOW[n.min(LANES)]
+}
+
+/// One stage of a Walsh–Hadamard transform: `x + partner`, or `partner − x` in the lanes `second`.
+///
+/// # Safety
+/// AVX-512.
+#[inline(always)]
+unsafe fn butterfly(x: __m512, partner: __m512, second: __mmask16) -> __m512 {
+    // SAFETY: registers only.
+    unsafe { _mm512_mask_sub_ps(_mm512_add_ps(x, partner), second, partner, x) }
 }
 
 /// Shuffles for codes of at most 4 bits, where 16 codes fit into a qword.
@@ -232,7 +324,8 @@ unsafe fn unpack_wide(ptr: *const u8, bits: u32, shuffle: &Wide) -> (__m512i, __
         let load = (1 << (2 * bits)) - 1;
         let first = _mm512_maskz_loadu_epi32(load, ptr.cast());
         let second = _mm512_maskz_loadu_epi32(load, ptr.add(8 * bits as usize).cast());
-        let (bytes, shifts) = (table(&shuffle.bytes), table(&shuffle.shifts));
+        let bytes = table(&shuffle.bytes);
+        let shifts = table(&shuffle.shifts);
         let mask = code_mask(bits);
         let first = _mm512_multishift_epi64_epi8(shifts, _mm512_permutexvar_epi8(bytes, first));
         let second = _mm512_multishift_epi64_epi8(shifts, _mm512_permutexvar_epi8(bytes, second));
@@ -288,13 +381,13 @@ unsafe fn code_mask(bits: u32) -> __m512i {
     unsafe { _mm512_set1_epi8((1 << bits) - 1) }
 }
 
-/// Transposes 16×16 dwords; the contract of [`Simd::transpose`].
+/// Transposes 16×16 dwords; see [`Simd::transpose`].
 ///
 /// # Safety
 /// AVX-512, and as for [`Simd::transpose`].
 #[inline(always)]
 unsafe fn transpose(rows: &[*const u32; LANES], dst: *mut u32, dst_stride: usize) {
-    // SAFETY: rows 0..16 of 64 bytes are readable, columns 0..16 writable, by contract.
+    // SAFETY: the caller keeps rows 0..16 of 64 bytes readable and columns 0..16 writable.
     unsafe {
         let mut r = [_mm512_setzero_si512(); LANES];
         for (i, row) in r.iter_mut().enumerate() {

@@ -16,15 +16,16 @@
 //! for every width a lane touches only eight neighbours, hence one quantisation group.
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
+pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx512;
+pub(crate) mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
 pub(crate) mod tables;
 
 use self::tables::Places;
+use crate::attention::CodeProducts;
 use crate::isa::{Cpu, Isa};
 use crate::weights::FloatType;
 
@@ -35,17 +36,34 @@ pub(crate) const UNIT: usize = 128;
 
 /// Operations on logical vectors; see the module documentation.
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
-    /// Whether a matrix tile may use 24 accumulators (32 registers) or only 8 (16 registers).
+    /// True for the portable set, for which kernels are not specialised.
+    const PORTABLE: bool = false;
+    /// True if [`Simd::dot`] is faster when its unsigned bytes are known to stay below 128.
+    const NARROW_DOTS: bool = false;
+    /// True if [`Simd::expand`] differs for the narrowest groups.
+    const NARROW_EXPAND: bool = false;
+    /// True if a matrix tile may use 24 accumulators (32 registers) instead of 8 (16 registers).
     const WIDE_TILES: bool;
+    /// Rows of the register tile of attention's `f32` products, at most 6.
+    const ATTENTION_ROWS: usize;
+    /// Logical vectors per row of that tile: 4, 2 or 1.
+    const ATTENTION_VECTORS: usize;
+    /// Least distance in bytes at which attention asks for the cache that it reads next.
+    const ATTENTION_LEAD_BYTES: usize;
+    /// Attention's products with the codes of quantised caches, for which every instruction set
+    /// has other integer instructions, or none.
+    type CodeProducts: CodeProducts<Self>;
     /// 16 lanes of `f32`.
     type F: Copy;
     /// 16 lanes of `i32`.
     type I: Copy;
     /// 64 bytes.
     type B: Copy;
-    /// What [`Simd::expand`] looks values up in.
+    /// Table for [`Simd::expand`].
     type Table: Copy;
 
+    /// Runs `kernel` as a function of its own, compiled for this instruction set.
+    fn outline<K: Kernel>(self, kernel: K) -> K::Output;
     /// All lanes `value`.
     fn splat(self, value: f32) -> Self::F;
     /// All lanes zero.
@@ -62,16 +80,28 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// The larger of each pair of lanes; either one where a lane is NaN.
+    /// The larger of each pair of lanes: NaN where `b` is, and `b` or NaN where only `a` is.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
-    /// The smaller of each pair of lanes; either one where a lane is NaN.
+    /// The smaller of each pair of lanes: NaN where `b` is, and `b` or NaN where only `a` is.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     /// Absolute values.
     fn abs(self, a: Self::F) -> Self::F;
     /// 2ⁿ for lanes in −126..=127.
     fn pow2(self, n: Self::I) -> Self::F;
+    /// 2ˣ within 2 ulp for finite lanes up to 127; below −126 the result may be 0. NaN stays NaN.
+    fn exp2(self, x: Self::F) -> Self::F;
+    /// Walsh–Hadamard transform of the lanes, not normalised.
+    fn hadamard(self, x: Self::F) -> Self::F;
+    /// Lanes `from..to` of `a` and the others of `b`; both ends may lie beyond the last lane.
+    fn select(self, from: usize, to: usize, a: Self::F, b: Self::F) -> Self::F;
     /// Sum of the lanes.
     fn sum(self, a: Self::F) -> f32;
+    /// Sum of the lanes in the order in which the softmax adds them, which differs from that of
+    /// [`Simd::sum`] on AVX2.
+    #[inline(always)]
+    fn softmax_sum(self, a: Self::F) -> f32 {
+        self.sum(a)
+    }
     /// Sums of the lanes of several vectors.
     #[inline(always)]
     fn sums<const N: usize>(self, a: [Self::F; N]) -> [f32; N] {
@@ -102,12 +132,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `acc + Σ₄ u·s` per dword lane: `u` unsigned and `s` signed bytes.
     /// With `BITS` ≤ 7, `u` must stay below 2^`BITS`; the sum must fit into an `i32`.
     fn dot<const BITS: u32>(self, acc: Self::I, u: Self::B, s: Self::B) -> Self::I;
-    /// The same over both vectors of a unit, from zero.
+    /// [`Simd::dot`] over both vectors of a unit, from zero.
     #[inline(always)]
     fn dot_unit<const BITS: u32>(self, u: (Self::B, Self::B), s: (Self::B, Self::B)) -> Self::I {
         self.dot::<BITS>(self.dot::<BITS>(self.zero_int(), u.0, s.0), u.1, s.1)
     }
-    /// The same with numbers of two digits: `Σ u·(256·high + low)`.
+    /// [`Simd::dot_unit`] with numbers of two digits: `Σ u·(256·high + low)`.
     #[inline(always)]
     fn dot_unit_wide<const BITS: u32>(
         self,
@@ -118,7 +148,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         let high = self.times_256(self.dot_unit::<BITS>(u, high));
         self.dot::<BITS>(self.dot::<BITS>(high, u.0, low.0), u.1, low.1)
     }
-    /// Sixteen values to be looked up many times.
+    /// Sixteen values as a table for [`Simd::expand`].
     fn table(self, values: Self::F) -> Self::Table;
     /// The value of each dword lane's group in unit `unit` of those that 16 groups make; `table`
     /// has a value for each group. `NARROW` if they are [`tables::NARROW_GROUP`] wide.
@@ -169,8 +199,18 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `readable >= 16 * BITS` bytes are readable at `ptr`; no alignment is needed.
     unsafe fn unpack<const BITS: u32>(self, ptr: *const u8, readable: usize) -> (Self::B, Self::B);
-    /// `table[i]` for each byte `i` of `indices`, all below 16.
-    fn lookup(self, table: &[u8; 16], indices: Self::B) -> Self::B;
+    /// Sixteen bytes as a table for [`Simd::lookup`].
+    fn byte_table(self, entries: &[u8; 16]) -> Self::B;
+    /// Entry `i` of the [`Simd::byte_table`] for each byte `i` of `indices`, all below 16.
+    fn lookup(self, table: Self::B, indices: Self::B) -> Self::B;
+    /// Every byte with its top bit flipped, which converts between signed and offset 128.
+    fn flip_sign(self, bytes: Self::B) -> Self::B;
+    /// `(byte >> SHIFT) & mask` for each byte; `mask` has at most 8 − `SHIFT` bits.
+    fn bit_field<const SHIFT: u32>(self, bytes: Self::B, mask: u8) -> Self::B;
+    /// Adds `value` to the bytes whose bit is set in `mask`.
+    fn add_where(self, bytes: Self::B, mask: u64, value: u8) -> Self::B;
+    /// The signed byte `COLUMN` of each dword lane as a float.
+    fn byte_to_float<const COLUMN: u32>(self, bytes: Self::B) -> Self::F;
     /// Stores the low bytes of 16 integers.
     ///
     /// # Safety
@@ -192,13 +232,20 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Asks for the cache line at `ptr`, in the second-level cache; it may be any address.
     fn prefetch_far(self, _ptr: *const u8) {}
 
+    /// Asks for the cache line at `ptr`, which attention reads at least
+    /// [`Simd::ATTENTION_LEAD_BYTES`] later; it may be any address.
+    #[inline(always)]
+    fn prefetch_kv(self, ptr: *const u8) {
+        self.prefetch_far(ptr);
+    }
+
     /// Loads 16 values of `ty`.
     ///
     /// # Safety
     /// `16 * ty.bytes()` bytes are readable at `ptr`; no alignment is needed.
     #[inline(always)]
     unsafe fn load_floats(self, ty: FloatType, ptr: *const u8) -> Self::F {
-        // SAFETY: the caller's contract is that of each arm.
+        // SAFETY: the caller keeps 16 values of `ty` readable, which is what each arm reads.
         unsafe {
             match ty {
                 FloatType::F32 => self.load(ptr.cast()),
@@ -215,7 +262,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     #[inline(always)]
     unsafe fn load_some_floats(self, ty: FloatType, ptr: *const u8, count: usize) -> Self::F {
         if count >= LANES {
-            // SAFETY: the caller's contract, with `count >= 16`.
+            // SAFETY: the caller keeps `count >= 16` values readable.
             return unsafe { self.load_floats(ty, ptr) };
         }
         let mut padded = [0u16; 32];
@@ -243,6 +290,13 @@ use intrinsics;
 
 /// A computation that runs on any instruction set.
 pub(crate) trait Kernel {
+    /// True if it takes 8-bit dot products. Kernels that do not are identical code on processors
+    /// that differ in nothing else, and are compiled once for both.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "only x86 has a set with and without them")
+    )]
+    const INTEGER_DOTS: bool = false;
     /// Result of the computation.
     type Output;
     /// Runs it; implementations are `#[inline(always)]`.
@@ -250,25 +304,29 @@ pub(crate) trait Kernel {
 }
 
 /// Runs `kernel` compiled for the instruction set of `cpu`.
+#[inline(always)]
 pub(crate) fn dispatch<K: Kernel>(cpu: Cpu, kernel: K) -> K::Output {
     match cpu.isa() {
-        // SAFETY (all arms): a `Cpu` with this instruction set (and extension) exists only
-        // where the processor has the features that the function enables.
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: see above.
+        // SAFETY: a `Cpu` with this instruction set exists only where `probe` found its features.
         Isa::Avx512 => unsafe { avx512::run(kernel) },
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: see above.
-        Isa::Avx2 if cpu.has_vnni() => unsafe { avx2::run_vnni(kernel) },
+        // SAFETY: a `Cpu` with this instruction set exists only where `probe` found its features.
+        Isa::Avx2 if K::INTEGER_DOTS && cpu.has_vnni() => unsafe { avx2::run_vnni(kernel) },
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: see above.
+        // SAFETY: a `Cpu` with this instruction set exists only where `probe` found its features.
         Isa::Avx2 => unsafe { avx2::run(kernel) },
         #[cfg(target_arch = "aarch64")]
-        // SAFETY: see above.
+        // SAFETY: a `Cpu` with this instruction set exists only where `probe` found its features.
         Isa::Neon => unsafe { neon::run(kernel) },
-        _ => kernel.run(scalar::Scalar),
+        _ => scalar::run(kernel),
     }
 }
+
+/// Minimax polynomial of 2ˣ on [−1/2, 1/2], ascending powers; relative error 7.5e-8.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+const EXP2: [f32; 6] =
+    [1.000_000_1, 0.693_146_94, 0.240_221_2, 0.055_507_135, 0.009_675_541, 0.001_327_647_2];
 
 /// Pointers to the rows of a 16×16 block.
 pub(crate) fn row_pointers<T>(rows: &[[T; LANES]; LANES]) -> [*const u32; LANES] {

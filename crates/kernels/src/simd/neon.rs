@@ -1,7 +1,8 @@
 //! AArch64 Advanced SIMD: four registers per logical vector.
 
 use super::tables::Places;
-use super::{Kernel, LANES, Simd, intrinsics};
+use super::{EXP2, Kernel, LANES, Simd, intrinsics};
+use crate::attention::NoProducts;
 use std::arch::aarch64::*;
 
 /// Token of Advanced SIMD; made by [`run`] only.
@@ -12,6 +13,7 @@ pub(super) struct Neon(());
 ///
 /// # Safety
 /// The processor has the features enabled here.
+#[inline(never)]
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Neon(()))
@@ -33,10 +35,23 @@ const EVEN_ODD: [u8; 16] = [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15
 
 impl Simd for Neon {
     const WIDE_TILES: bool = false;
+    /// Twenty of 32 registers are sums, four a row of keys or values.
+    const ATTENTION_ROWS: usize = 5;
+    const ATTENTION_VECTORS: usize = 1;
+    const ATTENTION_LEAD_BYTES: usize = 0;
+    /// A dot product of bytes takes about twelve instructions without `dotprod`, more than decoding
+    /// the codes and multiplying floats.
+    type CodeProducts = NoProducts;
     type F = F;
     type I = I;
     type B = B;
     type Table = uint8x16x4_t;
+
+    #[inline(always)]
+    fn outline<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: `self` proves the features that `run` enables.
+        unsafe { run(kernel) }
+    }
 
     intrinsics! {
         fn splat(value: f32) -> F { [vdupq_n_f32(value); 4] }
@@ -49,6 +64,30 @@ impl Simd for Neon {
         fn min(a: F, b: F) -> F { each!(vminq_f32; a, b) }
         fn abs(a: F) -> F { each!(vabsq_f32; a) }
         fn pow2(n: I) -> F { each!(pow2; n) }
+        fn exp2(x: F) -> F { each!(exp2; x) }
+        fn hadamard(x: F) -> F {
+            let [a, b, c, d] = each!(hadamard4; x);
+            let low = vaddq_f32(a, b);
+            let low_difference = vsubq_f32(a, b);
+            let high = vaddq_f32(c, d);
+            let high_difference = vsubq_f32(c, d);
+            [
+                vaddq_f32(low, high),
+                vaddq_f32(low_difference, high_difference),
+                vsubq_f32(low, high),
+                vsubq_f32(low_difference, high_difference),
+            ]
+        }
+        fn select(from: usize, to: usize, a: F, b: F) -> F {
+            let from = vdupq_n_u32(from.min(LANES) as u32);
+            let to = vdupq_n_u32(to.min(LANES) as u32);
+            [
+                pick_lanes(0, from, to, a[0], b[0]),
+                pick_lanes(4, from, to, a[1], b[1]),
+                pick_lanes(8, from, to, a[2], b[2]),
+                pick_lanes(12, from, to, a[3], b[3]),
+            ]
+        }
         fn sum(a: F) -> f32 {
             vaddvq_f32(vaddq_f32(vaddq_f32(a[0], a[2]), vaddq_f32(a[1], a[3])))
         }
@@ -64,11 +103,15 @@ impl Simd for Neon {
             let [a, b, c, d] = each!(vreinterpretq_u8_f32; values);
             uint8x16x4_t(a, b, c, d)
         }
-        fn lookup(table: &[u8; 16], indices: B) -> B {
-            let table = vld1q_u8(table.as_ptr());
+        fn byte_table(entries: &[u8; 16]) -> B { [vld1q_u8(entries.as_ptr()); 4] }
+        fn lookup(table: B, indices: B) -> B { each!(vqtbl1q_u8; table, indices) }
+        fn flip_sign(bytes: B) -> B { each!(flip_sign; bytes) }
+        fn add_where(bytes: B, mask: u64, value: u8) -> B {
             [
-                vqtbl1q_u8(table, indices[0]), vqtbl1q_u8(table, indices[1]),
-                vqtbl1q_u8(table, indices[2]), vqtbl1q_u8(table, indices[3]),
+                add_where(bytes[0], mask as u16, value),
+                add_where(bytes[1], (mask >> 16) as u16, value),
+                add_where(bytes[2], (mask >> 32) as u16, value),
+                add_where(bytes[3], (mask >> 48) as u16, value),
             ]
         }
         fn times_256(a: I) -> I { each!(vshlq_n_s32::<8>; a) }
@@ -78,6 +121,25 @@ impl Simd for Neon {
         }
     }
 
+    #[inline(always)]
+    fn bit_field<const SHIFT: u32>(self, bytes: B, mask: u8) -> B {
+        // SAFETY: `self` proves Advanced SIMD; registers only.
+        unsafe {
+            let count = vdupq_n_s8(-(SHIFT as i8));
+            let mask = vdupq_n_u8(mask);
+            [
+                vandq_u8(vshlq_u8(bytes[0], count), mask),
+                vandq_u8(vshlq_u8(bytes[1], count), mask),
+                vandq_u8(vshlq_u8(bytes[2], count), mask),
+                vandq_u8(vshlq_u8(bytes[3], count), mask),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn byte_to_float<const COLUMN: u32>(self, bytes: B) -> F {
+        // SAFETY: `self` proves Advanced SIMD; registers only.
+        unsafe { each!(byte_to_float::<COLUMN>; bytes) }
+    }
     #[inline(always)]
     fn expand<const NARROW: bool>(self, table: &uint8x16x4_t, places: Places, unit: usize) -> F {
         let lanes = places.lanes(unit).as_ptr();
@@ -98,7 +160,7 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn load(self, ptr: *const f32) -> F {
-        // SAFETY: 64 bytes are readable by contract.
+        // SAFETY: the caller keeps 64 bytes readable at `ptr`.
         unsafe {
             [vld1q_f32(ptr), vld1q_f32(ptr.add(4)), vld1q_f32(ptr.add(8)), vld1q_f32(ptr.add(12))]
         }
@@ -106,7 +168,7 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn store(self, ptr: *mut f32, value: F) {
         for (i, value) in value.into_iter().enumerate() {
-            // SAFETY: 64 bytes are writable by contract.
+            // SAFETY: the caller keeps 64 bytes writable at `ptr`.
             unsafe { vst1q_f32(ptr.add(4 * i), value) };
         }
     }
@@ -114,7 +176,7 @@ impl Simd for Neon {
     unsafe fn load_f16(self, ptr: *const u8) -> F {
         let mut wide = [0.0f32; LANES];
         for (i, wide) in wide.iter_mut().enumerate() {
-            // SAFETY: 32 bytes are readable by contract.
+            // SAFETY: the caller keeps 32 bytes readable at `ptr`.
             *wide = unsafe { ptr.add(2 * i).cast::<half::f16>().read_unaligned() }.to_f32();
         }
         // SAFETY: 16 floats are readable.
@@ -122,22 +184,21 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn load_bf16(self, ptr: *const u8) -> F {
-        // SAFETY: 32 bytes are readable by contract; a bfloat16 is the upper half of an `f32`.
+        // SAFETY: the caller keeps 32 bytes readable at `ptr`; a bfloat16 is the upper half of an `f32`.
         unsafe {
             let low = vreinterpretq_u16_u8(vld1q_u8(ptr));
             let high = vreinterpretq_u16_u8(vld1q_u8(ptr.add(16)));
-            let widen = |half| vreinterpretq_f32_u32(vshll_n_u16::<16>(half));
             [
-                widen(vget_low_u16(low)),
-                widen(vget_high_u16(low)),
-                widen(vget_low_u16(high)),
-                widen(vget_high_u16(high)),
+                widen_bf16(vget_low_u16(low)),
+                widen_bf16(vget_high_u16(low)),
+                widen_bf16(vget_low_u16(high)),
+                widen_bf16(vget_high_u16(high)),
             ]
         }
     }
     #[inline(always)]
     unsafe fn load_bytes(self, ptr: *const u8) -> B {
-        // SAFETY: 64 bytes are readable by contract.
+        // SAFETY: the caller keeps 64 bytes readable at `ptr`.
         unsafe {
             [vld1q_u8(ptr), vld1q_u8(ptr.add(16)), vld1q_u8(ptr.add(32)), vld1q_u8(ptr.add(48))]
         }
@@ -145,13 +206,13 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn store_bytes(self, ptr: *mut u8, value: B) {
         for (i, value) in value.into_iter().enumerate() {
-            // SAFETY: 64 bytes are writable by contract.
+            // SAFETY: the caller keeps 64 bytes writable at `ptr`.
             unsafe { vst1q_u8(ptr.add(16 * i), value) };
         }
     }
     #[inline(always)]
     unsafe fn splat_quad(self, ptr: *const u8) -> B {
-        // SAFETY: 4 bytes are readable by contract.
+        // SAFETY: the caller keeps 4 bytes readable at `ptr`.
         unsafe { [vreinterpretq_u8_u32(vdupq_n_u32(ptr.cast::<u32>().read_unaligned())); 4] }
     }
     #[inline(always)]
@@ -186,7 +247,7 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn store_low_bytes(self, ptr: *mut u8, ints: I) {
-        // SAFETY: 16 bytes are writable by contract.
+        // SAFETY: the caller keeps 16 bytes writable at `ptr`.
         unsafe {
             let low = vcombine_s16(vmovn_s32(ints[0]), vmovn_s32(ints[1]));
             let high = vcombine_s16(vmovn_s32(ints[2]), vmovn_s32(ints[3]));
@@ -197,8 +258,9 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn transpose(self, rows: &[*const u32; LANES], dst: *mut u32, dst_stride: usize) {
         for block in 0..16 {
-            let (row, column) = (block / 4 * 4, block % 4 * 4);
-            // SAFETY: the 4×4 blocks are inside the blocks that the contract names.
+            let row = block / 4 * 4;
+            let column = block % 4 * 4;
+            // SAFETY: the 4×4 blocks are inside the rows and columns that the caller keeps valid.
             unsafe {
                 let target = dst.add(column * dst_stride + row);
                 transpose4(&rows[row..row + 4], column, target, dst_stride);
@@ -207,12 +269,122 @@ impl Simd for Neon {
     }
 }
 
+/// Four bfloat16 as floats, whose upper halves they are.
+///
+/// # Safety
+/// Advanced SIMD.
+#[inline(always)]
+unsafe fn widen_bf16(halves: uint16x4_t) -> float32x4_t {
+    // SAFETY: registers only.
+    unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(halves)) }
+}
+
 /// # Safety
 /// Advanced SIMD.
 #[inline(always)]
 unsafe fn pow2(n: int32x4_t) -> float32x4_t {
     // SAFETY: registers only.
     unsafe { vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(n, vdupq_n_s32(127)))) }
+}
+
+/// # Safety
+/// Advanced SIMD.
+#[inline(always)]
+unsafe fn exp2(x: float32x4_t) -> float32x4_t {
+    // SAFETY: registers only. `vmaxq_f32` keeps a NaN; below −126 the result is 2^−126, which is
+    // 0 beside 1.
+    unsafe {
+        let x = vmaxq_f32(vdupq_n_f32(-126.0), x);
+        let whole = vrndnq_f32(x);
+        let fraction = vsubq_f32(x, whole);
+        let mut sum = vdupq_n_f32(EXP2[5]);
+        for coefficient in EXP2[..5].iter().rev() {
+            sum = vfmaq_f32(vdupq_n_f32(*coefficient), sum, fraction);
+        }
+        let exponent = vshlq_n_s32::<23>(vcvtnq_s32_f32(whole));
+        vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(sum), exponent))
+    }
+}
+
+/// Walsh–Hadamard transform of four lanes. Each stage adds every lane's partner to the lane,
+/// negated where the lane is the second of the pair.
+///
+/// # Safety
+/// Advanced SIMD.
+#[inline(always)]
+unsafe fn hadamard4(x: float32x4_t) -> float32x4_t {
+    const ODD: [u32; 4] = [0, u32::MAX, 0, u32::MAX];
+    const UPPER: [u32; 4] = [0, 0, u32::MAX, u32::MAX];
+    // SAFETY: both masks have four values; otherwise registers only.
+    unsafe {
+        let partner = vrev64q_f32(x);
+        let x = vbslq_f32(vld1q_u32(ODD.as_ptr()), vsubq_f32(partner, x), vaddq_f32(x, partner));
+        let partner = vextq_f32::<2>(x, x);
+        vbslq_f32(vld1q_u32(UPPER.as_ptr()), vsubq_f32(partner, x), vaddq_f32(x, partner))
+    }
+}
+
+/// `a` in the lanes whose number is in `from..to`, `b` in the others; the first lane is `first`.
+///
+/// # Safety
+/// Advanced SIMD.
+#[inline(always)]
+unsafe fn pick_lanes(
+    first: u32,
+    from: uint32x4_t,
+    to: uint32x4_t,
+    a: float32x4_t,
+    b: float32x4_t,
+) -> float32x4_t {
+    const NUMBERS: [u32; 4] = [0, 1, 2, 3];
+    // SAFETY: `NUMBERS` has four values; otherwise registers only.
+    unsafe {
+        let lanes = vaddq_u32(vld1q_u32(NUMBERS.as_ptr()), vdupq_n_u32(first));
+        vbslq_f32(vandq_u32(vcgeq_u32(lanes, from), vcltq_u32(lanes, to)), a, b)
+    }
+}
+
+/// # Safety
+/// Advanced SIMD.
+#[inline(always)]
+unsafe fn flip_sign(bytes: uint8x16_t) -> uint8x16_t {
+    // SAFETY: registers only.
+    unsafe { veorq_u8(bytes, vdupq_n_u8(128)) }
+}
+
+/// Adds `value` to the bytes whose bit is set in `mask`.
+///
+/// # Safety
+/// Advanced SIMD.
+#[inline(always)]
+unsafe fn add_where(bytes: uint8x16_t, mask: u16, value: u8) -> uint8x16_t {
+    const BITS: [u8; 16] = [1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128];
+    let [low, high] = mask.to_le_bytes();
+    // SAFETY: `BITS` has 16 values; otherwise registers only.
+    unsafe {
+        let spread = vcombine_u8(vdup_n_u8(low), vdup_n_u8(high));
+        let set = vtstq_u8(spread, vld1q_u8(BITS.as_ptr()));
+        vaddq_u8(bytes, vandq_u8(set, vdupq_n_u8(value)))
+    }
+}
+
+/// The signed byte `COLUMN` of each dword as a float.
+///
+/// # Safety
+/// Advanced SIMD.
+#[inline(always)]
+unsafe fn byte_to_float<const COLUMN: u32>(bytes: uint8x16_t) -> float32x4_t {
+    // SAFETY: registers only.
+    unsafe {
+        let lanes = vreinterpretq_s32_u8(bytes);
+        let top = match COLUMN {
+            0 => vshlq_n_s32::<24>(lanes),
+            1 => vshlq_n_s32::<16>(lanes),
+            2 => vshlq_n_s32::<8>(lanes),
+            _ => lanes,
+        };
+        vcvtq_f32_s32(vshrq_n_s32::<24>(top))
+    }
 }
 
 /// # Safety
@@ -245,7 +417,7 @@ unsafe fn low_nibbles(codes: uint8x16_t) -> uint8x16_t {
 /// Advanced SIMD; four indices below 16 are readable.
 #[inline(always)]
 unsafe fn pick(table: uint8x16x4_t, lanes: *const i32) -> float32x4_t {
-    // SAFETY: by contract. Byte `b` of float `i` is byte `4i + b` of the table.
+    // SAFETY: the caller keeps four indices readable. Byte `b` of float `i` is byte `4i + b` of the table.
     unsafe {
         let first = vmulq_u32(vld1q_u32(lanes.cast()), vdupq_n_u32(0x0404_0404));
         let bytes = vaddq_u32(first, vdupq_n_u32(0x0302_0100));
@@ -262,7 +434,8 @@ unsafe fn pick(table: uint8x16x4_t, lanes: *const i32) -> float32x4_t {
 unsafe fn dot(acc: int32x4_t, u: uint8x16_t, s: uint8x16_t) -> int32x4_t {
     // SAFETY: registers only.
     unsafe {
-        let (s, half) = (vreinterpretq_s8_u8(s), vdup_n_s16(128));
+        let s = vreinterpretq_s8_u8(s);
+        let half = vdup_n_s16(128);
         let signed = vreinterpretq_s8_u8(veorq_u8(u, vdupq_n_u8(128)));
         let low = vmull_s8(vget_low_s8(signed), vget_low_s8(s));
         let high = vmull_high_s8(signed, s);
@@ -290,7 +463,8 @@ unsafe fn even_odd(bytes: uint8x16_t) -> uint8x16_t {
 unsafe fn split_dwords(first: uint8x16_t, second: uint8x16_t) -> (uint8x16_t, uint8x16_t) {
     // SAFETY: registers only.
     unsafe {
-        let (a, b) = (vreinterpretq_u32_u8(first), vreinterpretq_u32_u8(second));
+        let a = vreinterpretq_u32_u8(first);
+        let b = vreinterpretq_u32_u8(second);
         (vreinterpretq_u8_u32(vuzp1q_u32(a, b)), vreinterpretq_u8_u32(vuzp2q_u32(a, b)))
     }
 }
@@ -321,7 +495,7 @@ unsafe fn unpack_words<const BITS: u32>(ptr: *const u8) -> (B, B) {
 #[inline(always)]
 unsafe fn unpack_16<const BITS: u32>(ptr: *const u8) -> uint8x16_t {
     let words = const { WordShuffle::new(BITS as usize) };
-    // SAFETY: two 8-byte loads that the contract allows; the tables are 16 bytes each.
+    // SAFETY: the caller keeps 8 bytes readable at both places; the tables are 16 bytes each.
     unsafe {
         let mask = vdupq_n_u16(0xff >> (8 - BITS));
         let shuffle = vld1q_u8(words.bytes.as_ptr());
@@ -365,19 +539,22 @@ impl WordShuffle {
 /// Advanced SIMD; 16 bytes are readable there, and writable at `dst + r·dst_stride`.
 #[inline(always)]
 unsafe fn transpose4(rows: &[*const u32], column: usize, dst: *mut u32, dst_stride: usize) {
-    // SAFETY: by contract.
+    // SAFETY: the caller keeps 16 bytes readable in each row from `column` on and writable in each
+    // column of the target.
     unsafe {
-        let (r0, r1) = (vld1q_u32(rows[0].add(column)), vld1q_u32(rows[1].add(column)));
-        let (r2, r3) = (vld1q_u32(rows[2].add(column)), vld1q_u32(rows[3].add(column)));
-        let (a, b) = (vtrn1q_u32(r0, r1), vtrn2q_u32(r0, r1));
-        let (c, d) = (vtrn1q_u32(r2, r3), vtrn2q_u32(r2, r3));
-        let wide = |v| vreinterpretq_u64_u32(v);
-        let columns = [
-            vtrn1q_u64(wide(a), wide(c)),
-            vtrn1q_u64(wide(b), wide(d)),
-            vtrn2q_u64(wide(a), wide(c)),
-            vtrn2q_u64(wide(b), wide(d)),
-        ];
+        let r0 = vld1q_u32(rows[0].add(column));
+        let r1 = vld1q_u32(rows[1].add(column));
+        let r2 = vld1q_u32(rows[2].add(column));
+        let r3 = vld1q_u32(rows[3].add(column));
+        let a = vtrn1q_u32(r0, r1);
+        let b = vtrn2q_u32(r0, r1);
+        let c = vtrn1q_u32(r2, r3);
+        let d = vtrn2q_u32(r2, r3);
+        let a = vreinterpretq_u64_u32(a);
+        let b = vreinterpretq_u64_u32(b);
+        let c = vreinterpretq_u64_u32(c);
+        let d = vreinterpretq_u64_u32(d);
+        let columns = [vtrn1q_u64(a, c), vtrn1q_u64(b, d), vtrn2q_u64(a, c), vtrn2q_u64(b, d)];
         for (i, column) in columns.into_iter().enumerate() {
             vst1q_u32(dst.add(i * dst_stride), vreinterpretq_u32_u64(column));
         }

@@ -11,15 +11,16 @@ pub(crate) const NARROW_GROUP: usize = 32;
 static LANE_GROUPS: [[[i32; LANES]; LANES]; 3] =
     [expand_rows(32), expand_rows(64), expand_rows(128)];
 
-/// Where the groups of a size lie in the units that 16 of them make, `group / 8` units.
+/// Places of the groups of a size in the units that 16 of them make, `group / 8` units.
 #[derive(Clone, Copy)]
 pub(crate) struct Places {
     units: &'static [[i32; LANES]; LANES],
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read by AVX2"))]
     shift: u32,
 }
 
 impl Places {
-    /// Those of groups of 32, 64 or 128.
+    /// Places of groups of 32, 64 or 128.
     #[inline(always)]
     pub(crate) fn of(group: usize) -> Self {
         let size = (group / 64).min(2);

@@ -33,6 +33,32 @@ impl Everything<'_> {
     }
 }
 
+impl Everything<'_> {
+    /// The operations on bytes.
+    #[inline(always)]
+    fn bytes<S: Simd>(&self, simd: S, out: &mut Vec<f32>) {
+        // SAFETY: `codes` has 64 bytes.
+        let bytes = unsafe { simd.load_bytes(self.codes.as_ptr()) };
+        let table = simd.byte_table(&std::array::from_fn(|i| self.digits[i]));
+        let all = [
+            simd.flip_sign(bytes),
+            simd.bit_field::<0>(bytes, 3),
+            simd.bit_field::<2>(bytes, 3),
+            simd.bit_field::<4>(bytes, 15),
+            simd.bit_field::<6>(bytes, 3),
+            simd.add_where(bytes, 0x8000_0001_8765_4321, 4),
+            simd.add_where(bytes, u64::MAX, 200),
+            simd.lookup(table, simd.bit_field::<4>(bytes, 15)),
+        ];
+        for bytes in all {
+            push(simd, out, simd.byte_to_float::<0>(bytes));
+            push(simd, out, simd.byte_to_float::<1>(bytes));
+            push(simd, out, simd.byte_to_float::<2>(bytes));
+            push(simd, out, simd.byte_to_float::<3>(bytes));
+        }
+    }
+}
+
 #[inline(always)]
 fn push<S: Simd>(simd: S, out: &mut Vec<f32>, value: S::F) {
     let mut lanes = [0.0; LANES];
@@ -42,6 +68,7 @@ fn push<S: Simd>(simd: S, out: &mut Vec<f32>, value: S::F) {
 }
 
 impl Kernel for Everything<'_> {
+    const INTEGER_DOTS: bool = true;
     type Output = Vec<f32>;
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> Vec<f32> {
@@ -72,14 +99,21 @@ impl Kernel for Everything<'_> {
                     push(simd, &mut out, simd.load_some_floats(ty, values, count));
                 }
             }
+            push(simd, &mut out, simd.hadamard(a));
+            for from in 0..=LANES + 1 {
+                for to in [0, 1, from, 9, LANES - 1, LANES, LANES + 3] {
+                    push(simd, &mut out, simd.select(from, to, a, b));
+                }
+            }
+            self.bytes(simd, &mut out);
             let mut bytes = [0u8; LANES];
             simd.store_low_bytes(bytes.as_mut_ptr(), big);
             out.extend(bytes.map(f32::from));
-            let table = std::array::from_fn(|i| self.digits[i]);
+            let table = simd.byte_table(&std::array::from_fn(|i| self.digits[i]));
             let (even, odd) = simd.unpack::<4>(self.codes.as_ptr(), 64);
             for nibbles in [even, odd] {
                 let mut bytes = [0u8; 64];
-                simd.store_bytes(bytes.as_mut_ptr(), simd.lookup(&table, nibbles));
+                simd.store_bytes(bytes.as_mut_ptr(), simd.lookup(table, nibbles));
                 out.extend(bytes.map(f32::from));
             }
             let quad = simd.splat_quad(self.digits.as_ptr().add(5));
@@ -153,6 +187,50 @@ fn sums_are_sums() {
         let expected = [wide.iter().sum::<f64>(), wide.iter().map(|x| x * x + x).sum()];
         for (actual, expected) in dispatch(pool.cpu(), Sums(&floats)).into_iter().zip(expected) {
             assert!((f64::from(actual) - expected).abs() < 1e-5, "{pool:?}: {actual} {expected}");
+        }
+    }
+}
+
+/// 2ˣ of sixteen numbers, and the larger of each and 1 in both orders.
+struct Powers<'a>(&'a [f32; LANES]);
+
+impl Kernel for Powers<'_> {
+    type Output = [[f32; LANES]; 3];
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> [[f32; LANES]; 3] {
+        let mut all = [[0.0; LANES]; 3];
+        // SAFETY: 16 floats are readable, and writable in each result.
+        unsafe {
+            let x = simd.load(self.0.as_ptr());
+            let one = simd.splat(1.0);
+            simd.store(all[0].as_mut_ptr(), simd.exp2(x));
+            simd.store(all[1].as_mut_ptr(), simd.max(one, x));
+            simd.store(all[2].as_mut_ptr(), simd.min(one, x));
+        }
+        all
+    }
+}
+
+#[test]
+fn powers_of_two_are_within_two_ulp_and_nan_stays() {
+    let mut rng = Rng::fresh();
+    for pool in pools() {
+        for _ in 0..50 {
+            let mut x: [f32; LANES] = std::array::from_fn(|_| 126.0 * rng.uniform());
+            x[3] = 127.0;
+            x[4] = 0.0;
+            x[5] = -200.0;
+            x[6] = -1e6;
+            x[7] = f32::NAN;
+            let [powers, larger, smaller] = dispatch(pool.cpu(), Powers(&x));
+            for (x, power) in x.into_iter().zip(powers) {
+                let expected = f64::from(x).exp2();
+                let error = (f64::from(power) - expected).abs();
+                let nan = x.is_nan() && power.is_nan();
+                let tolerance = 2.4e-7 * expected + f64::from(2f32.powi(-126));
+                assert!(nan || error <= tolerance, "{pool:?}: 2^{x} = {power}");
+            }
+            assert!(larger[7].is_nan() && smaller[7].is_nan(), "{pool:?}");
         }
     }
 }

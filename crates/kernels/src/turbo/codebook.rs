@@ -120,10 +120,10 @@ impl Codebook {
         (0..sign_bit).rev().map(|code| code | sign_bit).chain(0..sign_bit).collect()
     }
 
-    /// Where [`Self::nearest`] changes, ascending: as many of them are below `x` (in standard
+    /// Edges at which [`Self::nearest`] changes, ascending: as many of them are below `x` (in standard
     /// deviations) as codes stand before its own in [`Self::ascending_codes`].
     ///
-    /// Those that are not positive are the greatest number below the edge itself, since what lies on
+    /// Edges that are not positive are the greatest number below the edge itself, since a value on
     /// one is nearest to the smaller magnitude, and 0 is not negative.
     #[must_use]
     pub fn ascending_edges(&self) -> Vec<f32> {
@@ -160,7 +160,9 @@ mod tests {
             return 1.0;
         }
         // Marsaglia's series: Φ(x) = 1/2 + φ(x)·(x + x³/3 + x⁵/15 + …).
-        let (mut sum, mut term, mut n) = (x, x, 1.0);
+        let mut sum = x;
+        let mut term = x;
+        let mut n = 1.0;
         while term > 1e-18 * sum.max(1e-300) {
             n += 2.0;
             term *= x * x / n;
@@ -204,7 +206,8 @@ mod tests {
     fn levels_are_rounded_centroids_and_cost_little() {
         for (bits, most) in [(TurboBits::Three, 0.0011), (TurboBits::Four, 0.0033)] {
             let book = bits.codebook();
-            let (mut squares, mut mass) = (0.0, 0.0);
+            let mut squares = 0.0;
+            let mut mass = 0.0;
             for (i, (&c, &level)) in book.centroids.iter().zip(book.levels).enumerate() {
                 assert!((f32::from(level) - c * book.unit).abs() <= 0.5);
                 let low = if i == 0 { 0.0 } else { f64::from(book.midpoints[i - 1]) };
@@ -222,7 +225,8 @@ mod tests {
     fn edges_below_lead_to_the_nearest_level() {
         for bits in BOTH {
             let book = bits.codebook();
-            let (edges, codes) = (book.ascending_edges(), book.ascending_codes());
+            let edges = book.ascending_edges();
+            let codes = book.ascending_codes();
             assert_eq!((edges.len() + 1, codes.len()), (codes.len(), 1 << bits.bits()));
             assert!(codes.windows(2).all(|pair| book.level(pair[0]) < book.level(pair[1])));
             let on_edges = book.midpoints.iter().flat_map(|&edge| {

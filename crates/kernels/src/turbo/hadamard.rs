@@ -11,7 +11,7 @@ use crate::error::{KernelError, Result};
 /// The largest dimension that can be rotated.
 pub const MAX_DIM: usize = 512;
 
-/// Which side of the cache a rotation belongs to.
+/// Side of the cache that a rotation belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Side {
     /// Keys (and queries).
@@ -86,7 +86,7 @@ pub fn rotate(side: Side, x: &mut [f32]) {
 /// x ← S·H·x, the inverse of [`rotate`], in place.
 ///
 /// # Panics
-/// As [`rotate`].
+/// See [`rotate`].
 #[inline(always)]
 pub fn rotate_back(side: Side, x: &mut [f32]) {
     transform(x);

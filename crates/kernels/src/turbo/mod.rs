@@ -15,7 +15,7 @@ pub mod hadamard;
 pub use codebook::{Codebook, TurboBits};
 pub use hadamard::{MAX_DIM, Side, check_dim, negate, rotate, rotate_back};
 
-/// Which scale is stored beside the codes of a vector of length n.
+/// Rule for the scale that is stored beside the codes of a vector of length n.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ScaleRule {
     /// s = n/⟨y, ŷ⟩: inner products with the reconstruction are unbiased. Right for keys.
@@ -54,7 +54,8 @@ pub fn encode(
     rotate(side, x);
     let book = bits.codebook();
     let to_deviations = (x.len() as f32).sqrt() / norm;
-    let (mut dot, mut square) = (0.0f32, 0.0f32);
+    let mut dot = 0.0f32;
+    let mut square = 0.0f32;
     for (x, code) in x.iter().zip(codes) {
         let deviations = x * to_deviations;
         *code = book.nearest(deviations);
@@ -103,7 +104,7 @@ pub fn decode(side: Side, bits: TurboBits, scale: f32, codes: &[u8], out: &mut [
     rotate_back(side, out);
 }
 
-/// As [`decode`], but left in the rotated basis: s·ŷ.
+/// [`decode`] without the rotation back: s·ŷ.
 ///
 /// # Panics
 /// If `out` is shorter than `codes`.
@@ -115,7 +116,7 @@ pub fn decode_rotated(bits: TurboBits, scale: f32, codes: &[u8], out: &mut [f32]
     }
 }
 
-/// What one integer level is worth in ŷ: 1/(unit·√dim).
+/// Value of one integer level in ŷ: 1/(unit·√dim).
 #[must_use]
 pub fn level_step(bits: TurboBits, dim: usize) -> f32 {
     1.0 / (bits.codebook().unit * (dim as f32).sqrt())

@@ -1,67 +1,84 @@
-//! Why a checkpoint is not converted.
+//! Errors of checkpoint conversion.
 
 use std::path::PathBuf;
 
-/// An error that concerns conversions only. Its text is one sentence for a person.
+use mlxcel_estimator::format_bytes;
+
+/// An error that only conversions have, displayed as one sentence.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConvertError {
-    /// The new folder's name is taken.
+    /// The output folder exists.
     #[error("{} exists already: choose another folder or remove it", out.display())]
     OutExists {
-        /// The name.
+        /// Output folder.
         out: PathBuf,
     },
-    /// The source is not plain.
+    /// The source is quantised.
     #[error("{} is already quantised: start from the fp16, bf16 or fp32 checkpoint", folder.display())]
     AlreadyQuantized {
-        /// The folder to convert.
+        /// Folder to convert.
         folder: PathBuf,
     },
-    /// A family with tensors that nobody here knows how to convert.
-    #[error("model_type \"{model_type}\" is not converted: tensor \"{name}\" is {kind}")]
-    Unsupported {
-        /// The family.
+    /// The tensors of the model family are not known.
+    #[error("model_type \"{model_type}\" is not converted: its tensors are not known")]
+    UnknownTensors {
+        /// Name of the family.
         model_type: String,
-        /// The first such tensor.
+    },
+    /// The model family has tensors whose conversion is not implemented.
+    #[error("model_type \"{model_type}\" is not converted: tensor \"{name}\" is {kind}")]
+    UnsupportedTensor {
+        /// Name of the family.
+        model_type: String,
+        /// First such tensor.
         name: String,
-        /// What it is.
+        /// Kind of the tensor.
         kind: &'static str,
     },
-    /// Experts that cannot be stacked.
+    /// The configuration states no experts to stack.
+    #[error("tensor \"{name}\" stacks the experts of a model without experts")]
+    NoExperts {
+        /// Name of the stacked tensor.
+        name: String,
+    },
+    /// The experts of a layer have different element types.
     #[error("tensor \"{name}\" has another element type than the other experts")]
     MixedTypes {
-        /// The tensor.
+        /// First tensor that differs.
         name: String,
     },
-    /// No row divides into groups.
+    /// No matrix can be quantised with this group size.
     #[error("no matrix of this model has rows that divide into groups of {group_size}")]
     NothingToQuantize {
-        /// The group size.
+        /// Group size.
         group_size: u16,
     },
-    /// A recipe for another kind of model.
+    /// A mixed-precision recipe does not apply to the model.
     #[error("--mixed {recipe} needs layers with a down_proj, which this model does not have")]
-    NoRecipe {
-        /// The recipe's name.
+    RecipeNotApplicable {
+        /// Name of the recipe.
         recipe: &'static str,
     },
-    /// A recipe that does not exist.
-    #[error("there is no recipe \"{name}\" (there are: {known})")]
+    /// A mixed-precision recipe does not exist.
+    #[error("there is no recipe \"{name}\" (known: {known})")]
     UnknownRecipe {
-        /// What was asked for.
+        /// Name given.
         name: String,
-        /// The recipes.
+        /// Known recipes, comma-separated.
         known: String,
     },
     /// The disk is too full.
-    #[error("{} needs {needed}, but its disk has {available} left", out.display())]
-    NoRoom {
-        /// The new folder.
+    #[error(
+        "{} needs {}, but its disk has {} left",
+        out.display(), format_bytes(*needed_bytes), format_bytes(*available_bytes)
+    )]
+    DiskFull {
+        /// Output folder.
         out: PathBuf,
-        /// What is needed.
-        needed: String,
-        /// What there is.
-        available: String,
+        /// Size of the new checkpoint.
+        needed_bytes: u64,
+        /// Free space.
+        available_bytes: u64,
     },
 }

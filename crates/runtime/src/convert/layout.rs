@@ -1,74 +1,79 @@
-//! Where each tensor of the new checkpoint lies: files of at most 5 GiB, as mlx-lm makes them, and
-//! in each the wider elements first, so that all are aligned.
+//! Layout of the new checkpoint: shards of at most 5 GiB, like those of mlx-lm, each with the widest
+//! element types first, so that all tensors are aligned.
 
 use mlxcel_core::FloatType;
 use serde_json::{Map, Value, json};
 
-use super::plan::{Action, Plan, Planned, module};
+use super::conversion_plan::{Action, ConversionPlan, PlannedTensor, module};
 
-/// A file holds no more, unless a single tensor does.
+/// Largest size of a shard, unless a single tensor is larger.
 const SHARD_BYTES: u64 = 5 << 30;
 
-/// One safetensors file.
+/// A safetensors file of the new checkpoint.
 pub(super) struct Shard {
     pub(super) name: String,
-    /// Length and JSON, up to where the data begins.
+    /// Header length and JSON: everything before the data.
     pub(super) header: Vec<u8>,
     pub(super) file_bytes: u64,
-    pub(super) items: Vec<Item>,
+    pub(super) entries: Vec<ShardEntry>,
 }
 
-/// One tensor of the source and the tensors that are made of it: one, or codes, scales, biases.
-pub(super) struct Item {
-    /// Position in the plan.
+/// A planned tensor and its output tensors: one, or codes, scales and biases.
+pub(super) struct ShardEntry {
+    /// Index in the plan.
     pub(super) tensor: usize,
-    pub(super) parts: Vec<Part>,
+    pub(super) outputs: Vec<OutputTensor>,
 }
 
-/// One new tensor.
-pub(super) struct Part {
+/// A tensor of the new checkpoint.
+pub(super) struct OutputTensor {
     name: String,
     dtype: &'static str,
     elem_bytes: u64,
     shape: Vec<u64>,
     pub(super) row_bytes: u64,
     bytes: u64,
-    /// From the beginning of the file.
+    /// Position in the file.
     pub(super) offset: u64,
 }
 
-/// Distributes `tensors` over files, in order.
-pub(super) fn shards(tensors: &[Planned]) -> Vec<Shard> {
-    let mut files: Vec<Vec<Item>> = Vec::new();
-    let mut filled = 0;
+/// Distributes `tensors` over shards, in order.
+pub(super) fn shards(tensors: &[PlannedTensor]) -> Vec<Shard> {
+    let mut files: Vec<Vec<ShardEntry>> = Vec::new();
+    let mut file_bytes = 0;
     for (index, tensor) in tensors.iter().enumerate() {
-        let parts = parts(tensor);
-        let bytes: u64 = parts.iter().map(|part| part.bytes).sum();
-        if files.is_empty() || filled + bytes > SHARD_BYTES {
+        let outputs = outputs(tensor);
+        let bytes: u64 = outputs.iter().map(|output| output.bytes).sum();
+        if files.is_empty() || file_bytes + bytes > SHARD_BYTES {
             files.push(Vec::new());
-            filled = 0;
+            file_bytes = 0;
         }
-        filled += bytes;
+        file_bytes += bytes;
         if let Some(file) = files.last_mut() {
-            file.push(Item { tensor: index, parts });
+            file.push(ShardEntry { tensor: index, outputs });
         }
     }
     let count = files.len();
-    let name = |at: usize| match count {
-        1 => "model.safetensors".to_owned(),
-        _ => format!("model-{:05}-of-{count:05}.safetensors", at + 1),
-    };
-    files.into_iter().enumerate().map(|(at, items)| Shard::new(name(at), items)).collect()
+    let numbered = files.into_iter().enumerate();
+    numbered.map(|(index, entries)| Shard::new(shard_name(index, count), entries)).collect()
 }
 
-/// The contents of `model.safetensors.index.json`.
-pub(super) fn index(shards: &[Shard], plan: &Plan) -> Value {
+/// File name of shard `index` of `count`.
+fn shard_name(index: usize, count: usize) -> String {
+    match count {
+        1 => "model.safetensors".to_owned(),
+        _ => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
+    }
+}
+
+/// Contents of `model.safetensors.index.json`.
+pub(super) fn index(shards: &[Shard], plan: &ConversionPlan) -> Value {
     let mut map = Map::new();
     let mut total = 0;
     for shard in shards {
-        for part in shard.items.iter().flat_map(|item| &item.parts) {
-            total += part.bytes;
-            map.insert(part.name.clone(), json!(shard.name));
+        for output in shard.entries.iter().flat_map(|entry| &entry.outputs) {
+            total += output.bytes;
+            map.insert(output.name.clone(), json!(shard.name));
         }
     }
     map.sort_keys();
@@ -76,77 +81,96 @@ pub(super) fn index(shards: &[Shard], plan: &Plan) -> Value {
     json!({ "metadata": metadata, "weight_map": map })
 }
 
-fn parts(tensor: &Planned) -> Vec<Part> {
-    let plain =
-        |dtype, bytes| vec![Part::new(tensor.name.clone(), dtype, bytes, tensor, tensor.columns())];
+fn outputs(tensor: &PlannedTensor) -> Vec<OutputTensor> {
+    let name = &tensor.name;
+    let columns = tensor.columns();
     match tensor.action {
-        Action::Copy => plain(tensor.dtype.name(), tensor.dtype.bits() / 8),
-        Action::Cast(_, to) => plain(name(to), to.bytes() as u64),
-        Action::Quantize(_, quantizer, to) => {
-            let groups = tensor.columns() / u64::from(quantizer.group_size());
-            let words = tensor.columns() * u64::from(quantizer.bits()) / 32;
-            let module = module(&tensor.name);
-            let float = |what: &str| {
-                Part::new(format!("{module}.{what}"), name(to), to.bytes() as u64, tensor, groups)
-            };
-            let codes = Part::new(tensor.name.clone(), "U32", 4, tensor, words);
-            vec![codes, float("scales"), float("biases")]
+        Action::Copy => {
+            let stored = Element { dtype: tensor.dtype.name(), bytes: tensor.dtype.bits() / 8 };
+            vec![OutputTensor::new(name, stored, tensor, columns)]
+        }
+        Action::Cast { to, .. } => {
+            vec![OutputTensor::new(name, Element::float(to), tensor, columns)]
+        }
+        Action::Quantize { quantizer, to, .. } => {
+            let groups = columns / u64::from(quantizer.group_size());
+            let words = columns * u64::from(quantizer.bits()) / 32;
+            let module = module(name);
+            let scales = format!("{module}.scales");
+            let biases = format!("{module}.biases");
+            vec![
+                OutputTensor::new(name, Element { dtype: "U32", bytes: 4 }, tensor, words),
+                OutputTensor::new(&scales, Element::float(to), tensor, groups),
+                OutputTensor::new(&biases, Element::float(to), tensor, groups),
+            ]
         }
     }
 }
 
-fn name(float: FloatType) -> &'static str {
-    match float {
-        FloatType::F32 => "F32",
-        FloatType::F16 => "F16",
-        FloatType::Bf16 => "BF16",
+/// Element type of an output tensor.
+struct Element {
+    /// Name in safetensors headers.
+    dtype: &'static str,
+    bytes: u64,
+}
+
+impl Element {
+    fn float(float: FloatType) -> Self {
+        let dtype = match float {
+            FloatType::F32 => "F32",
+            FloatType::F16 => "F16",
+            FloatType::Bf16 => "BF16",
+        };
+        Self { dtype, bytes: float.bytes() as u64 }
     }
 }
 
-impl Part {
-    /// The shape of `tensor` with `columns` instead of its last dimension.
-    fn new(
-        name: String,
-        dtype: &'static str,
-        elem_bytes: u64,
-        tensor: &Planned,
-        columns: u64,
-    ) -> Self {
+impl OutputTensor {
+    /// Creates a tensor with the shape of `tensor`, but `columns` as its last dimension.
+    fn new(name: &str, element: Element, tensor: &PlannedTensor, columns: u64) -> Self {
         let mut shape = tensor.shape.clone();
         if let Some(last) = shape.last_mut() {
             *last = columns;
         }
-        let row_bytes = columns * elem_bytes;
-        let bytes = row_bytes * tensor.rows();
-        Self { name, dtype, elem_bytes, shape, row_bytes, bytes, offset: 0 }
+        let row_bytes = columns * element.bytes;
+        Self {
+            name: name.to_owned(),
+            dtype: element.dtype,
+            elem_bytes: element.bytes,
+            shape,
+            row_bytes,
+            bytes: row_bytes * tensor.rows(),
+            offset: 0,
+        }
     }
 }
 
 impl Shard {
-    fn new(name: String, mut items: Vec<Item>) -> Self {
-        let mut parts: Vec<&mut Part> = items.iter_mut().flat_map(|item| &mut item.parts).collect();
-        parts.sort_by_key(|part| std::cmp::Reverse(part.elem_bytes));
-        let mut entries = Map::new();
-        entries.insert("__metadata__".to_owned(), json!({ "format": "mlx" }));
+    fn new(name: String, mut entries: Vec<ShardEntry>) -> Self {
+        let mut outputs: Vec<&mut OutputTensor> =
+            entries.iter_mut().flat_map(|entry| &mut entry.outputs).collect();
+        outputs.sort_by_key(|output| std::cmp::Reverse(output.elem_bytes));
+        let mut fields = Map::new();
+        fields.insert("__metadata__".to_owned(), json!({ "format": "mlx" }));
         let mut end = 0;
-        for part in &mut parts {
-            part.offset = end;
-            end += part.bytes;
-            let offsets = [part.offset, end];
-            let entry =
-                json!({ "dtype": part.dtype, "shape": part.shape, "data_offsets": offsets });
-            entries.insert(part.name.clone(), entry);
+        for output in &mut outputs {
+            output.offset = end;
+            end += output.bytes;
+            let offsets = [output.offset, end];
+            let field =
+                json!({ "dtype": output.dtype, "shape": output.shape, "data_offsets": offsets });
+            fields.insert(output.name.clone(), field);
         }
-        let header = header(&Value::Object(entries));
+        let header = header(&Value::Object(fields));
         let start = header.len() as u64;
-        parts.iter_mut().for_each(|part| part.offset += start);
-        Self { name, file_bytes: start + end, header, items }
+        outputs.iter_mut().for_each(|output| output.offset += start);
+        Self { name, file_bytes: start + end, header, entries }
     }
 }
 
-/// Length and JSON, padded with spaces so that the data is aligned.
-fn header(entries: &Value) -> Vec<u8> {
-    let mut json = entries.to_string().into_bytes();
+/// Encodes the header: length and JSON, padded with spaces so that the data is aligned.
+fn header(fields: &Value) -> Vec<u8> {
+    let mut json = fields.to_string().into_bytes();
     json.resize(json.len().next_multiple_of(8), b' ');
     let mut header = (json.len() as u64).to_le_bytes().to_vec();
     header.append(&mut json);

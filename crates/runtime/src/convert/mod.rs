@@ -1,77 +1,78 @@
-//! From one checkpoint to another: MLX's affine quantisation, or another element type.
+//! Conversion of checkpoints to MLX's affine quantisation or another element type.
 //!
-//! The result is what `mlx_lm.convert` writes: the same tensors bit for bit, the same block in
-//! `config.json`. Owns which tensor becomes what, and the new files; the arithmetic is
-//! `mlxcel_core::quantize`'s.
+//! The output equals that of `mlx_lm.convert`: the same tensors, bit for bit, and the same
+//! quantisation block in `config.json`. Owns the plan for each tensor and the new files; the
+//! arithmetic is in `mlxcel_core::quantize`.
 //!
-//! Invariants: tensors stream through blocks of at most 2²⁰ elements per thread, so that memory
-//! stays below [`MEMORY_BYTES_PER_THREAD`] per thread whatever the model's size; nothing appears
-//! under the new name before it is complete, and what is incomplete is removed.
+//! Invariants: tensors are streamed in blocks of at most 2²⁰ elements per thread, so that memory stays
+//! below 20 MiB per thread for any model; the output folder appears only when it is complete, and an
+//! incomplete one is removed.
 
+mod conversion_plan;
+mod converter;
 mod error;
 mod files;
 mod layout;
-mod mixed;
-mod plan;
-mod stream;
+mod recipe;
 
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use mlxcel_core::{FloatType, Pool};
+use mlxcel_estimator::ModelSpec;
 use mlxcel_estimator::headers::Checkpoint;
-use mlxcel_estimator::{ModelSpec, format_bytes};
 
+use self::conversion_plan::{ConversionPlan, PlannedTensor};
+use self::converter::Converter;
 pub use self::error::ConvertError;
-pub use self::mixed::Mixed;
+use self::files::StagingFolder;
+pub use self::recipe::MixedRecipe;
+use crate::error::FileProblem;
 use crate::families::read_config;
 use crate::source::ModelSource;
 use crate::{Error, Result, disk};
 
-/// What a thread needs at most: a block of source bytes, its values, its codes.
-pub const MEMORY_BYTES_PER_THREAD: u64 = 20 << 20;
-
-/// How the new checkpoint stores its weights.
+/// Storage of the weights in the new checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// As floats.
-    Plain,
-    /// In MLX's affine format, where rows divide into groups.
+pub enum WeightFormat {
+    /// Floats.
+    Float,
+    /// MLX's affine quantisation, for matrices whose rows divide into groups.
     Affine {
-        /// 2, 3, 4, 5, 6 or 8; with `mixed`, of what its rules do not mention.
+        /// 2, 3, 4, 5, 6 or 8; with `mixed`, the bits of modules that its rules do not mention.
         bits: u8,
         /// 32, 64 or 128.
         group_size: u16,
-        /// A recipe that gives some layers more bits.
-        mixed: Option<Mixed>,
+        /// Recipe that gives some layers more bits.
+        mixed: Option<MixedRecipe>,
     },
 }
 
-/// What to make.
+/// Options of a conversion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
-    /// The storage of matrices and embeddings.
-    pub target: Target,
-    /// The type of floats; `None`: what `config.json` calls `torch_dtype`, else as they are.
+pub struct ConvertOptions {
+    /// Storage of matrices and embeddings.
+    pub format: WeightFormat,
+    /// Type of floats; `None` means the `torch_dtype` of `config.json`, or else no change.
     pub dtype: Option<FloatType>,
 }
 
-/// What was made.
+/// Summary of a conversion.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Summary {
-    /// Bytes of the tensors that were read.
+pub struct ConvertSummary {
+    /// Size of the source's tensors.
     pub source_bytes: u64,
-    /// Bytes of the safetensors files that were written.
+    /// Size of the new safetensors files.
     pub bytes: u64,
-    /// Parameters of the model.
+    /// Number of the model's parameters.
     pub parameters: u64,
-    /// Tensors that were quantised.
+    /// Number of quantised tensors.
     pub quantized: usize,
-    /// Tensors of the source that the model does not use, and that are left out.
+    /// Tensors of the source that the model does not use and that were dropped.
     pub dropped: Vec<String>,
 }
 
-impl Summary {
+impl ConvertSummary {
     /// Bits per parameter, scales and biases included.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
@@ -80,20 +81,20 @@ impl Summary {
     }
 }
 
-/// Writes the checkpoint in `source` anew as `out`, with `threads` threads. `progress` is told how
-/// many of how many bytes are read, and may break off.
+/// Converts the checkpoint in `source` into the new folder `out` on `threads` threads. `progress`
+/// receives the bytes read so far and in total, and may interrupt.
 ///
 /// # Errors
-/// A source that is broken, already quantised or of an unsupported family; a tensor that is missing
-/// or misshapen; bits, group sizes and recipes that do not exist or do not apply; an `out` that
-/// exists; too little room on the disk; what the system says. Nothing is left behind then.
+/// A source that is invalid, already quantised or of an unsupported family; a missing or misshapen
+/// tensor; invalid bits, group sizes or recipes; an existing `out`; a full disk; failed reads and
+/// writes. No files are left behind.
 pub fn convert(
     source: &Path,
     out: &Path,
-    options: &Options,
+    options: &ConvertOptions,
     threads: usize,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
-) -> Result<Summary> {
+) -> Result<ConvertSummary> {
     if out.symlink_metadata().is_ok() {
         return Err(ConvertError::OutExists { out: out.to_owned() }.into());
     }
@@ -102,34 +103,37 @@ pub fn convert(
         return Err(ConvertError::AlreadyQuantized { folder: source.to_owned() }.into());
     }
     let spec = ModelSpec::from_config(&config.to_string())?;
-    let checkpoint = Checkpoint::open(source)?;
-    let checkpoint = checkpoint.ok_or_else(|| Error::NoWeights { dir: source.to_owned() })?;
-    let plan = plan::Plan::new(source, &checkpoint, &spec, &config, options)?;
+    let checkpoint = Checkpoint::open(source)?
+        .ok_or_else(|| Error::invalid_file(source, FileProblem::NoWeights))?;
+    let plan = ConversionPlan::new(source, &checkpoint, &spec, &config, options)?;
     let shards = layout::shards(&plan.tensors);
     let bytes = shards.iter().map(|shard| shard.file_bytes).sum();
-    check_room(out, bytes)?;
+    check_disk_space(out, bytes)?;
     let pool = Pool::new(threads).map_err(mlxcel_core::Error::from)?;
 
-    let folder = files::Incomplete::create(out)?;
-    let mut stream = stream::Stream::new(&checkpoint, &pool, progress)?;
+    let folder = StagingFolder::create(out)?;
+    let mut converter = Converter::new(&checkpoint, &pool, progress)?;
     for shard in &shards {
-        stream.write(shard, &plan.tensors, folder.path())?;
+        converter.write(shard, &plan.tensors, folder.path())?;
     }
-    files::write_small(source, folder.path(), &plan.config, &layout::index(&shards, &plan))?;
+    let index = layout::index(&shards, &plan);
+    files::write_small_files(source, folder.path(), &plan.config, &index)?;
     folder.finish(out)?;
-    let quantized = plan.tensors.iter().filter(|tensor| tensor.is_quantized()).count();
-    let (source_bytes, parameters) = (checkpoint.total_bytes(), plan.parameters);
-    Ok(Summary { source_bytes, bytes, parameters, quantized, dropped: plan.dropped })
+    Ok(ConvertSummary {
+        source_bytes: checkpoint.total_bytes(),
+        bytes,
+        parameters: plan.parameters,
+        quantized: plan.tensors.iter().filter(|tensor| PlannedTensor::is_quantized(tensor)).count(),
+        dropped: plan.dropped,
+    })
 }
 
-fn check_room(out: &Path, bytes: u64) -> Result<()> {
+fn check_disk_space(out: &Path, needed_bytes: u64) -> Result<()> {
     match disk::available_bytes(out) {
-        Some(available) if available < bytes => Err(ConvertError::NoRoom {
-            out: out.to_owned(),
-            needed: format_bytes(bytes),
-            available: format_bytes(available),
+        Some(available_bytes) if available_bytes < needed_bytes => {
+            Err(ConvertError::DiskFull { out: out.to_owned(), needed_bytes, available_bytes }
+                .into())
         }
-        .into()),
         _ => Ok(()),
     }
 }

@@ -22,7 +22,7 @@ pub use crate::progress::{NoProgress, Progress, Statistics};
 pub use crate::source::ModelSource;
 use crate::text::TextFiles;
 use crate::vision::{
-    self, EncodedImage, ImageError, ImageInput, Pixels, PlacedImage, Preprocessor,
+    self, EncodedImage, ImageError, ImageInput, ImageProcessor, Pixels, PlacedImage,
 };
 use crate::{Error, Result};
 
@@ -88,7 +88,8 @@ impl Engine {
         let model = families::load(&weights.root(), checkpoint.config())?;
         let layout = model.cache_layout();
         SequenceCache::check(&ops, &layout, config.kv_mode)?;
-        let input = model.images().map(|_| ImageInput::of(checkpoint.config())).transpose()?;
+        let input =
+            model.images().map(|_| ImageInput::from_config(checkpoint.config())).transpose()?;
         let engine = Self {
             input,
             states: model.state_layout(),
@@ -240,11 +241,11 @@ impl Engine {
     /// What prepares pictures for the model's image encoder; `files` are those of the model.
     ///
     /// # Errors
-    /// A model without an encoder, and what [`Preprocessor::load`] fails with.
-    pub fn preprocessor(&self, source: &ModelSource) -> Result<Preprocessor> {
+    /// A model without an encoder, and what [`ImageProcessor::load`] fails with.
+    pub fn preprocessor(&self, source: &ModelSource) -> Result<ImageProcessor> {
         match (source, self.input) {
             (ModelSource::Folder(dir), Some(input)) => {
-                Preprocessor::load(&TextFiles::Folder(dir), input)
+                ImageProcessor::load(&TextFiles::Folder(dir), input)
             }
             _ => Err(ImageError::NoEncoder.into()),
         }
@@ -269,7 +270,7 @@ impl Engine {
     /// # Errors
     /// A cache that holds tokens, a model without layers that see such images.
     pub fn show_images(&self, cache: &mut SequenceCache, images: &[PlacedImage]) -> Result<()> {
-        let beside: Vec<_> = images.iter().filter_map(PlacedImage::beside).collect();
+        let beside: Vec<_> = images.iter().filter_map(PlacedImage::cross_image).collect();
         if beside.is_empty() { Ok(()) } else { self.model.attach_images(&self.ops, cache, &beside) }
     }
 
@@ -301,7 +302,7 @@ impl Engine {
     ) -> Result<Vec<f32>> {
         if let Some(image) = images.iter().find(|image| image.tokens().end > tokens.len()) {
             let (image, tokens) = (image.tokens(), tokens.len());
-            return Err(ImageError::Beyond { image, tokens }.into());
+            return Err(ImageError::OutsidePrompt { image, tokens }.into());
         }
         self.show_images(cache, images)?;
         let chunk = self.prefill_chunk();

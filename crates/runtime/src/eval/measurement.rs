@@ -1,54 +1,56 @@
-//! Measured modes of one model, kept for the advisor: `mlxcel/measurements/FINGERPRINT.json` in the
-//! user's data folder (`$XDG_DATA_HOME`, else `~/.local/share`).
+//! Stored measurements of a model's KV cache modes, for the advisor:
+//! `mlxcel/measurements/FINGERPRINT.json` in the user's data folder (`$XDG_DATA_HOME`, or else
+//! `~/.local/share`).
 //!
-//! A measurement is stored whole: a new one of the same model replaces the old, since figures over
-//! different texts or windows do not compare.
+//! A new measurement replaces the previous one of the same model, since figures over different texts
+//! or window lengths are not comparable.
 
 use std::path::{Path, PathBuf};
 
 use mlxcel_estimator::KvMode;
 use serde::{Deserialize, Serialize};
 
-use super::compare::ModeScore;
+use super::comparison::ModeScore;
+use crate::error::FileProblem;
 use crate::loading::Fingerprint;
-use crate::{Error, Result};
+use crate::{Error, Result, disk};
 
-/// The schema of a stored measurement.
+/// Schema of a stored measurement.
 pub const SCHEMA: &str = "mlxcel.measurement/1";
 
-/// What `mlxcel eval` found out about the cache modes of one model.
+/// Quality of the KV cache modes of one model, measured by `mlxcel eval`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Measurement {
-    /// [`SCHEMA`].
+pub struct KvMeasurement {
+    /// Schema name, [`SCHEMA`].
     pub schema: String,
-    /// The model, as [`Fingerprint`] writes itself.
+    /// Fingerprint of the model, in the text form of [`Fingerprint`].
     pub fingerprint: String,
-    /// The folder or name under which it was loaded, for people.
+    /// Folder or name of the model, for display.
     pub model: String,
     /// Tokens per window.
     pub window: usize,
-    /// Positions scored per mode.
+    /// Number of positions scored per mode.
     pub scored_tokens: usize,
-    /// One row per mode, fp16 first.
+    /// Figures of each mode, fp16 first.
     pub modes: Vec<ModeRow>,
 }
 
-/// One mode's figures; the fields of [`ModeScore`].
+/// Figures of one mode; the stored form of [`ModeScore`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModeRow {
-    /// The mode's name.
+    /// Name of the mode.
     pub kv_mode: String,
     /// Nats per token.
     pub loss: Option<f64>,
     /// `exp(loss)`.
     pub perplexity: Option<f64>,
-    /// Relative to fp16, less 1; `null` for fp16.
+    /// Perplexity relative to that of fp16, minus 1; `null` for fp16.
     pub perplexity_change: Option<f64>,
-    /// Mean KL(fp16 ‖ mode), nats; `null` for fp16.
+    /// Mean of KL(fp16 ‖ mode) in nats; `null` for fp16.
     pub mean_kl_nats: Option<f64>,
-    /// Share of positions with fp16's most likely token; `null` for fp16.
+    /// Fraction of positions with the most likely token of fp16; `null` for fp16.
     pub top1_agreement: Option<f64>,
-    /// Bytes per token in all layers.
+    /// Cache size per token over all layers.
     pub bytes_per_token: u64,
 }
 
@@ -66,55 +68,62 @@ impl From<&ModeScore> for ModeRow {
     }
 }
 
-impl Measurement {
-    /// The row of `mode`, if it was measured.
+impl KvMeasurement {
+    /// Figures of `mode`, if it was measured.
     #[must_use]
     pub fn mode(&self, mode: KvMode) -> Option<&ModeRow> {
         self.modes.iter().find(|row| row.kv_mode == mode.name())
     }
 
-    /// Writes the measurement under `data` and returns the file.
+    /// Writes the measurement below `data` and returns the path of its file.
     ///
     /// # Errors
-    /// When the folder or the file cannot be written.
+    /// Failure to write the folder or the file.
     pub fn store(&self, data: &Path) -> Result<PathBuf> {
         let path = file(data, &self.fingerprint);
-        let failed = |source| Error::Io { path: path.clone(), source };
         let folder = path.parent().unwrap_or(data);
-        std::fs::create_dir_all(folder).map_err(failed)?;
-        let text = serde_json::to_string_pretty(self).map_err(|e| failed(e.into()))?;
-        crate::disk::replace(&path, &(text + "\n")).map_err(failed)?;
+        std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+        let text = serde_json::to_string_pretty(self).expect("a measurement is plain JSON");
+        disk::write_atomically(&path, &(text + "\n")).map_err(|error| Error::io(&path, error))?;
         Ok(path)
     }
 
-    /// The measurement of a model under `data`; `None` when there is none.
+    /// Reads the measurement of a model below `data`; `None` if there is none.
     ///
     /// # Errors
-    /// A file that cannot be read, or is no measurement of this schema and model.
+    /// A file that cannot be read, or has another schema or model.
     pub fn load(data: &Path, fingerprint: Fingerprint) -> Result<Option<Self>> {
         let path = file(data, &fingerprint.to_string());
-        let failed = |source| Error::Io { path: path.clone(), source };
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(error)),
+            Err(error) => return Err(Error::io(&path, error)),
         };
-        let found: Self = serde_json::from_slice(&bytes).map_err(|e| failed(e.into()))?;
-        if found.schema != SCHEMA || found.fingerprint != fingerprint.to_string() {
-            let what = format!("not a {SCHEMA} of model {fingerprint}: delete the file");
-            return Err(failed(std::io::Error::other(what)));
+        let found: Self = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::invalid_file(&path, FileProblem::Json(error)))?;
+        let fingerprint = fingerprint.to_string();
+        if found.schema != SCHEMA || found.fingerprint != fingerprint {
+            let problem = FileProblem::OtherMeasurement { schema: SCHEMA, fingerprint };
+            return Err(Error::invalid_file(&path, problem));
         }
         Ok(Some(found))
     }
 }
 
-/// mlxcel's folder for the user's data: `$XDG_DATA_HOME/mlxcel`, else `~/.local/share/mlxcel`.
+/// Folder for the user's data: `$XDG_DATA_HOME/mlxcel`, or else `~/.local/share/mlxcel`. `None` if
+/// neither `XDG_DATA_HOME` nor `HOME` is set.
 ///
-/// `variable` looks a variable up; an empty one counts as unset. `None` without either.
+/// `variable` returns an environment variable; an empty value counts as unset.
 pub fn data_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
-    let set = |name: &str| variable(name).filter(|value| !value.as_os_str().is_empty());
-    let data = set("XDG_DATA_HOME").or_else(|| set("HOME").map(|home| home.join(".local/share")));
-    data.map(|data| data.join("mlxcel"))
+    if let Some(data) = variable("XDG_DATA_HOME").filter(is_not_empty) {
+        return Some(data.join("mlxcel"));
+    }
+    let home = variable("HOME").filter(is_not_empty)?;
+    Some(home.join(".local/share/mlxcel"))
+}
+
+fn is_not_empty(value: &PathBuf) -> bool {
+    !value.as_os_str().is_empty()
 }
 
 fn file(data: &Path, fingerprint: &str) -> PathBuf {
@@ -126,7 +135,7 @@ mod tests {
     use super::*;
     use crate::engine::ModelSource;
 
-    fn example() -> Measurement {
+    fn example() -> KvMeasurement {
         let score = ModeScore {
             mode: KvMode::Fp16Turbo4,
             loss: Some(3.5),
@@ -136,7 +145,7 @@ mod tests {
             top1_agreement: Some(0.96),
             bytes_per_token: 1234,
         };
-        Measurement {
+        KvMeasurement {
             schema: SCHEMA.into(),
             fingerprint: Fingerprint::of(&ModelSource::BuiltIn).unwrap().to_string(),
             model: "built-in".into(),
@@ -147,13 +156,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_is_loaded() {
+    fn a_measurement_round_trips() {
         let data = tempfile::tempdir().unwrap();
         let model = Fingerprint::of(&ModelSource::BuiltIn).unwrap();
-        assert_eq!(Measurement::load(data.path(), model).unwrap(), None);
+        assert_eq!(KvMeasurement::load(data.path(), model).unwrap(), None);
         let path = example().store(data.path()).unwrap();
         assert_eq!(path.parent().unwrap(), data.path().join("measurements"));
-        assert_eq!(Measurement::load(data.path(), model).unwrap(), Some(example()));
+        assert_eq!(KvMeasurement::load(data.path(), model).unwrap(), Some(example()));
         assert_eq!(example().mode(KvMode::Fp16Turbo4).unwrap().bytes_per_token, 1234);
         assert_eq!(example().mode(KvMode::Int8), None);
     }
@@ -163,11 +172,11 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let model = Fingerprint::of(&ModelSource::BuiltIn).unwrap();
         let path =
-            Measurement { schema: "other/2".into(), ..example() }.store(data.path()).unwrap();
-        let error = Measurement::load(data.path(), model).unwrap_err().to_string();
-        assert!(error.contains("not a mlxcel.measurement/1"), "{error}");
+            KvMeasurement { schema: "other/2".into(), ..example() }.store(data.path()).unwrap();
+        let error = KvMeasurement::load(data.path(), model).unwrap_err().to_string();
+        assert!(error.contains("is not a mlxcel.measurement/1"), "{error}");
         std::fs::write(&path, "{").unwrap();
-        assert!(Measurement::load(data.path(), model).is_err());
+        assert!(KvMeasurement::load(data.path(), model).is_err());
     }
 
     #[test]

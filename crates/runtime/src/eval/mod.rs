@@ -1,10 +1,9 @@
-//! How well a model predicts a text: perplexity, what a KV cache mode changes, logits for other
-//! programs.
+//! Evaluation of a model on a text: perplexity, comparison of KV cache modes, export of logits.
 //!
-//! [`compare`] scores modes against fp16, [`measurement`] keeps the result beside the model's
-//! fingerprint for the advisor.
+//! [`comparison`] scores modes relative to fp16; [`measurement`] stores the result under the model's
+//! fingerprint, for the advisor.
 
-pub mod compare;
+pub mod comparison;
 pub mod measurement;
 
 use std::path::Path;
@@ -14,9 +13,8 @@ use mlxcel_core::SequenceRun;
 use crate::engine::{Engine, LogitRows};
 use crate::{Error, Result};
 
-/// Logits of every position of `tokens`, fp32 `[tokens, vocab]`, from an empty cache.
-///
-/// Runs in chunks of the engine's prefill size.
+/// Computes the logits of every position of `tokens` with an empty cache, fp32 `[tokens, vocab]`, in
+/// chunks of the engine's prefill size.
 ///
 /// # Errors
 /// Tokens outside the vocabulary, failed operations.
@@ -30,7 +28,7 @@ pub fn window_logits(engine: &Engine, tokens: &[u32]) -> Result<Vec<f32>> {
     Ok(logits)
 }
 
-/// Mean negative log-likelihood over windows; the first token of each has no prediction.
+/// Running perplexity over windows; the first token of each window is not scored.
 #[derive(Clone, Debug, Default)]
 pub struct Perplexity {
     nats: f64,
@@ -43,16 +41,16 @@ impl Perplexity {
         self.add_rows(tokens.get(1..).unwrap_or_default(), logits, vocab);
     }
 
-    /// Adds rows of logits, `[rows, vocab]`, and the token that follows each; rows without one
-    /// are left out.
-    pub fn add_rows(&mut self, next: &[u32], logits: &[f32], vocab: usize) {
+    /// Adds rows of logits, `[rows, vocab]`, and the token that follows each. Rows without a `next`
+    /// token are skipped.
+    pub(crate) fn add_rows(&mut self, next: &[u32], logits: &[f32], vocab: usize) {
         for (row, &next) in logits.chunks_exact(vocab).zip(next) {
             self.nats -= f64::from(row[next as usize]) - log_sum_exp(row);
             self.tokens += 1;
         }
     }
 
-    /// Tokens scored.
+    /// Number of scored tokens.
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.tokens
@@ -71,28 +69,27 @@ impl Perplexity {
     }
 }
 
-/// `ln Σ exp(row)` in f64: what turns a logit into a log-probability.
+/// `ln Σ exp(row)` in f64, the normalisation of log-probabilities.
 fn log_sum_exp(row: &[f32]) -> f64 {
     let max = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let sum: f64 = row.iter().map(|x| (f64::from(*x) - max).exp()).sum();
     max + sum.ln()
 }
 
-/// Writes logits as the tensor `logits`, fp32 `[tokens, vocab]`, of a safetensors file.
+/// Writes logits to a safetensors file, as the fp32 tensor `logits`, `[tokens, vocab]`.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// Failure to write the file.
 pub fn save_logits(path: &Path, logits: &[f32], vocab: usize) -> Result<()> {
     let bytes: Vec<u8> = logits.iter().flat_map(|x| x.to_le_bytes()).collect();
-    let io = |source: std::io::Error| Error::Io { path: path.to_owned(), source };
     let view = safetensors::tensor::TensorView::new(
         safetensors::Dtype::F32,
         vec![logits.len() / vocab.max(1), vocab],
         &bytes,
     )
-    .map_err(|e| io(std::io::Error::other(e)))?;
+    .map_err(|error| Error::safetensors(path, error))?;
     safetensors::serialize_to_file([("logits", view)], None, path)
-        .map_err(|e| io(std::io::Error::other(e)))
+        .map_err(|error| Error::safetensors(path, error))
 }
 
 #[cfg(test)]
@@ -100,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn uniform_logits_have_the_vocabulary_as_perplexity() {
+    fn the_perplexity_of_uniform_logits_is_the_vocabulary_size() {
         let mut score = Perplexity::default();
         score.add(&[0, 1, 2], &[0.5; 3 * 8], 8);
         assert_eq!(score.tokens(), 2);
@@ -108,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn one_token_has_no_perplexity() {
+    fn a_single_token_has_no_perplexity() {
         let mut score = Perplexity::default();
         score.add(&[3], &[0.0; 8], 8);
         assert_eq!(score.perplexity(), None);

@@ -1,7 +1,7 @@
 //! The decoder that dense families share: embeddings, layers of attention and a feed-forward part
 //! with norms around each, a last norm and a head.
 //!
-//! Owns the blocks `Attention`, `DecoderBlock` and `Model` (`mlp` has the feed-forward parts); a family that
+//! Owns the blocks `Attention`, `DecoderBlock` and `Model` (`mlp` has feed-forward parts); a family that
 //! uses them adds its `Config` and chooses norms, scales and parts. A family whose blocks differ
 //! implements [`DecoderLayer`], [`Mixer`] or [`FeedForward`].
 
@@ -13,6 +13,7 @@ use super::LanguageModel;
 use super::config::{DecoderConfig, HeadShape, Sizes};
 use super::layer_state::{LayerState, StateIndex};
 pub(super) use super::mlp::{Mlp, PlainMlp};
+pub(super) use super::residual::Residual;
 use crate::Result;
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 
@@ -109,45 +110,6 @@ impl Mixer for Attention {
         }
         let attended = pass.attention(index.cache, &q, &k, &v, &self.spec)?;
         Ok(pass.ops().linear(&attended, &self.o_proj)?)
-    }
-}
-
-/// Residual connection around a part of a block: `x + scale · after(part(before(x)))`.
-#[derive(Default)]
-pub(super) struct Residual {
-    pub(super) before: Option<Norm>,
-    pub(super) after: Option<Norm>,
-    pub(super) scale: Option<f32>,
-}
-
-impl Residual {
-    /// The norm `name` before the part.
-    pub(super) fn before(w: &Weights, name: &str, hidden: usize, norm: NormRule) -> Result<Self> {
-        Ok(Self { before: Some(w.norm(name, hidden, norm)?), ..Self::default() })
-    }
-
-    /// The norm `name` after the part.
-    pub(super) fn after(w: &Weights, name: &str, hidden: usize, norm: NormRule) -> Result<Self> {
-        Ok(Self { after: Some(w.norm(name, hidden, norm)?), ..Self::default() })
-    }
-
-    fn apply(
-        &self,
-        ops: &Ops,
-        x: &Array,
-        part: impl FnOnce(&Array) -> Result<Array>,
-    ) -> Result<Array> {
-        let mut y = match &self.before {
-            Some(norm) => part(&ops.norm(x, norm)?)?,
-            None => part(x)?,
-        };
-        if let Some(norm) = &self.after {
-            y = ops.norm(&y, norm)?;
-        }
-        if let Some(scale) = self.scale {
-            y = ops.map(&y, Map::Scale(scale))?;
-        }
-        Ok(ops.add(x, &y)?)
     }
 }
 

@@ -100,11 +100,8 @@ impl Embeddings {
             None => {
                 let width = pixels.width;
                 let height = pixels.height;
-                let what = format!(
-                    "an image of {width} × {height} pixels for up to {} tiles of {side}²",
-                    self.tiles
-                );
-                Err(ImageError::Preprocessor { what }.into())
+                let expected = format!("up to {} tiles of {side}²", self.tiles);
+                Err(ImageError::PixelSize { width, height, expected }.into())
             }
         }
     }

@@ -42,6 +42,7 @@ mod qwen3_5;
 mod qwen3_moe;
 mod qwen3_next;
 mod qwen_vit;
+mod residual;
 mod rope;
 mod siglip;
 mod single;

@@ -264,8 +264,8 @@ impl QwenVisionTower {
         if [width, height].iter().all(|side| *side > 0 && side.is_multiple_of(unit)) {
             return Ok((height / unit, width / unit));
         }
-        let what = format!("an image of {width} × {height} pixels in squares of {unit}²");
-        Err(ImageError::Preprocessor { what }.into())
+        let expected = format!("multiples of {unit}");
+        Err(ImageError::PixelSize { width, height, expected }.into())
     }
 }
 
@@ -295,7 +295,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn squares_lie_in_windows_and_are_read_in_order() {
+    fn squares_are_computed_by_window_and_read_in_order() {
         let layout = PatchOrder::new(3, 5, 2, 2);
         assert_eq!(layout.windows, [16, 16, 8, 8, 8, 4]);
         assert_eq!(layout.places[..6], [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3)]);

@@ -221,8 +221,8 @@ impl ImageEncoder for SiglipTower {
         let width = pixels.width;
         let height = pixels.height;
         if [width, height] != [self.image_size; 2] {
-            let what = format!("an image of {width} × {height} pixels for {}²", self.image_size);
-            return Err(ImageError::Preprocessor { what }.into());
+            let expected = format!("{}²", self.image_size);
+            return Err(ImageError::PixelSize { width, height, expected }.into());
         }
         let side = self.image_size / self.patches.size;
         let places = (0..side * side).map(|i| (i / side, i % side));

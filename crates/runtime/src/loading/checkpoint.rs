@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::Residence;
 use super::fingerprint::Fnv;
 use crate::source::ModelSource;
-use crate::{Error, Result, builtin};
+use crate::{Error, Result, TensorProblem, builtin};
 
 /// A range of a matrix's rows.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,7 @@ impl Checkpoint {
     /// them, checks their headers.
     ///
     /// # Errors
-    /// A folder without weights, and damaged ones.
+    /// A folder without weights, and damaged weight files.
     pub fn open(
         source: &ModelSource,
         config: Value,
@@ -75,7 +75,8 @@ impl Checkpoint {
 
     fn folder(dir: &Path, config: Value, reads: impl Fn(u64) -> bool) -> Result<Self> {
         let found = headers::Checkpoint::open(dir)?;
-        let found = found.ok_or_else(|| Error::NoWeights { dir: dir.to_owned() })?;
+        let found =
+            found.ok_or_else(|| Error::invalid_file(dir, crate::error::FileProblem::NoWeights))?;
         let mut checkpoint =
             Self { origin: dir.to_owned(), config, files: Vec::new(), tensors: HashMap::new() };
         let infos = found.files.iter().flat_map(|(_, header)| header.tensors.iter());
@@ -131,10 +132,9 @@ impl Checkpoint {
     /// The rows `rows` of the tensor `name`, which must have the shape `expected` as a whole; a
     /// stack of matrices has one dimension more in the file.
     pub(super) fn tensor(&self, name: &str, expected: &[usize], rows: Rows) -> Result<Array> {
-        let Some((file, info)) = self.tensors.get(name) else {
-            let dir = self.origin.clone();
-            return Err(Error::MissingTensor { name: name.to_owned(), dir });
-        };
+        let (file, info) = self.tensors.get(name).ok_or_else(|| {
+            Error::tensor(name, TensorProblem::Missing { dir: self.origin.clone() })
+        })?;
         let found: Vec<usize> =
             info.shape.iter().map(|&d| usize::try_from(d).unwrap_or(usize::MAX)).collect();
         let mut stored = expected.to_vec();
@@ -143,7 +143,7 @@ impl Checkpoint {
             stored.insert(0, parts);
         }
         if found != stored {
-            return Err(Error::TensorShape { name: name.to_owned(), found, expected: stored });
+            return Err(Error::tensor(name, TensorProblem::Shape { found, expected: stored }));
         }
         let dtype = array_dtype(name, info.dtype)?;
         let range = row_range(info, rows);
@@ -168,7 +168,7 @@ fn row_range(info: &TensorInfo, rows: Rows) -> Range<usize> {
 }
 
 /// Reads a model's `config.json`, its language part flat and with its class's sizes
-/// ([`mlxcel_estimator::resolved_config`]). It is not checked whether a family runs it.
+/// ([`mlxcel_estimator::resolved_config`]). Whether a family runs it is not checked here.
 ///
 /// `Infinity` and `NaN`, which Python's tools write, are read as strings.
 ///
@@ -204,11 +204,11 @@ fn array_dtype(name: &str, dtype: FileDtype) -> Result<mlxcel_core::Dtype> {
         FileDtype::U32 => mlxcel_core::Dtype::Uint32,
         FileDtype::U8 => mlxcel_core::Dtype::Uint8,
         other => {
-            return Err(Error::TensorDtype {
-                name: name.to_owned(),
+            let problem = TensorProblem::Dtype {
                 found: other.name().to_owned(),
                 expected: "F32, F16, BF16 or MLX-quantised U32",
-            });
+            };
+            return Err(Error::tensor(name, problem));
         }
     })
 }

@@ -52,7 +52,8 @@ impl Fingerprint {
         let bytes =
             std::fs::read(&config).map_err(|source| Error::Io { path: config.clone(), source })?;
         let found = headers::Checkpoint::open(dir)?;
-        let found = found.ok_or_else(|| Error::NoWeights { dir: dir.to_owned() })?;
+        let found =
+            found.ok_or_else(|| Error::invalid_file(dir, crate::error::FileProblem::NoWeights))?;
         let mut hash = Fnv::default();
         hash.field(&bytes);
         let mut files: Vec<Option<File>> = found.files.iter().map(|_| None).collect();
@@ -135,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_what_it_holds() {
+    fn a_folder_is_identified_by_its_contents() {
         let dir = tempfile::tempdir().unwrap();
         let put = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).unwrap();
         let of = || Fingerprint::of(&ModelSource::Folder(dir.path().to_owned())).unwrap();

@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_of_its_own_is_affine_among_floats() {
+    fn a_layer_override_without_a_mode_is_affine() {
         let config = json!({"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4", "lm_head": {"bits": 8, "group_size": 64}}});
         let q = Quantization::from_config(&config).unwrap();
         assert_eq!(q.scheme("model.layers.0.mlp.experts.up_proj").unwrap(), Scheme::Mxfp4);

@@ -6,7 +6,7 @@ use mlxcel_core::{Activation, Array};
 
 use super::Weights;
 use super::checkpoint::Rows;
-use crate::{Error, Result};
+use crate::{Error, Result, TensorProblem};
 
 impl Weights<'_> {
     /// The vector `name` in fp32.
@@ -92,7 +92,8 @@ impl Weights<'_> {
         let [plain, own] =
             shapes.map(|shape| layer.stored_tensor("weight", &shape, Rows::all(channels)));
         let stored = match (plain, own) {
-            (Ok(array), _) | (Err(Error::TensorShape { .. }), Ok(array)) => array,
+            (Ok(array), _)
+            | (Err(Error::Tensor { problem: TensorProblem::Shape { .. }, .. }), Ok(array)) => array,
             (Err(error), _) => return Err(error),
         };
         let values = self.ops().to_f32(&stored)?;

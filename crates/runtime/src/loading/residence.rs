@@ -4,7 +4,7 @@ use std::path::Path;
 
 use mlxcel_core::KernelSet;
 
-use crate::memory::Available;
+use crate::memory::AvailableMemory;
 
 /// Weights below this are mapped: their page tables are small.
 const WORTH_READING_BYTES: u64 = 64 << 20;
@@ -47,7 +47,7 @@ fn has_huge_pages(root: &Path) -> bool {
 
 /// Returns true if so many bytes are available.
 fn is_free(bytes: u64) -> bool {
-    let available = Available::find().ok().and_then(|available| available.bytes);
+    let available = AvailableMemory::measure().ok().and_then(|available| available.bytes);
     available.is_some_and(|available| bytes <= available)
 }
 

@@ -6,7 +6,7 @@ use mlxcel_core::layers::{Linear, Weight};
 use super::Weights;
 use super::checkpoint::Rows;
 use crate::vision::PatchShape;
-use crate::{Error, Result};
+use crate::{Error, Result, TensorProblem};
 
 /// A convolution over squares that do not overlap, as a matrix.
 pub struct Patches {
@@ -52,7 +52,9 @@ impl Weights<'_> {
             shapes.map(|shape| layer.stored_tensor("weight", &shape, Rows::all(hidden)));
         let (stored, channels_last) = match (plain, own) {
             (Ok(array), _) => (array, false),
-            (Err(Error::TensorShape { .. }), Ok(array)) => (array, true),
+            (Err(Error::Tensor { problem: TensorProblem::Shape { .. }, .. }), Ok(array)) => {
+                (array, true)
+            }
             (Err(error), _) => return Err(error),
         };
         let shape = PatchShape { size, frames, channels_last };

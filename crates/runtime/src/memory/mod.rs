@@ -1,7 +1,7 @@
-//! Memory of this process and of this machine: what is used now, and what may be used.
+//! Memory of this process and of this machine: current use and limits.
 
 mod available;
 mod usage;
 
-pub use self::available::{Available, MEMORY_LIMIT_VARIABLE, apply_limit, memory_limit};
-pub use self::usage::{Usage, resident_bytes};
+pub(crate) use self::available::{AvailableMemory, apply_limit, memory_limit};
+pub use self::usage::{MemoryUsage, resident_bytes};

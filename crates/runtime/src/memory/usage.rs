@@ -1,27 +1,26 @@
-//! What this process uses now: MLX's counters and the system's, side by side.
+//! Current memory use of this process, as counted by MLX and by the operating system.
 //!
-//! MLX counts what its allocator gave out; weights that are mapped from files and the blocks of host
-//! caches are not in it. The resident size counts everything that has been touched, mapped pages
-//! included.
+//! MLX counts the bytes of its allocator, which exclude mapped weights and the blocks of host caches.
+//! The resident size counts all touched pages, mapped ones included.
 
 use serde::Serialize;
 
-/// Memory of this process, in bytes; `None` where the platform does not say.
+/// Memory use of this process, in bytes; `None` where the platform does not report it.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct Usage {
-    /// Bytes that MLX's allocator has given out.
+pub struct MemoryUsage {
+    /// Bytes allocated by MLX.
     pub mlx_active_bytes: Option<usize>,
-    /// Largest value of that so far.
+    /// Peak of `mlx_active_bytes`.
     pub mlx_peak_bytes: Option<usize>,
-    /// Bytes that MLX keeps for reuse.
+    /// Freed bytes that MLX keeps for reuse.
     pub mlx_cache_bytes: Option<usize>,
-    /// Resident pages of the process.
+    /// Resident size of the process.
     pub resident_bytes: Option<u64>,
-    /// Largest value of that so far.
+    /// Peak of `resident_bytes`.
     pub peak_resident_bytes: Option<u64>,
 }
 
-impl Usage {
+impl MemoryUsage {
     /// Reads all counters.
     #[must_use]
     pub fn now() -> Self {
@@ -35,7 +34,7 @@ impl Usage {
         }
     }
 
-    /// The peak as a person reads it, naming what was measured.
+    /// Formats the peak, with its source.
     #[must_use]
     pub fn peak_text(&self) -> String {
         match (self.peak_resident_bytes, self.mlx_peak_bytes) {
@@ -48,13 +47,13 @@ impl Usage {
     }
 }
 
-/// Resident bytes of this process.
+/// Resident size of this process, in bytes.
 #[must_use]
 pub fn resident_bytes() -> Option<u64> {
     ProcessStatus::read().bytes("VmRSS:")
 }
 
-/// `/proc/self/status`, empty where there is none.
+/// Contents of `/proc/self/status`; empty on platforms without it.
 struct ProcessStatus(String);
 
 impl ProcessStatus {
@@ -62,7 +61,7 @@ impl ProcessStatus {
         Self(std::fs::read_to_string("/proc/self/status").unwrap_or_default())
     }
 
-    /// The value of a line such as `VmRSS:   1234 kB`.
+    /// Value of a line such as `VmRSS:   1234 kB`, in bytes.
     fn bytes(&self, key: &str) -> Option<u64> {
         let line = self.0.lines().find_map(|line| line.strip_prefix(key))?;
         let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

@@ -1,4 +1,4 @@
-//! Refusals and what they propose, on a small model of known size.
+//! Refusals and their proposals, on a small model of known size.
 
 use super::*;
 use mlxcel_estimator::{
@@ -9,20 +9,20 @@ const QWEN: &str = r#"{"model_type": "qwen2", "hidden_size": 896, "intermediate_
     "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
     "vocab_size": 151936, "tie_word_embeddings": true, "max_position_embeddings": 32768}"#;
 
-fn model(config: &str) -> Sized {
+fn model(config: &str) -> ModelFootprint {
     let spec = ModelSpec::from_config(config).unwrap();
     let weights = WeightFootprint::analytical(&spec).unwrap();
-    Sized { name: "model".to_owned(), spec, weights }
+    ModelFootprint { name: "model".to_owned(), spec, weights }
 }
 
 fn machine(bytes: u64) -> Machine {
     Machine::new(Backend::Cpu).with_available(bytes, AvailableSource::WhatIf).with_total(bytes)
 }
 
-fn load(context: u64, policy: Policy) -> Load {
-    Load {
+fn load(context: u64, policy: Policy) -> LoadRequest {
+    LoadRequest {
         workload: Workload::uniform(context, 1),
-        least_context_tokens: 9,
+        min_context_tokens: 9,
         vision_threshold: DEFAULT_VISION_THRESHOLD,
         policy,
     }
@@ -30,7 +30,7 @@ fn load(context: u64, policy: Policy) -> Load {
 
 fn refusal(context: u64, available: u64) -> Refusal {
     match check(&model(QWEN), &load(context, Policy::Refuse), &machine(available)).unwrap() {
-        Outcome::Refused(refusal) => *refusal,
+        FitCheck::Refused(refusal) => *refusal,
         other => panic!("{other:?}"),
     }
 }
@@ -51,8 +51,8 @@ fn proposals_fit() {
     assert_eq!(refusal.would_fit[0].kv_mode, Some(KvMode::Turbo4));
     assert!(refusal.would_fit.iter().any(|proposal| proposal.context_tokens.is_some()));
     let fits = |workload: &Workload| {
-        let load = Load { workload: workload.clone(), ..load(1, Policy::Refuse) };
-        matches!(check(&model, &load, &machine(available)).unwrap(), Outcome::Clear)
+        let load = LoadRequest { workload: workload.clone(), ..load(1, Policy::Refuse) };
+        matches!(check(&model, &load, &machine(available)).unwrap(), FitCheck::Fits)
     };
     for proposal in &refusal.would_fit {
         let workload = proposal.apply(&Workload::uniform(32_768, 1));
@@ -63,7 +63,7 @@ fn proposals_fit() {
     }
 }
 
-/// A shorter context has the images all the same, and is proposed with their encoder's bytes.
+/// A proposed shorter context still contains the images and the memory of their encoder.
 #[test]
 fn proposals_keep_the_images() {
     let model = model(
@@ -79,11 +79,11 @@ fn proposals_keep_the_images() {
     load.workload.sequences[0].image_tokens = 512;
     let available = 12 << 30;
     let outcome = check(&model, &load, &machine(available)).unwrap();
-    let Outcome::Refused(refusal) = outcome else { panic!("{outcome:?}") };
+    let FitCheck::Refused(refusal) = outcome else { panic!("{outcome:?}") };
     let shorter = refusal.would_fit.iter().find(|proposal| proposal.context_tokens.is_some());
     let workload = shorter.unwrap().apply(&load.workload);
     assert_eq!(workload.sequences[0].image_tokens, 512);
-    let Sized { spec, weights, .. } = &model;
+    let ModelFootprint { spec, weights, .. } = &model;
     let estimate = estimate_total_memory(spec, weights, &workload, &machine(available)).unwrap();
     assert_eq!(estimate.vision_bytes, spec.vision.unwrap().image_bytes(512, machine(0).kernels));
     assert_eq!((estimate.fits, estimate.total_bytes), (Some(true), shorter.unwrap().total_bytes));
@@ -95,40 +95,40 @@ fn nothing_is_proposed_where_nothing_fits() {
 }
 
 #[test]
-fn without_the_flag_or_by_force_it_only_warns() {
+fn warn_and_force_do_not_refuse() {
     for policy in [Policy::Warn, Policy::Force] {
         let outcome = check(&model(QWEN), &load(14, policy), &machine(512 << 20)).unwrap();
-        assert!(matches!(&outcome, Outcome::Warned(text) if text.contains("622.4 MiB")));
+        assert!(matches!(&outcome, FitCheck::Warning(text) if text.contains("622.4 MiB")));
     }
     let outcome = check(&model(QWEN), &load(14, Policy::Refuse), &machine(4 << 30)).unwrap();
-    assert!(matches!(outcome, Outcome::Clear));
+    assert!(matches!(outcome, FitCheck::Fits));
 }
 
-/// Assumptions never refuse: the size of a model of an unknown kind is not known.
+/// An assumed size never refuses: the size of an unknown architecture is a guess.
 #[test]
-fn what_is_only_assumed_warns() {
+fn an_assumed_size_only_warns() {
     let unknown = model(r#"{"model_type": "martian"}"#);
     let outcome = check(&unknown, &load(14, Policy::Refuse), &machine(1 << 30)).unwrap();
-    assert!(matches!(outcome, Outcome::Warned(_)), "{outcome:?}");
+    assert!(matches!(outcome, FitCheck::Warning(_)), "{outcome:?}");
 }
 
 #[test]
-fn the_built_in_model_is_sized_by_its_header() {
-    let model = Sized::read(&ModelSource::BuiltIn).unwrap();
+fn the_built_in_model_is_sized_from_its_header() {
+    let model = ModelFootprint::read(&ModelSource::BuiltIn).unwrap();
     assert_eq!(model.weights.source, mlxcel_estimator::WeightSource::Headers);
     assert!(model.weights.bytes < builtin::WEIGHTS.len() as u64);
     assert!(model.weights.bytes + 65_536 > builtin::WEIGHTS.len() as u64);
 }
 
 #[test]
-fn a_comparison_says_what_was_measured() {
-    let usage = Usage { peak_resident_bytes: Some(3 << 20), ..Usage::default() };
-    let line = compare(4 << 20, Some(1 << 20), &usage);
+fn a_comparison_names_the_counter() {
+    let usage = MemoryUsage { peak_resident_bytes: Some(3 << 20), ..MemoryUsage::default() };
+    let line = compare_peak(4 << 20, Some(1 << 20), &usage);
     assert_eq!(
         line,
         "expected peak 4.0 MiB, measured 2.0 MiB (resident, without the 1.0 MiB before the load): \
          50 % of it"
     );
-    let line = compare(4 << 20, None, &Usage::default());
+    let line = compare_peak(4 << 20, None, &MemoryUsage::default());
     assert_eq!(line, "expected peak 4.0 MiB, measured: nothing on this platform");
 }

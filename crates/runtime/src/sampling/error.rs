@@ -1,49 +1,49 @@
-//! What can be wrong with sampling options or with logits.
+//! Errors in sampling options and logits.
 
-/// An error in sampling.
+/// An invalid sampling option or row of logits.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SamplingError {
-    /// An option has a value that it cannot have.
+    /// An option has an invalid value.
     #[error("{name} is {value}, but must be {expected}")]
     InvalidOption {
-        /// The option, as the command line and the API call it (with `_`).
+        /// Name of the option in the API; the command line spells it with `-`.
         name: &'static str,
-        /// Its value.
+        /// Value found.
         value: f64,
-        /// The values that it can have.
+        /// Accepted values.
         expected: &'static str,
     },
-    /// A token id (of `logit_bias`, or among the tokens so far) that the model does not have.
-    #[error("{what} names token {token}, but the model has {vocab_size} tokens")]
+    /// A token id, of `logit_bias` or among the previous tokens, is outside the vocabulary.
+    #[error("{origin} names token {token}, but the model has {vocab_size} tokens")]
     TokenOutOfVocabulary {
-        /// Where the id stands.
-        what: &'static str,
-        /// The id.
+        /// Option or text that contains the id.
+        origin: &'static str,
+        /// Token id.
         token: u32,
-        /// The number of logits in a row.
+        /// Number of logits in a row.
         vocab_size: usize,
     },
-    /// A row of logits of the wrong width.
+    /// A row of logits has the wrong width.
     #[error("expected {expected} logits, found {found}")]
     WrongWidth {
-        /// The width that the sampler was made for.
+        /// Width that the sampler was created for.
         expected: usize,
-        /// The width of the row.
+        /// Width of the row.
         found: usize,
     },
-    /// A logit that is NaN or +∞: the model computed nonsense, and so would the sampler.
+    /// A logit is NaN or +∞, so that no probabilities exist.
     #[error("the logit of token {token} is {value}: the model's arithmetic has overflowed")]
-    NotANumber {
-        /// The first such token.
+    InvalidLogit {
+        /// First such token.
         token: usize,
         /// Its logit.
         value: f32,
     },
     /// Every logit is −∞.
     #[error("no token is possible: every logit is -inf")]
-    NoCandidate,
-    /// The operating system has no random numbers to seed from.
-    #[error("the operating system gave no random seed; pass a seed")]
+    NoCandidates,
+    /// The operating system provides no random seed.
+    #[error("the operating system provides no random seed: pass one")]
     NoEntropy,
 }

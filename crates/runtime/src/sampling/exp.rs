@@ -1,19 +1,19 @@
-//! e^x, the same on every platform and fast over a whole vocabulary.
+//! e^x, bit-identical on all platforms and fast over a whole vocabulary.
 //!
 //! `libm::expf` is portable too, but costs some 20 ns per logit, which for 150,000 logits is a
-//! noticeable part of a small model's step. This one is additions and multiplications alone, so
-//! that the compiler can do several at once, and rounds alike everywhere.
+//! noticeable part of a small model's step. This version consists of additions and multiplications
+//! only, which the compiler vectorises and which round identically everywhere.
 
-/// Below this, e^x is below the smallest normal `f32` and counts as 0.
+/// Argument below which e^x is less than the smallest normal `f32`; the result is 0 there.
 const UNDERFLOW: f32 = -87.0;
 
 /// e^x for x ≤ 0 (−∞ included), to within two units in the last place.
 ///
-/// x = n·ln 2 + r with |r| ≤ ½ ln 2: a Taylor polynomial gives e^r (the first term left out is
-/// below 2⁻²⁷ of it), and n goes into the exponent.
+/// x = n·ln 2 + r with |r| ≤ ½ ln 2: a Taylor polynomial gives e^r (the first omitted
+/// term is below 2⁻²⁷ of it), and n goes into the exponent.
 #[inline]
 pub(super) fn exp(x: f32) -> f32 {
-    /// ln 2 in two parts; n times the first is exact.
+    /// ln 2 as a sum of two parts; n times the first part is exact.
     const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     /// Adding 1.5·2²³ rounds to an integer and leaves it in the low bits.
     const ROUND: f32 = 12_582_912.0;
@@ -28,17 +28,17 @@ pub(super) fn exp(x: f32) -> f32 {
     if x < UNDERFLOW { 0.0 } else { sum * power_of_2 }
 }
 
-/// The sum of `terms`, in an order that is fixed but lets eight additions go on at once.
+/// Sums `value` over `terms` in a fixed order that allows eight additions at once.
 pub(super) fn sum(terms: &[f32], value: impl Fn(f32) -> f32) -> f64 {
     let mut lanes = [0.0; 8];
     let chunks = terms.chunks_exact(lanes.len());
-    let rest: f64 = chunks.remainder().iter().map(|term| f64::from(value(*term))).sum();
+    let remainder: f64 = chunks.remainder().iter().map(|term| f64::from(value(*term))).sum();
     for chunk in chunks {
         for (lane, term) in lanes.iter_mut().zip(chunk) {
             *lane += f64::from(value(*term));
         }
     }
-    lanes.iter().sum::<f64>() + rest
+    lanes.iter().sum::<f64>() + remainder
 }
 
 #[cfg(test)]
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_are_exact() {
+    fn the_ends_of_the_range_are_exact() {
         let bits = |x: f32| exp(x).to_bits();
         assert_eq!(bits(0.0), 1.0_f32.to_bits());
         assert_eq!(bits(-0.0), 1.0_f32.to_bits());

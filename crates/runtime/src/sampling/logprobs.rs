@@ -1,56 +1,66 @@
-//! Log-probabilities, for those who ask what else could have been said.
+//! Log-probabilities of chosen and alternative tokens.
 
 use super::filters::mass;
 
-/// One token and the logarithm of its probability.
+/// A token and the logarithm of its probability.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenLogprob {
-    /// The token's id.
+    /// Token id.
     pub token: u32,
-    /// The natural logarithm of its probability; at most 0, and −∞ for an impossible token.
+    /// Natural logarithm of its probability: at most 0, and −∞ for an impossible token.
     pub logprob: f32,
 }
 
-/// The log-probabilities at one position: of the chosen token and of the likeliest ones.
+/// Log-probabilities at one position: of the chosen token and of the likeliest ones.
 ///
-/// They are those of the whole vocabulary at temperature 1, after bias and penalties and before
-/// any filter, as in mlx-lm.
+/// Computed over the whole vocabulary at temperature 1, after bias and penalties and before the
+/// filters, as in mlx-lm.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprobs {
-    /// The token that was chosen.
+    /// Chosen token.
     pub chosen: TokenLogprob,
-    /// The likeliest tokens, likeliest first, and of equal ones the lowest id first.
+    /// Likeliest tokens, in descending order of probability, then in ascending order of id.
     pub top: Vec<TokenLogprob>,
 }
 
 impl TokenLogprobs {
-    /// Computes them for `logits` (`[vocab]`, the largest being `peak`), with the `count` likeliest.
+    /// Computes the log-probabilities for `logits`, `[vocab]` with maximum `peak`, including those
+    /// of the `count` likeliest tokens.
     pub(super) fn new(logits: &[f32], peak: f32, chosen: u32, count: usize) -> Self {
-        let total = libm::log(mass(logits, peak));
-        #[expect(clippy::cast_possible_truncation, reason = "rounded to the precision of a logit")]
-        let logprob = |logit: f32| (f64::from(logit - peak) - total) as f32;
-        let of_chosen = logits.get(chosen as usize).copied().unwrap_or(f32::NEG_INFINITY);
-        let top = likeliest(logits, count);
+        let softmax = LogSoftmax { peak, log_mass: libm::log(mass(logits, peak)) };
+        let logit = logits.get(chosen as usize).copied().unwrap_or(f32::NEG_INFINITY);
+        let top = top_logits(logits, count);
         Self {
-            chosen: TokenLogprob { token: chosen, logprob: logprob(of_chosen) },
-            top: top
-                .into_iter()
-                .map(|(token, logit)| TokenLogprob { token, logprob: logprob(logit) })
-                .collect(),
+            chosen: softmax.token(chosen, logit),
+            top: top.into_iter().map(|(token, logit)| softmax.token(token, logit)).collect(),
         }
     }
 }
 
-/// The `count` largest of `logits` with their ids: one pass that keeps the best so far in order.
-fn likeliest(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
+/// Normalisation of one row of logits.
+struct LogSoftmax {
+    peak: f32,
+    /// ln Σ e^(logit − peak).
+    log_mass: f64,
+}
+
+impl LogSoftmax {
+    #[expect(clippy::cast_possible_truncation, reason = "rounded to the precision of a logit")]
+    fn token(&self, token: u32, logit: f32) -> TokenLogprob {
+        TokenLogprob { token, logprob: (f64::from(logit - self.peak) - self.log_mass) as f32 }
+    }
+}
+
+/// Returns the `count` largest logits with their token ids, in one pass with a sorted buffer.
+fn top_logits(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
     let mut best: Vec<(u32, f32)> = Vec::with_capacity(count + 1);
     for (token, logit) in (0_u32..).zip(logits.iter().copied()) {
         let full = best.len() == count;
         if full && best.last().is_none_or(|(_, worst)| logit <= *worst) {
             continue;
         }
-        let place = best.partition_point(|(_, other)| *other >= logit);
-        best.insert(place, (token, logit));
+        let rank = best.partition_point(|(_, other)| *other >= logit);
+        best.insert(rank, (token, logit));
         best.truncate(count);
     }
     best
@@ -83,14 +93,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_likeliest_are_those_of_sorting(
+        fn top_logits_agree_with_sorting(
             logits in prop::collection::vec((-9..9_i8).prop_map(f32::from), 0..60),
             count in 0..25_usize,
         ) {
             let mut sorted: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
             sorted.sort_by(|a, b| b.1.total_cmp(&a.1));
             sorted.truncate(count);
-            prop_assert_eq!(likeliest(&logits, count), sorted);
+            prop_assert_eq!(top_logits(&logits, count), sorted);
         }
     }
 }

@@ -1,17 +1,17 @@
-//! From a row of logits to a token.
+//! Sampling: chooses a token from a row of logits.
 //!
-//! Owns the options of sampling and their checks ([`SamplingOptions`], [`SamplingParams`]), the
-//! random numbers, and the order in which things happen, which is that of mlx-lm 0.32:
+//! Owns the sampling options and their validation ([`SamplingOptions`], [`SamplingParams`]), the
+//! random numbers, and the order of the steps, which follows mlx-lm 0.32:
 //!
-//! 1. on the logits: `logit_bias`, repetition penalty, presence penalty, frequency penalty;
-//! 2. temperature 0 takes the largest logit, and of equal ones the lowest id;
-//! 3. otherwise top-p, min-p and top-k choose candidates, all at temperature 1, and the
-//!    temperature applies only to the draw among them. Each of the three keeps the head of the
-//!    vocabulary sorted by logit, so that their order changes nothing but ties.
+//! 1. `logit_bias`, repetition penalty, presence penalty, frequency penalty;
+//! 2. temperature 0 takes the largest logit, the lowest token id among equal ones;
+//! 3. otherwise top-p, min-p and top-k select candidates, all at temperature 1, and the
+//!    temperature applies only to the draw among the candidates. Each filter keeps a prefix of the
+//!    vocabulary sorted by logit, so that their order affects only ties.
 //!
-//! Invariants: work is linear in the vocabulary; the same seed, options and logits give the same
-//! tokens on every platform (own random generator, own `exp`); a NaN is an error, not a token.
-//! Leaves to others: where logits come from, and when to stop.
+//! Invariants: the cost is linear in the vocabulary; equal seed, options and logits give equal tokens
+//! on every platform (own random generator, own `exp`); a NaN is an error, not a token. Leaves
+//! computing the logits and ending a generation to `engine`.
 
 mod error;
 mod exp;
@@ -23,7 +23,7 @@ mod sampler;
 
 pub use error::SamplingError;
 pub use logprobs::{TokenLogprob, TokenLogprobs};
-pub use params::{MAX_TOP_LOGPROBS, SamplingOptions, SamplingParams};
+pub use params::{SamplingOptions, SamplingParams};
 pub use sampler::{Sample, Sampler};
 
 #[cfg(test)]

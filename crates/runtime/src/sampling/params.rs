@@ -1,41 +1,41 @@
-//! Sampling options: as they are asked for, and checked.
+//! Sampling options, unchecked and validated.
 
 use super::SamplingError;
 
-/// The most alternatives that can be reported per token; OpenAI's API allows 20.
-pub const MAX_TOP_LOGPROBS: usize = 20;
+/// Largest number of alternatives reported per token, that of OpenAI's API.
+const MAX_TOP_LOGPROBS: usize = 20;
 
-/// How tokens are to be chosen, unchecked. `None` switches a step off.
+/// Unchecked sampling options. `None` disables a step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingOptions {
-    /// Divides the logits of the candidates before the draw; 0 always takes the likeliest token.
+    /// Divisor of the candidates' logits before the draw; 0 is greedy.
     pub temperature: f32,
-    /// Keeps the k likeliest tokens; 1 or more.
+    /// Keeps the k likeliest tokens, k ≥ 1.
     pub top_k: Option<usize>,
-    /// Keeps the likeliest tokens that together have at least this probability; in (0, 1].
+    /// Keeps the smallest set of likeliest tokens with at least this probability, in (0, 1].
     pub top_p: Option<f32>,
-    /// Keeps tokens with at least this fraction of the likeliest token's probability; in [0, 1].
+    /// Keeps tokens with at least this fraction of the likeliest token's probability, in [0, 1].
     pub min_p: Option<f32>,
-    /// Divides positive and multiplies negative logits of recent tokens; above 0, 1 is neutral.
+    /// Divides positive and multiplies negative logits of recent tokens; above 0, and 1 is neutral.
     pub repetition_penalty: Option<f32>,
-    /// How many tokens back the repetition penalty looks, prompt included.
+    /// Number of recent tokens, prompt included, that the repetition penalty considers.
     pub repetition_context_tokens: usize,
-    /// Subtracted once from the logit of every recent token.
+    /// Subtracted once from the logit of each recent token.
     pub presence_penalty: Option<f32>,
-    /// Subtracted from the logit of a recent token as often as it occurs.
+    /// Subtracted from the logit of a recent token once per occurrence.
     pub frequency_penalty: Option<f32>,
-    /// How many tokens back the presence and frequency penalties look, prompt included.
+    /// Number of recent tokens, prompt included, that presence and frequency penalties consider.
     pub occurrence_context_tokens: usize,
-    /// Added to the logits of single tokens.
+    /// Token ids and values to add to their logits.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Where random numbers start; `None` asks the operating system.
+    /// Seed of the random numbers; `None` takes one from the operating system.
     pub seed: Option<u64>,
-    /// Reports the log-probability of the chosen token and of this many likeliest ones.
+    /// Reports log-probabilities: of the chosen token and of this many likeliest ones.
     pub logprobs: Option<usize>,
 }
 
 impl Default for SamplingOptions {
-    /// mlx-lm's defaults: greedy, nothing filtered, penalties off and 20 tokens back.
+    /// mlx-lm's defaults: greedy, without filters and penalties, whose context is 20 tokens.
     fn default() -> Self {
         Self {
             temperature: 0.0,
@@ -54,26 +54,24 @@ impl Default for SamplingOptions {
     }
 }
 
-/// [`SamplingOptions`] whose every value is one that it can have.
+/// Validated [`SamplingOptions`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams(SamplingOptions);
 
 impl SamplingParams {
-    /// Checks `options`. Whether the tokens of `logit_bias` exist is checked by
-    /// [`Sampler::new`](super::Sampler::new), which knows the model.
+    /// Validates `options`, except for the token ids of `logit_bias`: these depend on the model and
+    /// are checked by [`Sampler::new`](super::Sampler::new).
     ///
     /// # Errors
-    /// [`SamplingError::InvalidOption`] for the first option with an impossible value.
+    /// [`SamplingError::InvalidOption`] for the first option with an invalid value.
     pub fn new(options: SamplingOptions) -> Result<Self, SamplingError> {
         let o = &options;
-        let at_least_0 = |value: f32| value.is_finite() && value >= 0.0;
-        let share = |value: f32| value > 0.0 && value <= 1.0;
-        let from_0_to_1 = |value: f32| (0.0..=1.0).contains(&value);
-        let positive = |value: f32| value.is_finite() && value > 0.0;
-        check("temperature", Some(o.temperature), "a number, 0 or more", at_least_0)?;
-        check("top_p", o.top_p, "above 0 and at most 1", share)?;
-        check("min_p", o.min_p, "from 0 to 1", from_0_to_1)?;
-        check("repetition_penalty", o.repetition_penalty, "a number above 0", positive)?;
+        let temperature = Some(o.temperature);
+        check("temperature", temperature, "a number, 0 or more", |x| x.is_finite() && x >= 0.0)?;
+        check("top_p", o.top_p, "above 0 and at most 1", |x| x > 0.0 && x <= 1.0)?;
+        check("min_p", o.min_p, "from 0 to 1", |x| (0.0..=1.0).contains(&x))?;
+        let penalty = o.repetition_penalty;
+        check("repetition_penalty", penalty, "a number above 0", |x| x.is_finite() && x > 0.0)?;
         check("presence_penalty", o.presence_penalty, "a number", f32::is_finite)?;
         check("frequency_penalty", o.frequency_penalty, "a number", f32::is_finite)?;
         for (_, bias) in &o.logit_bias {
@@ -84,39 +82,39 @@ impl SamplingParams {
         Ok(Self(options))
     }
 
-    /// The options, all possible.
+    /// The validated options.
     pub fn options(&self) -> &SamplingOptions {
         &self.0
     }
 }
 
-/// Numbers of both kinds, for the message.
-trait Shown: Copy {
-    fn shown(self) -> f64;
+/// Conversion of an option's value for an error message.
+trait OptionValue: Copy {
+    fn to_f64(self) -> f64;
 }
 
-impl Shown for f32 {
-    /// The decimal that was typed, not the nearest binary fraction: 1.1, not 1.10000002….
-    fn shown(self) -> f64 {
+impl OptionValue for f32 {
+    /// Converts through the shortest decimal: 1.1 stays 1.1 instead of 1.10000002….
+    fn to_f64(self) -> f64 {
         self.to_string().parse().unwrap_or(f64::NAN)
     }
 }
 
-impl Shown for usize {
-    #[expect(clippy::cast_precision_loss, reason = "shown to a person only")]
-    fn shown(self) -> f64 {
+impl OptionValue for usize {
+    #[expect(clippy::cast_precision_loss, reason = "for display only")]
+    fn to_f64(self) -> f64 {
         self as f64
     }
 }
 
-fn check<T: Shown>(
+fn check<T: OptionValue>(
     name: &'static str,
     value: Option<T>,
     expected: &'static str,
-    possible: impl Fn(T) -> bool,
+    valid: impl Fn(T) -> bool,
 ) -> Result<(), SamplingError> {
-    match value.filter(|value| !possible(*value)) {
-        Some(value) => Err(SamplingError::InvalidOption { name, value: value.shown(), expected }),
+    match value.filter(|value| !valid(*value)) {
+        Some(value) => Err(SamplingError::InvalidOption { name, value: value.to_f64(), expected }),
         None => Ok(()),
     }
 }
@@ -132,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_values_are_named() {
+    fn invalid_values_are_named() {
         assert_eq!(
             error(|o| o.temperature = -0.1),
             "temperature is -0.1, but must be a number, 0 or more"
@@ -163,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_edges_are_possible() {
+    fn the_limits_are_valid() {
         let options = SamplingOptions {
             temperature: 0.0,
             top_k: Some(1),

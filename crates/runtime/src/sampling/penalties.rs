@@ -1,11 +1,11 @@
-//! What changes logits before a token is chosen: `logit_bias` and the three penalties.
+//! Changes of logits before sampling: `logit_bias` and the three penalties.
 
 use super::{SamplingError, SamplingOptions};
 
 /// Applies bias and penalties to `logits` (`[vocab]`), in mlx-lm's order.
 ///
-/// `history` are the tokens so far, prompt included; those without a logit, which a model reads and
-/// never writes (an image's), are passed over.
+/// `history` contains the previous tokens, prompt included. Tokens without a logit, such as image
+/// placeholders, are skipped.
 ///
 /// # Errors
 /// [`SamplingError::TokenOutOfVocabulary`] for a token of `logit_bias` without a logit.
@@ -18,8 +18,8 @@ pub(super) fn apply(
         *logit(logits, *token, "logit_bias")? += bias;
     }
     if let Some(penalty) = options.repetition_penalty {
-        let known = logits.len();
-        for (token, _) in counted(history, options.repetition_context_tokens, known) {
+        let vocab = logits.len();
+        for (token, _) in token_counts(history, options.repetition_context_tokens, vocab) {
             let logit = logit(logits, token, "the text so far")?;
             *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
         }
@@ -29,7 +29,7 @@ pub(super) fn apply(
     }
     let presence = options.presence_penalty.unwrap_or(0.0);
     let frequency = options.frequency_penalty.unwrap_or(0.0);
-    for (token, count) in counted(history, options.occurrence_context_tokens, logits.len()) {
+    for (token, count) in token_counts(history, options.occurrence_context_tokens, logits.len()) {
         *logit(logits, token, "the text so far")? -= presence + frequency * count;
     }
     Ok(())
@@ -38,24 +38,23 @@ pub(super) fn apply(
 fn logit<'a>(
     logits: &'a mut [f32],
     token: u32,
-    what: &'static str,
+    origin: &'static str,
 ) -> Result<&'a mut f32, SamplingError> {
     let vocab_size = logits.len();
     usize::try_from(token)
         .ok()
         .and_then(|index| logits.get_mut(index))
-        .ok_or(SamplingError::TokenOutOfVocabulary { what, token, vocab_size })
+        .ok_or(SamplingError::TokenOutOfVocabulary { origin, token, vocab_size })
 }
 
-/// The different tokens below `known` among the last `context_tokens`, each with how often it occurs
-/// there.
-fn counted(history: &[u32], context_tokens: usize, known: usize) -> Vec<(u32, f32)> {
+/// Distinct tokens below `vocab` among the last `context_tokens`, each with its number of occurrences.
+fn token_counts(history: &[u32], context_tokens: usize, vocab: usize) -> Vec<(u32, f32)> {
     let mut recent = history[history.len().saturating_sub(context_tokens)..].to_vec();
-    recent.retain(|token| (*token as usize) < known);
+    recent.retain(|token| (*token as usize) < vocab);
     recent.sort_unstable();
+    let equal_tokens = recent.chunk_by(|a, b| a == b);
     #[expect(clippy::cast_precision_loss, reason = "a count of tokens, far below 2²⁴")]
-    let count = |run: &[u32]| (run[0], run.len() as f32);
-    recent.chunk_by(|a, b| a == b).map(count).collect()
+    equal_tokens.map(|tokens| (tokens[0], tokens.len() as f32)).collect()
 }
 
 #[cfg(test)]
@@ -69,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn repetition_looks_back_so_far_and_counts_once() {
+    fn repetition_respects_its_context_and_counts_once() {
         let options = |context| SamplingOptions {
             repetition_penalty: Some(2.0),
             repetition_context_tokens: context,
@@ -82,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn presence_counts_once_and_frequency_every_time() {
+    fn presence_counts_once_and_frequency_per_occurrence() {
         let options = SamplingOptions {
             presence_penalty: Some(0.5),
             frequency_penalty: Some(0.25),
@@ -93,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_without_a_logit_is_passed_over_but_not_in_a_bias() {
+    fn a_token_without_a_logit_is_skipped_except_in_a_bias() {
         let options = SamplingOptions {
             presence_penalty: Some(1.0),
             repetition_penalty: Some(2.0),

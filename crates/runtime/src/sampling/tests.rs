@@ -1,11 +1,11 @@
-//! Sampling against mlx-lm: see `tests/golden/sampling.py`.
+//! Sampling compared with mlx-lm; `tests/golden/sampling.py` made the goldens.
 
 #![expect(clippy::cast_possible_truncation, reason = "the goldens are f32, written in decimal")]
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{SamplingOptions, filters::Cut, penalties};
+use super::{SamplingOptions, filters::Cutoff, penalties};
 
 #[derive(Deserialize)]
 struct Goldens {
@@ -33,7 +33,7 @@ fn goldens() -> Goldens {
     serde_json::from_str(include_str!("../../tests/golden/sampling.json")).unwrap()
 }
 
-/// The options of a golden, which have mlx-lm's names.
+/// Options of a golden, which have mlx-lm's names.
 fn options(golden: &Value) -> SamplingOptions {
     let float = |key: &str| golden[key].as_f64().map(|value| value as f32);
     let count = |key: &str| golden[key].as_u64().map(|value| usize::try_from(value).unwrap());
@@ -59,26 +59,26 @@ fn peak(logits: &[f32]) -> f32 {
 }
 
 #[test]
-fn candidates_are_those_of_mlx_lm() {
+fn candidates_agree_with_mlx_lm() {
     let goldens = goldens().filters;
     assert_eq!(goldens.len(), 33);
     for golden in goldens {
         let logits = &golden.logits;
         let options = options(&golden.options);
-        let mut cut = Cut::find(&options, logits, peak(logits), &mut Vec::new());
-        let kept: Vec<usize> = (0..logits.len()).filter(|id| cut.keeps(logits[*id])).collect();
+        let mut cutoff = Cutoff::find(&options, logits, peak(logits), &mut Vec::new());
+        let kept: Vec<usize> = (0..logits.len()).filter(|id| cutoff.keeps(logits[*id])).collect();
         assert_eq!(kept, golden.kept, "{}", golden.options);
     }
 }
 
 #[test]
-fn penalised_logits_and_logprobs_are_those_of_mlx_lm() {
+fn penalised_logits_and_logprobs_agree_with_mlx_lm() {
     let goldens = goldens().penalties;
     assert_eq!(goldens.len(), 6);
     for golden in goldens {
         let mut logits = golden.logits;
         penalties::apply(&options(&golden.options), &golden.history, &mut logits).unwrap();
-        // A frequency penalty is added up in another order: a few units in the last place of 10.
+        // mlx-lm sums a frequency penalty in another order: a few units in the last place of 10.
         for (found, expected) in logits.iter().zip(&golden.penalised) {
             assert!(
                 (found - expected).abs() <= 4e-6 * expected.abs().max(1.0),

@@ -1,14 +1,14 @@
-//! The parts of `tokenizer_config.json`, `generation_config.json` and `config.json` that concern
-//! text: named special tokens, chat templates, end-of-sequence ids.
+//! Text-related keys of `tokenizer_config.json`, `generation_config.json` and `config.json`: special
+//! tokens, chat templates, end-of-sequence ids.
 
 use serde::Deserialize;
 
 use super::{TextError, TextFiles};
 
-/// The file that names special tokens and may hold chat templates.
+/// File with the names of special tokens and, in some checkpoints, chat templates.
 pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
-/// `tokenizer_config.json`; a checkpoint without the file has an empty one.
+/// `tokenizer_config.json`; empty for a checkpoint without the file.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct TokenizerConfig {
     bos_token: Option<TokenField>,
@@ -21,7 +21,7 @@ pub(super) struct TokenizerConfig {
     pub(super) chat_template: Option<TemplateField>,
 }
 
-/// A special token is written as its text, or as an object with the text under `content`.
+/// A special token: its text, or an object with the text under `content`.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum TokenField {
@@ -37,7 +37,7 @@ impl TokenField {
     }
 }
 
-/// `chat_template` is one template, or a list of named ones.
+/// Value of `chat_template`: one template, or a list of named ones.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub(super) enum TemplateField {
@@ -45,7 +45,7 @@ pub(super) enum TemplateField {
     Named(Vec<NamedTemplate>),
 }
 
-/// One entry of a list of templates; the ordinary one is called `default`.
+/// A named template; the main one is called `default`.
 #[derive(Debug, Deserialize)]
 pub(super) struct NamedTemplate {
     pub(super) name: String,
@@ -57,7 +57,7 @@ impl TokenizerConfig {
         Ok(files.json(TOKENIZER_CONFIG)?.unwrap_or_default())
     }
 
-    /// The special tokens that have a name, as `(key, text)`; templates see them as variables.
+    /// Named special tokens as `(key, text)`; templates receive them as variables.
     pub(super) fn special_tokens(&self) -> impl Iterator<Item = (&'static str, &str)> {
         [
             ("bos_token", &self.bos_token),
@@ -72,13 +72,13 @@ impl TokenizerConfig {
         .filter_map(|(key, field)| field.as_ref().map(|field| (key, field.text())))
     }
 
-    /// The text of one special token.
+    /// Text of the special token `key`.
     pub(super) fn special_token(&self, key: &str) -> Option<&str> {
         self.special_tokens().find(|(name, _)| *name == key).map(|(_, text)| text)
     }
 }
 
-/// `eos_token_id` is one id, or a list.
+/// Value of `eos_token_id`: one id, or a list.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum EosField {
@@ -93,7 +93,7 @@ struct EosConfig {
 }
 
 impl EosConfig {
-    /// The ids, from the model's own level or else from its nested text model.
+    /// The ids of this level, or else of the nested text model.
     fn ids(self) -> Option<Vec<u32>> {
         match self.eos_token_id {
             Some(EosField::One(id)) => Some(vec![id]),
@@ -103,8 +103,8 @@ impl EosConfig {
     }
 }
 
-/// The end-of-sequence ids that the model's configs name: those of `generation_config.json`, or
-/// where it names none, those of `config.json` (the precedence of mlx-lm).
+/// Reads the end-of-sequence ids: those of `generation_config.json`, or else of `config.json`, in
+/// mlx-lm's order of precedence.
 pub(super) fn eos_token_ids(files: &TextFiles<'_>) -> Result<Vec<u32>, TextError> {
     for name in ["generation_config.json", "config.json"] {
         let config: Option<EosConfig> = files.json(name)?;

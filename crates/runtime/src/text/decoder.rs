@@ -1,60 +1,60 @@
-//! Token → bytes, one token at a time.
+//! Decoding of single tokens to bytes.
 //!
-//! `tokenizer.json` describes how a whole list of tokens becomes text. This module reads that
-//! description once and applies it per token, so that text can be streamed in constant time per
-//! token. The decoders of language models are all of one shape: each token maps to bytes on its
-//! own, and only the start of the text is special (a leading space is dropped). A decoder of any
-//! other shape is refused when the tokenizer is loaded.
+//! `tokenizer.json` describes how to decode a list of tokens. This module parses the description once
+//! and applies it token by token, in constant time per token, so that text can be streamed. That
+//! requires that each token maps to bytes independently of the others, except for a leading space
+//! that is stripped; this holds for the decoders of language models. Others are rejected when the
+//! tokenizer is loaded.
 
 use serde::Deserialize;
 
-/// How tokens become bytes.
+/// Mapping of tokens to bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TokenDecoder {
     alphabet: Alphabet,
-    /// Literal replacements, in order (SentencePiece: `▁` → space).
+    /// Literal replacements, applied in order (SentencePiece: `▁` → space).
     replacements: Vec<(String, String)>,
-    /// Whether `<0x41>` means the byte 0x41.
+    /// Decodes `<0x41>` to the byte 0x41.
     byte_fallback: bool,
-    /// What is removed from the start of the whole text.
-    leading: Leading,
+    /// Characters to strip from the start of the text.
+    leading: LeadingStrip,
 }
 
-/// What a token's characters stand for.
+/// Encoding of bytes in the characters of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Alphabet {
-    /// Themselves.
+    /// UTF-8 text.
     Text,
-    /// One byte each, in GPT-2's printable alphabet.
+    /// One character per byte, in GPT-2's printable alphabet.
     ByteLevel,
 }
 
-/// What the start of a text loses.
+/// Characters to strip from the start of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Leading {
-    /// Nothing.
-    Kept,
-    /// Up to `count` characters `content`.
-    Stripped { content: char, count: usize },
+pub(super) enum LeadingStrip {
+    /// None.
+    None,
+    /// Up to `count` times the character `content`.
+    Characters { content: char, count: usize },
     /// Every `marker` in the first token.
-    MarkersDropped { marker: char },
+    Markers { marker: char },
 }
 
-/// One entry of `"decoder"` in `tokenizer.json`.
+/// One step of `"decoder"` in `tokenizer.json`.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type")]
-enum Step {
+enum DecoderStep {
     ByteLevel,
     ByteFallback,
     Fuse,
-    Replace { pattern: Pattern, content: String },
+    Replace { pattern: ReplacePattern, content: String },
     Strip { content: char, start: usize, stop: usize },
     Metaspace { replacement: char, prepend_scheme: Option<PrependScheme> },
     Sequence { decoders: Vec<serde_json::Value> },
 }
 
 #[derive(Debug, Deserialize)]
-enum Pattern {
+enum ReplacePattern {
     String(String),
     Regex(serde::de::IgnoredAny),
 }
@@ -68,16 +68,16 @@ enum PrependScheme {
 }
 
 impl TokenDecoder {
-    /// Reads the `"decoder"` object of a `tokenizer.json`.
+    /// Parses the `"decoder"` object of a `tokenizer.json`.
     ///
     /// # Errors
-    /// The JSON text of the step that cannot be applied token by token.
+    /// JSON of the step that cannot be applied token by token.
     pub(super) fn from_json(decoder: &serde_json::Value) -> Result<Self, String> {
         let mut this = Self {
             alphabet: Alphabet::Text,
             replacements: Vec::new(),
             byte_fallback: false,
-            leading: Leading::Kept,
+            leading: LeadingStrip::None,
         };
         let mut fused = false;
         for step in flatten(decoder)? {
@@ -86,27 +86,31 @@ impl TokenDecoder {
         Ok(this)
     }
 
-    /// Adds one step; `None` when it cannot be applied per token in this place.
+    /// Adds one step; `None` if it cannot be applied per token at this point.
     fn add(&mut self, step: &serde_json::Value, fused: &mut bool) -> Option<()> {
-        match (Step::deserialize(step).ok()?, *fused) {
-            (Step::Fuse, _) => *fused = true,
-            (Step::ByteLevel, false) if !self.byte_fallback => self.alphabet = Alphabet::ByteLevel,
-            (Step::ByteFallback, false) if self.alphabet == Alphabet::Text => {
+        match (DecoderStep::deserialize(step).ok()?, *fused) {
+            (DecoderStep::Fuse, _) => *fused = true,
+            (DecoderStep::ByteLevel, false) if !self.byte_fallback => {
+                self.alphabet = Alphabet::ByteLevel
+            }
+            (DecoderStep::ByteFallback, false) if self.alphabet == Alphabet::Text => {
                 self.byte_fallback = true;
             }
-            (Step::Replace { pattern: Pattern::String(from), content }, false)
+            (DecoderStep::Replace { pattern: ReplacePattern::String(from), content }, false)
                 if self.alphabet == Alphabet::Text && !self.byte_fallback && !from.is_empty() =>
             {
                 self.replacements.push((from, content));
             }
-            (Step::Strip { content, start, stop: 0 }, true) if self.leading == Leading::Kept => {
-                self.leading = Leading::Stripped { content, count: start };
+            (DecoderStep::Strip { content, start, stop: 0 }, true)
+                if self.leading == LeadingStrip::None =>
+            {
+                self.leading = LeadingStrip::Characters { content, count: start };
             }
-            (Step::Metaspace { replacement, prepend_scheme }, false)
+            (DecoderStep::Metaspace { replacement, prepend_scheme }, false)
                 if self.alphabet == Alphabet::Text && !self.byte_fallback =>
             {
                 if prepend_scheme != Some(PrependScheme::Never) {
-                    self.leading = Leading::MarkersDropped { marker: replacement };
+                    self.leading = LeadingStrip::Markers { marker: replacement };
                 }
                 self.replacements.push((replacement.to_string(), " ".to_owned()));
             }
@@ -115,12 +119,12 @@ impl TokenDecoder {
         Some(())
     }
 
-    /// What the start of a text loses.
-    pub(super) fn leading(&self) -> Leading {
+    /// Characters to strip from the start of a text.
+    pub(super) fn leading(&self) -> LeadingStrip {
         self.leading
     }
 
-    /// Appends the bytes of `token` (its form in the vocabulary) to `out`.
+    /// Appends the bytes of `token`, spelled as in the vocabulary, to `out`.
     pub(super) fn append(&self, token: &str, out: &mut Vec<u8>) {
         if self.alphabet == Alphabet::ByteLevel {
             return append_byte_level(token, out);
@@ -138,10 +142,10 @@ impl TokenDecoder {
     }
 }
 
-/// The steps of a decoder, nested sequences unrolled.
+/// Flattens nested sequences of steps.
 fn flatten(decoder: &serde_json::Value) -> Result<Vec<serde_json::Value>, String> {
-    match Step::deserialize(decoder) {
-        Ok(Step::Sequence { decoders }) => {
+    match DecoderStep::deserialize(decoder) {
+        Ok(DecoderStep::Sequence { decoders }) => {
             decoders.iter().map(flatten).collect::<Result<Vec<_>, _>>().map(|steps| steps.concat())
         }
         Ok(_) => Ok(vec![decoder.clone()]),
@@ -149,14 +153,14 @@ fn flatten(decoder: &serde_json::Value) -> Result<Vec<serde_json::Value>, String
     }
 }
 
-/// The byte that a token such as `<0x0A>` stands for.
+/// Byte of a token such as `<0x0A>`.
 fn fallback_byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok()).flatten()
 }
 
-/// Appends a token written in GPT-2's byte alphabet; a token with a character outside of it (an
-/// added token) stands for its own UTF-8 bytes.
+/// Appends the bytes of a token in GPT-2's byte alphabet. An added token, with characters outside of
+/// the alphabet, is appended as UTF-8.
 fn append_byte_level(token: &str, out: &mut Vec<u8>) {
     let start = out.len();
     for character in token.chars() {
@@ -169,8 +173,8 @@ fn append_byte_level(token: &str, out: &mut Vec<u8>) {
     }
 }
 
-/// The byte that a character of GPT-2's alphabet stands for: printable Latin-1 stands for itself,
-/// and the other 68 bytes, in order, are written as U+0100 to U+0143.
+/// Byte of a character in GPT-2's alphabet: printable Latin-1 is encoded as itself, the other 68
+/// bytes, in order, as U+0100 to U+0143.
 fn byte_level_byte(character: char) -> Option<u8> {
     match u32::from(character) {
         code @ (0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) => u8::try_from(code).ok(),
@@ -193,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn byte_alphabet_is_the_one_of_the_tokenizers_crate() {
+    fn the_byte_alphabet_agrees_with_the_tokenizers_crate() {
         let oracle: std::collections::HashSet<char> =
             tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
         let ours: Vec<char> =
@@ -207,20 +211,20 @@ mod tests {
     }
 
     #[test]
-    fn reads_the_sentencepiece_sequence() {
+    fn the_sentencepiece_sequence_is_supported() {
         let decoder = TokenDecoder::from_json(&json!({"type": "Sequence", "decoders": [
             {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
             {"type": "ByteFallback"}, {"type": "Fuse"},
             {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}))
         .unwrap();
-        assert_eq!(decoder.leading(), Leading::Stripped { content: ' ', count: 1 });
+        assert_eq!(decoder.leading(), LeadingStrip::Characters { content: ' ', count: 1 });
         assert_eq!(text_of(&decoder, "▁a▁b"), b" a b");
         assert_eq!(text_of(&decoder, "<0xE2>"), [0xE2]);
         assert_eq!(text_of(&decoder, "<0xZZ>"), b"<0xZZ>");
     }
 
     #[test]
-    fn refuses_what_cannot_be_applied_per_token() {
+    fn steps_that_need_the_whole_text_are_rejected() {
         let strip = json!({"type": "Strip", "content": " ", "start": 1, "stop": 0});
         let cases = [
             json!({"type": "WordPiece", "prefix": "##", "cleanup": true}),

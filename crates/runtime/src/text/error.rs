@@ -1,98 +1,98 @@
-//! What can be wrong with a checkpoint's text files, or with a chat that is put through them.
+//! Errors of a checkpoint's text files, tokenisation and chat templates.
 
-/// An error in tokenizing, templating or stopping.
+/// An error of a text file, the tokenizer, the chat template or a stop string.
 ///
-/// `file` fields name the file as a person would look for it: its path, or `built-in/<name>`.
+/// `file` fields contain a path, or `built-in/<name>` for the model inside the program.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TextError {
-    /// A file that every checkpoint needs is not there.
-    #[error("{file} is missing: this checkpoint cannot be used without it")]
+    /// A required file is missing.
+    #[error("{file} is missing: the checkpoint cannot be used without it")]
     MissingFile {
-        /// The file looked for.
+        /// Path of the file.
         file: String,
     },
-    /// A file is there but cannot be read.
+    /// A file exists but cannot be read.
     #[error("cannot read {file}: {source}")]
     Unreadable {
-        /// The file.
+        /// Path of the file.
         file: String,
-        /// What the operating system said.
+        /// Reason given by the operating system.
         source: std::io::Error,
     },
-    /// A file is not the JSON that it should be.
+    /// A file is not the expected JSON.
     #[error("{file} is not valid: {source}")]
     InvalidJson {
-        /// The file.
+        /// Path of the file.
         file: String,
-        /// Where and why parsing stopped.
+        /// Reason and position.
         source: serde_json::Error,
     },
-    /// `tokenizer.json` is JSON, but no tokenizer.
+    /// `tokenizer.json` does not describe a tokenizer.
     #[error("{file} does not describe a tokenizer: {source}")]
     InvalidTokenizer {
-        /// The file.
+        /// Path of the file.
         file: String,
-        /// What the `tokenizers` crate said.
+        /// Reason given by the `tokenizers` crate.
         source: tokenizers::Error,
     },
-    /// The tokenizer turns tokens into text in a way that cannot be streamed.
+    /// The tokenizer's decoder cannot be applied token by token.
     #[error("{file}: the decoder {decoder} is not supported")]
     UnsupportedDecoder {
-        /// The file.
+        /// Path of the file.
         file: String,
-        /// The offending part of `"decoder"`.
+        /// JSON of the unsupported step.
         decoder: String,
     },
-    /// A special token is named that the vocabulary lacks.
+    /// A named special token is not in the vocabulary.
     #[error("{file}: {key} is {token:?}, which is not in the vocabulary")]
     UnknownSpecialToken {
-        /// The file that names it.
+        /// File that names the token.
         file: String,
-        /// The key that names it, such as `eos_token`.
+        /// Key that names the token, such as `eos_token`.
         key: &'static str,
-        /// The token.
+        /// Text of the token.
         token: String,
     },
-    /// The tokenizer refused a text.
-    #[error("cannot tokenize the text: {source}")]
+    /// The tokenizer failed to encode a text.
+    #[error("cannot tokenise the text: {source}")]
     Encode {
-        /// What the `tokenizers` crate said.
+        /// Reason given by the `tokenizers` crate.
         source: tokenizers::Error,
     },
-    /// A chat was asked of a model without a chat template.
+    /// The model has no chat template.
     #[error(
         "{origin} has no chat template (looked for chat_template.jinja, chat_template.json and \
-         \"chat_template\" in tokenizer_config.json): it is probably a base model, use plain completion"
+         \"chat_template\" in tokenizer_config.json): it is probably a base model; use plain completion"
     )]
     NoChatTemplate {
-        /// The checkpoint.
+        /// Name of the checkpoint.
         origin: String,
     },
     /// The chat template is not valid Jinja.
     #[error("the chat template in {file} is not valid: {source:#}")]
     TemplateSyntax {
-        /// The file that holds it.
+        /// File that contains the template.
         file: String,
-        /// Where and why.
+        /// Reason and position.
         source: minijinja::Error,
     },
-    /// Rendering a chat failed.
+    /// The chat template failed on this conversation.
     #[error("the chat template cannot render these messages: {source:#}")]
     TemplateRender {
-        /// Where and why.
+        /// Reason and position.
         source: minijinja::Error,
     },
-    /// The template itself refused the chat through `raise_exception`.
+    /// The chat template called `raise_exception`.
     #[error("the chat template refuses these messages: {message}")]
     TemplateRefused {
-        /// The template's own words.
+        /// Message of the template.
         message: String,
     },
-    /// A chat without messages.
+    /// The conversation has no messages.
     #[error("a chat needs at least one message")]
     NoMessages,
-    /// A stop string without a character in it would end every text before it begins.
+    /// A stop string is empty, so that it would match at the start of every text.
     #[error("a stop string must not be empty")]
     EmptyStop,
 }

@@ -1,4 +1,4 @@
-//! Where a checkpoint's small text files come from: a folder, or bytes inside the binary.
+//! Access to a checkpoint's text files, in a folder or inside the binary.
 
 use std::borrow::Cow;
 use std::io::ErrorKind;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::TextError;
 
-/// One JSON object, read as leniently as the estimator reads a configuration.
+/// Parses one JSON object, as leniently as the estimator parses a configuration.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
     let text = std::str::from_utf8(bytes).map_err(serde_json::Error::custom)?;
     let object = parse_object(text, "").map_err(|error| {
@@ -22,21 +22,21 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
     T::deserialize(Value::Object(object))
 }
 
-/// A checkpoint's text files (`tokenizer.json`, `tokenizer_config.json`, …) by name.
+/// Text files of a checkpoint (`tokenizer.json`, `tokenizer_config.json`, …), by name.
 #[derive(Debug, Clone, Copy)]
 pub enum TextFiles<'a> {
     /// Files in a folder.
     Folder(&'a Path),
-    /// `(name, contents)` pairs, for a model that ships inside the binary.
+    /// `(name, contents)` pairs of a model inside the binary.
     Embedded(&'a [(&'a str, &'a [u8])]),
 }
 
 impl<'a> TextFiles<'a> {
-    /// The contents of `name`, or `None` when the checkpoint has no such file.
+    /// Reads the file `name`; `None` if it does not exist.
     ///
     /// # Errors
-    /// [`TextError::Unreadable`] when the file exists but cannot be read.
-    pub fn read(&self, name: &str) -> Result<Option<Cow<'a, [u8]>>, TextError> {
+    /// [`TextError::Unreadable`] if the file exists but cannot be read.
+    pub(crate) fn read(&self, name: &str) -> Result<Option<Cow<'a, [u8]>>, TextError> {
         match self {
             Self::Embedded(files) => {
                 let found = files.iter().find(|(file, _)| *file == name);
@@ -50,36 +50,36 @@ impl<'a> TextFiles<'a> {
         }
     }
 
-    /// The contents of a file that must be there.
+    /// Reads the file `name`, which must exist.
     ///
     /// # Errors
-    /// [`TextError::MissingFile`], and as [`TextFiles::read`].
-    pub fn require(&self, name: &str) -> Result<Cow<'a, [u8]>, TextError> {
+    /// [`TextError::MissingFile`], and the errors of [`TextFiles::read`].
+    pub(crate) fn require(&self, name: &str) -> Result<Cow<'a, [u8]>, TextError> {
         self.read(name)?.ok_or_else(|| TextError::MissingFile { file: self.label(name) })
     }
 
-    /// `name` parsed as a JSON object into `T`, or `None` when there is no such file. `Infinity`
-    /// and `NaN`, which Python's tools write, are read as strings.
+    /// Parses the JSON object in the file `name`; `None` if it does not exist. `Infinity` and `NaN`,
+    /// which Python writes, are read as strings.
     ///
     /// # Errors
-    /// [`TextError::InvalidJson`], and as [`TextFiles::read`].
-    pub fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, TextError> {
+    /// [`TextError::InvalidJson`], and the errors of [`TextFiles::read`].
+    pub(crate) fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, TextError> {
         let Some(bytes) = self.read(name)? else { return Ok(None) };
         parse(&bytes)
             .map(Some)
             .map_err(|source| TextError::InvalidJson { file: self.label(name), source })
     }
 
-    /// What to call `name` in an error.
-    pub fn label(&self, name: &str) -> String {
+    /// Path of the file `name` for error messages.
+    pub(crate) fn label(&self, name: &str) -> String {
         match self {
             Self::Folder(folder) => folder.join(name).display().to_string(),
             Self::Embedded(_) => format!("built-in/{name}"),
         }
     }
 
-    /// What to call the whole checkpoint in an error.
-    pub fn origin(&self) -> String {
+    /// Name of the checkpoint for error messages.
+    pub(crate) fn origin(&self) -> String {
         match self {
             Self::Folder(folder) => folder.display().to_string(),
             Self::Embedded(_) => "the built-in model".to_owned(),

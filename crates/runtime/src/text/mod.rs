@@ -1,11 +1,10 @@
-//! Everything between text and token ids.
+//! Conversion between text and token ids.
 //!
-//! Owns reading a checkpoint's text files ([`TextFiles`]), the tokenizer ([`Tokenizer`]), chat
-//! templates ([`ChatTemplate`]), streaming detokenisation ([`Detokenizer`]) and stop strings
-//! ([`StopMatcher`]).
-//! Leaves to others: which tokens are drawn (`sampling`) and the wire formats (`server`).
+//! Owns a checkpoint's text files ([`TextFiles`]), the tokenizer ([`Tokenizer`]), chat templates
+//! ([`ChatTemplate`]), streaming detokenisation (`Detokenizer`) and stop strings (`StopMatcher`).
+//! Leaves choosing tokens to `sampling`, and wire formats to the server.
 //!
-//! Invariants: nothing here touches MLX or the network; every text that leaves is valid UTF-8.
+//! Invariants: no use of MLX or the network; all returned text is valid UTF-8.
 
 mod chat;
 mod config;
@@ -20,7 +19,7 @@ mod tokenizer;
 pub use chat::{ChatMessage, ChatPrompt, Content, ContentPart};
 pub use error::TextError;
 pub use files::TextFiles;
-pub use stop::{StopMatcher, StopOutput};
-pub use stream::Detokenizer;
+pub(crate) use stop::StopMatcher;
+pub(crate) use stream::Detokenizer;
 pub use template::ChatTemplate;
 pub use tokenizer::{SpecialTokens, Tokenizer};

@@ -1,8 +1,8 @@
-//! Text ↔ token ids, by the checkpoint's `tokenizer.json`.
+//! The tokenizer of a checkpoint, from its `tokenizer.json`.
 //!
-//! Owns which special tokens a prompt gets and which tokens end a text. Encoding is the
-//! `tokenizers` crate's; decoding goes through [`Detokenizer`], so that text decoded at once and
-//! text streamed are the same text.
+//! Owns the special tokens of a prompt and the end-of-sequence tokens. Encoding is done by the
+//! `tokenizers` crate; decoding uses [`Detokenizer`], so that decoding at once and streaming give equal
+//! text.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,26 +10,26 @@ use std::sync::Arc;
 use tokenizers::AddedToken;
 
 use super::config::{TOKENIZER_CONFIG, TokenizerConfig, eos_token_ids};
-use super::decoder::{Leading, TokenDecoder};
+use super::decoder::{LeadingStrip, TokenDecoder};
 use super::{Detokenizer, TextError, TextFiles};
 
-/// What becomes of special tokens (`<|im_end|>`, `<s>`) in decoded text.
+/// Treatment of special tokens (`<|im_end|>`, `<s>`) in decoded text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SpecialTokens {
-    /// They are left out: what a reader wants.
+    /// Omit them, for readers.
     Skip,
-    /// They are written out: what a debugger wants.
+    /// Write them out, for debugging.
     Keep,
 }
 
-/// A checkpoint's tokenizer. Clones are cheap and share everything.
+/// Tokenizer of a checkpoint. Clones share their data.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
-    inner: Arc<Inner>,
+    inner: Arc<TokenizerInner>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct TokenizerInner {
     tokenizer: tokenizers::Tokenizer,
     decoder: TokenDecoder,
     special: BTreeSet<u32>,
@@ -38,14 +38,15 @@ struct Inner {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, and the special tokens from `tokenizer_config.json`,
-    /// `generation_config.json` and `config.json` where those exist.
+    /// Loads `tokenizer.json`, and the special tokens of `tokenizer_config.json`,
+    /// `generation_config.json` and `config.json`, if these exist.
     ///
     /// # Errors
-    /// A [`TextError`] naming the file that is missing, unreadable or wrong.
+    /// A [`TextError`] that names the missing, unreadable or invalid file.
     pub fn load(files: &TextFiles<'_>) -> Result<Self, TextError> {
         const NAME: &str = "tokenizer.json";
-        let mut tokenizer = parse(&files.require(NAME)?, &files.label(NAME))?;
+        let mut tokenizer = parse(&files.require(NAME)?)
+            .map_err(|source| TextError::InvalidTokenizer { file: files.label(NAME), source })?;
         let decoder = serde_json::to_value(tokenizer.get_decoder())
             .map_err(|error| error.to_string())
             .and_then(|json| TokenDecoder::from_json(&json))
@@ -67,14 +68,15 @@ impl Tokenizer {
         }
         let special = special_ids(&tokenizer);
         let bos_token = config.special_token("bos_token").map(str::to_owned);
-        Ok(Self { inner: Arc::new(Inner { tokenizer, decoder, special, bos_token, eos }) })
+        let inner = TokenizerInner { tokenizer, decoder, special, bos_token, eos };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The tokens of a plain prompt: with the special tokens that `tokenizer.json` puts around a
-    /// text (its `post_processor`), unless the text already starts with the BOS token.
+    /// Encodes a plain prompt, with the special tokens that the `post_processor` of
+    /// `tokenizer.json` adds, unless the text already starts with the BOS token.
     ///
-    /// This is what mlx-lm 0.32 over transformers 5 does. In particular `add_bos_token` in
-    /// `tokenizer_config.json` has no say once there is a `tokenizer.json`.
+    /// With a `tokenizer.json`, `add_bos_token` in `tokenizer_config.json` has no effect, like in
+    /// mlx-lm 0.32 with transformers 5.
     ///
     /// # Errors
     /// [`TextError::Encode`].
@@ -83,8 +85,8 @@ impl Tokenizer {
         self.encode(text, !has_bos)
     }
 
-    /// The tokens of a text as it stands, nothing added: for a rendered chat template, which
-    /// writes its special tokens itself. Special tokens spelled out in the text become tokens.
+    /// Encodes a text without adding special tokens, for rendered chat templates, which contain
+    /// theirs. Special tokens spelled out in the text become tokens.
     ///
     /// # Errors
     /// [`TextError::Encode`].
@@ -100,8 +102,8 @@ impl Tokenizer {
             .map_err(|source| TextError::Encode { source })
     }
 
-    /// The text of a whole list of tokens. Ids outside the vocabulary have no text; bytes that
-    /// are not UTF-8 become U+FFFD.
+    /// Decodes a list of tokens. Ids outside the vocabulary have no text; invalid UTF-8 becomes
+    /// U+FFFD.
     pub fn decode(&self, tokens: &[u32], special: SpecialTokens) -> String {
         let mut stream = Detokenizer::new(self.clone(), special);
         let mut text: String = tokens.iter().filter_map(|token| stream.push(*token)).collect();
@@ -109,72 +111,75 @@ impl Tokenizer {
         text
     }
 
-    /// The bytes that a token stands for (maybe a part of a character), special or not; `None`
-    /// for an id outside the vocabulary. A leading space is kept.
+    /// Bytes of a token, special or not, possibly a part of a character; `None` for an id outside
+    /// the vocabulary. A leading space is kept.
     pub fn token_bytes(&self, token: u32) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         self.inner.decoder.append(&self.vocabulary_form(token)?, &mut bytes);
         Some(bytes)
     }
 
-    /// A token as the vocabulary writes it (`Ġthe`, `▁the`, `<0x0A>`).
+    /// Spelling of a token in the vocabulary (`Ġthe`, `▁the`, `<0x0A>`).
     pub fn vocabulary_form(&self, token: u32) -> Option<String> {
         self.inner.tokenizer.id_to_token(token)
     }
 
-    /// The id of a token as the vocabulary writes it, special tokens included.
-    pub fn token_id(&self, vocabulary_form: &str) -> Option<u32> {
+    /// Id of a token, special or not, by its spelling in the vocabulary.
+    #[cfg(test)]
+    pub(super) fn token_id(&self, vocabulary_form: &str) -> Option<u32> {
         self.inner.tokenizer.token_to_id(vocabulary_form)
     }
 
-    /// The number of tokens, added ones included. A model's logits may be wider (padding).
+    /// Number of tokens, added ones included. A model's logits may be padded to a larger width.
     pub fn vocab_size(&self) -> usize {
         self.inner.tokenizer.get_vocab_size(true)
     }
 
-    /// Whether the token is a special one.
-    pub fn is_special(&self, token: u32) -> bool {
+    /// Returns `true` for special tokens.
+    pub(super) fn is_special(&self, token: u32) -> bool {
         self.inner.special.contains(&token)
     }
 
-    /// Whether the token ends a text.
+    /// Returns `true` for end-of-sequence tokens.
     pub fn is_eos(&self, token: u32) -> bool {
         self.inner.eos.contains(&token)
     }
 
-    /// The tokens that end a text, ascending: those of `generation_config.json` (or else
+    /// End-of-sequence tokens in ascending order: those of `generation_config.json` (or else
     /// `config.json`), and `eos_token` of `tokenizer_config.json`.
-    pub fn eos_tokens(&self) -> impl Iterator<Item = u32> {
+    #[cfg(test)]
+    pub(super) fn eos_tokens(&self) -> impl Iterator<Item = u32> {
         self.inner.eos.iter().copied()
     }
 
-    pub(super) fn leading(&self) -> Leading {
+    /// Characters to strip from the start of a decoded text.
+    pub(super) fn leading(&self) -> LeadingStrip {
         self.inner.decoder.leading()
     }
 
-    /// The `tokenizers` crate's own tokenizer, the oracle of the tests.
+    /// The wrapped tokenizer of the `tokenizers` crate, the reference in tests.
     #[cfg(test)]
     pub(super) fn reference(&self) -> &tokenizers::Tokenizer {
         &self.inner.tokenizer
     }
 
+    /// Appends the bytes of a token, given its spelling in the vocabulary, to `out`.
     pub(super) fn append_bytes(&self, vocabulary_form: &str, out: &mut Vec<u8>) {
         self.inner.decoder.append(vocabulary_form, out);
     }
 }
 
-/// Parses `tokenizer.json`. Truncation and padding that it may carry are settings of somebody's
-/// training run; transformers switches both off, and so do we.
-fn parse(bytes: &[u8], file: &str) -> Result<tokenizers::Tokenizer, TextError> {
-    let invalid = |source| TextError::InvalidTokenizer { file: file.to_owned(), source };
-    let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(invalid)?;
-    tokenizer.with_truncation(None).map_err(invalid)?;
+/// Parses `tokenizer.json` without truncation and padding, which are settings of a training run. Like
+/// transformers, this ignores them.
+fn parse(bytes: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
+    let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes)?;
+    tokenizer.with_truncation(None)?;
     tokenizer.with_padding(None);
     Ok(tokenizer)
 }
 
-/// Makes the special tokens that `tokenizer_config.json` names special in the tokenizer too, as
-/// transformers does. Names outside the vocabulary are left alone: the model has no row for them.
+/// Marks the special tokens of `tokenizer_config.json` as special in the tokenizer, as transformers
+/// does. Tokens outside the vocabulary are skipped, since the model has no embedding for them.
 fn mark_special(tokenizer: &mut tokenizers::Tokenizer, config: &TokenizerConfig) {
     let known = special_ids(tokenizer);
     let added: Vec<AddedToken> = config
@@ -185,6 +190,7 @@ fn mark_special(tokenizer: &mut tokenizers::Tokenizer, config: &TokenizerConfig)
     tokenizer.add_special_tokens(&added);
 }
 
+/// Ids of the tokens that are marked as special.
 fn special_ids(tokenizer: &tokenizers::Tokenizer) -> BTreeSet<u32> {
     let added = tokenizer.get_added_tokens_decoder();
     added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect()

@@ -1,84 +1,140 @@
-//! What can be wrong with an image, or with giving one to a model.
+//! Errors of decoding images and of passing them to a model.
 
-use super::input::FAMILIES;
+use mlxcel_estimator::format_bytes;
 
-/// An error about images. Its text is one sentence for a person.
+use super::input::IMAGE_FAMILIES;
+use crate::error::ConfigProblem;
+
+/// An error about images, displayed as one sentence.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// A family that reads text only.
-    #[error("model_type \"{model_type}\" reads no images (families that do: {FAMILIES})")]
+    /// The model family reads text only.
+    #[error("model_type \"{model_type}\" reads no images (families that do: {IMAGE_FAMILIES})")]
     TextModel {
-        /// The family's name.
+        /// Name of the family.
         model_type: String,
     },
-    /// A checkpoint whose image encoder was left out.
+    /// The checkpoint lacks its image encoder.
     #[error("the checkpoint has no image encoder (no tensors of vision_tower): use a complete one")]
     NoEncoder,
-    /// A checkpoint that does not say how images are prepared.
-    #[error("{file} is missing: it says how images are prepared")]
-    NoPreprocessor {
-        /// The file.
+    /// The checkpoint does not describe how images are prepared.
+    #[error("{file} is missing: it describes how images are prepared")]
+    NoPreprocessorConfig {
+        /// Path of the missing file.
         file: String,
     },
-    /// A preparation that is not supported, or contradicts the model.
-    #[error("preprocessor_config.json: {what}")]
-    Preprocessor {
-        /// What is wrong.
-        what: String,
+    /// A key of `preprocessor_config.json` is not supported, or contradicts the model.
+    #[error("preprocessor_config.json: {}", problem.describe(key))]
+    InvalidPreprocessorConfig {
+        /// Key of the file.
+        key: &'static str,
+        /// Reason.
+        problem: ConfigProblem,
     },
-    /// A file of another format, or none at all.
+    /// The encoder does not take images of this size.
+    #[error("an image of {width} × {height} pixels, but the encoder takes {expected}")]
+    PixelSize {
+        /// Width of the image.
+        width: usize,
+        /// Height of the image.
+        height: usize,
+        /// Sizes that the encoder takes.
+        expected: String,
+    },
+    /// The file has an unsupported format, or is not an image.
     #[error("{origin} is {found} (supported: PNG, JPEG, WebP)")]
-    Format {
-        /// The file.
+    UnsupportedFormat {
+        /// Name of the file.
         origin: String,
-        /// What it seems to be.
+        /// Format found.
         found: String,
     },
-    /// More pixels or bytes than are decoded.
-    #[error("{origin} has {found}, more than the {most} that are read: make it smaller")]
-    TooLarge {
-        /// The file.
+    /// The image has too many pixels, or none.
+    #[error(
+        "{origin} has {width} × {height} pixels, and 1 to {max_pixels} are accepted: resize the image"
+    )]
+    TooManyPixels {
+        /// Name of the file.
         origin: String,
-        /// How much it has.
-        found: String,
-        /// The limit.
-        most: String,
+        /// Width of the image.
+        width: u32,
+        /// Height of the image.
+        height: u32,
+        /// Largest accepted number of pixels.
+        max_pixels: u64,
     },
-    /// A shape that no model was trained on.
-    #[error("an image of {picture} is more than {most} times as long as wide: cut it")]
-    Stretched {
-        /// Its size.
-        picture: String,
-        /// The limit.
-        most: u64,
+    /// The file is too large.
+    #[error(
+        "{origin} has {}, more than the {} that are accepted: resize the image",
+        format_bytes(*bytes), format_bytes(*max_bytes)
+    )]
+    TooManyBytes {
+        /// Name of the file.
+        origin: String,
+        /// Size of the file.
+        bytes: u64,
+        /// Largest accepted size.
+        max_bytes: u64,
     },
-    /// A file that breaks off, or is damaged.
-    #[error("{origin} cannot be decoded: {reason}")]
+    /// The image is too elongated for the model.
+    #[error(
+        "an image of {width} × {height} pixels has an aspect ratio above {max_ratio}: crop the image"
+    )]
+    AspectRatio {
+        /// Width of the image.
+        width: u32,
+        /// Height of the image.
+        height: u32,
+        /// Largest accepted ratio of the longer to the shorter side.
+        max_ratio: u64,
+    },
+    /// The file is truncated or damaged.
+    #[error("{origin} cannot be decoded: {source}")]
     Corrupt {
-        /// The file.
+        /// Name of the file.
         origin: String,
-        /// The decoder's reason.
-        reason: String,
+        /// Reason given by the decoder.
+        source: image::ImageError,
     },
-    /// An image that a prompt cuts off.
+    /// The prompt ends before or within the placeholders of an image.
     #[error("an image at tokens {image:?} of a prompt of {tokens}")]
-    Beyond {
-        /// Its tokens.
+    OutsidePrompt {
+        /// Tokens of the image.
         image: std::ops::Range<usize>,
-        /// Tokens of the prompt.
+        /// Number of tokens of the prompt.
         tokens: usize,
     },
-    /// Another number of images than of places for them.
+    /// The numbers of images and of placeholders differ.
     #[error(
         "{images} image(s) were given, but the prompt has {places} place(s) for one ({marker})"
     )]
-    Places {
-        /// Images that were given.
+    PlaceholderCount {
+        /// Number of images given.
         images: usize,
-        /// Places in the prompt.
+        /// Number of placeholders in the prompt.
         places: usize,
-        /// What marks a place.
+        /// Text of a placeholder.
         marker: String,
     },
+}
+
+impl ImageError {
+    /// A key of `preprocessor_config.json` has a value that is not implemented.
+    pub(super) fn unsupported(
+        key: &'static str,
+        found: impl ToString,
+        supported: &'static str,
+    ) -> Self {
+        let found = found.to_string();
+        let problem = ConfigProblem::Unsupported { found, supported: supported.into() };
+        Self::InvalidPreprocessorConfig { key, problem }
+    }
+
+    /// A key of `preprocessor_config.json` contradicts the model.
+    pub(super) fn invalid(key: &'static str, found: impl ToString, expected: String) -> Self {
+        let found = found.to_string();
+        let problem = ConfigProblem::Invalid { found, expected: expected.into() };
+        Self::InvalidPreprocessorConfig { key, problem }
+    }
 }

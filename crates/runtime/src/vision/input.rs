@@ -1,5 +1,5 @@
-//! Which pictures an image encoder takes, and how many rows it makes of one: what `config.json` says
-//! of it, so that a prompt has its length before the model is loaded.
+//! Image sizes that a model's encoder takes, and the number of rows per image, from `config.json`
+//! alone, so that the length of a prompt is known before the model is loaded.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -8,128 +8,139 @@ use super::ImageError;
 use super::tiles::MAX_TILES;
 use crate::{Error, Result};
 
-/// Families that read images, as an error lists them.
-pub(super) const FAMILIES: &str = "gemma3, mllama, qwen2_5_vl";
+/// Families with image input, as error messages list them.
+pub(super) const IMAGE_FAMILIES: &str = "gemma3, mllama, qwen2_5_vl";
 
-/// The pictures that an encoder takes.
+/// Image sizes that an encoder takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImageInput {
-    /// Squares of one size, which become a number of rows.
+    /// Squares of a fixed size, encoded as a fixed number of rows.
     Square {
-        /// Pixels along a side.
+        /// Side length in pixels.
         side: usize,
-        /// Rows of an image.
+        /// Rows per image.
         tokens: usize,
     },
-    /// Pictures of any size that is whole squares, each of which becomes a row.
+    /// Any size in multiples of a unit square, each encoded as one row.
     Grid {
-        /// Pixels along a side of such a square.
+        /// Side length of the unit square in pixels.
         unit: usize,
     },
-    /// Pictures spread over square tiles, which stand beside the text as rows of their own.
+    /// Square tiles, encoded as rows for cross-attention.
     Tiles {
-        /// Pixels along a side of a tile.
+        /// Side length of a tile in pixels.
         side: usize,
-        /// Tiles of a picture at most.
-        most: usize,
-        /// Rows of an image, those of empty tiles included.
+        /// Largest number of tiles per image.
+        max_tiles: usize,
+        /// Rows per image, those of empty tiles included.
         rows: usize,
     },
 }
 
-/// How a decoder reads an image.
+/// Placement of an image's rows in a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reading {
-    /// As rows among the tokens, which passes may divide.
-    Divided,
-    /// As rows among the tokens that see each other: one pass reads them all.
-    Whole,
-    /// Beside the tokens, of which one stands for it.
-    Beside {
-        /// Rows that cross-attention layers hold of it.
+pub enum ImagePlacement {
+    /// In place of tokens, with causal attention; prefill chunks may divide the image.
+    Inline,
+    /// In place of tokens, with bidirectional attention within the image, which therefore must be
+    /// in one prefill chunk.
+    InlineBidirectional,
+    /// Outside the sequence, for cross-attention layers; one token stands for the image.
+    CrossAttention {
+        /// Rows that cross-attention layers cache per image.
         rows: usize,
     },
 }
 
+/// Keys of `config.json` that determine the image input.
 #[derive(Deserialize)]
-struct Config {
+struct ImageModelConfig {
     model_type: String,
-    #[serde(default = "tokens")]
+    #[serde(default = "default_tokens_per_image")]
     mm_tokens_per_image: usize,
-    vision_config: Option<Vision>,
+    vision_config: Option<VisionConfig>,
 }
 
+/// Keys of `vision_config`.
 #[derive(Deserialize)]
-struct Vision {
+struct VisionConfig {
     image_size: Option<usize>,
     patch_size: Option<usize>,
     spatial_merge_size: Option<usize>,
     max_num_tiles: Option<usize>,
 }
 
-fn tokens() -> usize {
+fn default_tokens_per_image() -> usize {
     256
 }
 
 impl ImageInput {
-    /// What the encoder of the model that `config` (a resolved `config.json`) describes takes.
+    /// Reads the image input from a resolved `config.json`.
     ///
     /// # Errors
     /// [`ImageError::TextModel`] for a family without images, and sizes of 0.
-    pub fn of(config: &Value) -> Result<Self> {
-        let config = Config::deserialize(config).map_err(|e| Error::config(e.to_string()))?;
-        let input = match (config.model_type.as_str(), config.vision_config) {
+    pub fn from_config(config: &Value) -> Result<Self> {
+        let config = ImageModelConfig::deserialize(config).map_err(Error::config_json)?;
+        match (config.model_type.as_str(), config.vision_config) {
             ("gemma3", Some(vision)) => {
-                let side = vision.image_size.unwrap_or(224);
-                Self::Square { side, tokens: config.mm_tokens_per_image }
+                let side = nonzero("vision_config.image_size", vision.image_size.unwrap_or(224))?;
+                let tokens = nonzero("mm_tokens_per_image", config.mm_tokens_per_image)?;
+                Ok(Self::Square { side, tokens })
             }
             ("qwen2_5_vl", Some(vision)) => {
-                let merged = vision.spatial_merge_size.unwrap_or(2);
-                let patch = vision.patch_size.unwrap_or(14);
-                Self::Grid { unit: patch.saturating_mul(merged) }
+                let merge = vision.spatial_merge_size.unwrap_or(2);
+                let merge = nonzero("vision_config.spatial_merge_size", merge)?;
+                let patch = nonzero("vision_config.patch_size", vision.patch_size.unwrap_or(14))?;
+                Ok(Self::Grid { unit: patch.saturating_mul(merge) })
             }
-            ("mllama", Some(vision)) => Self::tiles(&vision)?,
-            _ => return Err(ImageError::TextModel { model_type: config.model_type }.into()),
-        };
-        match input {
-            Self::Square { side: 0, .. }
-            | Self::Square { tokens: 0, .. }
-            | Self::Grid { unit: 0 } => Err(Error::config("vision_config: a size is 0")),
-            known => Ok(known),
+            ("mllama", Some(vision)) => Self::tiles(&vision),
+            _ => Err(ImageError::TextModel { model_type: config.model_type }.into()),
         }
     }
 
-    fn tiles(vision: &Vision) -> Result<Self> {
-        let side = vision.image_size.unwrap_or(448);
-        let (patch, most) = (vision.patch_size.unwrap_or(14), vision.max_num_tiles.unwrap_or(4));
-        let patches = side.checked_div(patch).and_then(|along| along.checked_mul(along));
-        let rows = patches.and_then(|patches| (patches + 1).checked_mul(most));
-        match rows.filter(|_| side > 0 && (1..=MAX_TILES).contains(&most)) {
-            Some(rows) => Ok(Self::Tiles { side, most, rows }),
-            None => Err(Error::config(format!(
-                "vision_config: {most} tiles (1 to {MAX_TILES}) of {side}² pixels in patches of {patch}²"
-            ))),
+    fn tiles(vision: &VisionConfig) -> Result<Self> {
+        let side = nonzero("vision_config.image_size", vision.image_size.unwrap_or(448))?;
+        let patch = nonzero("vision_config.patch_size", vision.patch_size.unwrap_or(14))?;
+        let max_tiles = vision.max_num_tiles.unwrap_or(4);
+        if !(1..=MAX_TILES).contains(&max_tiles) {
+            let expected = format!("1 to {MAX_TILES}");
+            return Err(Error::invalid_value("vision_config.max_num_tiles", max_tiles, expected));
         }
+        let along = side / patch;
+        let rows =
+            along.checked_mul(along).and_then(|patches| (patches + 1).checked_mul(max_tiles));
+        let rows = rows.ok_or_else(|| {
+            Error::invalid_value("vision_config.image_size", side, "a smaller image")
+        })?;
+        Ok(Self::Tiles { side, max_tiles, rows })
     }
 
-    /// How the decoder reads an image.
+    /// Placement of an image's rows in the sequence.
     #[must_use]
-    pub fn reading(self) -> Reading {
+    pub fn placement(self) -> ImagePlacement {
         match self {
-            Self::Square { .. } => Reading::Whole,
-            Self::Grid { .. } => Reading::Divided,
-            Self::Tiles { rows, .. } => Reading::Beside { rows },
+            Self::Square { .. } => ImagePlacement::InlineBidirectional,
+            Self::Grid { .. } => ImagePlacement::Inline,
+            Self::Tiles { rows, .. } => ImagePlacement::CrossAttention { rows },
         }
     }
 
-    /// Tokens that stand for a prepared picture of `width` × `height` pixels.
+    /// Placeholder tokens of a prepared image of `width` × `height` pixels.
     #[must_use]
-    pub fn tokens(self, (width, height): (usize, usize)) -> usize {
+    pub fn tokens(self, width: usize, height: usize) -> usize {
         match self {
             Self::Square { tokens, .. } => tokens,
             Self::Grid { unit } => (width / unit) * (height / unit),
             Self::Tiles { .. } => 1,
         }
+    }
+}
+
+/// Returns `size`, unless it is 0.
+fn nonzero(key: &'static str, size: usize) -> Result<usize> {
+    match size {
+        0 => Err(Error::invalid_value(key, 0, "1 or more")),
+        size => Ok(size),
     }
 }
 
@@ -140,33 +151,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_configuration_says_how_many_rows() {
+    fn rows_follow_from_the_configuration() {
         let qwen = json!({"model_type": "qwen2_5_vl", "vision_config": {"spatial_merge_size": 2}});
-        let input = ImageInput::of(&qwen).unwrap();
-        assert_eq!((input, input.tokens((56, 84))), (ImageInput::Grid { unit: 28 }, 6));
+        let input = ImageInput::from_config(&qwen).unwrap();
+        assert_eq!((input, input.tokens(56, 84)), (ImageInput::Grid { unit: 28 }, 6));
         let gemma = json!({"model_type": "gemma3", "vision_config": {"image_size": 896}});
-        assert_eq!(ImageInput::of(&gemma).unwrap().tokens((896, 896)), 256);
+        assert_eq!(ImageInput::from_config(&gemma).unwrap().tokens(896, 896), 256);
         let llama = json!({"model_type": "mllama", "vision_config": {"image_size": 560}});
-        let input = ImageInput::of(&llama).unwrap();
+        let input = ImageInput::from_config(&llama).unwrap();
         assert_eq!(
-            (input.reading(), input.tokens((560, 1120))),
-            (Reading::Beside { rows: 6404 }, 1)
+            (input.placement(), input.tokens(560, 1120)),
+            (ImagePlacement::CrossAttention { rows: 6404 }, 1)
         );
     }
 
     #[test]
-    fn what_reads_no_images_is_refused() {
-        let refused = |config: Value| ImageInput::of(&config).unwrap_err().to_string();
+    fn text_models_and_invalid_sizes_are_rejected() {
+        let refused = |config: Value| ImageInput::from_config(&config).unwrap_err().to_string();
         let text = refused(json!({"model_type": "gemma3"}));
         assert!(text.contains("\"gemma3\" reads no images"), "{text}");
         assert!(refused(json!({"model_type": "llama", "vision_config": {}})).contains("llama"));
-        let zero = json!({"model_type": "qwen2_5_vl", "vision_config": {"patch_size": 0}});
-        assert!(refused(zero).contains("a size is 0"));
-        for vision in
-            [json!({"patch_size": 0}), json!({"max_num_tiles": 65}), json!({"image_size": 0})]
-        {
-            let tiles = refused(json!({"model_type": "mllama", "vision_config": vision}));
-            assert!(tiles.contains("tiles (1 to 64) of"), "{tiles}");
+        for (family, vision, expected) in [
+            ("qwen2_5_vl", json!({"patch_size": 0}), "vision_config.patch_size is 0"),
+            ("mllama", json!({"patch_size": 0}), "vision_config.patch_size is 0"),
+            ("mllama", json!({"max_num_tiles": 65}), "max_num_tiles is 65, 1 to 64 expected"),
+            ("mllama", json!({"image_size": 0}), "vision_config.image_size is 0"),
+        ] {
+            let error = refused(json!({"model_type": family, "vision_config": vision}));
+            assert!(error.contains(expected), "{error}");
         }
     }
 }

@@ -1,53 +1,53 @@
-//! Images: from a file's bytes to the pixels that an encoder takes, and their places in a prompt.
+//! Images: decoding, preprocessing, and placeholders in a prompt.
 //!
-//! `decode` reads files within limits, `input` says which pictures an encoder takes, `preprocess`
-//! resizes (`resample`), spreads over tiles (`tiles`) and normalises as the model's
-//! `preprocessor_config.json` says, `places` finds where a prompt has room for an image. Encoders
-//! stand beside their families; their rows enter a pass through [`mlxcel_core::ImageRows`], so that
-//! prefill, batches and cache modes stay one path.
+//! `decode` reads files within limits; `input` describes the images that an encoder takes;
+//! `image_processor` resizes (`resample`), tiles (`tiles`) and normalises them according to
+//! `preprocessor_config.json`; `placeholders` expands placeholders in a prompt. Encoders belong to the
+//! model families; their output enters a pass as [`mlxcel_core::ImageRows`], so that prefill, batches
+//! and cache modes share one path with text.
 
 mod decode;
 mod error;
+mod image_processor;
 mod input;
-mod places;
-mod preprocess;
+mod placeholders;
 mod resample;
 mod tiles;
 
 use std::ops::Range;
 
-pub use self::decode::{MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, decode, decoding_bytes};
+pub use self::decode::{MAX_IMAGE_BYTES, decode, decoding_bytes};
 pub use self::error::ImageError;
-pub use self::input::{ImageInput, Reading};
-pub use self::places::ImagePlaces;
-pub use self::preprocess::{PatchShape, Pixels, Preprocessor};
+pub use self::image_processor::{ImageProcessor, PatchShape, Pixels};
+pub use self::input::{ImageInput, ImagePlacement};
+pub use self::placeholders::ImagePlaceholders;
 pub(crate) use self::tiles::{MAX_TILES, arrangements};
 
 pub use image::RgbImage;
 use mlxcel_core::{Array, CrossImage, ImageAttention, ImagePositions, ImageRows};
 
-/// What an encoder makes of one image.
+/// Output of the image encoder for one image.
 #[derive(Clone)]
 pub struct EncodedImage {
-    /// `[tokens, hidden]`.
+    /// Rows of the image, `[tokens, hidden]`.
     pub embeddings: Array,
     /// Attention of its rows to each other.
     pub attention: ImageAttention,
-    /// Where its rows stand for rotary embeddings.
+    /// Rotary positions of its rows.
     pub positions: ImagePositions,
 }
 
-/// An image and where it stands in a prompt.
+/// An encoded image at its position in a prompt.
 #[derive(Clone)]
 pub struct PlacedImage {
-    /// The first of the prompt's tokens that it replaces.
+    /// Index of the image's first placeholder token.
     pub start: usize,
-    /// Its rows.
+    /// Encoder output.
     pub image: EncodedImage,
 }
 
 impl PlacedImage {
-    /// The prompt's tokens that stand for it: those that it replaces, or one where it stands beside them.
+    /// Placeholder tokens of the image: one per row, or a single one for cross-attention.
     #[must_use]
     pub fn tokens(&self) -> Range<usize> {
         if matches!(self.image.attention, ImageAttention::Cross { .. }) {
@@ -57,16 +57,15 @@ impl PlacedImage {
         self.start..self.start + usize::try_from(rows).unwrap_or(0)
     }
 
-    /// What cross-attention layers see of it, where it stands beside the tokens.
+    /// Rows for cross-attention layers; `None` for an image in place of tokens.
     #[must_use]
-    pub fn beside(&self) -> Option<CrossImage> {
+    pub(crate) fn cross_image(&self) -> Option<CrossImage> {
         let EncodedImage { embeddings, attention, .. } = &self.image;
         let ImageAttention::Cross { visible } = *attention else { return None };
         Some(CrossImage { token: self.start, rows: embeddings.clone(), visible })
     }
 
-    /// The rows of a pass that begins at token `first` of the prompt, at or before the image, and ends
-    /// behind it.
+    /// All rows of the image in a pass that starts at token `first` of the prompt.
     #[must_use]
     pub fn rows(&self, first: usize) -> ImageRows {
         let EncodedImage { embeddings, attention, positions } = self.image.clone();
@@ -74,10 +73,10 @@ impl PlacedImage {
         ImageRows { start: self.start - first, part, embeddings, attention, positions }
     }
 
-    /// Those of its rows that are in a pass over the tokens `pass` of the prompt.
+    /// Rows of the image within a pass over the tokens `pass` of the prompt.
     #[must_use]
     pub fn rows_in(&self, pass: Range<usize>) -> Option<ImageRows> {
-        if self.beside().is_some() {
+        if self.cross_image().is_some() {
             return None;
         }
         let tokens = self.tokens();
@@ -91,8 +90,8 @@ impl PlacedImage {
     }
 }
 
-/// Where a pass from token `done` on ends: after `chunk` tokens, but not within an image whose rows see
-/// each other; one that is longer than the chunk goes whole.
+/// End of the prefill chunk that starts at token `done`: after `chunk` tokens, but not within an image
+/// with bidirectional attention; such an image makes the chunk longer if it starts at `done`.
 pub(crate) fn chunk_end(done: usize, chunk: usize, tokens: usize, images: &[PlacedImage]) -> usize {
     let whole =
         images.iter().filter(|placed| placed.image.attention == ImageAttention::Bidirectional);
@@ -112,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passes_do_not_end_within_an_image() {
+    fn chunks_do_not_end_within_an_image() {
         let end = |done, end| cut(done, end, [10..14, 14..18].into_iter());
         assert_eq!(end(0, 8), 8);
         assert_eq!(end(0, 10), 10);

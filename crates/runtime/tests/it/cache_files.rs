@@ -1,4 +1,4 @@
-//! Saved caches: what is loaded goes on as if it had never left, and what does not fit is refused.
+//! Saved caches: a restored cache continues like the original; a mismatching one is rejected.
 use std::path::Path;
 
 use crate::support::{Golden, Setup, on_engine};
@@ -41,7 +41,7 @@ fn check_goes_on(engine: &Engine, path: &Path) {
 }
 
 #[test]
-fn a_loaded_cache_goes_on() {
+fn a_restored_cache_continues_like_the_original() {
     on_engine(|| {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cache.safetensors");
@@ -58,7 +58,7 @@ fn a_loaded_cache_goes_on() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused() {
+fn mismatching_files_are_rejected() {
     on_engine(|| {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cache.safetensors");

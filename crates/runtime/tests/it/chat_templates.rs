@@ -1,4 +1,4 @@
-//! Chat templates against transformers: see `golden/chat_templates.py`.
+//! Chat templates, compared with transformers; `golden/chat_templates.py` made the goldens.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -48,7 +48,7 @@ fn render(template: &ChatTemplate, conversation: &Conversation) -> Result<String
 }
 
 #[test]
-fn prompts_are_those_of_transformers() {
+fn prompts_agree_with_transformers() {
     let goldens: Goldens =
         serde_json::from_str(include_str!("../golden/chat_templates.json")).unwrap();
     assert!(goldens.goldens.len() >= 100);

@@ -1,20 +1,20 @@
-//! Every answer of a conversation is the one that an empty cache would give, also where the template
-//! rewrites what was said.
+//! Replies in a conversation equal those from an empty cache, also if the template rewrites earlier
+//! messages.
 
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use crate::support::{Setup, on_engine};
 use mlxcel_estimator::KvMode;
-use mlxcel_runtime::ModelText;
+use mlxcel_runtime::Processor;
 use mlxcel_runtime::conversation::{AnswerOptions, Conversation};
 use mlxcel_runtime::engine::{Engine, Generation, ModelSource, NoProgress, Outcome, generate};
 use mlxcel_runtime::sampling::{SamplingOptions, SamplingParams};
 use mlxcel_runtime::text::ChatPrompt;
 
-/// Keeps everything that was said.
+/// Template that keeps all messages.
 const PLAIN: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>";
-/// Cuts old answers short, as templates do that drop old thoughts.
+/// Template that shortens earlier replies, like those that drop reasoning.
 const FORGETFUL: &str = "{% for m in messages %}<{{ m.role }}>\
     {{ m.content[:4] if m.role == 'assistant' else m.content }}\n{% endfor %}<assistant>";
 
@@ -36,7 +36,7 @@ fn options() -> AnswerOptions {
     }
 }
 
-fn from_empty(engine: &Engine, text: &ModelText, chat: &Conversation<'_>) -> Outcome {
+fn from_empty(engine: &Engine, text: &Processor, chat: &Conversation<'_>) -> Outcome {
     let [before @ .., _] = chat.messages() else { panic!("something was said") };
     let prompt = text.encode_chat(&ChatPrompt::new(before)).unwrap();
     let (sampling, stop) = (options().sampling, &[][..]);
@@ -45,11 +45,11 @@ fn from_empty(engine: &Engine, text: &ModelText, chat: &Conversation<'_>) -> Out
     generate(engine, text.tokenizer(), &request, &mut NoProgress, emit).unwrap()
 }
 
-/// Returns the tokens that each turn could keep.
+/// Returns the number of reused tokens of each turn.
 fn check(config: &str, template: &str, kv_mode: KvMode) -> Vec<usize> {
     let folder = tempfile::tempdir().unwrap();
     let source = model(config, template, folder.path());
-    let text = ModelText::load(&source).unwrap();
+    let text = Processor::load(&source).unwrap();
     let engine = Setup { kv_mode, prefill_chunk: 16, ..Setup::default() }.engine(&source);
     let mut chat = Conversation::new(&engine, &text, Some("be brief")).unwrap();
     let mut kept = Vec::new();
@@ -64,7 +64,7 @@ fn check(config: &str, template: &str, kv_mode: KvMode) -> Vec<usize> {
 }
 
 #[test]
-fn answers_are_those_of_an_empty_cache() {
+fn replies_equal_those_of_an_empty_cache() {
     on_engine(|| {
         let kept = check("llama", PLAIN, KvMode::Fp16);
         assert!(kept[0] == 0 && kept[1] > 20 && kept[2] > kept[1] + 20, "{kept:?}");
@@ -74,7 +74,7 @@ fn answers_are_those_of_an_empty_cache() {
 }
 
 #[test]
-fn windows_and_other_caches_too() {
+fn windows_and_quantised_caches_too() {
     on_engine(|| {
         check("mistral-sliding", PLAIN, KvMode::Fp16);
         check("mistral-sliding", FORGETFUL, KvMode::Int8);

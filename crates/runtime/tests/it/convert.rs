@@ -1,8 +1,8 @@
-//! Checkpoints from checkpoints, compared with what mlx-lm writes.
+//! Conversion of checkpoints, compared with mlx-lm.
 //!
-//! The oracles: `golden/convert.json`, hashes of the tensors that `mlx_lm.convert` made of the same
+//! References: `golden/convert.json`, hashes of the tensors that `mlx_lm.convert` made from the same
 //! random-weights checkpoints (`xtask/golden/convert.py`), and the quantised checkpoints of
-//! `mlxcel_testing::golden`, whose logits mlx-lm has computed.
+//! `mlxcel_testing::golden`, whose logits mlx-lm computed.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -10,7 +10,7 @@ use std::path::Path;
 
 use crate::support::{Setup, on_engine};
 use mlxcel_runtime::FloatType;
-use mlxcel_runtime::convert::{self, Mixed, Options, Summary, Target};
+use mlxcel_runtime::convert::{self, ConvertOptions, ConvertSummary, MixedRecipe, WeightFormat};
 use mlxcel_runtime::engine::ModelSource;
 use mlxcel_runtime::{Error, Result};
 use safetensors::SafeTensors;
@@ -26,16 +26,21 @@ fn source(config: &str, variant: &str) -> TempDir {
     folder
 }
 
-fn run(source: &Path, out: &Path, target: Target, dtype: Option<FloatType>) -> Result<Summary> {
-    let options = Options { target, dtype };
+fn run(
+    source: &Path,
+    out: &Path,
+    target: WeightFormat,
+    dtype: Option<FloatType>,
+) -> Result<ConvertSummary> {
+    let options = ConvertOptions { format: target, dtype };
     convert::convert(source, out, &options, 3, &mut |_, _| ControlFlow::Continue(()))
 }
 
-fn affine(bits: u8, group_size: u16) -> Target {
-    Target::Affine { bits, group_size, mixed: None }
+fn affine(bits: u8, group_size: u16) -> WeightFormat {
+    WeightFormat::Affine { bits, group_size, mixed: None }
 }
 
-/// Every tensor: dtype, shape and checksum of its bytes, as `convert.py` writes them.
+/// Dtype, shape and checksum of every tensor, in the format of `convert.py`.
 fn tensors(folder: &Path) -> BTreeMap<String, Value> {
     let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -51,7 +56,7 @@ fn config(folder: &Path) -> Value {
 }
 
 #[test]
-fn tensors_and_configuration_are_those_of_mlx_lm() {
+fn tensors_and_configuration_agree_with_mlx_lm() {
     let golden: Value = serde_json::from_str(GOLDEN).unwrap();
     let cases = golden.as_object().unwrap();
     assert!(cases.len() >= 9);
@@ -59,10 +64,10 @@ fn tensors_and_configuration_are_those_of_mlx_lm() {
         let source = source(case["config"].as_str().unwrap(), case["variant"].as_str().unwrap());
         let number = |key: &str| case[key].as_u64().and_then(|n| n.try_into().ok());
         let group_size = case["group_size"].as_u64().map_or(64, |n| n.try_into().unwrap());
-        let mixed = case["mixed"].as_str().map(|name| Mixed::parse(name).unwrap());
+        let mixed = case["mixed"].as_str().map(|name| MixedRecipe::parse(name).unwrap());
         let target = match (number("bits"), mixed) {
-            (None, None) => Target::Plain,
-            (bits, mixed) => Target::Affine { bits: bits.unwrap_or(4), group_size, mixed },
+            (None, None) => WeightFormat::Float,
+            (bits, mixed) => WeightFormat::Affine { bits: bits.unwrap_or(4), group_size, mixed },
         };
         let dtype = match case["dtype"].as_str() {
             Some("float16") => Some(FloatType::F16),
@@ -79,9 +84,9 @@ fn tensors_and_configuration_are_those_of_mlx_lm() {
     }
 }
 
-/// The quantised checkpoint of the logits' goldens comes out, and with it mlx-lm's logits.
+/// Quantising yields the checkpoint of the goldens, and therefore mlx-lm's logits.
 #[test]
-fn quantising_makes_the_checkpoints_whose_logits_are_known() {
+fn quantising_yields_the_checkpoints_of_the_goldens() {
     for name in ["llama", "phi3", "qwen3"] {
         let (plain, quantised) = (source(name, "bf16"), source(name, "q4"));
         let out = plain.path().join("deeper/out");
@@ -98,7 +103,7 @@ fn quantising_makes_the_checkpoints_whose_logits_are_known() {
 }
 
 #[test]
-fn what_the_model_does_not_use_is_left_out_and_named() {
+fn unused_tensors_are_dropped_and_listed() {
     let source = source("llama", "bf16");
     let file = source.path().join("model.safetensors");
     let bytes = std::fs::read(&file).unwrap();
@@ -109,14 +114,14 @@ fn what_the_model_does_not_use_is_left_out_and_named() {
     let all = old.tensors().into_iter().chain([(name.to_owned(), extra.unwrap())]);
     safetensors::serialize_to_file(all, None, &file).unwrap();
     let out = source.path().join("out");
-    let summary = run(source.path(), &out, Target::Plain, Some(FloatType::F16)).unwrap();
+    let summary = run(source.path(), &out, WeightFormat::Float, Some(FloatType::F16)).unwrap();
     assert_eq!(summary.dropped, [name]);
     let new = tensors(&out);
     assert!(!new.contains_key(name) && new.values().all(|tensor| tensor[0] == "F16"));
     assert_eq!(config(&out)["torch_dtype"], "float16");
 }
 
-fn refused(source: &Path, target: Target, expected: &str) {
+fn refused(source: &Path, target: WeightFormat, expected: &str) {
     let out = source.join("out");
     let error = run(source, &out, target, None).unwrap_err().to_string();
     assert!(error.contains(expected), "{error}");
@@ -128,7 +133,7 @@ fn refused(source: &Path, target: Target, expected: &str) {
 }
 
 #[test]
-fn what_cannot_be_made_is_refused_and_leaves_nothing() {
+fn a_rejected_conversion_leaves_no_files() {
     let plain = source("llama", "bf16");
     refused(plain.path(), affine(7, 64), "bits per weight is 7");
     refused(plain.path(), affine(4, 48), "the group size is 48");
@@ -144,17 +149,17 @@ fn what_cannot_be_made_is_refused_and_leaves_nothing() {
 }
 
 #[test]
-fn an_existing_folder_is_not_touched() {
+fn an_existing_folder_is_not_modified() {
     let source = source("llama", "bf16");
     let error = run(source.path(), source.path(), affine(4, 64), None).unwrap_err().to_string();
     assert!(error.contains("exists already"), "{error}");
 }
 
 #[test]
-fn breaking_off_leaves_nothing() {
+fn an_interrupted_conversion_leaves_no_files() {
     let source = source("llama", "bf16");
     let out = source.path().join("out");
-    let options = Options { target: affine(4, 64), dtype: None };
+    let options = ConvertOptions { format: affine(4, 64), dtype: None };
     let stop = &mut |_, _| ControlFlow::Break(());
     let error = convert::convert(source.path(), &out, &options, 1, stop).unwrap_err();
     assert!(matches!(error, Error::Interrupted), "{error}");
@@ -165,9 +170,9 @@ fn breaking_off_leaves_nothing() {
     );
 }
 
-/// Of every family: what is made can be loaded, or nothing is made and the family is named.
+/// Every family is converted to a loadable checkpoint, or rejected by name.
 #[test]
-fn every_family_is_made_loadable_or_refused_by_name() {
+fn every_family_is_converted_or_rejected_by_name() {
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/configs");
     let names = std::fs::read_dir(configs)
         .unwrap()
@@ -175,7 +180,7 @@ fn every_family_is_made_loadable_or_refused_by_name() {
     let (mut made, mut named) = (0, Vec::new());
     for name in names.filter(|name| !name.contains("mxfp4")) {
         let source = source(&name, "bf16");
-        for target in [affine(4, 32), Target::Plain] {
+        for target in [affine(4, 32), WeightFormat::Float] {
             let out = source.path().join("out");
             match run(source.path(), &out, target, None) {
                 Ok(_) => {

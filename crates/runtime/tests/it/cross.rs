@@ -1,8 +1,8 @@
-//! Images beside the text, which cross-attention layers see (Llama 3.2 Vision): against the references,
-//! and what must hold without one.
+//! Images for cross-attention layers (Llama 3.2 Vision): comparison with the references, and
+//! invariants.
 //!
-//! `xtask/golden/vision_mllama.py` says what the goldens are. One picture lies on one tile of four, the
-//! other on three; with 65 rows a tile the rows of one image begin within a block of the cache.
+//! `xtask/golden/vision_mllama.py` describes the goldens. One image covers one of four tiles, the other
+//! three; with 65 rows per tile the rows of the second image start within a cache block.
 
 use crate::support::{Setup, argmax, cosine, on_engine, relative_difference};
 use image::RgbImage;
@@ -18,14 +18,14 @@ use tempfile::TempDir;
 const NAME: &str = "mllama";
 const KERNELS: [KernelSet; 2] = [KernelSet::Host, KernelSet::Mlx];
 const PROMPTS: [&str; 2] = ["apart", "together"];
-/// The token that stands for an image: the first one behind the vocabulary.
+/// Placeholder token of an image, the first id after the vocabulary.
 const IMAGE_TOKEN: u32 = 512;
-/// Rows of an image: four tiles of 8² patches and a token of their own.
+/// Rows per image: four tiles of 8² patches and a class token each.
 const ROWS: usize = 4 * 65;
-/// Differences between orders of summation.
+/// Tolerance for another order of summation.
 const ROUNDING: f32 = 2e-4;
 
-/// A checkpoint and what the references say of it.
+/// A checkpoint and the reference results for it.
 struct Golden {
     bytes: Vec<u8>,
     folder: TempDir,
@@ -93,7 +93,7 @@ impl Golden {
         Setup { kernels, prefill_chunk, ..Setup::default() }.engine(&self.source())
     }
 
-    /// The images at their places in a prompt.
+    /// The images at their placeholders in a prompt.
     fn placed(&self, engine: &Engine, tokens: &[u32]) -> Vec<PlacedImage> {
         let starts = tokens.iter().enumerate().filter(|(_, token)| **token == IMAGE_TOKEN);
         let image = |(index, (start, _))| PlacedImage {
@@ -145,7 +145,7 @@ fn assert_rows(what: &str, ours: &[f32], theirs: &[f32], width: usize) {
 }
 
 #[test]
-fn tiles_are_those_of_the_processor() {
+fn tiles_agree_with_the_processor() {
     on_engine(|| {
         let golden = Golden::load("f32");
         let preprocessor =
@@ -162,7 +162,7 @@ fn tiles_are_those_of_the_processor() {
 }
 
 #[test]
-fn rows_are_those_of_mlx_vlm() {
+fn rows_agree_with_mlx_vlm() {
     on_engine(|| {
         let golden = Golden::load("f32");
         for kernels in KERNELS {
@@ -180,9 +180,9 @@ fn rows_are_those_of_mlx_vlm() {
     });
 }
 
-/// Every row: before the first image, at images, between them and behind.
+/// All rows: before the first image, at, between and after the images.
 #[test]
-fn logits_are_those_of_the_reference() {
+fn logits_agree_with_the_reference() {
     each(|golden, kernels| {
         let engine = golden.engine(kernels, 1024);
         for prompt in PROMPTS {
@@ -198,7 +198,7 @@ fn logits_are_those_of_the_reference() {
 }
 
 #[test]
-fn chunks_and_decoding_change_nothing() {
+fn chunked_prefill_and_decode_equal_one_pass() {
     each(|golden, kernels| {
         for (prompt, chunk) in [("apart", 1), ("apart", 9), ("together", 2)] {
             let engine = golden.engine(kernels, chunk);
@@ -216,7 +216,7 @@ fn chunks_and_decoding_change_nothing() {
     });
 }
 
-/// A sequence with images and one without in one batch, in either order: both go on as they do alone.
+/// A sequence with images and one without, in one batch in either order, equal their single runs.
 #[test]
 fn a_ragged_batch_equals_its_single_runs() {
     each(|golden, kernels| {
@@ -252,9 +252,9 @@ fn a_ragged_batch_equals_its_single_runs() {
     });
 }
 
-/// What the caches take is what the estimator says, with images and without.
+/// Cache sizes equal the estimate, with and without images.
 #[test]
-fn images_take_what_the_estimator_says() {
+fn cache_sizes_equal_the_estimate() {
     on_engine(|| {
         let golden = Golden::load("q4");
         let config = std::fs::read_to_string(golden.folder.path().join("config.json")).unwrap();
@@ -279,9 +279,9 @@ fn images_take_what_the_estimator_says() {
     });
 }
 
-/// A fork and what is left of a cut sequence still see the images; an emptied one sees none.
+/// Forked and trimmed sequences still attend to the images; an emptied one does not.
 #[test]
-fn what_is_kept_of_a_sequence_sees_its_images() {
+fn forked_and_trimmed_sequences_keep_their_images() {
     each(|golden, kernels| {
         let engine = golden.engine(kernels, 1024);
         let tokens = golden.tokens("apart");
@@ -310,7 +310,7 @@ fn what_is_kept_of_a_sequence_sees_its_images() {
 }
 
 #[test]
-fn what_an_image_shows_matters() {
+fn logits_depend_on_the_image() {
     on_engine(|| {
         let golden = Golden::load("f32");
         let engine = golden.engine(KernelSet::Host, 512);
@@ -328,7 +328,7 @@ fn what_an_image_shows_matters() {
 }
 
 #[test]
-fn what_cannot_be_is_one_sentence() {
+fn invalid_images_are_rejected() {
     on_engine(|| {
         let golden = Golden::load("f32");
         let engine = golden.engine(KernelSet::Host, 512);
@@ -360,7 +360,7 @@ fn what_cannot_be_is_one_sentence() {
         );
         let small = Pixels { width: 112, height: 110, values: vec![0.0; 3 * 112 * 110] };
         let small = engine.encode_image(&small).err().unwrap();
-        refused(small, "an image of 112 × 110 pixels for up to 4 tiles of 112²");
+        refused(small, "an image of 112 × 110 pixels, but the encoder takes up to 4 tiles of 112²");
         let text = Setup::default().engine(&ModelSource::BuiltIn);
         let text = text.show_images(&mut text.new_cache().unwrap(), &images).unwrap_err();
         refused(text, "no cross-attention layers to see images");
@@ -370,9 +370,9 @@ fn what_cannot_be_is_one_sentence() {
     });
 }
 
-/// Configurations that contradict themselves.
+/// Contradictory configurations.
 #[test]
-fn impossible_configurations_are_refused() {
+fn contradictory_configurations_are_rejected() {
     on_engine(|| {
         for (part, changes, why) in [
             ("text_config", json!({"cross_attention_layers": [1, 5]}), "names layer 5"),

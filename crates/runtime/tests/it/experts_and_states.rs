@@ -1,5 +1,5 @@
-//! Experts and recurrent states where goldens do not look: configurations that contradict
-//! themselves, checkpoints that lack an expert, states that are forked, cut and used again.
+//! Experts and recurrent states beyond the goldens: contradictory configurations, checkpoints that
+//! lack an expert, states that are forked, trimmed and reused.
 
 use std::path::Path;
 
@@ -50,7 +50,7 @@ fn refusal(name: &str, changes: &Value) -> String {
 }
 
 #[test]
-fn impossible_mixtures_are_refused() {
+fn contradictory_experts_are_rejected() {
     on_engine(|| {
         for (name, changes, why) in [
             ("qwen3_moe", json!({"num_experts_per_tok": 9}), "active experts is 9"),
@@ -70,7 +70,7 @@ fn impossible_mixtures_are_refused() {
 }
 
 #[test]
-fn impossible_scans_are_refused() {
+fn contradictory_scans_are_rejected() {
     on_engine(|| {
         for (changes, why) in [
             (json!({"n_groups": 0}), "n_groups is 0"),
@@ -87,7 +87,7 @@ fn impossible_scans_are_refused() {
 }
 
 #[test]
-fn impossible_hybrids_are_refused() {
+fn contradictory_hybrids_are_rejected() {
     on_engine(|| {
         let conv = ["conv", "full_attention", "conv", "conv"];
         let mamba = ["mamba", "attention", "mamba", "mlp"];
@@ -117,14 +117,14 @@ fn impossible_hybrids_are_refused() {
             let error = refusal(name, &changes);
             assert!(error.contains(why), "{name} {changes}: {error}");
         }
-        // Layers by their number are counted from 0.
+        // Layer numbers start at 0.
         let folder = checkpoint("lfm2", &json!({"layer_types": null, "full_attn_idxs": [1]}));
         assert!(load(folder.path(), KvMode::Fp16).is_ok());
     });
 }
 
 #[test]
-fn latents_take_no_turbo_mode() {
+fn latent_caches_reject_turbo_modes() {
     on_engine(|| {
         let folder = checkpoint("deepseek_v2", &json!({}));
         for (mode, kernels) in KvMode::ALL.into_iter().flat_map(|mode| KERNELS.map(|k| (mode, k))) {
@@ -145,7 +145,7 @@ fn decode(engine: &Engine, cache: &mut SequenceCache, token: u32) -> Vec<f32> {
 }
 
 #[test]
-fn a_state_can_be_forked_and_forgotten_but_not_cut() {
+fn a_state_can_be_forked_and_cleared_but_not_trimmed() {
     on_engine(|| {
         let families = ["mamba2", "mamba", "lfm2", "granitemoehybrid", "falcon_h1", "qwen3_5"];
         for (name, kernels) in families.into_iter().flat_map(|name| KERNELS.map(|k| (name, k))) {

@@ -1,5 +1,7 @@
-//! Every family with every KV cache mode: what the caches take is what the estimator says, a mode
-//! runs or fails as it says, and none touches a weight.
+//! Every family with every KV cache mode: cache sizes equal the estimate, a mode is supported exactly if
+//! the estimator says so, and none modifies a weight.
+
+use std::collections::HashSet;
 
 use crate::support::{cosine, on_engine};
 use mlxcel_core::{Ops, Pass};
@@ -19,13 +21,26 @@ const PROMPT_TOKENS: usize = 300;
 /// The windows of all test configurations, up to 128 tokens, have left the first block behind.
 const TOKENS: usize = 400;
 
-/// One configuration of every family, and those with a window of their own.
+/// One configuration of every family, and those with special windows.
 fn configurations() -> impl Iterator<Item = String> {
     let all = mlxcel_testing::golden::configurations().unwrap().into_iter();
     all.filter(|name| !name.contains('-') || name.ends_with("-sliding"))
 }
 
-/// A family's checkpoint, loaded.
+/// One configuration per distinct cache layout, for tests that depend on the cache alone and are slow
+/// with MLX's kernels on a CPU.
+fn distinct_caches() -> Vec<String> {
+    let mut layouts = HashSet::new();
+    let mut names: Vec<String> = configurations().collect();
+    names.retain(|name| {
+        let loaded = Loaded::new(name, KernelSet::Host, "bf16", ComputeDtype::Checkpoint);
+        let model = &loaded.model;
+        layouts.insert(format!("{:?} {:?}", model.cache_layout(), model.state_layout()))
+    });
+    names
+}
+
+/// A loaded checkpoint of a family.
 struct Loaded {
     ops: Ops,
     checkpoint: Checkpoint,
@@ -61,7 +76,7 @@ impl Loaded {
         Ok(cache.with_states(&self.model.state_layout()))
     }
 
-    /// Bytes of a sequence of `tokens`, prefilled in one chunk, by the estimator.
+    /// Estimated bytes of a sequence of `tokens`, prefilled in one chunk.
     fn estimate(&self, mode: KvMode, tokens: usize, phase: Phase) -> Result<usize, String> {
         let workload = Workload::uniform(tokens as u64, 1).with_kv_mode(mode);
         let workload = workload.with_dtype(self.ops.dtype());
@@ -81,7 +96,7 @@ impl Loaded {
         logits
     }
 
-    /// Prefills, goes on, and decodes a token; checks the cache's bytes after the first and last.
+    /// Prefills twice and decodes a token; checks the cache size after the first and last pass.
     fn run(&self, what: &str, mode: KvMode, cache: &mut SequenceCache) -> Vec<f32> {
         let tokens: Vec<u32> =
             (0..TOKENS).map(|i| u32::try_from(i * 7919 % 511).unwrap()).collect();
@@ -93,9 +108,9 @@ impl Loaded {
         let expected = self.estimate(mode, TOKENS, Phase::Decode).unwrap();
         let found = cache.allocated_bytes();
         match (self.ops.kernels(), mode) {
-            // A contiguous buffer shrinks when it next grows.
+            // A contiguous buffer is compacted when it next grows.
             (KernelSet::Mlx, _) => {}
-            // A window of sealed blocks has one more for as long as it lies across a boundary.
+            // A window of sealed blocks has one more block while it crosses a block boundary.
             (_, KvMode::Turbo4Delegated) => assert!(found <= expected, "{what}: bytes at rest"),
             _ => assert_eq!(found, expected, "{what}: bytes at rest"),
         }
@@ -110,15 +125,27 @@ fn model(checkpoint: &Checkpoint, ops: &Ops) -> Box<dyn LanguageModel> {
     families::load(&source.root(), checkpoint.config()).unwrap()
 }
 
-/// What a mode may cost: the cosine of its logits to those of fp16, on random weights, where the
-/// choice of experts hangs on little. A mode that read another's codes would have none at all.
-fn least_cosine(mode: KvMode) -> f64 {
+/// Smallest cosine of a mode's logits to those of fp16, on random weights.
+///
+/// In a family with random routers an expert that is nearly tied with another may be exchanged by
+/// the codes' rounding; only those of [`ROUTED`] met such a tie here. A mode that read the codes of
+/// another would be near 0.
+fn least_cosine(name: &str, mode: KvMode) -> f64 {
+    let routed = ROUTED.contains(&name);
     match mode {
         KvMode::Fp16 => 1.0,
-        KvMode::Int8 => 0.99,
-        _ => 0.8,
+        KvMode::Int8 if routed => 0.99,
+        KvMode::Int8 => 0.9995,
+        _ if routed => 0.85,
+        KvMode::Fp16Turbo3 => 0.965,
+        KvMode::Turbo4 => 0.98,
+        KvMode::Turbo4Delegated => 0.996,
+        _ => 0.99,
     }
 }
+
+/// Families in which a quantised cache changed the choice of an expert.
+const ROUTED: [&str; 5] = ["gpt_oss", "mixtral", "olmoe", "qwen3_moe", "qwen3_next"];
 
 fn check_modes(name: &str, kernels: KernelSet, variant: &str) {
     let loaded = Loaded::new(name, kernels, variant, ComputeDtype::Checkpoint);
@@ -130,7 +157,7 @@ fn check_modes(name: &str, kernels: KernelSet, variant: &str) {
         match (loaded.cache(mode), loaded.estimate(mode, 1, Phase::Decode)) {
             (Ok(mut cache), Ok(_)) => {
                 let cosine = cosine(&loaded.run(&what, mode, &mut cache), &before);
-                assert!(cosine > least_cosine(mode) - 1e-9, "{what}: cosine {cosine}");
+                assert!(cosine > least_cosine(name, mode) - 1e-9, "{what}: cosine {cosine}");
             }
             (Err(ours), Err(theirs)) => {
                 let ours = ours.to_string();
@@ -152,22 +179,25 @@ fn check_modes(name: &str, kernels: KernelSet, variant: &str) {
 }
 
 #[test]
-fn every_mode_takes_what_the_estimator_says_and_touches_no_weight() {
+fn cache_sizes_equal_the_estimate_in_every_mode() {
     on_engine(|| configurations().for_each(|name| check_modes(&name, KernelSet::Host, "q4")));
 }
 
 #[test]
-fn every_mode_of_the_mlx_set_takes_what_the_estimator_says() {
-    on_engine(|| configurations().for_each(|name| check_modes(&name, KernelSet::Mlx, "bf16")));
+fn cache_sizes_equal_the_estimate_with_mlx_kernels() {
+    on_engine(|| {
+        let names = distinct_caches();
+        names.iter().for_each(|name| check_modes(name, KernelSet::Mlx, "bf16"))
+    });
 }
 
-/// What is not quantised takes 32 bits where everything is computed in fp32: both sides, keys, and the
-/// open block of values that are sealed later.
+/// In fp32, unquantised values take 32 bits: keys and values, keys only, or the open block of values
+/// that are quantised later.
 #[test]
-fn fp32_caches_take_what_the_estimator_says() {
+fn fp32_cache_sizes_equal_the_estimate() {
     let modes = [KvMode::Fp16, KvMode::Fp16Turbo4, KvMode::Turbo4Delegated];
     on_engine(move || {
-        for name in configurations() {
+        for name in distinct_caches() {
             for kernels in [KernelSet::Host, KernelSet::Mlx] {
                 let loaded = Loaded::new(&name, kernels, "bf16", ComputeDtype::Fp32);
                 for mode in modes {
@@ -182,9 +212,9 @@ fn fp32_caches_take_what_the_estimator_says() {
     });
 }
 
-/// MLX's kernels cache in the type of the checkpoint, which its files state.
+/// MLX's kernels cache in the dtype of the checkpoint's files.
 #[test]
-fn a_checkpoint_in_fp32_is_cached_in_fp32_by_mlx() {
+fn mlx_kernels_cache_an_fp32_checkpoint_in_fp32() {
     on_engine(|| {
         let tokens: Vec<u32> = (0..300).collect();
         for (variant, kernels) in
@@ -207,10 +237,10 @@ fn a_checkpoint_in_fp32_is_cached_in_fp32_by_mlx() {
     });
 }
 
-/// Where `config.json` gives a window but no `layer_types`, the configuration's class says which layers
-/// have it.
+/// For a `config.json` with a window but without `layer_types`, the configuration class determines the
+/// windowed layers.
 #[test]
-fn windows_without_layer_types_are_the_estimators() {
+fn windows_without_layer_types_agree_with_the_estimator() {
     let cases = [
         ("smollm3", json!({"use_sliding_window": true}), [false, true, false]),
         ("smollm3", json!({"use_sliding_window": false}), [false; 3]),

@@ -1,7 +1,7 @@
-//! Parity with a pinned mlx-lm: logits of every family on random-weights checkpoints, with both
-//! kernel sets, and the invariants that need no oracle.
+//! Parity with a pinned mlx-lm: logits of every family on random-weights checkpoints, with both kernel
+//! sets, and invariants.
 //!
-//! The goldens and what they hold: `crates/testing/src/golden.rs`. Tolerances: cosine ≥ 0.9999 and the same
+//! `crates/testing/src/golden.rs` describes the goldens. Tolerances: cosine ≥ 0.9999 and the same
 //! top-1 on ≥ 99 % of positions in fp32 (fp32 rounding alone leaves 1 − 1e-6 here), ≥ 0.999 in bf16,
 //! where mlx-lm's own rounding of activations is what differs.
 
@@ -10,28 +10,41 @@ use std::ops::ControlFlow;
 use crate::support::{Golden, Setup, argmax, cosine, on_engine};
 use mlxcel_runtime::engine::{Engine, Generation, LogitRows, ModelSource, NoProgress, generate};
 use mlxcel_runtime::sampling::{SamplingOptions, SamplingParams};
-use mlxcel_runtime::{ComputeDtype, KernelSet, ModelText, SequenceRun};
+use mlxcel_runtime::{ComputeDtype, KernelSet, Processor, SequenceRun};
 use mlxcel_testing::golden::{VARIANTS, Variant};
 
 const KERNELS: [KernelSet; 2] = [KernelSet::Host, KernelSet::Mlx];
 
-/// Families whose tokens choose experts: a choice that is nearly a tie, which random routers often
-/// make, may fall otherwise by bf16's rounding alone, as it does in mlx-lm itself between a full
-/// pass and decoding. A quarter of the rows may be far off there; none in fp32 and 4 bits.
-const ROUTED: [&str; 7] =
-    ["deepseek_v2", "deepseek_v3", "gpt_oss", "gpt_oss-mxfp4", "mixtral", "olmoe", "qwen3_moe"];
+/// Rows of a family's bf16 goldens that may lie below the floor of all others, and their own floor.
+///
+/// Two kinds of families amplify the rounding of bf16 activations in mlx-lm, on both sides of the
+/// comparison: a router with random weights often has two experts that are nearly tied, and the
+/// choice falls differently; a recurrent state accumulates rounding, in Mamba 1 in bf16 itself.
+/// On these very rows mlx-lm in bf16 is as far from mlx-lm in fp32 as from us. No row is an
+/// outlier in fp32 or 4 bits. The counts and cosines were the same to five digits with AVX-512,
+/// AVX2 and portable kernels.
+struct Bf16Outliers {
+    family: &'static str,
+    /// Largest number of such rows among those of one prompt, of 15, or of decoding, of 10.
+    rows: usize,
+    /// Smallest cosine of any row.
+    floor: f64,
+}
 
-/// Families with a recurrent state, into which mlx-lm's bf16 sums up its own rounding: on these very
-/// rows its logits in bf16 are as far from its own in fp32 (0.967 for Mamba 1, whose state is itself
-/// bf16 there) as from ours. Half of the rows may be below 0.998; none is off in fp32 and 4 bits.
-const RECURRENT: [&str; 7] = [
-    "falcon_mamba",
-    "granitemoehybrid",
-    "granitemoehybrid-dense",
-    "mamba",
-    "qwen3_5",
-    "qwen3_5_moe",
-    "qwen3_next",
+const BF16_OUTLIERS: [Bf16Outliers; 13] = [
+    Bf16Outliers { family: "deepseek_v2", rows: 1, floor: 0.969 },
+    Bf16Outliers { family: "deepseek_v3", rows: 2, floor: 0.74 },
+    Bf16Outliers { family: "falcon_mamba", rows: 2, floor: 0.998 },
+    Bf16Outliers { family: "gpt_oss", rows: 2, floor: 0.949 },
+    Bf16Outliers { family: "gpt_oss-mxfp4", rows: 1, floor: 0.997 },
+    Bf16Outliers { family: "granitemoehybrid", rows: 8, floor: 0.97 },
+    Bf16Outliers { family: "granitemoehybrid-dense", rows: 2, floor: 0.997 },
+    Bf16Outliers { family: "mamba", rows: 4, floor: 0.966 },
+    Bf16Outliers { family: "mixtral", rows: 2, floor: 0.73 },
+    Bf16Outliers { family: "qwen3_5", rows: 1, floor: 0.998 },
+    Bf16Outliers { family: "qwen3_5_moe", rows: 1, floor: 0.966 },
+    Bf16Outliers { family: "qwen3_moe", rows: 1, floor: 0.992 },
+    Bf16Outliers { family: "qwen3_next", rows: 9, floor: 0.87 },
 ];
 
 /// Checks one configuration in every variant and with both kernel sets.
@@ -81,7 +94,7 @@ fn check_variant(what: &str, golden: &Golden, variant: &Variant, kernels: Kernel
     assert_rows(what, "decode", &rows, &golden.decode, vocab, least);
 }
 
-/// Three prompts of different lengths in one pass: each ends as it does by itself.
+/// Three prompts of different lengths in one pass equal their single runs.
 fn check_batch(what: &str, engine: &Engine, golden: &Golden, least: f64) {
     let vocab = engine.vocab();
     let stored = [2, 7, golden.positions.len() - 1];
@@ -115,17 +128,18 @@ fn assert_rows(what: &str, part: &str, ours: &[f32], theirs: &[f32], vocab: usiz
     assert_eq!(ours.len(), theirs.len(), "{what} {part}: number of logits");
     let rows = ours.chunks_exact(vocab).zip(theirs.chunks_exact(vocab));
     let cosines: Vec<f64> = rows.map(|(a, b)| cosine(a, b)).collect();
-    let mut far: Vec<_> =
-        cosines.iter().enumerate().filter(|(_, cosine)| **cosine < least).collect();
     let family = what.split(' ').next().unwrap();
-    let among = |families: &[&str]| families.contains(&family);
-    if what.contains("bf16") && among(&RECURRENT) {
-        far.retain(|(_, cosine)| **cosine < 0.998);
-        far.drain(..far.len().min(cosines.len() / 2));
-    } else if what.contains("bf16") && among(&ROUTED) {
-        far.drain(..far.len().min(cosines.len() / 4));
-    }
-    assert!(far.is_empty(), "{what} {part}: rows (and their cosines) {far:?} of {cosines:?}");
+    let outliers = BF16_OUTLIERS.iter().find(|known| known.family == family);
+    let outliers = outliers.filter(|_| what.contains("bf16"));
+    let floor = outliers.map_or(least, |outliers| outliers.floor);
+    let most = outliers.map_or(0, |outliers| outliers.rows);
+    let below = cosines.iter().filter(|cosine| **cosine < least).count();
+    let lowest = cosines.iter().copied().fold(f64::INFINITY, f64::min);
+    assert!(
+        below <= most && lowest >= floor,
+        "{what} {part}: {below} rows below {least} (at most {most}), lowest {lowest} (floor \
+         {floor}); cosines {cosines:?}"
+    );
 }
 
 macro_rules! goldens {
@@ -189,16 +203,16 @@ goldens! {
     starcoder2_sliding = "starcoder2-sliding";
 }
 
-/// 200 greedy tokens of the built-in model in fp32, and their text, are mlx-lm's.
+/// 200 greedy tokens of the built-in model in fp32, and their text, equal mlx-lm's.
 #[test]
-fn the_demo_model_tells_mlx_lms_tale() {
+fn the_demo_model_generates_mlx_lms_text() {
     on_engine(|| {
         let golden =
             std::fs::read(mlxcel_testing::golden::path("demo").with_extension("json")).unwrap();
         let golden: serde_json::Value = serde_json::from_slice(&golden).unwrap();
         let tokens =
             |key: &str| -> Vec<u32> { serde_json::from_value(golden[key].clone()).unwrap() };
-        let text = ModelText::load(&ModelSource::BuiltIn).unwrap();
+        let text = Processor::load(&ModelSource::BuiltIn).unwrap();
         let prompt = text.tokenizer().encode_prompt(golden["prompt"].as_str().unwrap()).unwrap();
         assert_eq!(prompt, tokens("prompt_tokens"));
         for kernels in KERNELS {

@@ -1,4 +1,4 @@
-//! What must hold without an oracle: chunks, batches and forks change nothing but rounding.
+//! Invariants without a reference: chunks, batches and forks change nothing but rounding.
 
 use crate::support::{Golden, Setup, on_engine, relative_difference};
 use mlxcel_estimator::KvMode;
@@ -6,7 +6,7 @@ use mlxcel_runtime::engine::{Engine, LogitRows, ModelSource, NoProgress};
 use mlxcel_runtime::loading::Residence;
 use mlxcel_runtime::{ComputeDtype, KernelSet, Precision, SequenceCache, SequenceRun};
 
-/// Differences between orders of summation: fp32 rounding over six layers.
+/// Tolerance for another order of summation: fp32 rounding over six layers.
 const ROUNDING: f32 = 2e-4;
 
 fn tokens(count: usize, seed: usize) -> Vec<u32> {
@@ -107,7 +107,7 @@ fn every_mode_is_chunk_invariant() {
     });
 }
 
-/// With windows that the prompt leaves behind, since MLX's CPU backend is slow on a small model.
+/// With windows shorter than the prompt; MLX's CPU backend is slow even on a small model.
 #[test]
 fn every_mode_of_the_mlx_set_is_chunk_invariant_and_the_hosts() {
     on_engine(|| {
@@ -124,7 +124,7 @@ fn every_mode_of_the_mlx_set_is_chunk_invariant_and_the_hosts() {
     });
 }
 
-/// The logits of one pass, which those of passes of 7 tokens are.
+/// Returns the logits of one pass, after checking them against passes of 7 tokens.
 fn check_chunks(what: &str, engine: &Engine, tokens: &[u32], kv_mode: KvMode) -> Vec<f32> {
     let whole = all_logits(engine, tokens, 512);
     let difference = relative_difference(&all_logits(engine, tokens, 7), &whole);
@@ -132,16 +132,16 @@ fn check_chunks(what: &str, engine: &Engine, tokens: &[u32], kv_mode: KvMode) ->
     whole
 }
 
-/// Quantised caches round the same values; only sums before the rounding differ, and a code may flip
-/// where a value lies on an edge.
+/// Quantised caches round equal values; only sums before the rounding differ, so that a code may flip
+/// for a value near a rounding boundary.
 fn rounding(kv_mode: KvMode) -> f32 {
     if kv_mode == KvMode::Fp16 { ROUNDING } else { 0.05 }
 }
 
-/// A prompt goes on from any place of another one's cache as if it had been read as a whole, whatever
-/// the family does between attention and attention.
+/// A prompt continues from any prefix of another one's cache with bit-identical results, in families
+/// with all kinds of layers.
 #[test]
-fn a_prompt_is_the_same_to_the_bit_wherever_its_passes_end() {
+fn prefill_is_bit_identical_for_any_chunks() {
     let setup = Setup {
         dtype: ComputeDtype::Checkpoint,
         precision: Precision::Int16,
@@ -182,7 +182,7 @@ fn check_cuts(what: &str, engine: &Engine, tokens: &[u32]) {
         let other: Vec<u32> = tokens[..cut].iter().copied().chain(3..24).collect();
         let mut cache = engine.new_cache().unwrap();
         read(&other, &mut cache);
-        // Where a window or a sealed block is in the way, what was read ends there.
+        // A window or a sealed block limits trimming; the prefix ends there.
         if cache.trim(cut).is_err() {
             cache = engine.new_cache().unwrap();
             read(&other[..cut], &mut cache);
@@ -194,7 +194,7 @@ fn check_cuts(what: &str, engine: &Engine, tokens: &[u32]) {
 }
 
 #[test]
-fn weights_compute_the_same_wherever_they_lie() {
+fn mapped_and_read_weights_compute_equal_logits() {
     on_engine(|| {
         let folder = tempfile::tempdir().unwrap();
         for variant in &mlxcel_testing::golden::VARIANTS {

@@ -1,8 +1,8 @@
-//! Images: preparation, encoders and decoders against the references, and what must hold without one.
+//! Images: preprocessing, encoders and decoders, compared with the references, and invariants.
 //!
-//! `xtask/golden/vision_FAMILY.py` says what the goldens are. Gemma's window (96 tokens) is shorter than
-//! its images (256), so that what rows of an image see of each other shows in both kinds of layers;
-//! Qwen's images are of different sizes, the second of 256 tokens, and their rows stand on grids.
+//! `xtask/golden/vision_FAMILY.py` describes the goldens. Gemma's window (96 tokens) is shorter than its
+//! images (256), so that attention within an image is tested in both kinds of layers. Qwen's images
+//! differ in size, the second has 256 tokens, and their rows have grid positions.
 
 use crate::support::images::Golden;
 use crate::support::{Setup, argmax, cosine, on_engine, relative_difference};
@@ -16,7 +16,7 @@ const KERNELS: [KernelSet; 2] = [KernelSet::Host, KernelSet::Mlx];
 /// Configurations and variants that have goldens.
 const CASES: [[&str; 2]; 3] =
     [["gemma3-vision", "f32"], ["qwen2_5_vl", "f32"], ["qwen2_5_vl", "q4"]];
-/// Differences between orders of summation.
+/// Tolerance for another order of summation.
 const ROUNDING: f32 = 2e-4;
 
 /// Runs `check` on every case's golden, with both kernel sets.
@@ -29,7 +29,7 @@ fn each(check: impl Fn(&Golden, KernelSet) + Send + 'static) {
     });
 }
 
-/// Logits of `tokens` one after the other, behind what `cache` holds.
+/// Logits of `tokens`, decoded one after the other after the contents of `cache`.
 fn decode(engine: &Engine, tokens: &[u32], cache: &mut SequenceCache) -> Vec<f32> {
     let mut logits = Vec::new();
     for token in tokens {
@@ -61,7 +61,7 @@ fn assert_rows(what: &str, ours: &[f32], theirs: &[f32], width: usize) {
 }
 
 #[test]
-fn pixels_are_those_of_the_processor() {
+fn pixels_agree_with_the_processor() {
     on_engine(|| {
         for [name, variant] in CASES {
             let golden = Golden::load(name, variant);
@@ -70,7 +70,7 @@ fn pixels_are_those_of_the_processor() {
             for (picture, theirs) in golden.pictures.iter().zip(&golden.pixels) {
                 let ours = preprocessor.pixels(picture).unwrap();
                 assert_eq!((ours.width, ours.height), (theirs.width, theirs.height), "{name}");
-                // A level of 256 is more than 0.007 here.
+                // One of 256 levels is more than 0.007 here.
                 let far = |(a, b): &(&f32, &f32)| (*a - *b).abs() > 1e-5;
                 let different = ours.values.iter().zip(&theirs.values).filter(far).count();
                 assert_eq!(different, 0, "{name}: of {}", ours.values.len());
@@ -80,7 +80,7 @@ fn pixels_are_those_of_the_processor() {
 }
 
 #[test]
-fn embeddings_are_those_of_mlx_vlm() {
+fn embeddings_agree_with_mlx_vlm() {
     each(|golden, kernels| {
         let engine = golden.engine(kernels, 512);
         for (index, theirs) in golden.embeddings.iter().enumerate() {
@@ -95,9 +95,9 @@ fn embeddings_are_those_of_mlx_vlm() {
     });
 }
 
-/// All logits of the prompt at the golden's positions, read in one pass.
+/// Logits of the prompt at the golden's positions, computed in one pass.
 #[test]
-fn logits_with_images_are_those_of_the_reference() {
+fn logits_with_images_agree_with_the_reference() {
     each(|golden, kernels| {
         let engine = golden.engine(kernels, 1024);
         let mut cache = engine.new_cache().unwrap();
@@ -111,10 +111,9 @@ fn logits_with_images_are_those_of_the_reference() {
     });
 }
 
-/// Passes of any length, which end within an image only where its rows do not see each other, and
-/// decoding after them.
+/// Chunks of any length, which divide only images with causal attention, and decoding after them.
 #[test]
-fn chunks_change_nothing() {
+fn chunked_prefill_and_decode_equal_one_pass() {
     each(|golden, kernels| {
         for chunk in [1, 100, 300] {
             let engine = golden.engine(kernels, chunk);
@@ -131,7 +130,7 @@ fn chunks_change_nothing() {
     });
 }
 
-/// Images of 256 tokens and a text in one batch, in either order: both end as they do alone.
+/// Images of 256 tokens and a text, in one batch in either order, equal their single runs.
 #[test]
 fn images_and_a_text_in_one_batch_equal_their_single_runs() {
     each(|golden, kernels| {
@@ -161,7 +160,7 @@ fn images_and_a_text_in_one_batch_equal_their_single_runs() {
             let both = engine.forward_with_images(&mut runs, rows, LogitRows::Last).unwrap();
             let difference = relative_difference(&both, &expected.concat());
             assert!(difference < ROUNDING, "{} {kernels:?}: {difference}", golden.name);
-            // The next token of both, which stands behind the images of the one alone.
+            // The next token of both sequences, of which only one has images before it.
             let mut next = caches.each_mut().map(|cache| SequenceRun { tokens: &[7], cache });
             let next = engine.forward(&mut next, LogitRows::Last).unwrap();
             let single = |tokens: &[u32], images: &[PlacedImage]| {
@@ -176,10 +175,10 @@ fn images_and_a_text_in_one_batch_equal_their_single_runs() {
     });
 }
 
-/// What stays of a prompt with images is as good as reading it again: cut back behind the first image,
-/// before it, and in a fork.
+/// A prefix of a prompt with images equals a fresh prefill: trimmed after the first image, before it,
+/// and in a fork.
 #[test]
-fn a_kept_prefix_knows_its_images() {
+fn a_trimmed_cache_keeps_its_images() {
     each(|golden, kernels| {
         let engine = golden.engine(kernels, 1024);
         let images = golden.placed(&engine);
@@ -204,9 +203,9 @@ fn a_kept_prefix_knows_its_images() {
     });
 }
 
-/// A saved cache remembers where its images are.
+/// A saved cache contains the positions of its images.
 #[test]
-fn a_saved_cache_goes_on_behind_its_images() {
+fn a_restored_cache_continues_after_its_images() {
     each(|golden, kernels| {
         let engine = golden.engine(kernels, 1024);
         let images = golden.placed(&engine);
@@ -226,7 +225,7 @@ fn a_saved_cache_goes_on_behind_its_images() {
 }
 
 #[test]
-fn a_place_within_an_image_can_be_kept_where_rows_do_not_see_what_follows() {
+fn only_causal_images_can_be_trimmed_within() {
     on_engine(|| {
         for [name, variant] in CASES {
             let golden = Golden::load(name, variant);
@@ -255,7 +254,7 @@ fn a_place_within_an_image_can_be_kept_where_rows_do_not_see_what_follows() {
 }
 
 #[test]
-fn what_the_image_shows_matters() {
+fn logits_depend_on_the_image() {
     on_engine(|| {
         for [name, variant] in CASES {
             let golden = Golden::load(name, variant);
@@ -274,7 +273,7 @@ fn what_the_image_shows_matters() {
 }
 
 #[test]
-fn every_cache_mode_takes_images_or_says_why_not() {
+fn every_cache_mode_supports_images_or_is_rejected() {
     on_engine(|| {
         for ([name, variant], kernels) in
             CASES.into_iter().flat_map(|case| KERNELS.map(|k| (case, k)))
@@ -307,11 +306,11 @@ fn every_cache_mode_takes_images_or_says_why_not() {
 }
 
 #[test]
-fn images_that_do_not_fit_are_refused() {
+fn invalid_images_are_rejected() {
     on_engine(|| {
         for ([name, variant], expected) in [
-            (CASES[0], "an image of 9 × 8 pixels for 64²"),
-            (CASES[1], "an image of 9 × 8 pixels in squares of 8²"),
+            (CASES[0], "an image of 9 × 8 pixels, but the encoder takes 64²"),
+            (CASES[1], "an image of 9 × 8 pixels, but the encoder takes multiples of 8"),
         ] {
             let golden = Golden::load(name, variant);
             let engine = golden.engine(KernelSet::Host, 512);

@@ -10,7 +10,7 @@ use super::super::sequence::Answer;
 use super::super::shared::{RequestMemory, Snapshot};
 use super::Scheduler;
 use mlxcel_runtime::engine::Finish;
-use mlxcel_runtime::memory::Usage;
+use mlxcel_runtime::memory::MemoryUsage;
 
 impl Scheduler {
     /// Counts and logs an answer that is complete; never its text.
@@ -37,7 +37,7 @@ impl Scheduler {
             seconds = answer.job.since.elapsed().as_secs_f64(),
             estimated_kv_bytes = estimated,
             measured_kv_bytes = measured,
-            resident_bytes = Usage::now().resident_bytes,
+            resident_bytes = MemoryUsage::now().resident_bytes,
             "answered"
         );
     }

@@ -89,7 +89,7 @@ fn an_image_beside_the_text_takes_one_token() {
     std::fs::write(&config, text.replace("\"max_image_tiles\": 4", "\"max_image_tiles\": 2"))
         .unwrap();
     let args = arguments(dir.path(), "<|image|>", &images);
-    assert_refused(&args, &["max_image_tiles is 2, but the encoder has 4"]);
+    assert_refused(&args, &["max_image_tiles is 2, the encoder's 4 expected"]);
 }
 
 #[test]

@@ -242,7 +242,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn blocks_hold_what_was_appended(
+    fn blocks_hold_appended_rows(
         mode in prop::sample::select(&KvMode::ALL[..]),
         window in prop_oneof![Just(None), (1..900usize).prop_map(Some), Just(Some(512))],
         steps in steps(),
@@ -296,7 +296,7 @@ fn a_synthetic_fill_is_sealed_like_a_sequence() {
 }
 
 #[test]
-fn bytes_behind_a_window_are_the_estimators() {
+fn bytes_of_a_windowed_layer_are_the_estimators() {
     let pool = Pool::new(1).unwrap();
     // Delegated blocks do not rotate: see the module.
     for mode in KvMode::ALL.into_iter().filter(|mode| *mode != KvMode::Turbo4Delegated) {
@@ -337,7 +337,7 @@ fn a_sealed_block_is_trimmed_to_its_start_only() {
 }
 
 #[test]
-fn what_a_window_has_dropped_does_not_come_back() {
+fn dropped_tokens_cannot_be_trimmed_to() {
     let pool = Pool::new(1).unwrap();
     let mut sequence = Sequence::new(KvMode::Fp16, Some(300));
     sequence.append(&pool, 1000, 1);
@@ -352,7 +352,7 @@ fn what_a_window_has_dropped_does_not_come_back() {
 }
 
 #[test]
-fn a_chunk_after_single_tokens_finds_them() {
+fn a_chunk_after_single_tokens_attends_to_them() {
     let pool = Pool::new(1).unwrap();
     let mut sequence = Sequence::new(KvMode::Fp16, Some(512));
     for tokens in [512, 512].into_iter().chain([1; 6]) {
@@ -372,7 +372,7 @@ fn a_chunk_after_single_tokens_finds_them() {
 
 /// A trim unshares a block, but overwritten tokens stay lost.
 #[test]
-fn a_second_trim_does_not_find_overwritten_tokens() {
+fn overwritten_tokens_stay_lost_after_two_trims() {
     let append = |tokens| Step::Append { sequence: 0, tokens, seed: 3 };
     let trim = |back| Step::Trim { sequence: 0, back };
     let steps = [append(372), append(579), append(74), trim(129), trim(83)];

@@ -159,7 +159,7 @@ impl Trial {
 }
 
 #[test]
-fn arrays_hold_what_was_appended() {
+fn arrays_hold_appended_rows() {
     on_mlx(|| {
         let config = ProptestConfig { cases: 96, ..ProptestConfig::default() };
         proptest!(config, |(
@@ -226,7 +226,7 @@ fn host(side: KvSide, rows: &[Vec<f32>]) -> Vec<Vec<f32>> {
 }
 
 #[test]
-fn int8_is_the_kernels_int8() {
+fn int8_codes_match_the_kernels() {
     on_mlx(|| {
         let (rule, dim) = (ScaleRule::default(), 80);
         for side in [Side::Key, Side::Value] {
@@ -238,7 +238,7 @@ fn int8_is_the_kernels_int8() {
 }
 
 #[test]
-fn turbo_is_the_kernels_turbo() {
+fn turbo_codes_match_the_kernels() {
     on_mlx(|| {
         let rules = [ScaleRule::Unbiased, ScaleRule::Renormalised, ScaleRule::Norm];
         let values = rules.map(|rule| (Side::Value, rule));
@@ -259,7 +259,7 @@ fn turbo_is_the_kernels_turbo() {
 }
 
 #[test]
-fn a_rotation_is_the_kernels_and_is_undone() {
+fn rotations_match_the_kernels_and_are_invertible() {
     on_mlx(|| {
         let dim = 64;
         let rows = samples(dim)[9..].to_vec();
@@ -322,7 +322,7 @@ fn decoding_estimate(mode: KvMode, context: u64) -> usize {
 }
 
 #[test]
-fn decoding_takes_no_more_than_the_estimator_says() {
+fn decoding_stays_within_the_estimate() {
     on_mlx(|| {
         for context in [2048, 16_384] {
             let [queries, cached] = [1, context - 1];

@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_lie_around_images() {
+    fn runs_are_cut_around_images() {
         let part = |start, len, position| Span { start, len, position };
         let images = [2..4, 12..15, 15..16, 30..32];
         let parts = parts_by_image(&part(10, 8, 100), &images);

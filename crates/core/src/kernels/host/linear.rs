@@ -3,7 +3,7 @@
 use mlx_ffi::host::{HostInputs, call, call_one};
 use mlx_ffi::{Array, Dtype};
 use mlxcel_kernels::elementwise::Glu;
-use mlxcel_kernels::matmul::{matmul, matmul_glu, matmul_heads};
+use mlxcel_kernels::matmul::{GatedPair, matmul, matmul_glu, matmul_heads};
 use mlxcel_kernels::weights::{Affine, FloatType, WeightMatrix};
 
 use super::HostKernels;
@@ -17,12 +17,12 @@ use crate::{Error, Result};
 pub(super) struct MatrixShape {
     rows: usize,
     cols: usize,
-    coding: Coding,
+    coding: MatrixCoding,
 }
 
-/// Coding of the elements of a matrix.
+/// MatrixCoding of the elements of a matrix.
 #[derive(Clone, Copy, PartialEq)]
-enum Coding {
+enum MatrixCoding {
     Dense(FloatType),
     Affine { bits: u32, group: usize, float: FloatType },
     Mxfp4,
@@ -32,13 +32,13 @@ impl MatrixShape {
     pub(super) fn of(weight: &Weight) -> Result<Self> {
         let (rows, cols) = weight.shape();
         let coding = match weight {
-            Weight::Dense(array) => Coding::Dense(float_type(array.dtype())?),
+            Weight::Dense(array) => MatrixCoding::Dense(float_type(array.dtype())?),
             Weight::Affine(w) => {
                 let bits = u32::try_from(w.bits).expect("`AffineWeight::new` checked the bits");
                 let float = float_type(w.scales.dtype())?;
-                Coding::Affine { bits, group: w.group_size, float }
+                MatrixCoding::Affine { bits, group: w.group_size, float }
             }
-            Weight::Mxfp4(_) => Coding::Mxfp4,
+            Weight::Mxfp4(_) => MatrixCoding::Mxfp4,
         };
         Ok(Self { rows, cols, coding })
     }
@@ -46,24 +46,24 @@ impl MatrixShape {
     /// Number of a call's inputs that hold the matrix.
     pub(super) fn inputs(&self) -> usize {
         match self.coding {
-            Coding::Dense(_) => 1,
-            Coding::Affine { .. } => 3,
-            Coding::Mxfp4 => 2,
+            MatrixCoding::Dense(_) => 1,
+            MatrixCoding::Affine { .. } => 3,
+            MatrixCoding::Mxfp4 => 2,
         }
     }
 
     /// The matrix over the inputs from `at` on.
     pub(super) fn view<'a>(&self, inputs: &HostInputs<'a>, at: usize) -> Result<WeightMatrix<'a>> {
         Ok(match self.coding {
-            Coding::Dense(float) => {
+            MatrixCoding::Dense(float) => {
                 WeightMatrix::dense(self.rows, self.cols, float, inputs.bytes(at)?)?
             }
-            Coding::Mxfp4 => {
+            MatrixCoding::Mxfp4 => {
                 let codes = inputs.bytes(at)?;
                 let scales = inputs.bytes(at + 1)?;
                 WeightMatrix::mxfp4(self.rows, self.cols, codes, scales)?
             }
-            Coding::Affine { bits, group, float } => {
+            MatrixCoding::Affine { bits, group, float } => {
                 let affine = Affine {
                     bits,
                     group,
@@ -169,10 +169,10 @@ pub(super) fn glu(
     let shape = ints([rows_cols(x).0, gate.weight.shape().0])?;
     call_one("glu", &inputs, (&shape, Dtype::Float32), |inputs, mut outputs| {
         let views = shapes.views(&inputs)?;
-        let matrices = (views[0].matrix, views[1].matrix);
+        let pair = GatedPair { gate: views[0].matrix, up: views[1].matrix, activation };
         let x = inputs.f32(0)?;
         let out = outputs.f32(0)?;
-        Ok(matmul_glu(&kernels.pool, x, matrices, activation, out, kernels.sums)?)
+        Ok(matmul_glu(&kernels.pool, x, pair, out, kernels.sums)?)
     })
 }
 

@@ -147,14 +147,14 @@ impl Kernels for HostKernels {
         inputs.extend(&layer.bias);
         self.elementwise("layer_norm", &inputs, |pool, inputs, out| {
             let bias = if layer.bias.is_some() { inputs.f32(2)? } else { &[] };
-            Ok(norm::layer_norm(pool, inputs.f32(0)?, (inputs.f32(1)?, bias), layer.eps, out)?)
+            Ok(norm::layer_norm(pool, inputs.f32(0)?, inputs.f32(1)?, bias, layer.eps, out)?)
         })
     }
 
     fn rms_norm(&self, x: &Array, layer: &RmsNorm) -> Result<Array> {
         self.elementwise("rms_norm", &[x, &layer.weight], |pool, inputs, out| {
-            let weight = (inputs.f32(1)?, layer.group);
-            Ok(norm::grouped_rms_norm(pool, inputs.f32(0)?, weight, layer.eps, out)?)
+            let weight = inputs.f32(1)?;
+            Ok(norm::grouped_rms_norm(pool, inputs.f32(0)?, weight, layer.group, layer.eps, out)?)
         })
     }
 

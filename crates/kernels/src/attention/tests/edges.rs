@@ -39,7 +39,8 @@ fn rounding_costs_less_than_a_hundredth_of_the_modes_own_error() {
 fn dropped_blocks_of_a_window_change_nothing() {
     for format in KvFormat::ALL {
         let case = Case { window: Some(100), ..Case::new((4, 2), 64, format, &[(800, 3)]) };
-        let (setup, pool) = (Setup::new(&case), Pool::new(1).unwrap());
+        let setup = Setup::new(&case);
+        let pool = Pool::new(1).unwrap();
         let all = setup.attention(&case, &pool);
         let blocks: Vec<&KvBlock> = setup.blocks[0][2..].iter().collect();
         let run = AttentionRun {
@@ -72,7 +73,8 @@ fn what_lies_beyond_the_valid_tokens_does_not_matter() {
             }
             // But a fault in what is seen shows.
             let faults = vec![f32::NAN; 2 * 64];
-            let (pool, good) = (Pool::new(1).unwrap(), vec![0.1; 2 * 64]);
+            let pool = Pool::new(1).unwrap();
+            let good = vec![0.1; 2 * 64];
             for (k, v) in [(&faults, &good), (&good, &faults)] {
                 append(&pool, &mut [&mut setup.blocks[0][0]], 100, k, v).unwrap();
                 for cpu in cpus() {
@@ -91,7 +93,8 @@ fn a_run_may_mix_sealed_and_open_blocks() {
         value: ValueStore::Own(KvFormat::F16),
         ..Case::new((8, 2), 64, KvFormat::F16, &[(700, 1), (700, 60)])
     };
-    let (mut setup, pool) = (Setup::new(&case), Pool::new(2).unwrap());
+    let mut setup = Setup::new(&case);
+    let pool = Pool::new(2).unwrap();
     for run in &mut setup.blocks {
         for (index, format) in [(0, KvFormat::Turbo4), (1, KvFormat::Turbo3)] {
             run[index] = run[index].with_values_as(&pool, format, 256).unwrap();
@@ -115,8 +118,10 @@ fn scratch_does_not_grow_with_the_context_and_bounds_a_threads_buffer() {
 #[test]
 fn wrong_shapes_are_errors() {
     let case = Case::new((4, 2), 64, KvFormat::F16, &[(10, 2)]);
-    let (setup, pool) = (Setup::new(&case), Pool::new(1).unwrap());
-    let (blocks, good) = ([&setup.blocks[0][0]], setup.params(&case));
+    let setup = Setup::new(&case);
+    let pool = Pool::new(1).unwrap();
+    let blocks = [&setup.blocks[0][0]];
+    let good = setup.params(&case);
     let run = AttentionRun {
         q: &setup.queries[0],
         first_position: 10,
@@ -165,9 +170,12 @@ fn unbiased_value_scales_win_where_values_share_a_mean_and_lose_little_elsewhere
 /// Mean squared error of attention outputs that comes from storing values in `format`; values are
 /// normal deviates plus `shared` times a common vector.
 fn value_error(format: KvFormat, rule: ScaleRule, shared: f32) -> f64 {
-    let (pool, tokens, dim) = (Pool::new(1).unwrap(), 1024, 64);
+    let pool = Pool::new(1).unwrap();
+    let tokens = 1024;
+    let dim = 64;
     let mut rng = Rng::seeded(11);
-    let (k, mut v) = (rng.normals(tokens * dim), rng.normals(tokens * dim));
+    let k = rng.normals(tokens * dim);
+    let mut v = rng.normals(tokens * dim);
     let mean = rng.normals(dim);
     v.iter_mut().zip(mean.iter().cycle()).for_each(|(v, mean)| *v += shared * mean);
     let q = rng.normals(64 * dim);

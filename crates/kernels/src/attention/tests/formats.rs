@@ -19,7 +19,8 @@ fn a_fixed_order_gives_each_token_the_same_to_the_bit() {
             let tokens = 600;
             let case = Case::new(heads, 64, format, &[(0, tokens)]);
             let case = Case { order: Order::Fixed, window, ..case };
-            let (setup, width) = (Setup::new(&case), heads.0 * 64);
+            let setup = Setup::new(&case);
+            let width = heads.0 * 64;
             let blocks: Vec<&KvBlock> = setup.blocks[0].iter().collect();
             for cpu in cpus() {
                 let whole = setup.attention(&case, &Pool::with_cpu(1, cpu).unwrap());

@@ -20,7 +20,8 @@ fn silu(x: f64) -> f64 {
 
 /// The layer in f64 of one token, and the size that rounding errors are relative to.
 fn layer(x: &[f32], expert: &Expert<'_>) -> Vec<(f64, f64)> {
-    let (gate, up) = (oracle(x, &expert.gate.weights), oracle(x, &expert.up.weights));
+    let gate = oracle(x, &expert.gate.weights);
+    let up = oracle(x, &expert.up.weights);
     let middle: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| silu(g.0) * u.0).collect();
     let slack: Vec<f64> =
         gate.iter().zip(&up).map(|(g, u)| g.1 * u.0.abs() + u.1 * silu(g.0).abs()).collect();
@@ -37,13 +38,15 @@ fn layer(x: &[f32], expert: &Expert<'_>) -> Vec<(f64, f64)> {
 
 fn check(pool: &Pool, rng: &mut Rng, stacks: &[WeightMatrix<'_>; 3], tokens: usize) {
     let [gate, up, down] = stacks;
-    let (inner, hidden) = (gate.rows() / EXPERTS, gate.cols());
+    let inner = gate.rows() / EXPERTS;
+    let hidden = gate.cols();
     let expert = |e: usize| Expert {
         gate: Layer::plain(gate.row_range(e * inner, inner).unwrap()),
         up: Layer::plain(up.row_range(e * inner, inner).unwrap()),
         down: Layer::plain(down.row_range(e * hidden, hidden).unwrap()),
     };
-    let (x, chosen) = (rng.normals(tokens * hidden), chosen(rng, tokens));
+    let x = rng.normals(tokens * hidden);
+    let chosen = chosen(rng, tokens);
     let weights: Vec<f32> = chosen.iter().map(|_| rng.uniform()).collect();
     let routes = Routes::new(&chosen, weights.clone(), ACTIVE, EXPERTS).unwrap();
     let used: Vec<Expert<'_>> = routes.used().map(expert).collect();
@@ -86,7 +89,9 @@ fn affine_experts_match_the_oracle() {
 fn a_fixed_order_gives_each_token_the_same_to_the_bit() {
     let mut rng = Rng::fresh();
     for pool in pools() {
-        let (inner, hidden, tokens) = (64, 128, 61);
+        let inner = 64;
+        let hidden = 128;
+        let tokens = 61;
         let mut stack = |rows, cols| {
             RandomAffine::new(&mut rng, (EXPERTS * rows, cols), 4, 32, FloatType::Bf16)
         };
@@ -97,7 +102,8 @@ fn a_fixed_order_gives_each_token_the_same_to_the_bit() {
             up: Layer::plain(up.row_range(e * inner, inner).unwrap()),
             down: Layer::plain(down.row_range(e * hidden, hidden).unwrap()),
         };
-        let (x, chosen) = (rng.normals(tokens * hidden), chosen(&mut rng, tokens));
+        let x = rng.normals(tokens * hidden);
+        let chosen = chosen(&mut rng, tokens);
         let sums = Sums { precision: Precision::Int16, order: Order::Fixed };
         let pass = |part: Range<usize>| {
             let chosen = &chosen[part.start * ACTIVE..part.end * ACTIVE];
@@ -120,7 +126,8 @@ fn a_fixed_order_gives_each_token_the_same_to_the_bit() {
 fn mxfp4_experts_match_the_oracle() {
     let mut rng = Rng::fresh();
     for pool in pools() {
-        let (inner, hidden) = (96, 160);
+        let inner = 96;
+        let hidden = 160;
         let pair = RandomMxfp4::new(&mut rng, (2 * EXPERTS * inner, hidden));
         let down = RandomMxfp4::new(&mut rng, (EXPERTS * hidden, inner));
         let [gate, up] = [0, 1].map(|part| pair.matrix().every_nth_row(part, 2).unwrap());
@@ -158,7 +165,8 @@ fn biases_are_those_of_the_rows() {
             let sum = Layer::plain(WeightMatrix::dense(37, 37, FloatType::F32, &ones).unwrap());
             run(Expert { down: sum, ..expert }, &mut out).unwrap();
             let middle = |(gate, up): (&f32, &f32)| {
-                let (gate, up) = (f64::from(*gate).min(7.0), f64::from(*up).clamp(-7.0, 7.0));
+                let gate = f64::from(*gate).min(7.0);
+                let up = f64::from(*up).clamp(-7.0, 7.0);
                 gate / (1.0 + (-1.702 * gate).exp()) * (up + 1.0)
             };
             let expected: f64 = gate.iter().zip(&up).map(middle).sum();
@@ -184,7 +192,8 @@ fn dense_experts_match_the_oracle() {
     let mut rng = Rng::fresh();
     for pool in pools() {
         for ty in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
-            let (inner, hidden) = (37, 50);
+            let inner = 37;
+            let hidden = 50;
             let data = store(&rng.normals(EXPERTS * inner * hidden), ty);
             let wide = WeightMatrix::dense(EXPERTS * inner, hidden, ty, &data).unwrap();
             let down = WeightMatrix::dense(EXPERTS * hidden, inner, ty, &data).unwrap();
@@ -199,7 +208,9 @@ fn dense_experts_match_the_oracle() {
 fn heads_have_their_own_matrices() {
     let mut rng = Rng::fresh();
     for pool in pools() {
-        let (heads, rows, cols) = (5, 33, 64);
+        let heads = 5;
+        let rows = 33;
+        let cols = 64;
         let own = RandomAffine::new(&mut rng, (heads * rows, cols), 4, 32, FloatType::F16);
         let data = store(&rng.normals(heads * rows * cols), FloatType::Bf16);
         let dense = WeightMatrix::dense(heads * rows, cols, FloatType::Bf16, &data).unwrap();

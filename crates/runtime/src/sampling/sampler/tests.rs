@@ -9,7 +9,7 @@ fn sampler(options: SamplingOptions, vocab_size: usize) -> Sampler {
     Sampler::new(&SamplingParams::new(options).unwrap(), vocab_size).unwrap()
 }
 
-fn warm() -> SamplingOptions {
+fn sampled_options() -> SamplingOptions {
     SamplingOptions { temperature: 1.0, seed: Some(42), ..SamplingOptions::default() }
 }
 
@@ -44,7 +44,7 @@ fn logits() -> Vec<f32> {
     PROBABILITIES.iter().map(|p| p.ln() as f32 - 3.0).collect()
 }
 
-/// `PROBABILITIES` raised to 1/temperature, of `kept` only, adding up to 1.
+/// `PROBABILITIES` of the tokens `kept`, raised to 1/temperature and normalised.
 fn reshaped(temperature: f64, kept: &[usize]) -> Vec<f64> {
     let weight = |(index, p): (usize, &f64)| match kept.contains(&index) {
         true => p.powf(1.0 / temperature),
@@ -57,17 +57,17 @@ fn reshaped(temperature: f64, kept: &[usize]) -> Vec<f64> {
 
 #[test]
 fn draws_follow_the_softmax() {
-    assert_distributed(&draws(warm(), &logits(), 20_000), &PROBABILITIES);
+    assert_distributed(&draws(sampled_options(), &logits(), 20_000), &PROBABILITIES);
 }
 
 #[test]
-fn temperature_applies_to_the_candidates_of_temperature_1() {
+fn filters_apply_before_the_temperature() {
     for temperature in [0.5, 2.0] {
         let options = SamplingOptions {
             temperature: temperature as f32,
-            // At temperature 2 the three likeliest would hold less than 0.85 of the mass.
+            // After a temperature of 2 the three likeliest would have less than 0.85 of the mass.
             top_p: Some(0.85),
-            ..warm()
+            ..sampled_options()
         };
         let expected = reshaped(temperature, &[1, 3, 4]);
         assert_distributed(&draws(options, &logits(), 20_000), &expected);
@@ -76,33 +76,33 @@ fn temperature_applies_to_the_candidates_of_temperature_1() {
 
 #[test]
 fn top_k_and_min_p_limit_the_draw() {
-    let top_k = SamplingOptions { top_k: Some(2), ..warm() };
+    let top_k = SamplingOptions { top_k: Some(2), ..sampled_options() };
     assert_distributed(&draws(top_k, &logits(), 20_000), &reshaped(1.0, &[1, 4]));
-    let min_p = SamplingOptions { min_p: Some(0.45), ..warm() };
+    let min_p = SamplingOptions { min_p: Some(0.45), ..sampled_options() };
     assert_distributed(&draws(min_p, &logits(), 20_000), &reshaped(1.0, &[1, 3, 4]));
 }
 
 #[test]
-fn the_likeliest_token_is_taken_at_temperature_0_the_first_of_equals() {
+fn temperature_0_takes_the_first_of_the_likeliest_tokens() {
     assert_eq!(draws(SamplingOptions::default(), &[0.0, 3.0, 3.0, 1.0], 3), [1, 1, 1]);
-    let cold = SamplingOptions { temperature: 1e-30, ..warm() };
-    assert_eq!(draws(cold, &[0.0, 3.0, 2.999, 1.0], 3), [1, 1, 1]);
+    let low_temperature = SamplingOptions { temperature: 1e-30, ..sampled_options() };
+    assert_eq!(draws(low_temperature, &[0.0, 3.0, 2.999, 1.0], 3), [1, 1, 1]);
 }
 
-/// Pinned: another generator, or another way from its bits to a token, breaks every stored seed.
+/// Pinned: another generator, or another mapping of its bits to tokens, invalidates stored seeds.
 #[test]
-fn a_seed_means_these_tokens_for_ever() {
+fn the_tokens_of_a_seed_are_stable() {
     let logits: Vec<f32> = (0..1000_u16).map(|i| f32::from(i * 37 % 1000) / 250.0).collect();
-    let options = SamplingOptions { seed: Some(7), top_p: Some(0.9), ..warm() };
+    let options = SamplingOptions { seed: Some(7), top_p: Some(0.9), ..sampled_options() };
     assert_eq!(draws(options, &logits, 8), [158, 161, 697, 722, 590, 348, 81, 837]);
 }
 
 #[test]
-fn seeds_differ_and_a_missing_one_is_made_up_and_told() {
+fn seeds_differ_and_a_generated_seed_is_reported() {
     let logits = vec![0.0; 1000];
-    let with = |seed| draws(SamplingOptions { seed, ..warm() }, &logits, 8);
+    let with = |seed| draws(SamplingOptions { seed, ..sampled_options() }, &logits, 8);
     assert_ne!(with(Some(1)), with(Some(2)));
-    let options = SamplingOptions { seed: None, ..warm() };
+    let options = SamplingOptions { seed: None, ..sampled_options() };
     let mut first = sampler(options.clone(), 1000);
     assert_ne!(first.seed(), sampler(options, 1000).seed());
     let tokens: Vec<u32> = (0..8).map(|_| first.sample(&logits, &[]).unwrap().token).collect();
@@ -110,8 +110,8 @@ fn seeds_differ_and_a_missing_one_is_made_up_and_told() {
 }
 
 #[test]
-fn bias_and_penalties_decide() {
-    let bias = SamplingOptions { logit_bias: vec![(2, 100.0)], ..warm() };
+fn bias_and_penalties_change_the_choice() {
+    let bias = SamplingOptions { logit_bias: vec![(2, 100.0)], ..sampled_options() };
     assert_eq!(draws(bias, &[0.0, 1.0, -5.0], 5), [2; 5]);
     let ban = SamplingOptions { logit_bias: vec![(1, -100.0)], ..SamplingOptions::default() };
     assert_eq!(draws(ban, &[0.0, 1.0, -5.0], 1), [0]);
@@ -133,14 +133,14 @@ fn logprobs_are_of_the_penalised_logits() {
 }
 
 #[test]
-fn nonsense_is_an_error() {
-    let mut sampler = sampler(warm(), 3);
+fn invalid_logits_are_errors() {
+    let mut sampler = sampler(sampled_options(), 3);
     let mut error = |logits: &[f32]| sampler.sample(logits, &[]).unwrap_err().to_string();
     assert!(error(&[0.0, f32::NAN, 1.0]).starts_with("the logit of token 1 is NaN"));
     assert!(error(&[0.0, 1.0, f32::INFINITY]).starts_with("the logit of token 2 is inf"));
     assert_eq!(error(&[f32::NEG_INFINITY; 3]), "no token is possible: every logit is -inf");
     assert_eq!(error(&[0.0; 2]), "expected 3 logits, found 2");
-    let bias = SamplingOptions { logit_bias: vec![(3, 1.0)], ..warm() };
+    let bias = SamplingOptions { logit_bias: vec![(3, 1.0)], ..sampled_options() };
     let error = Sampler::new(&SamplingParams::new(bias).unwrap(), 3).unwrap_err();
     assert_eq!(error.to_string(), "logit_bias names token 3, but the model has 3 tokens");
 }

@@ -1,11 +1,11 @@
-//! Streamed text against the `tokenizers` crate.
+//! Streamed text, compared with the `tokenizers` crate.
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::text::TextFiles;
 
-/// A tokenizer with byte tokens and words, decoded as `decoder` says.
+/// A tokenizer with byte tokens, words and the given `decoder`.
 ///
 /// Ids: 0 `<s>` (special), 1–256 `<0x00>`–`<0xFF>`, then the words.
 fn tokenizer(words: &[&str], decoder: &str) -> Tokenizer {
@@ -53,8 +53,8 @@ fn streamed(tokenizer: &Tokenizer, tokens: &[u32]) -> String {
     pieces(Detokenizer::new(tokenizer.clone(), SpecialTokens::Skip), tokens).concat()
 }
 
-/// The text by the `tokenizers` crate.
-fn oracle(tokenizer: &Tokenizer, tokens: &[u32]) -> String {
+/// Text decoded by the `tokenizers` crate.
+fn reference_text(tokenizer: &Tokenizer, tokens: &[u32]) -> String {
     tokenizer.reference().decode(tokens, true).unwrap()
 }
 
@@ -63,7 +63,7 @@ fn byte_tokens(text: &str) -> Vec<u32> {
 }
 
 #[test]
-fn half_a_character_never_comes_out() {
+fn only_complete_characters_are_emitted() {
     let tokenizer = tokenizer(&WORDS, LLAMA);
     let mut stream = Detokenizer::new(tokenizer, SpecialTokens::Skip);
     let outputs: Vec<Option<String>> =
@@ -82,13 +82,13 @@ fn an_incomplete_end_becomes_one_replacement_character() {
 }
 
 #[test]
-fn an_incomplete_character_before_a_word_does_not_swallow_it() {
+fn a_word_after_an_incomplete_character_is_kept() {
     let tokenizer = tokenizer(&WORDS, GEMMA);
     assert_eq!(streamed(&tokenizer, &[1 + 0xE2, 1 + 0x82, FIRST_WORD]), "\u{fffd} the");
 }
 
 #[test]
-fn the_leading_space_goes_at_the_start_and_stays_in_the_middle() {
+fn a_leading_space_is_stripped_only_at_the_start() {
     for decoder in [LLAMA, METASPACE] {
         let tokenizer = tokenizer(&WORDS, decoder);
         let tokens = [FIRST_WORD, FIRST_WORD];
@@ -107,7 +107,7 @@ fn special_tokens_are_skipped_or_kept_and_unknown_ones_have_no_text() {
 }
 
 #[test]
-fn pending_bytes_stay_few_however_long_the_text() {
+fn pending_bytes_are_bounded() {
     let tokenizer = tokenizer(&WORDS, GEMMA);
     let mut stream = Detokenizer::new(tokenizer, SpecialTokens::Skip);
     for token in (0..100_000).map(|index| 1 + (index * 7) % 256) {
@@ -119,9 +119,9 @@ fn pending_bytes_stay_few_however_long_the_text() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
-    /// Words, and characters spelled in bytes: the text is that of the `tokenizers` crate.
+    /// Words, and characters spelled in byte tokens.
     #[test]
-    fn streamed_text_is_the_decoded_text(
+    fn streamed_text_equals_decoded_text(
         parts in prop::collection::vec(prop_oneof![
             (FIRST_WORD..FIRST_WORD + 6).prop_map(|word| vec![word]),
             any::<char>().prop_map(|c| byte_tokens(&c.to_string())),
@@ -132,20 +132,20 @@ proptest! {
     ) {
         let tokenizer = tokenizer(&WORDS, decoder);
         let tokens = parts.concat();
-        prop_assert_eq!(streamed(&tokenizer, &tokens), oracle(&tokenizer, &tokens));
+        prop_assert_eq!(streamed(&tokenizer, &tokens), reference_text(&tokenizer, &tokens));
     }
 
     #[test]
-    fn metaspace_text_is_the_decoded_text(
+    fn metaspace_text_equals_decoded_text(
         tokens in prop::collection::vec(FIRST_WORD..FIRST_WORD + 6, 0..10),
     ) {
         let tokenizer = tokenizer(&WORDS, METASPACE);
-        prop_assert_eq!(streamed(&tokenizer, &tokens), oracle(&tokenizer, &tokens));
+        prop_assert_eq!(streamed(&tokenizer, &tokens), reference_text(&tokenizer, &tokens));
     }
 
-    /// Any bytes, in GPT-2's alphabet: the text is that of the `tokenizers` crate, U+FFFD and all.
+    /// Arbitrary bytes in GPT-2's alphabet, U+FFFD included.
     #[test]
-    fn byte_level_text_is_the_decoded_text(
+    fn byte_level_text_equals_decoded_text(
         bytes in prop::collection::vec(prop_oneof![any::<u8>(), 0x80..0xC0_u8, 0xE0..0xF5_u8], 0..40),
         cuts in prop::collection::vec(1..4_usize, 40),
     ) {
@@ -165,12 +165,12 @@ proptest! {
         let tokens: Vec<u32> =
             order.iter().filter_map(|word| tokenizer.token_id(word)).collect();
         prop_assert_eq!(tokens.len(), order.len());
-        prop_assert_eq!(streamed(&tokenizer, &tokens), oracle(&tokenizer, &tokens));
+        prop_assert_eq!(streamed(&tokenizer, &tokens), reference_text(&tokenizer, &tokens));
     }
 
-    /// Any bytes by byte fallback: the text is that of the bytes.
+    /// Arbitrary bytes through byte fallback.
     #[test]
-    fn byte_fallback_text_is_that_of_the_bytes(
+    fn byte_fallback_text_equals_the_bytes(
         bytes in prop::collection::vec(prop_oneof![any::<u8>(), 0x80..0xC0_u8, 0xE0..0xF5_u8], 0..40),
     ) {
         let tokenizer = tokenizer(&WORDS, GEMMA);
@@ -179,7 +179,7 @@ proptest! {
     }
 }
 
-/// A byte in GPT-2's alphabet, written down from its definition.
+/// A byte in GPT-2's alphabet, by definition.
 fn byte_level_form(byte: u8) -> char {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     if printable(byte) {

@@ -1,12 +1,12 @@
-//! Chat templates: a conversation in, the model's prompt text out.
+//! Chat templates, which render a conversation as the model's prompt.
 //!
-//! Templates are written for Jinja2 as Hugging Face's transformers configures it. `python`
-//! makes values print as they do there; this module finds the templates and sets up the rest:
+//! Templates target Jinja2 as configured by Hugging Face's transformers. `python` prints values the
+//! way Python does; this module finds the templates and configures the rest:
 //! `trim_blocks` and `lstrip_blocks`, Python's methods on strings and dictionaries,
 //! `{% break %}`, `{% generation %}`, `raise_exception`, `strftime_now`.
 //!
-//! Known difference: the operator `~` and the filter `join` print `true`, `false` and `none` in
-//! lower case, as minijinja does.
+//! Known difference: with minijinja, the operator `~` and the filter `join` print `true`, `false` and
+//! `none` in lower case.
 
 use std::collections::BTreeMap;
 
@@ -27,19 +27,19 @@ pub struct ChatTemplate {
     special_tokens: BTreeMap<&'static str, String>,
 }
 
-/// A template's text and the file that it comes from.
-struct Source {
+/// Templates and the file that contains them.
+struct TemplateFile {
     file: String,
     templates: Vec<NamedTemplate>,
 }
 
 impl ChatTemplate {
-    /// Reads the template of a checkpoint: `chat_template.jinja`, else `chat_template.json`, else
+    /// Loads the template of a checkpoint: `chat_template.jinja`, else `chat_template.json`, else
     /// `chat_template` in `tokenizer_config.json` (one template, or a list of named ones).
     ///
     /// # Errors
-    /// [`TextError::NoChatTemplate`] when there is none, [`TextError::TemplateSyntax`] when it is
-    /// not valid Jinja, and the errors of reading the files.
+    /// [`TextError::NoChatTemplate`], [`TextError::TemplateSyntax`], and the errors of reading the
+    /// files.
     pub fn load(files: &TextFiles<'_>) -> Result<Self, TextError> {
         let config = TokenizerConfig::load(files)?;
         let special_tokens =
@@ -55,14 +55,14 @@ impl ChatTemplate {
         Ok(Self { environment, special_tokens })
     }
 
-    /// The prompt text of a conversation. Encode it with
-    /// [`encode_verbatim`](super::Tokenizer::encode_verbatim): templates write BOS themselves.
+    /// Renders a conversation. Encode the result with
+    /// [`encode_verbatim`](super::Tokenizer::encode_verbatim): templates contain BOS themselves.
     ///
-    /// A conversation with tools takes the template named `tool_use` where there is one.
+    /// A conversation with tools uses the template named `tool_use`, if there is one.
     ///
     /// # Errors
-    /// [`TextError::NoMessages`], [`TextError::TemplateRefused`] with the template's own words
-    /// when it calls `raise_exception`, [`TextError::TemplateRender`].
+    /// [`TextError::NoMessages`], [`TextError::TemplateRefused`] if the template calls
+    /// `raise_exception`, [`TextError::TemplateRender`].
     pub fn render(&self, prompt: &ChatPrompt<'_>) -> Result<String, TextError> {
         if prompt.messages.is_empty() {
             return Err(TextError::NoMessages);
@@ -92,34 +92,37 @@ impl ChatTemplate {
     }
 }
 
-/// The templates of a checkpoint, `None` when it has none.
-fn find(files: &TextFiles<'_>, config: TokenizerConfig) -> Result<Option<Source>, TextError> {
+/// Finds the templates of a checkpoint; `None` if it has none.
+fn find(files: &TextFiles<'_>, config: TokenizerConfig) -> Result<Option<TemplateFile>, TextError> {
     const JINJA: &str = "chat_template.jinja";
     const JSON: &str = "chat_template.json";
     #[derive(serde::Deserialize)]
     struct Wrapper {
         chat_template: String,
     }
-    let one = |file: &str, template: String| {
-        let templates = vec![NamedTemplate { name: DEFAULT.to_owned(), template }];
-        Some(Source { file: files.label(file), templates })
-    };
     if let Some(bytes) = files.read(JINJA)? {
-        return Ok(one(JINJA, String::from_utf8_lossy(&bytes).into_owned()));
+        let template = String::from_utf8_lossy(&bytes).into_owned();
+        return Ok(Some(TemplateFile::single(files.label(JINJA), template)));
     }
     if let Some(wrapper) = files.json::<Wrapper>(JSON)? {
-        return Ok(one(JSON, wrapper.chat_template));
+        return Ok(Some(TemplateFile::single(files.label(JSON), wrapper.chat_template)));
     }
+    let file = files.label(TOKENIZER_CONFIG);
     Ok(match config.chat_template {
-        Some(TemplateField::One(template)) => one(TOKENIZER_CONFIG, template),
-        Some(TemplateField::Named(templates)) => {
-            Some(Source { file: files.label(TOKENIZER_CONFIG), templates })
-        }
+        Some(TemplateField::One(template)) => Some(TemplateFile::single(file, template)),
+        Some(TemplateField::Named(templates)) => Some(TemplateFile { file, templates }),
         None => None,
     })
 }
 
-/// Jinja as transformers sets it up.
+impl TemplateFile {
+    /// A file with one unnamed template.
+    fn single(file: String, template: String) -> Self {
+        Self { file, templates: vec![NamedTemplate { name: DEFAULT.to_owned(), template }] }
+    }
+}
+
+/// Creates a Jinja environment configured like that of transformers.
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);
@@ -135,34 +138,34 @@ fn environment() -> Environment<'static> {
     environment
 }
 
-/// A template's call of `raise_exception`, as the source of a minijinja error.
+/// A call of `raise_exception`, as the source of a minijinja error.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct Refusal(String);
+struct RaisedException(String);
 
 fn raise_exception(message: String) -> Result<Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Refusal(message)))
+    Err(Error::new(ErrorKind::InvalidOperation, "raise_exception")
+        .with_source(RaisedException(message)))
 }
 
-/// The local time, formatted as C's `strftime` does.
+/// Formats the local time in the syntax of C's `strftime`.
 fn strftime_now(format: &str) -> Result<String, Error> {
     jiff::fmt::strtime::format(format, &jiff::Zoned::now()).map_err(|error| {
-        Error::new(ErrorKind::InvalidOperation, "strftime_now: bad format").with_source(error)
+        Error::new(ErrorKind::InvalidOperation, "strftime_now: invalid format").with_source(error)
     })
 }
 
 fn render_error(error: Error) -> TextError {
     let first: &(dyn std::error::Error + 'static) = &error;
     let mut causes = std::iter::successors(Some(first), |error| error.source());
-    match causes.find_map(|cause| cause.downcast_ref::<Refusal>()) {
-        Some(Refusal(message)) => TextError::TemplateRefused { message: message.clone() },
+    match causes.find_map(|cause| cause.downcast_ref::<RaisedException>()) {
+        Some(RaisedException(message)) => TextError::TemplateRefused { message: message.clone() },
         None => TextError::TemplateRender { source: error },
     }
 }
 
-/// The template with `{% generation %}` … `{% endgeneration %}` written as `{% with %}` …
-/// `{% endwith %}`. The former mark what an assistant said, for training, and open a scope; the
-/// latter only open a scope.
+/// Replaces `{% generation %}` … `{% endgeneration %}` by `{% with %}` … `{% endwith %}`. The former
+/// mark assistant text for training and open a scope; the latter only open a scope.
 fn without_generation_tags(template: &str) -> String {
     let mut parts = template.split("{%");
     let mut out = parts.next().unwrap_or_default().to_owned();
@@ -176,7 +179,7 @@ fn without_generation_tags(template: &str) -> String {
     out
 }
 
-/// Splits what follows `{%` around the name of a generation tag, and names its replacement.
+/// Splits the text after `{%` at the name of a generation tag and returns it with its replacement.
 fn generation_tag(part: &str) -> Option<(&str, &'static str, &str)> {
     let rest = part.trim_start_matches(['-', '+']).trim_start();
     let before = &part[..part.len() - rest.len()];

@@ -1,14 +1,14 @@
-//! Values as Python prints them.
+//! Python's formatting of values.
 //!
 //! In Jinja2 `{{ value }}` is Python's `str(value)` and `tojson` is Python's `json.dumps(value)`;
-//! models were trained on the results, down to `True`, `1e-05` and the space after a comma.
+//! models were trained on their output, including `True`, `1e-05` and the space after a comma.
 
 use std::fmt::Write as _;
 
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Output, State, Value};
 
-/// Prints the value of `{{ … }}`.
+/// Writes the value of `{{ … }}`.
 pub(super) fn write_printed(
     out: &mut Output<'_>,
     _state: &State<'_, '_>,
@@ -20,7 +20,7 @@ pub(super) fn write_printed(
     }
 }
 
-/// Python's `str(value)`; undefined is empty.
+/// Python's `str(value)`; empty for an undefined value.
 pub(super) fn string(value: &Value) -> String {
     match (value.as_str(), value.kind()) {
         (Some(text), _) => text.to_owned(),
@@ -51,15 +51,19 @@ fn repr(value: &Value) -> String {
             format!("[{}]", items.join(", "))
         }
         ValueKind::Map => {
-            let entry = |(key, value): &(Value, Value)| format!("{}: {}", repr(key), repr(value));
-            let entries: Vec<String> = entries(value).iter().map(entry).collect();
+            let entries = entries(value);
+            let entries: Vec<String> = entries
+                .iter()
+                .map(|(key, value)| format!("{}: {}", repr(key), repr(value)))
+                .collect();
             format!("{{{}}}", entries.join(", "))
         }
         _ => value.to_string(),
     }
 }
 
-/// A string as a Python literal, in single quotes unless it holds some and no double ones.
+/// Formats a string as a Python literal: in single quotes, unless it contains single but no double
+/// quotes.
 fn quoted(text: &str) -> String {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     let mut out = String::from(quote);
@@ -87,8 +91,8 @@ fn number(value: &Value) -> String {
     }
 }
 
-/// Python's `repr(float)`: the shortest digits that read back, in scientific notation below
-/// 10⁻⁴ and from 10¹⁶.
+/// Python's `repr(float)`: the shortest digits that round-trip, in scientific notation below 10⁻⁴ and
+/// from 10¹⁶.
 fn float_repr(value: f64) -> String {
     if value.is_nan() {
         return "nan".to_owned();
@@ -106,7 +110,7 @@ fn float_repr(value: f64) -> String {
     format!("{value:?}")
 }
 
-/// The filter `tojson` of transformers: `json.dumps`, nothing escaped for HTML.
+/// The filter `tojson` of transformers: `json.dumps` without HTML escapes.
 pub(super) fn tojson(value: &Value, arguments: Kwargs) -> Result<Value, Error> {
     let style = JsonStyle::from_arguments(&arguments)?;
     arguments.assert_all_used()?;
@@ -119,7 +123,7 @@ pub(super) fn tojson(value: &Value, arguments: Kwargs) -> Result<Value, Error> {
 struct JsonStyle {
     ensure_ascii: bool,
     sort_keys: bool,
-    /// What one level of nesting is indented by; `None` writes everything on one line.
+    /// Indentation per level; `None` writes everything on one line.
     indent: Option<String>,
     item_separator: String,
     key_separator: String,
@@ -137,7 +141,8 @@ impl JsonStyle {
         };
         let separators = arguments.get::<Option<Vec<String>>>("separators")?;
         let (item_separator, key_separator) = match separators.as_deref() {
-            None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
+            None if indent.is_some() => (",".to_owned(), ": ".to_owned()),
+            None => (", ".to_owned(), ": ".to_owned()),
             Some([item, key]) => (item.clone(), key.clone()),
             Some(_) => return Err(invalid("tojson: separators must be two strings")),
         };
@@ -166,7 +171,7 @@ impl JsonStyle {
     fn write_list(&self, items: &[Value], depth: usize, out: &mut String) -> Result<(), Error> {
         out.push('[');
         for (index, item) in items.iter().enumerate() {
-            self.write_gap(index, depth + 1, out);
+            self.write_separator(index, depth + 1, out);
             self.write(item, depth + 1, out)?;
         }
         self.write_end(items.len(), depth, out);
@@ -181,7 +186,7 @@ impl JsonStyle {
         }
         out.push('{');
         for (index, (key, value)) in entries.iter().enumerate() {
-            self.write_gap(index, depth + 1, out);
+            self.write_separator(index, depth + 1, out);
             match key.as_str() {
                 Some(key) => self.write_string(key, out),
                 None => {
@@ -198,22 +203,22 @@ impl JsonStyle {
         Ok(())
     }
 
-    /// What stands before item `index`.
-    fn write_gap(&self, index: usize, depth: usize, out: &mut String) {
+    /// Writes the separator before item `index`.
+    fn write_separator(&self, index: usize, depth: usize, out: &mut String) {
         if index > 0 {
             out.push_str(&self.item_separator);
         }
-        self.write_line(depth, out);
+        self.write_line_break(depth, out);
     }
 
-    /// What stands after the last item.
+    /// Writes the line break after the last item.
     fn write_end(&self, items: usize, depth: usize, out: &mut String) {
         if items > 0 {
-            self.write_line(depth, out);
+            self.write_line_break(depth, out);
         }
     }
 
-    fn write_line(&self, depth: usize, out: &mut String) {
+    fn write_line_break(&self, depth: usize, out: &mut String) {
         if let Some(indent) = &self.indent {
             out.push('\n');
             out.extend(std::iter::repeat_n(indent.as_str(), depth));
@@ -270,7 +275,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn floats_are_written_as_python_writes_them() {
+    fn floats_are_formatted_like_python() {
         let cases = [
             (1.0, "1.0"),
             (0.1, "0.1"),

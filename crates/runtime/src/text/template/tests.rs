@@ -1,4 +1,4 @@
-//! What templates may do, and how they fail.
+//! Template features and failures.
 
 use super::*;
 
@@ -15,7 +15,7 @@ fn render(files: &[(&str, &str)], tools: Option<&[serde_json::Value]>) -> String
 }
 
 #[test]
-fn a_file_of_its_own_beats_the_tokenizer_config() {
+fn template_files_override_the_tokenizer_config() {
     let jinja = ("chat_template.jinja", "jinja");
     let json = ("chat_template.json", r#"{"chat_template": "json"}"#);
     let config = ("tokenizer_config.json", r#"{"chat_template": "config"}"#);
@@ -25,7 +25,7 @@ fn a_file_of_its_own_beats_the_tokenizer_config() {
 }
 
 #[test]
-fn tools_take_the_template_named_for_them() {
+fn tools_use_the_template_tool_use() {
     let config = r#"{"bos_token": {"content": "<s>", "lstrip": false}, "chat_template": [
         {"name": "default", "template": "{{ bos_token }}plain"},
         {"name": "tool_use", "template": "{{ tools[0].name }}"}]}"#;
@@ -42,7 +42,7 @@ fn a_base_model_has_no_template() {
 }
 
 #[test]
-fn a_broken_template_names_its_file_and_line() {
+fn a_syntax_error_names_file_and_line() {
     let error = load(&[("chat_template.jinja", "a\n{% if %}")]).unwrap_err().to_string();
     assert!(error.contains("built-in/chat_template.jinja"), "{error}");
     assert!(error.contains(":2"), "{error}");
@@ -55,7 +55,7 @@ fn no_messages_is_an_error() {
 }
 
 #[test]
-fn variables_beat_special_tokens_but_not_the_conversation() {
+fn variables_override_special_tokens_but_not_messages() {
     let files = [
         ("chat_template.jinja", "{{ bos_token }}{{ x }}{{ messages[0].content }}"),
         ("tokenizer_config.json", r#"{"bos_token": "<s>"}"#),
@@ -78,7 +78,7 @@ fn the_date_is_today() {
 }
 
 #[test]
-fn generation_tags_become_scopes_and_nothing_else_changes() {
+fn only_generation_tags_are_replaced() {
     let cases = [
         ("a{% generation %}b{% endgeneration %}c", "a{% with %}b{% endwith %}c"),
         ("{%- generation -%}{%+ endgeneration +%}", "{%- with -%}{%+ endwith +%}"),

@@ -1,4 +1,4 @@
-//! Tokens of prompts, and files that are missing or wrong.
+//! Encoding of prompts, and missing or invalid files.
 
 use super::*;
 
@@ -40,7 +40,7 @@ fn plain() -> String {
 }
 
 #[test]
-fn a_plain_prompt_gets_bos_once_and_a_rendered_one_never() {
+fn only_plain_prompts_get_a_bos_token() {
     let config = ("tokenizer_config.json", r#"{"bos_token": "<s>"}"#);
     let tokenizer = load(&[("tokenizer.json", &plain()), config]).unwrap();
     assert_eq!(tokenizer.encode_prompt("ab").unwrap(), [0, 2, 3]);
@@ -51,7 +51,7 @@ fn a_plain_prompt_gets_bos_once_and_a_rendered_one_never() {
 }
 
 #[test]
-fn truncation_and_padding_of_the_file_are_off() {
+fn truncation_and_padding_are_ignored() {
     let json = json(serde_json::json!({
         "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
         "padding": {"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null,
@@ -62,7 +62,7 @@ fn truncation_and_padding_of_the_file_are_off() {
 }
 
 #[test]
-fn eos_is_what_generation_config_says_and_the_named_token() {
+fn eos_tokens_come_from_all_files() {
     let json = plain();
     let tokenizer = ("tokenizer.json", json.as_str());
     let named = ("tokenizer_config.json", r#"{"eos_token": {"content": "</s>"}}"#);
@@ -124,7 +124,7 @@ fn errors_name_the_file() {
 }
 
 #[test]
-fn a_folder_without_the_file_says_which() {
+fn a_missing_or_unreadable_file_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let error = Tokenizer::load(&TextFiles::Folder(folder.path())).unwrap_err();
     let file = folder.path().join("tokenizer.json").display().to_string();

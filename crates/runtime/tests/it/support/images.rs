@@ -1,4 +1,4 @@
-//! Goldens of images, and their images at their places in the prompt.
+//! Goldens with images, and their images at the placeholders of the prompt.
 
 use image::RgbImage;
 use mlxcel_runtime::KernelSet;
@@ -9,10 +9,10 @@ use tempfile::TempDir;
 
 use super::Setup;
 
-/// The token that stands for a row of an image in every configuration.
+/// Placeholder token of an image row in every configuration.
 const IMAGE_TOKEN: u32 = 507;
 
-/// A checkpoint and what the references say of it.
+/// A checkpoint and the reference results for it.
 pub(crate) struct Golden {
     pub(crate) name: &'static str,
     pub(crate) pictures: Vec<RgbImage>,
@@ -25,8 +25,8 @@ pub(crate) struct Golden {
 }
 
 impl Golden {
-    /// That of configuration `name`. A golden of one picture, whose tensors have no number and no
-    /// variant, has it at both places.
+    /// Loads the golden of configuration `name`. A golden with one image, whose tensors have neither
+    /// number nor variant, uses it for both placeholders.
     pub(crate) fn load(name: &'static str, variant: &str) -> Self {
         let folder = TempDir::new().unwrap();
         let known =
@@ -83,12 +83,12 @@ impl Golden {
         Setup { kernels, prefill_chunk, ..Setup::default() }.engine(&self.source())
     }
 
-    /// Image `index`, encoded.
+    /// Encodes image `index`.
     pub(crate) fn image(&self, engine: &Engine, index: usize) -> EncodedImage {
         engine.encode_image(&self.pixels[index]).unwrap()
     }
 
-    /// The images at both places.
+    /// The images at both placeholders.
     pub(crate) fn placed(&self, engine: &Engine) -> Vec<PlacedImage> {
         let mut placed: Vec<PlacedImage> = Vec::new();
         for index in [0, self.pixels.len() - 1] {

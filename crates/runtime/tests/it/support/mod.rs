@@ -1,4 +1,4 @@
-//! What the engine's tests share: a thread for MLX, goldens, and engines over their checkpoints.
+//! Shared support of the engine tests: a thread for MLX, goldens, and engines over their checkpoints.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub(crate) mod images;
@@ -16,7 +16,7 @@ use mlxcel_testing::golden::Variant;
 use safetensors::SafeTensors;
 use tempfile::TempDir;
 
-/// Runs `body` on the one thread of this binary that owns MLX, and fails as it does.
+/// Runs `body` on the thread of this binary that owns MLX, and propagates its panics.
 pub(crate) fn on_engine(body: impl FnOnce() + Send + 'static) {
     type Job = Box<dyn FnOnce() + Send>;
     static ENGINE: LazyLock<Mutex<Sender<Job>>> = LazyLock::new(|| {
@@ -32,7 +32,7 @@ pub(crate) fn on_engine(body: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// How a test computes.
+/// Engine configuration of a test.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
     pub(crate) kernels: KernelSet,
@@ -57,7 +57,7 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// An engine over `source`.
+    /// Loads an engine for `source`.
     pub(crate) fn engine(&self, source: &ModelSource) -> Engine {
         let ops = OpsConfig {
             kernels: self.kernels,
@@ -71,7 +71,7 @@ impl Setup {
     }
 }
 
-/// One variant of a configuration: its checkpoint, and what mlx-lm says about it.
+/// One variant of a configuration: its checkpoint and mlx-lm's results.
 pub(crate) struct Golden {
     folder: TempDir,
     pub(crate) tokens: Vec<u32>,
@@ -83,7 +83,7 @@ pub(crate) struct Golden {
 }
 
 impl Golden {
-    /// Makes the checkpoint and reads the goldens.
+    /// Creates the checkpoint and reads the goldens.
     pub(crate) fn load(name: &str, variant: &Variant) -> Self {
         let folder = TempDir::new().unwrap();
         mlxcel_testing::golden::checkpoint(name, variant, folder.path()).unwrap();
@@ -130,7 +130,7 @@ pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f64 {
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
-/// Index of the largest element, the first of equal ones.
+/// Index of the largest element, the first among equal ones.
 pub(crate) fn argmax(row: &[f32]) -> usize {
     let better = |best: usize, i: usize| if row[i] > row[best] { i } else { best };
     (0..row.len()).fold(0, better)

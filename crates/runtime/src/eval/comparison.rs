@@ -1,8 +1,8 @@
-//! KV cache modes against fp16 on the same text: perplexity, KL divergence, top-1 agreement, bytes.
+//! Comparison of KV cache modes with fp16 on the same text: perplexity, KL divergence, top-1
+//! agreement, bytes per token.
 //!
-//! One loaded model serves all modes, each with its own cache. A window goes through all of them
-//! chunk by chunk, so that the logits of two chunks and the caches of one window are all that is
-//! held, whatever the text's length.
+//! All modes share one loaded model and have their own caches. Each window is computed chunk by chunk
+//! in all modes, so that memory is limited to the logits of two chunks and the caches of one window.
 
 use mlxcel_core::{SequenceCache, SequenceRun};
 use mlxcel_estimator::{KvMode, KvStorage};
@@ -11,88 +11,88 @@ use super::{Perplexity, log_sum_exp};
 use crate::Result;
 use crate::engine::{Engine, LogitRows};
 
-/// What one mode does to a text's predictions.
+/// Quality of one KV cache mode on a text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModeScore {
-    /// The mode.
+    /// KV cache mode.
     pub mode: KvMode,
-    /// Nats per token; `None` when no token had a prediction.
+    /// Nats per token; `None` if no token was scored.
     pub loss: Option<f64>,
     /// `exp(loss)`.
     pub perplexity: Option<f64>,
-    /// Perplexity relative to fp16's, less 1.
+    /// Perplexity relative to that of fp16, minus 1.
     pub perplexity_change: Option<f64>,
     /// Mean of KL(fp16 ‖ mode) over scored positions, nats.
     pub mean_kl: Option<f64>,
-    /// Share of scored positions whose most likely token is fp16's.
+    /// Fraction of scored positions whose most likely token is that of fp16.
     pub top1_agreement: Option<f64>,
-    /// Bytes that a token takes in all layers' caches, scales included.
+    /// Cache size per token over all layers, scales included.
     pub bytes_per_token: u64,
 }
 
-/// Scores of several modes, fp16 first.
+/// Running scores of several modes, fp16 first.
 pub struct Comparison<'e> {
     engine: &'e Engine,
     baseline: Perplexity,
-    modes: Vec<Tally>,
+    modes: Vec<ModeSums>,
 }
 
 impl<'e> Comparison<'e> {
-    /// A comparison of `modes` (each once) with fp16, which is computed in any case.
+    /// Creates a comparison of `modes`, without duplicates, with fp16, which is always included.
     ///
     /// # Errors
-    /// A mode that the model cannot run, before anything is computed.
+    /// A mode that the model does not support.
     pub fn new(engine: &'e Engine, modes: &[KvMode]) -> Result<Self> {
-        let mut tallies: Vec<Tally> = Vec::new();
+        let mut sums: Vec<ModeSums> = Vec::new();
         for &mode in modes.iter().filter(|mode| **mode != KvMode::Fp16) {
             SequenceCache::check(engine.ops(), engine.layout(), mode)?;
-            if tallies.iter().all(|tally| tally.mode != mode) {
-                tallies.push(Tally::new(mode));
+            if sums.iter().all(|sums| sums.mode != mode) {
+                sums.push(ModeSums::new(mode));
             }
         }
-        Ok(Self { engine, baseline: Perplexity::default(), modes: tallies })
+        Ok(Self { engine, baseline: Perplexity::default(), modes: sums })
     }
 
-    /// Scores one window from empty caches.
+    /// Scores one window, starting with empty caches.
     ///
     /// # Errors
     /// Tokens outside the vocabulary, failed operations.
     pub fn add(&mut self, window: &[u32]) -> Result<()> {
-        let (engine, vocab) = (self.engine, self.engine.vocab());
-        let cache = |mode| -> Result<SequenceCache> { engine.new_cache_in(mode) };
-        let mut fp16 = cache(KvMode::Fp16)?;
-        let mut caches: Vec<_> = self.modes.iter().map(|m| cache(m.mode)).collect::<Result<_>>()?;
-        let logits = |tokens: &[u32], cache: &mut SequenceCache| {
-            engine.forward(&mut [SequenceRun { tokens, cache }], LogitRows::All)
-        };
+        let engine = self.engine;
+        let vocab = engine.vocab();
+        let mut fp16 = engine.new_cache_in(KvMode::Fp16)?;
+        let mut caches = Vec::with_capacity(self.modes.len());
+        for sums in &self.modes {
+            caches.push(engine.new_cache_in(sums.mode)?);
+        }
         let mut done = 0;
         for chunk in window.chunks(engine.prefill_chunk()) {
             done += chunk.len();
             let first = done - chunk.len() + 1;
             let next = &window[first..(done + 1).min(window.len())];
-            let expected = logits(chunk, &mut fp16)?;
+            let expected = chunk_logits(engine, chunk, &mut fp16)?;
             self.baseline.add_rows(next, &expected, vocab);
-            for (tally, cache) in self.modes.iter_mut().zip(&mut caches) {
-                tally.add(next, &logits(chunk, cache)?, &expected, vocab);
+            for (sums, cache) in self.modes.iter_mut().zip(&mut caches) {
+                sums.add(next, &chunk_logits(engine, chunk, cache)?, &expected, vocab);
             }
         }
         Ok(())
     }
 
-    /// Positions scored per mode.
+    /// Number of positions scored per mode.
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.baseline.tokens()
     }
 
-    /// The scores so far: fp16, then the modes as they were given.
+    /// Scores so far: fp16, then the modes in the given order.
     ///
     /// # Errors
-    /// None in practice: every mode was checked.
+    /// None in practice, since [`Self::new`] checks the modes.
     pub fn scores(&self) -> Result<Vec<ModeScore>> {
         let layout = self.engine.layout();
         let dtype = self.engine.ops().dtype();
-        let bytes = |mode| SequenceCache::bytes_per_token(layout, KvStorage { mode, dtype });
+        let fp16 = KvStorage { mode: KvMode::Fp16, dtype };
         let mut scores = vec![ModeScore {
             mode: KvMode::Fp16,
             loss: self.baseline.loss(),
@@ -100,29 +100,37 @@ impl<'e> Comparison<'e> {
             perplexity_change: None,
             mean_kl: None,
             top1_agreement: None,
-            bytes_per_token: bytes(KvMode::Fp16)?,
+            bytes_per_token: SequenceCache::bytes_per_token(layout, fp16)?,
         }];
-        for tally in &self.modes {
-            scores.push(tally.score(&self.baseline, bytes(tally.mode)?));
+        for sums in &self.modes {
+            let storage = KvStorage { mode: sums.mode, dtype };
+            let bytes_per_token = SequenceCache::bytes_per_token(layout, storage)?;
+            scores.push(sums.score(&self.baseline, bytes_per_token));
         }
         Ok(scores)
     }
 }
 
-/// Sums of one mode.
-struct Tally {
+/// Logits of every position of a chunk, `[tokens, vocab]`.
+fn chunk_logits(engine: &Engine, tokens: &[u32], cache: &mut SequenceCache) -> Result<Vec<f32>> {
+    engine.forward(&mut [SequenceRun { tokens, cache }], LogitRows::All)
+}
+
+/// Running sums of one mode.
+struct ModeSums {
     mode: KvMode,
     perplexity: Perplexity,
     kl: f64,
     same_top: usize,
 }
 
-impl Tally {
+impl ModeSums {
     fn new(mode: KvMode) -> Self {
         Self { mode, perplexity: Perplexity::default(), kl: 0.0, same_top: 0 }
     }
 
-    /// Adds rows of logits of the mode and of fp16, as [`Perplexity::add_rows`].
+    /// Adds rows of logits of the mode and the `expected` ones of fp16; the arguments are those of
+    /// [`Perplexity::add_rows`].
     fn add(&mut self, next: &[u32], logits: &[f32], expected: &[f32], vocab: usize) {
         self.perplexity.add_rows(next, logits, vocab);
         let rows = expected.chunks_exact(vocab).zip(logits.chunks_exact(vocab));
@@ -133,36 +141,44 @@ impl Tally {
     }
 
     fn score(&self, baseline: &Perplexity, bytes_per_token: u64) -> ModeScore {
-        let mean = |sum: f64| {
-            (self.perplexity.tokens() > 0).then(|| sum / self.perplexity.tokens() as f64)
-        };
         let losses = self.perplexity.loss().zip(baseline.loss());
         ModeScore {
             mode: self.mode,
             loss: self.perplexity.loss(),
             perplexity: self.perplexity.perplexity(),
             perplexity_change: losses.map(|(mode, fp16)| (mode - fp16).exp_m1()),
-            mean_kl: mean(self.kl),
-            top1_agreement: mean(self.same_top as f64),
+            mean_kl: self.mean(self.kl),
+            top1_agreement: self.mean(self.same_top as f64),
             bytes_per_token,
         }
     }
+
+    /// Mean over the scored tokens; `None` if there are none.
+    fn mean(&self, sum: f64) -> Option<f64> {
+        let tokens = self.perplexity.tokens();
+        (tokens > 0).then(|| sum / tokens as f64)
+    }
 }
 
-/// KL(p ‖ q) in nats between the distributions of two rows of logits, in f64.
+/// KL(p ‖ q) in nats of the distributions of two rows of logits, computed in f64.
 ///
 /// Σ p·(ln p − ln q), where ln p − ln q = (a − b) − (lse(a) − lse(b)).
-#[must_use]
-pub fn kl_divergence(p_logits: &[f32], q_logits: &[f32]) -> f64 {
-    let (p_sum, q_sum) = (log_sum_exp(p_logits), log_sum_exp(q_logits));
+fn kl_divergence(p_logits: &[f32], q_logits: &[f32]) -> f64 {
+    let p_sum = log_sum_exp(p_logits);
+    let q_sum = log_sum_exp(q_logits);
     let terms = p_logits.iter().zip(q_logits).map(|(a, b)| (f64::from(*a), f64::from(*b)));
     terms.map(|(a, b)| (a - p_sum).exp() * ((a - p_sum) - (b - q_sum))).sum()
 }
 
-/// Index of the largest element, the first of equal ones.
+/// Index of the largest element, the first among equal ones.
 fn argmax(row: &[f32]) -> usize {
-    let better = |best: usize, (i, x): (usize, &f32)| if *x > row[best] { i } else { best };
-    row.iter().enumerate().fold(0, better)
+    let mut best = 0;
+    for (index, value) in row.iter().enumerate() {
+        if *value > row[best] {
+            best = index;
+        }
+    }
+    best
 }
 
 #[cfg(test)]
@@ -179,13 +195,13 @@ mod tests {
     }
 
     #[test]
-    fn a_tally_counts_scored_rows_only() {
-        let mut tally = Tally::new(KvMode::Int8);
+    fn only_scored_rows_count() {
+        let mut sums = ModeSums::new(KvMode::Int8);
         let expected = [1.0, 0.0, 0.0, 1.0, 5.0, 0.0];
         let logits = [1.0, 0.0, 1.0, 0.0, 0.0, 5.0];
-        tally.add(&[0, 1], &logits, &expected, 2);
-        assert_eq!((tally.perplexity.tokens(), tally.same_top), (2, 1));
+        sums.add(&[0, 1], &logits, &expected, 2);
+        assert_eq!((sums.perplexity.tokens(), sums.same_top), (2, 1));
         let one = kl_divergence(&[0.0, 1.0], &[1.0, 0.0]);
-        assert!((tally.kl - one).abs() < 1e-12, "{}", tally.kl);
+        assert!((sums.kl - one).abs() < 1e-12, "{}", sums.kl);
     }
 }
