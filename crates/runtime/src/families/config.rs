@@ -1,30 +1,82 @@
-//! Parts of `config.json` that several families read: sizes, heads, rotary embeddings, windows per
-//! layer. [`DecoderConfig`] is all of them.
+//! A decoder's sizes as families use them: views of a [`ModelSpec`] in `usize`, with the fields of
+//! `config.json` that sizing does not need and several families share (norm epsilon, rotary embedding).
 
 use mlxcel_core::{Activation, AttentionSpec};
+use mlxcel_estimator::{ExpertsShape, LayerSpec, Mixer, ModelSpec};
 use serde::Deserialize;
+use serde_json::Value;
 
 pub(super) use super::rope::{RopeConfig, RopeDefaults};
 use crate::loading::{NormKind, NormRule};
 use crate::{Error, Result};
 
 /// Largest value that any size in a configuration may have; products of two stay within `usize`.
-pub(super) const MAX_SIZE: usize = 1 << 28;
+const MAX_SIZE: usize = 1 << 28;
 
-/// Configuration of every decoder with attention.
-#[derive(Debug, Deserialize)]
+/// A size of the estimator. Checked configurations have none beyond `usize`; if one is there, no tensor
+/// has its shape.
+pub(super) fn size(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+/// The decoder of a checked configuration.
+#[derive(Debug)]
 pub(super) struct DecoderConfig {
-    #[serde(flatten)]
     pub(super) sizes: Sizes,
-    #[serde(flatten)]
-    heads: Heads,
-    #[serde(flatten)]
     pub(super) rope: RopeConfig,
-    #[serde(flatten)]
-    pub(super) windows: LayerWindows,
+    layers: Vec<LayerSpec>,
+}
+
+/// Sizes of the whole decoder.
+#[derive(Debug)]
+pub(super) struct Sizes {
+    pub(super) hidden_size: usize,
+    pub(super) num_hidden_layers: usize,
+    pub(super) vocab_size: usize,
+    /// Ties the head to the embedding; the files decide if the configuration is silent.
+    pub(super) tie_word_embeddings: Option<bool>,
+    norm_eps: Option<f32>,
+}
+
+/// Names of the epsilon of the decoder's norms.
+const NORM_EPS: [&str; 5] =
+    ["rms_norm_eps", "norm_epsilon", "layer_norm_eps", "layer_norm_epsilon", "norm_eps"];
+
+/// The epsilon of the decoder's norms; several names may state the same one.
+fn norm_eps(config: &Value) -> Result<Option<f32>> {
+    let mut stated: Option<f64> = None;
+    for name in NORM_EPS {
+        let Some(value) = config.get(name).filter(|value| !value.is_null()) else { continue };
+        let eps = value.as_f64();
+        let eps = eps.ok_or_else(|| Error::config(format!("{name} is {value}, not a number")))?;
+        if stated.is_some_and(|other| other.to_bits() != eps.to_bits()) {
+            return Err(Error::config(format!("{name} is {eps}, which another name contradicts")));
+        }
+        stated = Some(eps);
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "norms compute in fp32")]
+    Ok(stated.map(|eps| eps as f32))
 }
 
 impl DecoderConfig {
+    /// The decoder of `spec`, with the rest of its fields from `config`.
+    pub(super) fn new(spec: &ModelSpec, config: &Value) -> Result<Self> {
+        let layers = spec.layers.clone().ok_or_else(|| {
+            let reason = spec.assumptions.first().cloned().unwrap_or_default();
+            Error::config(format!("its layers are not known: {reason}"))
+        })?;
+        let rope = RopeConfig::deserialize(config);
+        let rope = rope.map_err(|error| Error::config(error.to_string()))?;
+        let sizes = Sizes {
+            hidden_size: size(spec.hidden_size),
+            num_hidden_layers: layers.len(),
+            vocab_size: size(spec.vocab_size),
+            tie_word_embeddings: spec.tied_head,
+            norm_eps: norm_eps(config)?,
+        };
+        Ok(Self { sizes, rope, layers })
+    }
+
     /// Tokens for which there are learned positions.
     pub(super) fn positions(&self) -> Result<usize> {
         let stated = self.rope.max_position_embeddings;
@@ -33,93 +85,79 @@ impl DecoderConfig {
             .ok_or_else(|| Error::config("it has no max_position_embeddings (n_positions)"))
     }
 
-    /// The head counts, which fit together.
-    pub(super) fn heads(&self) -> Result<HeadShape> {
-        self.heads.shape(self.sizes.hidden_size)
+    /// The sizes of layer `layer`.
+    pub(super) fn layer(&self, layer: usize) -> Result<&LayerSpec> {
+        self.layers.get(layer).ok_or_else(|| self.lacks(layer, "sizes"))
     }
-}
 
-/// The sizes that most decoders state under the same names.
-#[derive(Debug, Deserialize)]
-pub(super) struct Sizes {
-    pub(super) hidden_size: usize,
-    pub(super) num_hidden_layers: usize,
-    pub(super) intermediate_size: usize,
-    #[serde(
-        alias = "norm_epsilon",
-        alias = "layer_norm_eps",
-        alias = "layer_norm_epsilon",
-        alias = "norm_eps"
-    )]
-    rms_norm_eps: Option<f32>,
-    pub(super) vocab_size: usize,
-    pub(super) tie_word_embeddings: Option<bool>,
+    /// The token mixer of layer `layer`, in models with one mixer per layer.
+    pub(super) fn mixer(&self, layer: usize) -> Result<Mixer> {
+        self.layer(layer)?.mixers.first().copied().ok_or_else(|| self.lacks(layer, "mixer"))
+    }
+
+    /// The heads of layer `layer`, which attends to the text.
+    pub(super) fn heads(&self, layer: usize) -> Result<HeadShape> {
+        let shape = self.layer(layer)?.attention();
+        let shape = shape.ok_or_else(|| self.lacks(layer, "attention"))?;
+        Ok(HeadShape {
+            query_heads: size(shape.query_heads),
+            kv_heads: size(shape.kv_heads),
+            head_dim: size(shape.key_dim),
+            window: shape.window.map(size),
+        })
+    }
+
+    /// Elements of a head, in families whose attention layers share one size.
+    pub(super) fn head_dim(&self) -> Result<usize> {
+        let shape = self.layers.iter().find_map(LayerSpec::attention);
+        shape.map(|shape| size(shape.key_dim)).ok_or_else(|| Error::config("no layer attends"))
+    }
+
+    /// Elements between the matrices of the dense MLP of layer `layer`.
+    pub(super) fn inner(&self, layer: usize) -> Result<usize> {
+        let shape = self.layer(layer)?.dense();
+        shape.map(|shape| size(shape.width)).ok_or_else(|| self.lacks(layer, "dense MLP"))
+    }
+
+    /// The experts of layer `layer`, if it has any.
+    pub(super) fn experts(&self, layer: usize) -> Result<Option<Mixture>> {
+        let Some(shape) = self.layer(layer)?.experts() else { return Ok(None) };
+        Mixture::new(shape).map(Some)
+    }
+
+    /// The experts of layer `layer`, in models where every layer has some.
+    pub(super) fn mixture(&self, layer: usize) -> Result<Mixture> {
+        self.experts(layer)?.ok_or_else(|| self.lacks(layer, "experts"))
+    }
+
+    fn lacks(&self, layer: usize, part: &str) -> Error {
+        Error::config(format!("layer {layer} of {} has no {part}", self.layers.len()))
+    }
 }
 
 impl Sizes {
     /// The rule of the decoder's norms; the configuration must state their epsilon.
     pub(super) fn norm(&self, kind: NormKind) -> Result<NormRule> {
-        let eps = self.rms_norm_eps.ok_or_else(|| {
+        let eps = self.norm_eps.ok_or_else(|| {
             Error::config("it has no rms_norm_eps (norm_epsilon, layer_norm_eps)")
         })?;
         Ok(NormRule { kind, eps })
     }
 
-    /// The rule of the decoder's norms, with the default epsilon of the family's class.
+    /// The rule of the decoder's norms, with the epsilon of the family's class if none is stated.
     pub(super) fn norm_or(&self, kind: NormKind, eps: f32) -> NormRule {
-        NormRule { kind, eps: self.rms_norm_eps.unwrap_or(eps) }
+        NormRule { kind, eps: self.norm_eps.unwrap_or(eps) }
     }
 }
 
-/// The head counts of grouped-query attention as a configuration states them.
-#[derive(Debug, Deserialize)]
-pub(super) struct Heads {
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-}
-
-/// Head counts that fit together.
+/// The heads of a layer with grouped-query attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct HeadShape {
     pub(super) query_heads: usize,
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
-}
-
-impl Heads {
-    /// Checks the counts against each other; `head_dim` defaults to `hidden_size / heads`.
-    pub(super) fn shape(&self, hidden_size: usize) -> Result<HeadShape> {
-        let query_heads = self.num_attention_heads;
-        let kv_heads = self.num_key_value_heads.unwrap_or(query_heads);
-        let sizes = [
-            ("num_attention_heads", query_heads),
-            ("num_key_value_heads", kv_heads),
-            ("hidden_size", hidden_size),
-        ];
-        for (name, value) in sizes {
-            if value == 0 || value > MAX_SIZE {
-                return Err(Error::config(format!("{name} is {value}")));
-            }
-        }
-        if !query_heads.is_multiple_of(kv_heads) {
-            return Err(Error::config(format!(
-                "num_attention_heads ({query_heads}) is not a multiple of num_key_value_heads ({kv_heads})"
-            )));
-        }
-        let head_dim = match self.head_dim {
-            Some(0) => return Err(Error::config("head_dim is 0")),
-            Some(dim) if dim > MAX_SIZE => return Err(Error::config(format!("head_dim is {dim}"))),
-            Some(dim) => dim,
-            None if hidden_size.is_multiple_of(query_heads) => hidden_size / query_heads,
-            None => {
-                return Err(Error::config(format!(
-                    "hidden_size ({hidden_size}) is not a multiple of num_attention_heads ({query_heads}) and there is no head_dim"
-                )));
-            }
-        };
-        Ok(HeadShape { query_heads, kv_heads, head_dim })
-    }
+    /// Sliding window, in tokens.
+    pub(super) window: Option<usize>,
 }
 
 impl HeadShape {
@@ -134,8 +172,34 @@ impl HeadShape {
     }
 
     /// Causal attention over these heads, scores scaled by `1/√head_dim`.
-    pub(super) fn attention(&self) -> AttentionSpec {
-        AttentionSpec::causal(self.query_heads, self.kv_heads, self.head_dim)
+    pub(super) fn attention(&self) -> Result<AttentionSpec> {
+        let spec = AttentionSpec::causal(self.query_heads, self.kv_heads, self.head_dim);
+        Ok(spec.with_window(self.window)?)
+    }
+}
+
+/// A mixture of experts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Mixture {
+    /// Routed experts.
+    pub(super) experts: usize,
+    /// Routed experts that a token passes.
+    pub(super) active: usize,
+    /// Elements between the matrices of one expert.
+    pub(super) inner: usize,
+    /// Elements between the matrices of all shared experts together; 0 where there are none.
+    pub(super) shared_inner: usize,
+}
+
+impl Mixture {
+    fn new(shape: &ExpertsShape) -> Result<Self> {
+        let active = shape.active.ok_or_else(|| Error::config("it has no num_experts_per_tok"))?;
+        Ok(Self {
+            experts: size(shape.count),
+            active: size(active),
+            inner: size(shape.width),
+            shared_inner: size(shape.shared_width),
+        })
     }
 }
 
@@ -156,59 +220,5 @@ pub(super) fn activation(name: &str) -> Result<Activation> {
         other => Err(Error::config(format!(
             "activation \"{other}\" is not supported (supported: silu, gelu, gelu_new, gelu_pytorch_tanh)"
         ))),
-    }
-}
-
-/// Sliding windows of layers.
-///
-/// `layer_types` decides for each layer where it is given; without it all layers of Mistral have a
-/// window, and those of Qwen and SmolLM from `max_window_layers` on, but only with
-/// `use_sliding_window`.
-#[derive(Debug, Deserialize)]
-pub(super) struct LayerWindows {
-    sliding_window: Option<usize>,
-    use_sliding_window: Option<bool>,
-    max_window_layers: Option<usize>,
-    layer_types: Option<Vec<String>>,
-}
-
-impl LayerWindows {
-    /// The window of a family whose layers all have it, in tokens.
-    pub(super) fn everywhere(&self) -> Option<usize> {
-        self.sliding_window
-    }
-
-    /// The window of layer `layer`, in tokens, where `use_sliding_window` decides.
-    pub(super) fn opt_in(&self, layer: usize) -> Result<Option<usize>> {
-        self.opt_in_where(layer, layer >= self.max_window_layers.unwrap_or(0))
-    }
-
-    /// The window of layer `layer` where `use_sliding_window` decides; without `layer_types` it has one
-    /// if `by_default`.
-    pub(super) fn opt_in_where(&self, layer: usize, by_default: bool) -> Result<Option<usize>> {
-        if !self.use_sliding_window.unwrap_or(false) {
-            return Ok(None);
-        }
-        self.of(layer, by_default)
-    }
-
-    /// The window of layer `layer`; without `layer_types` it has one if `by_default`.
-    pub(super) fn of(&self, layer: usize, by_default: bool) -> Result<Option<usize>> {
-        let slides = match self.layer_types.as_ref().map(|types| types.get(layer)) {
-            None => by_default,
-            Some(Some(kind)) => match kind.as_str() {
-                "sliding_attention" => true,
-                "full_attention" => false,
-                other => {
-                    return Err(Error::config(format!(
-                        "layer_types says \"{other}\" of layer {layer} (known: full_attention, sliding_attention)"
-                    )));
-                }
-            },
-            Some(None) => {
-                return Err(Error::config(format!("layer_types has no entry for layer {layer}")));
-            }
-        };
-        Ok(self.sliding_window.filter(|_| slides))
     }
 }

@@ -6,26 +6,18 @@ use mlxcel_core::experts::{GroupLimit, GroupScore, RouteRule, Scores};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::config::{DecoderConfig, RopeDefaults};
+use super::config::{DecoderConfig, Mixture, RopeDefaults};
 use super::dense::{DecoderBlock, FeedForward, Mlp, Model};
-use super::mla::{LatentAttention, LatentSizes};
-use super::moe::{Moe, NAMES, swiglu};
+use super::mla::{LatentAttention, LatentRope, LatentSizes};
+use super::moe::{Moe, NAMES};
 use crate::loading::{Bias, ExpertShape, NormKind, Weights};
 use crate::{Error, Result};
 
 /// Configuration beyond [`DecoderConfig`].
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
-    #[serde(flatten)]
-    latent: LatentSizes,
-    num_experts: Option<usize>,
-    num_experts_per_tok: Option<usize>,
     #[serde(default)]
-    moe_intermediate_size: usize,
-    n_shared_experts: Option<usize>,
-    #[serde(default)]
-    first_k_dense_replace: usize,
-    moe_layer_freq: Option<usize>,
+    attention_bias: bool,
     n_group: Option<usize>,
     topk_group: Option<usize>,
     topk_method: Option<String>,
@@ -36,26 +28,6 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// The number of experts of layer `layer`, where it has any.
-    fn experts(&self, layer: usize) -> Option<usize> {
-        let sparse = layer >= self.first_k_dense_replace
-            && layer.is_multiple_of(self.moe_layer_freq.unwrap_or(1).max(1));
-        self.num_experts.filter(|experts| sparse && *experts > 0)
-    }
-
-    /// The experts that every token passes, as one, where there are any.
-    fn shared_experts(&self, w: &Weights, hidden: usize) -> Result<Option<Mlp>> {
-        let Some(shared) = self.n_shared_experts.filter(|shared| *shared > 0) else {
-            return Ok(None);
-        };
-        let inner = self.moe_intermediate_size.saturating_mul(shared);
-        Ok(Some(swiglu(&w.at("shared_experts"), hidden, inner)?))
-    }
-
-    fn active(&self) -> Result<usize> {
-        self.num_experts_per_tok.ok_or_else(|| Error::config("it has no num_experts_per_tok"))
-    }
-
     fn limit(&self, score: GroupScore) -> Option<GroupLimit> {
         let groups = self.n_group.unwrap_or(1);
         let active = self.topk_group.unwrap_or(1);
@@ -63,20 +35,21 @@ impl Config {
     }
 
     /// V2: the highest softmax, over all experts or in the groups with the best one.
-    fn rule_v2(&self, experts: usize) -> Result<RouteRule> {
+    fn rule_v2(&self, mixture: Mixture) -> Result<RouteRule> {
         let limit = match self.topk_method.as_deref() {
             None | Some("greedy") => None,
             Some("group_limited_greedy") => self.limit(GroupScore::Best),
             Some(other) => return Err(unknown("topk_method", other)),
         };
-        // Published code scales only weights that it does not normalise.
-        let normalise = self.norm_topk_prob.unwrap_or(false) && self.active()? > 1;
+        // Published code scales what it does not normalise.
+        let normalise = self.norm_topk_prob.unwrap_or(false) && mixture.active > 1;
         let scale = if normalise { 1.0 } else { self.routed_scaling_factor.unwrap_or(1.0) };
-        Ok(RouteRule { limit, scale, ..RouteRule::softmax(experts, self.active()?, normalise) })
+        let softmax = RouteRule::softmax(mixture.experts, mixture.active, normalise);
+        Ok(RouteRule { limit, scale, ..softmax })
     }
 
     /// V3: the highest sigmoid with a bias, in the groups with the two best ones.
-    fn rule_v3(&self, experts: usize) -> Result<RouteRule> {
+    fn rule_v3(&self, mixture: Mixture) -> Result<RouteRule> {
         if let Some(other) = self.topk_method.as_deref().filter(|method| *method != "noaux_tc") {
             return Err(unknown("topk_method", other));
         }
@@ -84,11 +57,11 @@ impl Config {
             return Err(unknown("scoring_func", other));
         }
         Ok(RouteRule {
-            experts,
-            active: self.active()?,
+            experts: mixture.experts,
+            active: mixture.active,
             scores: Scores::Sigmoid,
             limit: self.limit(GroupScore::BestTwo),
-            normalise: self.norm_topk_prob.unwrap_or(true) && self.active()? > 1,
+            normalise: self.norm_topk_prob.unwrap_or(true) && mixture.active > 1,
             scale: self.routed_scaling_factor.unwrap_or(1.0),
         })
     }
@@ -112,49 +85,56 @@ fn unknown(key: &str, word: &str) -> Error {
 }
 
 pub(super) fn load_v2(w: &Weights, decoder: &DecoderConfig, c: &Config) -> Result<Model> {
-    load(w, decoder, c, AbsorbedStorage::Float, |w, shape, experts| {
-        Moe::load(w, shape, c.rule_v2(experts)?, None)
+    load(w, decoder, c, AbsorbedStorage::Float, |w, shape, mixture| {
+        Moe::load(w, shape, c.rule_v2(mixture)?, None)
     })
 }
 
 pub(super) fn load_v3(w: &Weights, decoder: &DecoderConfig, c: &Config) -> Result<Model> {
-    load(w, decoder, c, AbsorbedStorage::AsStored, |w, shape, experts| {
-        Moe::load(w, shape, c.rule_v3(experts)?, Some("gate.e_score_correction_bias"))
+    load(w, decoder, c, AbsorbedStorage::AsStored, |w, shape, mixture| {
+        Moe::load(w, shape, c.rule_v3(mixture)?, Some("gate.e_score_correction_bias"))
     })
 }
 
 fn load(
     w: &Weights,
-    decoder: &DecoderConfig,
+    d: &DecoderConfig,
     c: &Config,
     storage: AbsorbedStorage,
-    moe: impl Fn(&Weights, ExpertShape, usize) -> Result<Moe>,
+    moe: impl Fn(&Weights, ExpertShape, Mixture) -> Result<Moe>,
 ) -> Result<Model> {
-    let s = &decoder.sizes;
-    let hidden = s.hidden_size;
-    let norm = s.norm_or(NormKind::Rms, 1e-6);
+    let hidden = d.sizes.hidden_size;
+    let norm = d.sizes.norm_or(NormKind::Rms, 1e-6);
+    let bias = Bias::when(c.attention_bias);
     let defaults = RopeDefaults { traditional: true, ..RopeDefaults::default() };
-    let rope = decoder.rope.build_or(c.latent.qk_rope_head_dim, defaults)?;
-    let shape = ExpertShape { hidden, inner: c.moe_intermediate_size, names: NAMES };
-    Model::load(w, s, norm, |w, layer| {
-        let rope = rope.clone();
-        let temperature = c.temperature();
-        let attention = LatentAttention::load(
-            &w.at("self_attn"),
-            hidden,
-            &c.latent,
-            rope,
-            temperature,
-            storage,
-        )?;
-        let mlp = w.at("mlp");
-        let feed_forward: Box<dyn FeedForward> = match c.experts(layer) {
-            None => Box::new(Mlp::load(&mlp, s, Bias::None)?),
-            Some(experts) => Box::new(Moe {
-                shared_experts: c.shared_experts(&mlp, hidden)?,
-                ..moe(&mlp, shape, experts)?
-            }),
-        };
-        DecoderBlock::pre_norm(w, hidden, norm, attention, feed_forward)
+    let rope = d.rope.build_or(LatentSizes::new(d, 0)?.rotary, defaults)?;
+    let rotation = LatentRope { rope, temperature: c.temperature() };
+    Model::load(w, &d.sizes, norm, |w, layer| {
+        let sizes = LatentSizes::new(d, layer)?;
+        let rotation = rotation.clone();
+        let own = w.at("self_attn");
+        let attention = LatentAttention::load(&own, hidden, sizes, rotation, bias, storage)?;
+        let mlp = feed_forward(&w.at("mlp"), d, layer, &moe)?;
+        DecoderBlock::pre_norm(w, hidden, norm, attention, mlp)
     })
+}
+
+/// The experts of layer `layer`, which `moe` reads, or its MLP.
+fn feed_forward(
+    w: &Weights,
+    d: &DecoderConfig,
+    layer: usize,
+    moe: impl Fn(&Weights, ExpertShape, Mixture) -> Result<Moe>,
+) -> Result<Box<dyn FeedForward>> {
+    let hidden = d.sizes.hidden_size;
+    let Some(mixture) = d.experts(layer)? else {
+        return Ok(Box::new(Mlp::load(w, hidden, d.inner(layer)?, Bias::None)?));
+    };
+    let shape = ExpertShape { hidden, inner: mixture.inner, names: NAMES };
+    let mut moe = moe(w, shape, mixture)?;
+    if mixture.shared_inner > 0 {
+        let shared = w.at("shared_experts");
+        moe.shared_experts = Some(Mlp::load(&shared, hidden, mixture.shared_inner, Bias::None)?);
+    }
+    Ok(Box::new(moe))
 }

@@ -4,16 +4,16 @@
 use mlxcel_core::layers::{Linear, RmsNorm};
 use mlxcel_core::recurrent::{Convolution, GatedDelta, Scan, StateLayout};
 use mlxcel_core::{Activation, Array, Ops, Pass};
-use serde::Deserialize;
+use mlxcel_estimator::GatedDeltaShape;
 
-use super::config::positive;
+use super::config::size;
 use super::dense::Mixer;
 use super::layer_state::{LayerState, StateIndex};
 use crate::Result;
 use crate::loading::{Bias, NormRule, Weights};
 
 /// The sizes of a delta net.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct DeltaShape {
     linear_num_key_heads: usize,
     linear_num_value_heads: usize,
@@ -23,14 +23,14 @@ pub(super) struct DeltaShape {
 }
 
 impl DeltaShape {
-    pub(super) fn check(&self) -> Result<()> {
-        positive(&[
-            ("linear_num_key_heads", self.linear_num_key_heads),
-            ("linear_num_value_heads", self.linear_num_value_heads),
-            ("linear_key_head_dim", self.linear_key_head_dim),
-            ("linear_value_head_dim", self.linear_value_head_dim),
-            ("linear_conv_kernel_dim", self.linear_conv_kernel_dim),
-        ])
+    pub(super) fn new(shape: &GatedDeltaShape) -> Self {
+        Self {
+            linear_num_key_heads: size(shape.key_heads),
+            linear_num_value_heads: size(shape.value_heads),
+            linear_key_head_dim: size(shape.key_dim),
+            linear_value_head_dim: size(shape.value_dim),
+            linear_conv_kernel_dim: size(shape.conv_kernel),
+        }
     }
 
     fn keys(&self) -> usize {

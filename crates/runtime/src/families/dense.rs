@@ -87,14 +87,8 @@ impl Attention {
             o_proj,
             qk_norm: None,
             rope,
-            spec: heads.attention(),
+            spec: heads.attention()?,
         })
-    }
-
-    /// Limits attention to a sliding window of tokens, where there is one.
-    pub(super) fn windowed(mut self, window: Option<usize>) -> Result<Self> {
-        self.spec = self.spec.with_window(window)?;
-        Ok(self)
     }
 }
 
@@ -218,12 +212,13 @@ impl Model {
         w: &Weights,
         c: &DecoderConfig,
         attention: impl Fn(&Weights, usize) -> Result<Attention>,
-        mlp: impl Fn(&Weights) -> Result<M>,
+        mlp: impl Fn(&Weights, usize) -> Result<M>,
     ) -> Result<Self> {
         let norm = c.sizes.norm(NormKind::Rms)?;
         Self::load(w, &c.sizes, norm, |w, layer| {
             let attention = attention(&w.at("self_attn"), layer)?;
-            DecoderBlock::pre_norm(w, c.sizes.hidden_size, norm, attention, mlp(&w.at("mlp"))?)
+            let mlp = mlp(&w.at("mlp"), layer)?;
+            DecoderBlock::pre_norm(w, c.sizes.hidden_size, norm, attention, mlp)
         })
     }
 }

@@ -6,9 +6,9 @@ use mlxcel_core::{Activation, Array, Map, Ops, Pass};
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, RopeDefaults};
-use super::dense::{Attention, DecoderLayer, Mixer, Model, ProjectionBias};
+use super::dense::{Attention, DecoderLayer, Mixer, Mlp, Model, ProjectionBias};
 use super::layer_state::{LayerState, StateIndex};
-use super::mamba2::{Factors, Mamba2Mixer, MixerShape, check_shape, is_one};
+use super::mamba2::{Factors, Mamba2Mixer, MixerShape, is_one};
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
@@ -23,13 +23,7 @@ pub(super) struct Config {
     mlp_bias: bool,
     #[serde(default)]
     projectors_bias: bool,
-    mamba_d_ssm: Option<usize>,
-    mamba_expand: Option<usize>,
-    mamba_n_heads: usize,
-    mamba_d_head: usize,
-    mamba_n_groups: usize,
-    mamba_d_state: usize,
-    mamba_d_conv: usize,
+    mamba_d_head: Option<usize>,
     mamba_conv_bias: Option<bool>,
     #[serde(default)]
     mamba_proj_bias: bool,
@@ -73,38 +67,36 @@ impl Default for FalconMultipliers {
 }
 
 impl Config {
-    fn mixer(&self, hidden: usize, norm: NormRule, factors: Factors) -> Result<MixerShape> {
-        let shape = MixerShape {
-            hidden,
-            heads: self.mamba_n_heads,
-            head_dim: self.mamba_d_head,
-            groups: self.mamba_n_groups,
-            state_size: self.mamba_d_state,
-            kernel: self.mamba_d_conv,
-            limits: (0.0, f32::INFINITY),
-            conv_bias: self.mamba_conv_bias.unwrap_or(true),
-            in_bias: Bias::when(self.mamba_proj_bias),
-            out_bias: Bias::when(self.projectors_bias),
-            norm: self.mamba_rms_norm.then_some(norm),
-            norm_groups: 1,
-            factors,
-        };
-        let names =
-            ["mamba_n_heads", "mamba_d_head", "mamba_n_groups", "mamba_d_state", "mamba_d_conv"];
-        check_shape(&shape, names)?;
-        let inner = self.mamba_d_ssm.unwrap_or(self.mamba_expand.unwrap_or(2) * hidden);
-        if inner != shape.inner() {
+    /// The Mamba 2 mixer of layer `layer`.
+    fn mixer(
+        &self,
+        d: &DecoderConfig,
+        layer: usize,
+        norm: NormRule,
+        factors: Factors,
+    ) -> Result<MixerShape> {
+        let shape = MixerShape::new(d, layer)?;
+        let head_dim = self.mamba_d_head.unwrap_or(shape.head_dim);
+        if head_dim != shape.head_dim {
             return Err(Error::config(format!(
-                "mamba_d_ssm ({inner}) is not mamba_n_heads ({}) times mamba_d_head ({})",
-                self.mamba_n_heads, self.mamba_d_head
+                "mamba_d_ssm ({}) is not mamba_n_heads ({}) times mamba_d_head ({head_dim})",
+                shape.inner(),
+                shape.heads
             )));
         }
-        if self.mamba_rms_norm && (self.mamba_norm_before_gate || self.mamba_n_groups > 1) {
+        if self.mamba_rms_norm && (self.mamba_norm_before_gate || shape.groups > 1) {
             return Err(Error::config(
                 "mamba_rms_norm is only supported after the gate and with one group",
             ));
         }
-        Ok(shape)
+        Ok(MixerShape {
+            conv_bias: self.mamba_conv_bias.unwrap_or(true),
+            in_bias: Bias::when(self.mamba_proj_bias),
+            out_bias: Bias::when(self.projectors_bias),
+            norm: self.mamba_rms_norm.then_some(norm),
+            factors,
+            ..shape
+        })
     }
 }
 
@@ -117,15 +109,9 @@ struct ScaledMlp {
 }
 
 impl ScaledMlp {
-    fn load(w: &Weights, d: &DecoderConfig, bias: Bias, gate_factor: f32) -> Result<Self> {
-        let hidden = d.sizes.hidden_size;
-        let inner = d.sizes.intermediate_size;
-        Ok(Self {
-            gate_proj: w.linear("gate_proj", hidden, inner, bias)?,
-            up_proj: w.linear("up_proj", hidden, inner, bias)?,
-            down_proj: w.linear("down_proj", inner, hidden, bias)?,
-            gate_factor,
-        })
+    fn new(mlp: Mlp, gate_factor: f32) -> Self {
+        let Mlp { gate_proj, up_proj, down_proj, .. } = mlp;
+        Self { gate_proj, up_proj, down_proj, gate_factor }
     }
 
     fn forward(&self, ops: &Ops, x: &Array) -> Result<Array> {
@@ -150,26 +136,32 @@ struct FalconH1Block {
 }
 
 impl FalconH1Block {
-    fn load(w: &Weights, d: &DecoderConfig, c: &Config, m: &FalconMultipliers) -> Result<Self> {
+    fn load(
+        w: &Weights,
+        d: &DecoderConfig,
+        c: &Config,
+        layer: usize,
+        m: &FalconMultipliers,
+    ) -> Result<Self> {
         let hidden = d.sizes.hidden_size;
-        let heads = d.heads()?;
+        let heads = d.heads(layer)?;
         let norm = d.sizes.norm_or(NormKind::Rms, 1e-5);
         let [gate, x, b, c_factor, dt] = m.ssm_multipliers;
-        let shape = c.mixer(hidden, norm, Factors { gate, x, b, c: c_factor, dt })?;
+        let shape = c.mixer(d, layer, norm, Factors { gate, x, b, c: c_factor, dt })?;
         let theta = RopeDefaults { theta: 100_000_000_000.0, ..RopeDefaults::default() };
         let rope = d.rope.build_or(heads.head_dim, theta)?;
         let bias = ProjectionBias::all(Bias::when(c.attention_bias));
         let plain = Attention::load(&w.at("self_attn"), hidden, heads, bias, Some(rope))?;
         // A factor on the keys is one on the scores.
         let spec = plain.spec.clone().with_scale(plain.spec.scale() * m.key_multiplier);
-        let mlp = w.at("feed_forward");
-        let gate_factor = m.mlp_multipliers[0];
+        let bias = Bias::when(c.mlp_bias);
+        let mlp = Mlp::load(&w.at("feed_forward"), hidden, d.inner(layer)?, bias)?;
         Ok(Self {
             input_layernorm: w.norm("input_layernorm", hidden, norm)?,
             mamba: Mamba2Mixer::load(&w.at("mamba"), &shape)?,
             self_attn: Attention { spec, ..plain },
             pre_ff_layernorm: w.norm("pre_ff_layernorm", hidden, norm)?,
-            feed_forward: ScaledMlp::load(&mlp, d, Bias::when(c.mlp_bias), gate_factor)?,
+            feed_forward: ScaledMlp::new(mlp, m.mlp_multipliers[0]),
             multipliers: *m,
         })
     }
@@ -215,14 +207,14 @@ fn remaining(
 
 pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
     let norm = d.sizes.norm_or(NormKind::Rms, 1e-5);
-    let shape = c.mixer(d.sizes.hidden_size, norm, Factors::NONE)?;
+    let shape = c.mixer(d, 0, norm, Factors::NONE)?;
     let mamba = w.at("model.layers.0.mamba");
     let converted = mamba.is_converted("conv1d", shape.channels(), shape.kernel);
     let tied = !w.has("lm_head.weight");
     let (multipliers, [embed, logits]) = remaining(&c.multipliers, converted, tied);
     let places = [&w.at("model"), w];
-    let model = Model::load_with(places, &d.sizes, "final_layernorm", norm, |w, _| {
-        FalconH1Block::load(w, d, c, &multipliers)
+    let model = Model::load_with(places, &d.sizes, "final_layernorm", norm, |w, layer| {
+        FalconH1Block::load(w, d, c, layer, &multipliers)
     })?;
     Ok(Model { embed_scale: Some(embed), logits: Some(Map::Scale(logits)), ..model })
 }

@@ -12,8 +12,6 @@ use crate::{Error, Result};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
-    #[serde(flatten)]
-    decoder: DecoderConfig,
     query_pre_attn_scalar: Option<f32>,
     #[serde(default = "score_cap")]
     attn_logit_softcapping: Option<f32>,
@@ -51,11 +49,16 @@ pub(super) fn embed_scale(c: &DecoderConfig) -> f32 {
     (c.sizes.hidden_size as f32).sqrt()
 }
 
-/// A layer of Gemma 2 or 3 around `attention`.
-pub(super) fn block(w: &Weights, c: &DecoderConfig, attention: Attention) -> Result<DecoderBlock> {
-    let hidden = c.sizes.hidden_size;
-    let norm = norm(c);
-    let mlp = Mlp::load(&w.at("mlp"), &c.sizes, Bias::None)?;
+/// Layer `layer` of Gemma 2 or 3 around `attention`.
+pub(super) fn block(
+    w: &Weights,
+    d: &DecoderConfig,
+    layer: usize,
+    attention: Attention,
+) -> Result<DecoderBlock> {
+    let hidden = d.sizes.hidden_size;
+    let norm = norm(d);
+    let mlp = Mlp::load(&w.at("mlp"), hidden, d.inner(layer)?, Bias::None)?;
     let mlp = Mlp { activation: Activation::GeluTanh, ..mlp };
     let mut block = DecoderBlock::pre_norm(w, hidden, norm, attention, mlp)?;
     block.mixer_residual.after = block.mlp_residual.before.take();
@@ -64,26 +67,26 @@ pub(super) fn block(w: &Weights, c: &DecoderConfig, attention: Attention) -> Res
     Ok(block)
 }
 
-fn attention(w: &Weights, c: &Config, heads: HeadShape, layer: usize) -> Result<Attention> {
+fn attention(w: &Weights, d: &DecoderConfig, c: &Config, heads: HeadShape) -> Result<Attention> {
     let bias = ProjectionBias::all(Bias::None);
-    let rope = c.decoder.rope.build(heads.head_dim)?;
-    let plain = Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, Some(rope))?;
+    let rope = d.rope.build(heads.head_dim)?;
+    let plain = Attention::load(w, d.sizes.hidden_size, heads, bias, Some(rope))?;
     let spec = plain.spec.with_scale(score_scale(c.query_pre_attn_scalar)?);
     let spec = spec.with_softcap(c.attn_logit_softcapping)?;
-    Attention { spec, ..plain }.windowed(c.decoder.windows.of(layer, layer.is_multiple_of(2))?)
+    Ok(Attention { spec, ..plain })
 }
 
-pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    let heads = c.decoder.heads()?;
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
     let cap = c.final_logit_softcapping;
     if let Some(cap) = cap.filter(|cap| !(*cap > 0.0 && cap.is_finite())) {
         return Err(Error::config(format!("final_logit_softcapping is {cap}")));
     }
     Ok(Model {
-        embed_scale: Some(embed_scale(&c.decoder)),
+        embed_scale: Some(embed_scale(d)),
         logits: cap.map(Map::Softcap),
-        ..Model::load(w, &c.decoder.sizes, norm(&c.decoder), |w, layer| {
-            block(w, &c.decoder, attention(&w.at("self_attn"), c, heads, layer)?)
+        ..Model::load(w, &d.sizes, norm(d), |w, layer| {
+            let attention = attention(&w.at("self_attn"), d, c, d.heads(layer)?)?;
+            block(w, d, layer, attention)
         })?
     })
 }

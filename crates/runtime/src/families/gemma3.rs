@@ -6,7 +6,7 @@
 use mlxcel_core::{Rope, RopeScaling};
 use serde::Deserialize;
 
-use super::config::{DecoderConfig, HeadShape, RopeDefaults};
+use super::config::{DecoderConfig, HeadShape, RopeConfig, RopeDefaults};
 use super::dense::{Attention, Model, ProjectionBias};
 use super::gemma2::{block, embed_scale, norm, score_scale};
 use super::siglip::{self, SiglipTower};
@@ -19,10 +19,7 @@ const GLOBAL: RopeDefaults = RopeDefaults { theta: 1_000_000.0, traditional: fal
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
-    #[serde(flatten)]
-    decoder: DecoderConfig,
     query_pre_attn_scalar: Option<f32>,
-    sliding_window_pattern: Option<usize>,
     rope_local_base_freq: Option<f64>,
     vision_config: Option<siglip::Config>,
     #[serde(default = "tokens_per_image")]
@@ -34,15 +31,8 @@ fn tokens_per_image() -> usize {
 }
 
 impl Config {
-    /// The window of layer `layer`.
-    fn window(&self, layer: usize) -> Result<Option<usize>> {
-        let pattern = self.sliding_window_pattern.unwrap_or(6).max(1);
-        self.decoder.windows.of(layer, !(layer + 1).is_multiple_of(pattern))
-    }
-
-    /// The rotary embeddings of windowed and of global layers.
-    fn ropes(&self, head_dim: usize) -> Result<[Rope; 2]> {
-        let rope = &self.decoder.rope;
+    /// The rotary embedding of windowed layers, then of global ones.
+    fn ropes(&self, rope: &RopeConfig, head_dim: usize) -> Result<[Rope; 2]> {
         let local = match rope.of_layer_type("sliding_attention") {
             Some(stated) => stated.build(head_dim)?,
             None => {
@@ -55,17 +45,15 @@ impl Config {
     }
 }
 
-fn attention(w: &Weights, c: &Config, heads: HeadShape, layer: usize) -> Result<Attention> {
+fn attention(w: &Weights, d: &DecoderConfig, c: &Config, heads: HeadShape) -> Result<Attention> {
     let bias = ProjectionBias::all(Bias::None);
-    let [local, global] = c.ropes(heads.head_dim)?;
-    let window = c.window(layer)?;
-    let rope = if window.is_some() { local } else { global };
-    let plain = Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, Some(rope))?;
-    let norm = norm(&c.decoder);
-    let q_norm = w.rms_norm("q_norm", heads.head_dim, norm)?;
-    let k_norm = w.rms_norm("k_norm", heads.head_dim, norm)?;
+    let [local, global] = c.ropes(&d.rope, heads.head_dim)?;
+    let rope = if heads.window.is_some() { local } else { global };
+    let plain = Attention::load(w, d.sizes.hidden_size, heads, bias, Some(rope))?;
     let spec = plain.spec.with_scale(score_scale(c.query_pre_attn_scalar)?);
-    Attention { qk_norm: Some((q_norm, k_norm)), spec, ..plain }.windowed(window)
+    let q_norm = w.rms_norm("q_norm", heads.head_dim, norm(d))?;
+    let k_norm = w.rms_norm("k_norm", heads.head_dim, norm(d))?;
+    Ok(Attention { qk_norm: Some((q_norm, k_norm)), spec, ..plain })
 }
 
 /// `√hidden` in bfloat16, as the reference implementations have it in every precision.
@@ -74,26 +62,30 @@ fn rounded_scale(c: &DecoderConfig) -> f32 {
 }
 
 /// The decoder, with the encoder where the configuration and the files have one.
-pub(super) fn load_with_images(w: &Weights, c: &Config) -> Result<WithEncoder<SiglipTower>> {
+pub(super) fn load_with_images(
+    w: &Weights,
+    d: &DecoderConfig,
+    c: &Config,
+) -> Result<WithEncoder<SiglipTower>> {
     let complete = w.has("vision_tower.vision_model.post_layernorm.weight");
     let encoder = match c.vision_config.as_ref().filter(|_| complete) {
         Some(vision) => {
-            let hidden = c.decoder.sizes.hidden_size;
+            let hidden = d.sizes.hidden_size;
             Some(SiglipTower::load(w, vision, c.mm_tokens_per_image, hidden)?)
         }
         None => None,
     };
-    Ok(WithEncoder { language_model: load(w, c)?, encoder })
+    Ok(WithEncoder { language_model: load(w, d, c)?, encoder })
 }
 
-pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    let heads = c.decoder.heads()?;
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
     let text = w.at("language_model");
     let w = if text.has("model.embed_tokens.weight") { &text } else { w };
     Ok(Model {
-        embed_scale: Some(rounded_scale(&c.decoder)),
-        ..Model::load(w, &c.decoder.sizes, norm(&c.decoder), |w, layer| {
-            block(w, &c.decoder, attention(&w.at("self_attn"), c, heads, layer)?)
+        embed_scale: Some(rounded_scale(d)),
+        ..Model::load(w, &d.sizes, norm(d), |w, layer| {
+            let attention = attention(&w.at("self_attn"), d, c, d.heads(layer)?)?;
+            block(w, d, layer, attention)
         })?
     })
 }

@@ -13,8 +13,6 @@ use crate::loading::{Bias, NormKind, NormRule, Weights};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
-    #[serde(flatten)]
-    decoder: DecoderConfig,
     activation_function: Option<String>,
 }
 
@@ -61,13 +59,17 @@ fn attention(
 ) -> Result<Attention> {
     let [q_proj, k_proj, v_proj] = stored.linears(w, "c_attn", hidden, [hidden; 3])?;
     let [o_proj] = stored.linears(w, "c_proj", hidden, [hidden])?;
-    let spec = heads.attention();
+    let spec = heads.attention()?;
     Ok(Attention { q_proj, k_proj, v_proj, o_proj, qk_norm: None, rope: None, spec })
 }
 
-fn mlp(w: &Weights, stored: ProjectionLayout, c: &Config) -> Result<PlainMlp> {
-    let hidden = c.decoder.sizes.hidden_size;
-    let inner = c.decoder.sizes.intermediate_size;
+fn mlp(
+    w: &Weights,
+    stored: ProjectionLayout,
+    c: &Config,
+    hidden: usize,
+    inner: usize,
+) -> Result<PlainMlp> {
     let [input] = stored.linears(w, "c_fc", hidden, [inner])?;
     let [output] = stored.linears(w, "c_proj", inner, [hidden])?;
     let activation = activation(c.activation_function.as_deref().unwrap_or("gelu_new"))?;
@@ -77,31 +79,38 @@ fn mlp(w: &Weights, stored: ProjectionLayout, c: &Config) -> Result<PlainMlp> {
 fn block(
     w: &Weights,
     stored: ProjectionLayout,
+    d: &DecoderConfig,
     c: &Config,
-    norm: NormRule,
+    layer: usize,
 ) -> Result<DecoderBlock> {
-    let hidden = c.decoder.sizes.hidden_size;
+    let hidden = d.sizes.hidden_size;
+    let norm = norm(d);
+    let attention = attention(&w.at("attn"), stored, hidden, d.heads(layer)?)?;
+    let mlp = mlp(&w.at("mlp"), stored, c, hidden, d.inner(layer)?)?;
     Ok(DecoderBlock {
-        mixer: Box::new(attention(&w.at("attn"), stored, hidden, c.decoder.heads()?)?),
-        mlp: Box::new(mlp(&w.at("mlp"), stored, c)?),
+        mixer: Box::new(attention),
+        mlp: Box::new(mlp),
         mixer_residual: Residual::before(w, "ln_1", hidden, norm)?,
         mlp_residual: Residual::before(w, "ln_2", hidden, norm)?,
     })
 }
 
-pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    let s = &c.decoder.sizes;
-    let norm = s.norm_or(NormKind::Layer, 1e-5);
+fn norm(d: &DecoderConfig) -> NormRule {
+    d.sizes.norm_or(NormKind::Layer, 1e-5)
+}
+
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+    let s = &d.sizes;
     let (stored, model) = ProjectionLayout::find(w);
-    let layers = model.layers("h", s.num_hidden_layers, |w, _| {
-        Ok(Box::new(block(w, stored, c, norm)?) as Box<dyn DecoderLayer>)
+    let layers = model.layers("h", s.num_hidden_layers, |w, layer| {
+        Ok(Box::new(block(w, stored, d, c, layer)?) as Box<dyn DecoderLayer>)
     })?;
     Ok(Model {
         embed_tokens: model.embedding("wte", s.vocab_size, s.hidden_size)?,
-        positions: Some(model.embedding("wpe", c.decoder.positions()?, s.hidden_size)?),
+        positions: Some(model.embedding("wpe", d.positions()?, s.hidden_size)?),
         embed_scale: None,
         layers,
-        norm: model.norm("ln_f", s.hidden_size, norm)?,
+        norm: model.norm("ln_f", s.hidden_size, norm(d))?,
         lm_head: w.lm_head(s.tie_word_embeddings, s.hidden_size, s.vocab_size)?,
         logits: None,
     })

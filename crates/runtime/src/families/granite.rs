@@ -12,8 +12,6 @@ use crate::{Error, Result};
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(flatten)]
-    decoder: DecoderConfig,
-    #[serde(flatten)]
     factors: GraniteMultipliers,
     #[serde(default)]
     attention_bias: bool,
@@ -53,21 +51,20 @@ impl GraniteMultipliers {
     }
 }
 
-pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    let s = &c.decoder.sizes;
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
     let factors = c.factors;
     factors.check()?;
-    let heads = c.decoder.heads()?;
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));
-    let rope = c.decoder.rope.build(heads.head_dim)?;
-    let norm = s.norm(NormKind::Rms)?;
-    let model = Model::load(w, s, norm, |w, _| {
-        let plain =
-            Attention::load(&w.at("self_attn"), s.hidden_size, heads, bias, Some(rope.clone()))?;
+    let rope = d.rope.build(d.head_dim()?)?;
+    let norm = d.sizes.norm(NormKind::Rms)?;
+    let hidden = d.sizes.hidden_size;
+    let model = Model::load(w, &d.sizes, norm, |w, layer| {
+        let rope = Some(rope.clone());
+        let plain = Attention::load(&w.at("self_attn"), hidden, d.heads(layer)?, bias, rope)?;
         let spec = plain.spec.with_scale(factors.attention_multiplier);
         let attention = Attention { spec, ..plain };
-        let mlp = Mlp::load(&w.at("mlp"), s, Bias::when(c.mlp_bias))?;
-        let mut block = DecoderBlock::pre_norm(w, s.hidden_size, norm, attention, mlp)?;
+        let mlp = Mlp::load(&w.at("mlp"), hidden, d.inner(layer)?, Bias::when(c.mlp_bias))?;
+        let mut block = DecoderBlock::pre_norm(w, hidden, norm, attention, mlp)?;
         block.mixer_residual.scale = Some(factors.residual_multiplier);
         block.mlp_residual.scale = Some(factors.residual_multiplier);
         Ok(block)

@@ -3,34 +3,25 @@
 
 use mlxcel_core::experts::RouteRule;
 use mlxcel_core::{Activation, Map};
+use mlxcel_estimator::Mixer as LayerMixer;
 use serde::Deserialize;
 
 use super::config::{DecoderConfig, HeadShape};
 use super::dense::{Attention, DecoderBlock, FeedForward, Mixer, Mlp, Model, ProjectionBias};
 use super::granite::GraniteMultipliers;
-use super::mamba2::{Factors, Mamba2Mixer, MixerShape, TimeStepLimit, check_shape};
-use super::moe::{Moe, NAMES, swiglu};
+use super::mamba2::{Mamba2Mixer, MixerShape, TimeStepLimit};
+use super::moe::{Moe, NAMES};
+use crate::Result;
 use crate::loading::{Bias, ExpertShape, NormKind, NormRule, Weights};
-use crate::{Error, Result};
 
 /// Configuration beyond [`DecoderConfig`].
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(flatten)]
     factors: GraniteMultipliers,
-    layer_types: Vec<String>,
     #[serde(default)]
     attention_bias: bool,
-    #[serde(default)]
-    num_experts: usize,
-    num_experts_per_tok: Option<usize>,
-    shared_intermediate_size: Option<usize>,
     position_embedding_type: Option<String>,
-    mamba_n_heads: usize,
-    mamba_d_head: usize,
-    mamba_n_groups: usize,
-    mamba_d_state: usize,
-    mamba_d_conv: usize,
     mamba_conv_bias: Option<bool>,
     #[serde(default)]
     mamba_proj_bias: bool,
@@ -38,47 +29,24 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// Returns true if layer `layer` is attention.
-    fn attends(&self, layer: usize) -> Result<bool> {
-        match self.layer_types.get(layer).map(String::as_str) {
-            Some("attention") => Ok(true),
-            Some("mamba") => Ok(false),
-            other => Err(Error::config(format!(
-                "layer_types says \"{}\" of layer {layer} (known: attention, mamba)",
-                other.unwrap_or_default()
-            ))),
-        }
-    }
-
-    fn mixer(&self, hidden: usize, norm: NormRule) -> Result<MixerShape> {
+    fn mixer(&self, d: &DecoderConfig, layer: usize, norm: NormRule) -> Result<MixerShape> {
         let bias = Bias::when(self.mamba_proj_bias);
         let limits = self.time_step_limit.as_ref().map(TimeStepLimit::limits).transpose()?;
-        let shape = MixerShape {
-            hidden,
-            heads: self.mamba_n_heads,
-            head_dim: self.mamba_d_head,
-            groups: self.mamba_n_groups,
-            state_size: self.mamba_d_state,
-            kernel: self.mamba_d_conv,
+        Ok(MixerShape {
             limits: limits.unwrap_or((0.001, 100.0)),
             conv_bias: self.mamba_conv_bias.unwrap_or(true),
             in_bias: bias,
             out_bias: bias,
             norm: Some(norm),
-            norm_groups: 1,
-            factors: Factors::NONE,
-        };
-        let names =
-            ["mamba_n_heads", "mamba_d_head", "mamba_n_groups", "mamba_d_state", "mamba_d_conv"];
-        check_shape(&shape, names)?;
-        Ok(shape)
+            ..MixerShape::new(d, layer)?
+        })
     }
 }
 
 /// The MLP of a layer without experts: published files call it `shared_mlp`, converted ones `mlp`.
 fn plain_mlp(w: &Weights, hidden: usize, inner: usize) -> Result<Mlp> {
     match w.at("mlp").has("gate_proj.weight") {
-        true => swiglu(&w.at("mlp"), hidden, inner),
+        true => Mlp::load(&w.at("mlp"), hidden, inner, Bias::None),
         false => stacked_mlp(&w.at("shared_mlp"), hidden, inner),
     }
 }
@@ -93,22 +61,19 @@ fn stacked_mlp(w: &Weights, hidden: usize, inner: usize) -> Result<Mlp> {
     })
 }
 
-fn feed_forward(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Box<dyn FeedForward>> {
+fn feed_forward(w: &Weights, d: &DecoderConfig, layer: usize) -> Result<Box<dyn FeedForward>> {
     let hidden = d.sizes.hidden_size;
-    let inner = d.sizes.intermediate_size;
-    let shared = c.shared_intermediate_size.unwrap_or(inner);
-    if c.num_experts == 0 {
-        return Ok(Box::new(plain_mlp(w, hidden, shared)?));
-    }
-    let active = c.num_experts_per_tok.unwrap_or(0);
-    let rule = RouteRule::softmax(c.num_experts, active, true);
+    let Some(mixture) = d.experts(layer)? else {
+        return Ok(Box::new(plain_mlp(w, hidden, d.inner(layer)?)?));
+    };
+    let rule = RouteRule::softmax(mixture.experts, mixture.active, true);
     let moe = w.at("block_sparse_moe");
-    let shape = ExpertShape { hidden, inner, names: NAMES };
+    let shape = ExpertShape { hidden, inner: mixture.inner, names: NAMES };
     let fused = ["input_linear.weight", "output_linear.weight"];
     Ok(Box::new(Moe {
-        gate: moe.linear("router.layer", hidden, c.num_experts, Bias::None)?,
+        gate: moe.linear("router.layer", hidden, mixture.experts, Bias::None)?,
         experts: moe.fused_experts(shape, rule, fused)?,
-        shared_experts: Some(stacked_mlp(&w.at("shared_mlp"), hidden, shared)?),
+        shared_experts: Some(stacked_mlp(&w.at("shared_mlp"), hidden, mixture.shared_inner)?),
     }))
 }
 
@@ -123,15 +88,15 @@ fn attention(w: &Weights, d: &DecoderConfig, c: &Config, heads: HeadShape) -> Re
 
 pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
     c.factors.check()?;
-    let heads = d.heads()?;
     let norm = d.sizes.norm(NormKind::Rms)?;
-    let shape = c.mixer(d.sizes.hidden_size, norm)?;
     let model = Model::load(w, &d.sizes, norm, |w, layer| {
-        let mixer: Box<dyn Mixer> = match c.attends(layer)? {
-            true => Box::new(attention(&w.at("self_attn"), d, c, heads)?),
-            false => Box::new(Mamba2Mixer::load(&w.at("mamba"), &shape)?),
+        let mixer: Box<dyn Mixer> = match d.mixer(layer)? {
+            LayerMixer::Attention(_) => {
+                Box::new(attention(&w.at("self_attn"), d, c, d.heads(layer)?)?)
+            }
+            _ => Box::new(Mamba2Mixer::load(&w.at("mamba"), &c.mixer(d, layer, norm)?)?),
         };
-        let mlp = feed_forward(w, d, c)?;
+        let mlp = feed_forward(w, d, layer)?;
         let mut block = DecoderBlock::pre_norm(w, d.sizes.hidden_size, norm, mixer, mlp)?;
         block.mixer_residual.scale = Some(c.factors.residual_multiplier);
         block.mlp_residual.scale = Some(c.factors.residual_multiplier);

@@ -9,25 +9,20 @@ use crate::loading::{Bias, Weights};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
-    #[serde(flatten)]
-    decoder: DecoderConfig,
     #[serde(default)]
     attention_bias: bool,
     #[serde(default)]
     mlp_bias: bool,
 }
 
-pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    let heads = c.decoder.heads()?;
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));
-    let rope = c.decoder.rope.build(heads.head_dim)?;
+    let rope = d.rope.build(d.head_dim()?)?;
+    let hidden = d.sizes.hidden_size;
     Model::pre_norm(
         w,
-        &c.decoder,
-        |w, layer| {
-            Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, Some(rope.clone()))?
-                .windowed(c.decoder.windows.of(layer, false)?)
-        },
-        |w| Mlp::load(w, &c.decoder.sizes, Bias::when(c.mlp_bias)),
+        d,
+        |w, layer| Attention::load(w, hidden, d.heads(layer)?, bias, Some(rope.clone())),
+        |w, layer| Mlp::load(w, hidden, d.inner(layer)?, Bias::when(c.mlp_bias)),
     )
 }

@@ -4,77 +4,23 @@
 use mlxcel_core::layers::{Linear, RmsNorm};
 use mlxcel_core::recurrent::{self, Convolution, Scan, StateLayout};
 use mlxcel_core::{Activation, Array, Pass};
+use mlxcel_estimator::{MambaShape, Mixer as LayerMixer};
 use serde::Deserialize;
-use serde_json::Value;
 
-use super::config::positive;
+use super::config::{DecoderConfig, size};
 use super::dense::{Mixer, Model};
 use super::layer_state::{LayerState, StateIndex};
-use super::single::{BackboneSizes, backbone};
-use crate::loading::{Bias, NormKind, NormRule, Weights};
+use super::single::backbone;
+use crate::loading::{Bias, NormKind, Weights};
 use crate::{Error, Result};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     model_type: String,
-    hidden_size: usize,
-    num_hidden_layers: usize,
-    vocab_size: usize,
-    intermediate_size: usize,
-    #[serde(default = "state_size")]
-    state_size: usize,
-    #[serde(default = "conv_kernel")]
-    conv_kernel: usize,
-    time_step_rank: Option<Value>,
-    layer_norm_epsilon: Option<f32>,
     mixer_rms_eps: Option<f32>,
     #[serde(default)]
     use_bias: bool,
     use_conv_bias: Option<bool>,
-    tie_word_embeddings: Option<bool>,
-}
-
-fn state_size() -> usize {
-    16
-}
-
-fn conv_kernel() -> usize {
-    4
-}
-
-impl Config {
-    /// Elements of compressed step sizes; `"auto"`, the default, is a sixteenth of the width.
-    fn rank(&self) -> Result<usize> {
-        let auto = self.hidden_size.div_ceil(16);
-        match &self.time_step_rank {
-            None => Ok(auto),
-            Some(Value::String(word)) if word == "auto" => Ok(auto),
-            Some(stated) => {
-                let rank = stated.as_u64().and_then(|rank| usize::try_from(rank).ok());
-                rank.ok_or_else(|| Error::config(format!("time_step_rank is {stated}")))
-            }
-        }
-    }
-
-    fn check(&self) -> Result<()> {
-        positive(&[
-            ("state_size", self.state_size),
-            ("conv_kernel", self.conv_kernel),
-            ("time_step_rank", self.rank()?),
-        ])
-    }
-
-    fn sizes(&self) -> BackboneSizes {
-        let eps = self.layer_norm_epsilon.unwrap_or(1e-5);
-        BackboneSizes {
-            vocab_size: self.vocab_size,
-            hidden_size: self.hidden_size,
-            layers: self.num_hidden_layers,
-            // The class ties by default.
-            tied: Some(self.tie_word_embeddings.unwrap_or(true)),
-            norm: NormRule { kind: NormKind::Rms, eps },
-        }
-    }
 }
 
 /// Projection, convolution, scan, gate, projection.
@@ -92,12 +38,12 @@ struct MambaMixer {
 }
 
 impl MambaMixer {
-    fn load(w: &Weights, c: &Config) -> Result<Self> {
-        let inner = c.intermediate_size;
-        let state = c.state_size;
+    fn load(w: &Weights, c: &Config, hidden: usize, shape: &MambaShape) -> Result<Self> {
+        let inner = size(shape.inner);
+        let state = size(shape.state_dim);
         let bias = Bias::when(c.use_bias);
-        let [x_proj, z_proj] = w.fused_linear("in_proj", c.hidden_size, [inner; 2], bias)?;
-        let widths = [c.rank()?, state, state];
+        let [x_proj, z_proj] = w.fused_linear("in_proj", hidden, [inner; 2], bias)?;
+        let widths = [size(shape.step_rank), state, state];
         let norms = match c.model_type.as_str() {
             "falcon_mamba" => {
                 let eps = c.mixer_rms_eps.unwrap_or(1e-6);
@@ -115,12 +61,18 @@ impl MambaMixer {
         Ok(Self {
             x_proj,
             z_proj,
-            convolution: w.convolution("conv1d", inner, c.conv_kernel, conv_bias, silu)?,
+            convolution: w.convolution(
+                "conv1d",
+                inner,
+                size(shape.conv_kernel),
+                conv_bias,
+                silu,
+            )?,
             inputs: w.fused_linear("x_proj", inner, widths, Bias::None)?,
             norms,
             dt_proj: w.linear("dt_proj", widths[0], inner, Bias::Required)?,
             scan: Scan::Mamba(scan),
-            out_proj: w.linear("out_proj", inner, c.hidden_size, bias)?,
+            out_proj: w.linear("out_proj", inner, hidden, bias)?,
         })
     }
 }
@@ -147,7 +99,14 @@ impl Mixer for MambaMixer {
     }
 }
 
-pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    c.check()?;
-    backbone(w, &c.sizes(), |w, _| MambaMixer::load(w, c))
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+    let norm = d.sizes.norm_or(NormKind::Rms, 1e-5);
+    let hidden = d.sizes.hidden_size;
+    let model = backbone(w, d, norm, |w, layer| match d.mixer(layer)? {
+        LayerMixer::Mamba(shape) => MambaMixer::load(w, c, hidden, &shape),
+        _ => Err(Error::config(format!("layer {layer} is not a Mamba 1 mixer"))),
+    })?;
+    // The class ties the head if the configuration is silent.
+    let lm_head = model.lm_head.filter(|_| d.sizes.tie_word_embeddings.is_some());
+    Ok(Model { lm_head, ..model })
 }

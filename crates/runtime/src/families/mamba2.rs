@@ -4,31 +4,22 @@
 use mlxcel_core::layers::{Linear, RmsNorm};
 use mlxcel_core::recurrent::{self, Convolution, Scan, StateLayout};
 use mlxcel_core::{Activation, Array, Map, Pass};
+use mlxcel_estimator::Mixer as LayerMixer;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::config::positive;
+use super::config::{DecoderConfig, size};
 use super::dense::{Mixer, Model};
 use super::layer_state::{LayerState, StateIndex};
-use super::single::{BackboneSizes, backbone};
+use super::single::backbone;
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
-    hidden_size: usize,
-    num_hidden_layers: usize,
-    vocab_size: usize,
-    num_heads: usize,
-    head_dim: usize,
-    n_groups: usize,
-    state_size: usize,
-    conv_kernel: usize,
-    layer_norm_epsilon: Option<f32>,
     #[serde(default)]
     use_bias: bool,
     use_conv_bias: Option<bool>,
-    tie_word_embeddings: Option<bool>,
     time_step_limit: Option<TimeStepLimit>,
 }
 
@@ -89,6 +80,35 @@ impl Factors {
 }
 
 impl MixerShape {
+    /// The sizes of layer `layer`; without biases and a norm, and with steps of any length.
+    pub(super) fn new(d: &DecoderConfig, layer: usize) -> Result<Self> {
+        let shape = d.layer(layer)?.mixers.iter().find_map(|mixer| match mixer {
+            LayerMixer::Mamba2(shape) => Some(*shape),
+            _ => None,
+        });
+        let shape =
+            shape.ok_or_else(|| Error::config(format!("layer {layer} is not a Mamba 2 mixer")))?;
+        let head_dim = shape.head_dim().ok_or_else(|| {
+            let heads = shape.heads;
+            Error::config(format!("{} elements do not divide into {heads} heads", shape.inner))
+        })?;
+        Ok(Self {
+            hidden: d.sizes.hidden_size,
+            heads: size(shape.heads),
+            head_dim: size(head_dim),
+            groups: size(shape.groups),
+            state_size: size(shape.state_dim),
+            kernel: size(shape.conv_kernel),
+            limits: (0.0, f32::INFINITY),
+            conv_bias: true,
+            in_bias: Bias::None,
+            out_bias: Bias::None,
+            norm: None,
+            norm_groups: 1,
+            factors: Factors::NONE,
+        })
+    }
+
     pub(super) fn inner(&self) -> usize {
         self.heads * self.head_dim
     }
@@ -188,46 +208,21 @@ pub(super) fn is_one(factor: f32) -> bool {
     factor.to_bits() == 1.0_f32.to_bits()
 }
 
-/// The sizes of a mixer of at least 1, by the names that the configuration gives them.
-pub(super) fn check_shape(s: &MixerShape, names: [&'static str; 5]) -> Result<()> {
-    let sizes = [s.heads, s.head_dim, s.groups, s.state_size, s.kernel];
-    let named: Vec<_> = names.into_iter().zip(sizes).collect();
-    positive(&named)
-}
-
-fn shape(c: &Config, norm: NormRule) -> Result<MixerShape> {
+fn shape(d: &DecoderConfig, c: &Config, norm: NormRule, layer: usize) -> Result<MixerShape> {
     let bias = Bias::when(c.use_bias);
-    let shape = MixerShape {
-        hidden: c.hidden_size,
-        heads: c.num_heads,
-        head_dim: c.head_dim,
-        groups: c.n_groups,
-        state_size: c.state_size,
-        kernel: c.conv_kernel,
-        limits: c
-            .time_step_limit
-            .as_ref()
-            .map_or(Ok((0.0, f32::INFINITY)), TimeStepLimit::limits)?,
+    let shape = MixerShape::new(d, layer)?;
+    let limits = c.time_step_limit.as_ref().map(TimeStepLimit::limits).transpose()?;
+    Ok(MixerShape {
+        limits: limits.unwrap_or(shape.limits),
         conv_bias: c.use_conv_bias.unwrap_or(true),
         in_bias: bias,
         out_bias: bias,
         norm: Some(norm),
-        norm_groups: 1,
-        factors: Factors::NONE,
-    };
-    check_shape(&shape, ["num_heads", "head_dim", "n_groups", "state_size", "conv_kernel"])?;
-    Ok(shape)
+        ..shape
+    })
 }
 
-pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    let norm = NormRule { kind: NormKind::Rms, eps: c.layer_norm_epsilon.unwrap_or(1e-5) };
-    let sizes = BackboneSizes {
-        vocab_size: c.vocab_size,
-        hidden_size: c.hidden_size,
-        layers: c.num_hidden_layers,
-        tied: c.tie_word_embeddings,
-        norm,
-    };
-    let shape = shape(c, norm)?;
-    backbone(w, &sizes, |w, _| Mamba2Mixer::load(w, &shape))
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+    let norm = d.sizes.norm_or(NormKind::Rms, 1e-5);
+    backbone(w, d, norm, |w, layer| Mamba2Mixer::load(w, &shape(d, c, norm, layer)?))
 }

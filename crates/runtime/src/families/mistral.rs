@@ -8,23 +8,18 @@ use super::dense::{Attention, Mlp, Model, ProjectionBias};
 use crate::Result;
 use crate::loading::{Bias, Weights};
 
+/// Nothing: sizes say everything.
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
-    #[serde(flatten)]
-    decoder: DecoderConfig,
-}
+pub(super) struct Config {}
 
-pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    let heads = c.decoder.heads()?;
+pub(super) fn load(w: &Weights, d: &DecoderConfig, _: &Config) -> Result<Model> {
     let bias = ProjectionBias::all(Bias::None);
-    let rope = c.decoder.rope.build(heads.head_dim)?;
+    let rope = d.rope.build(d.head_dim()?)?;
+    let hidden = d.sizes.hidden_size;
     Model::pre_norm(
         w,
-        &c.decoder,
-        |w, layer| {
-            Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, Some(rope.clone()))?
-                .windowed(c.decoder.windows.of(layer, true)?)
-        },
-        |w| Mlp::load(w, &c.decoder.sizes, Bias::None),
+        d,
+        |w, layer| Attention::load(w, hidden, d.heads(layer)?, bias, Some(rope.clone())),
+        |w, layer| Mlp::load(w, hidden, d.inner(layer)?, Bias::None),
     )
 }

@@ -10,28 +10,21 @@ use super::moe::Moe;
 use crate::Result;
 use crate::loading::{Bias, ExpertShape, NormKind, Weights};
 
+/// Nothing: sizes say everything.
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
-    #[serde(flatten)]
-    decoder: DecoderConfig,
-    num_experts: usize,
-    num_experts_per_tok: usize,
-}
+pub(super) struct Config {}
 
-pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    let heads = c.decoder.heads()?;
-    let s = &c.decoder.sizes;
+pub(super) fn load(w: &Weights, d: &DecoderConfig, _: &Config) -> Result<Model> {
     let bias = ProjectionBias::all(Bias::None);
-    let rope = c.decoder.rope.build(heads.head_dim)?;
-    let norm = s.norm(NormKind::Rms)?;
-    let hidden = s.hidden_size;
-    let inner = s.intermediate_size;
-    let shape = ExpertShape { hidden, inner, names: ["w1", "w3", "w2"] };
-    let rule = RouteRule::softmax(c.num_experts, c.num_experts_per_tok, true);
-    Model::load(w, s, norm, |w, layer| {
-        let attention =
-            Attention::load(&w.at("self_attn"), hidden, heads, bias, Some(rope.clone()))?
-                .windowed(c.decoder.windows.of(layer, true)?)?;
+    let rope = d.rope.build(d.head_dim()?)?;
+    let norm = d.sizes.norm(NormKind::Rms)?;
+    let hidden = d.sizes.hidden_size;
+    Model::load(w, &d.sizes, norm, |w, layer| {
+        let rope = Some(rope.clone());
+        let attention = Attention::load(&w.at("self_attn"), hidden, d.heads(layer)?, bias, rope)?;
+        let mixture = d.mixture(layer)?;
+        let rule = RouteRule::softmax(mixture.experts, mixture.active, true);
+        let shape = ExpertShape { hidden, inner: mixture.inner, names: ["w1", "w3", "w2"] };
         let moe = Moe::load(&w.at("block_sparse_moe"), shape, rule, None)?;
         DecoderBlock::pre_norm(w, hidden, norm, attention, moe)
     })

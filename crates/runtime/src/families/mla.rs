@@ -5,9 +5,8 @@
 
 use mlxcel_core::layers::{Linear, RmsNorm, Weight};
 use mlxcel_core::{AbsorbedStorage, Array, AttentionSpec, Pass, Rope};
-use serde::Deserialize;
 
-use super::config::MAX_SIZE;
+use super::config::{DecoderConfig, size};
 use super::dense::Mixer;
 use super::layer_state::{LayerState, StateIndex};
 use crate::loading::{Bias, LatentShape, NormKind, NormRule, Weights};
@@ -16,41 +15,46 @@ use crate::{Error, Result};
 /// The norms of the compressed queries and of the latents, independent of the model's epsilon.
 const NORM: NormRule = NormRule { kind: NormKind::Rms, eps: 1e-6 };
 
-/// The sizes of latent attention as a configuration states them.
-#[derive(Clone, Debug, Deserialize)]
+/// The sizes of latent attention.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct LatentSizes {
-    num_attention_heads: usize,
-    kv_lora_rank: usize,
-    q_lora_rank: Option<usize>,
-    qk_nope_head_dim: usize,
-    pub(super) qk_rope_head_dim: usize,
-    v_head_dim: usize,
-    #[serde(default)]
-    attention_bias: bool,
+    heads: usize,
+    query_rank: Option<usize>,
+    latent: usize,
+    nope: usize,
+    pub(super) rotary: usize,
+    value: usize,
 }
 
 impl LatentSizes {
-    fn check(&self) -> Result<()> {
-        let sizes = [
-            ("num_attention_heads", self.num_attention_heads),
-            ("kv_lora_rank", self.kv_lora_rank),
-            ("q_lora_rank", self.q_lora_rank.unwrap_or(1)),
-            ("qk_nope_head_dim", self.qk_nope_head_dim),
-            ("qk_rope_head_dim", self.qk_rope_head_dim),
-            ("v_head_dim", self.v_head_dim),
-        ];
-        match sizes.into_iter().find(|(_, size)| !(1..=MAX_SIZE).contains(size)) {
-            Some((name, size)) => Err(Error::config(format!("{name} is {size}"))),
-            None => Ok(()),
-        }
+    /// The sizes of layer `layer`.
+    pub(super) fn new(d: &DecoderConfig, layer: usize) -> Result<Self> {
+        let shape = d.layer(layer)?.latent().copied();
+        let shape =
+            shape.ok_or_else(|| Error::config(format!("layer {layer} has no latent attention")))?;
+        Ok(Self {
+            heads: size(shape.query_heads),
+            query_rank: shape.query_rank.map(size),
+            latent: size(shape.kv_rank),
+            nope: size(shape.nope_dim),
+            rotary: size(shape.rope_dim),
+            value: size(shape.value_dim),
+        })
     }
 
     fn head_dim(&self) -> usize {
-        self.qk_nope_head_dim + self.qk_rope_head_dim
+        self.nope + self.rotary
     }
 }
 
-/// Projection of the queries.
+/// Rotation of latent attention, and its factor on the scores beside `1/√head_dim`.
+#[derive(Clone)]
+pub(super) struct LatentRope {
+    pub(super) rope: Rope,
+    pub(super) temperature: f32,
+}
+
+/// Where the queries come from.
 enum Query {
     /// One projection.
     Plain(Linear),
@@ -72,24 +76,18 @@ pub(super) struct LatentAttention {
 }
 
 impl LatentAttention {
-    /// Reads the attention; `temperature` is a factor on the scores besides `1/√head_dim`.
     pub(super) fn load(
         w: &Weights,
         hidden: usize,
-        sizes: &LatentSizes,
-        rope: Rope,
-        temperature: f32,
+        sizes: LatentSizes,
+        rotation: LatentRope,
+        bias: Bias,
         storage: AbsorbedStorage,
     ) -> Result<Self> {
-        sizes.check()?;
-        let heads = sizes.num_attention_heads;
-        let latent = sizes.kv_lora_rank;
-        let nope = sizes.qk_nope_head_dim;
-        let rotary = sizes.qk_rope_head_dim;
-        let value = sizes.v_head_dim;
-        let bias = Bias::when(sizes.attention_bias);
+        let LatentSizes { heads, latent, nope, rotary, value, .. } = sizes;
+        let LatentRope { rope, temperature } = rotation;
         let queries = heads * sizes.head_dim();
-        let query = match sizes.q_lora_rank {
+        let query = match sizes.query_rank {
             None => Query::Plain(w.linear("q_proj", hidden, queries, Bias::None)?),
             Some(rank) => Query::Compressed {
                 q_a_proj: w.linear("q_a_proj", hidden, rank, bias)?,
@@ -110,14 +108,14 @@ impl LatentAttention {
             o_proj: w.linear("o_proj", heads * value, hidden, bias)?,
             rope,
             spec: AttentionSpec::latent(heads, latent, rotary, scale),
-            sizes: sizes.clone(),
+            sizes,
         })
     }
 
-    /// AbsorbedStorage queries `[total tokens, heads · (latent + rotary)]`.
+    /// Absorbed queries `[total tokens, heads · (latent + rotary)]`.
     fn queries(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array> {
         let ops = pass.ops();
-        let heads = self.sizes.num_attention_heads;
+        let heads = self.sizes.heads;
         let q = match &self.query {
             Query::Plain(q_proj) => ops.linear(x, q_proj)?,
             Query::Compressed { q_a_proj, q_a_layernorm, q_b_proj } => {
@@ -125,7 +123,7 @@ impl LatentAttention {
                 ops.linear(&ops.rms_norm(&compressed, q_a_layernorm)?, q_b_proj)?
             }
         };
-        let [nope, rotary] = ops.split_heads(&q, heads, self.sizes.qk_nope_head_dim)?;
+        let [nope, rotary] = ops.split_heads(&q, heads, self.sizes.nope)?;
         let rotary = pass.rope(&rotary, heads, &self.rope)?;
         Ok(ops.join_heads(&ops.linear_per_head(&nope, &self.embed_q, heads)?, &rotary, heads)?)
     }
@@ -133,7 +131,7 @@ impl LatentAttention {
     /// Latents, each followed by the rotary part of its key.
     fn keys(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array> {
         let compressed = pass.ops().linear(x, &self.kv_a_proj_with_mqa)?;
-        let [latent, rotary] = pass.ops().split_heads(&compressed, 1, self.sizes.kv_lora_rank)?;
+        let [latent, rotary] = pass.ops().split_heads(&compressed, 1, self.sizes.latent)?;
         let latent = pass.ops().rms_norm(&latent, &self.kv_a_layernorm)?;
         Ok(pass.ops().join_heads(&latent, &pass.rope(&rotary, 1, &self.rope)?, 1)?)
     }
@@ -148,7 +146,7 @@ impl Mixer for LatentAttention {
         let q = self.queries(pass, x)?;
         let keys = self.keys(pass, x)?;
         let latents = pass.latent_attention(index.cache, &q, &keys, &self.spec)?;
-        let heads = self.sizes.num_attention_heads;
+        let heads = self.sizes.heads;
         let values = pass.ops().linear_per_head(&latents, &self.unembed_out, heads)?;
         Ok(pass.ops().linear(&values, &self.o_proj)?)
     }

@@ -4,32 +4,24 @@
 //! layers, as in transformers.)
 
 use mlxcel_core::layers::{Embedding, Linear, RmsNorm};
-use mlxcel_core::{Array, AttentionSpec, CrossImage, LayerLayout, Ops, Pass, SequenceCache};
+use mlxcel_core::{Array, AttentionSpec, CrossImage, LayerLayout, Ops, Pass, Rope, SequenceCache};
+use mlxcel_estimator::CrossShape;
 use serde::Deserialize;
 
-use super::config::{DecoderConfig, HeadShape};
+use super::config::{DecoderConfig, HeadShape, size};
 use super::dense::{Attention, DecoderBlock, DecoderLayer as _, FeedForward, Mlp, ProjectionBias};
 use super::layer_state::StateIndex;
 use super::mllama_vit::{self, MllamaVisionTower};
 use super::{ImageEncoder, LanguageModel};
+use crate::Result;
 use crate::loading::{Bias, NormKind, NormRule, Weights};
-use crate::{Error, Result};
 
 /// Tokens after the vocabulary, which are input only: `<|image|>` is one.
 const EXTRA_TOKENS: usize = 8;
 
-/// Every fifth layer, the default of the class.
-fn cross_attention_layers() -> Vec<usize> {
-    (0..8).map(|index| 5 * index + 3).collect()
-}
-
-/// Configuration beyond that of a decoder.
+/// What the configuration has beside a decoder's.
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
-    #[serde(flatten)]
-    decoder: DecoderConfig,
-    #[serde(default = "cross_attention_layers")]
-    cross_attention_layers: Vec<usize>,
     vision_config: Option<mllama_vit::Config>,
 }
 
@@ -88,7 +80,7 @@ impl CrossAttention {
             o_proj: w.linear("o_proj", queries, hidden, Bias::None)?,
             q_norm: w.rms_norm("q_norm", heads.head_dim, norm)?,
             k_norm: w.rms_norm("k_norm", heads.head_dim, norm)?,
-            spec: heads.attention(),
+            spec: heads.attention()?,
         })
     }
 
@@ -106,14 +98,21 @@ impl CrossAttention {
 }
 
 impl CrossBlock {
-    fn load(w: &Weights, c: &DecoderConfig, heads: HeadShape, norm: NormRule) -> Result<Self> {
-        let hidden = c.sizes.hidden_size;
+    fn load(w: &Weights, d: &DecoderConfig, layer: usize, shape: &CrossShape) -> Result<Self> {
+        let hidden = d.sizes.hidden_size;
+        let norm = norm(d);
+        let heads = HeadShape {
+            query_heads: size(shape.query_heads),
+            kv_heads: size(shape.kv_heads),
+            head_dim: size(shape.key_dim),
+            window: None,
+        };
         Ok(Self {
             input_layernorm: w.rms_norm("input_layernorm", hidden, norm)?,
             cross_attn: CrossAttention::load(&w.at("cross_attn"), hidden, heads, norm)?,
             attn_gate: gate(w, "cross_attn_attn_gate")?,
             post_attention_layernorm: w.rms_norm("post_attention_layernorm", hidden, norm)?,
-            mlp: Mlp::load(&w.at("mlp"), &c.sizes, Bias::None)?,
+            mlp: Mlp::load(&w.at("mlp"), hidden, d.inner(layer)?, Bias::None)?,
             mlp_gate: gate(w, "cross_attn_mlp_gate")?,
         })
     }
@@ -134,25 +133,21 @@ pub(super) fn gate(w: &Weights, name: &str) -> Result<f32> {
 }
 
 /// The decoder, with the encoder where the configuration and the files have one.
-pub(super) fn load(w: &Weights, c: &Config) -> Result<MllamaModel> {
-    let with_encoder =
-        PLACES.iter().find(|[_, _, vision, _]| w.below(vision).has("layernorm_post.weight"));
-    let with_decoder = PLACES.iter().find(|[model, ..]| w.below(model).has("norm.weight"));
-    let place = with_encoder.or(with_decoder).unwrap_or(&PLACES[0]);
-    let [model, head, vision, projector] = place.map(|path| w.below(path));
-    let sizes = &c.decoder.sizes;
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<MllamaModel> {
+    let at = |name: &str| if name.is_empty() { w.root() } else { w.at(name) };
+    let encodes = |[_, _, vision, _]: &&[&str; 4]| at(vision).has("layernorm_post.weight");
+    let decodes = |[model, ..]: &&[&str; 4]| at(model).has("norm.weight");
+    let place = PLACES.iter().find(encodes).or_else(|| PLACES.iter().find(decodes));
+    let [model, head, vision, projector] = place.unwrap_or(&PLACES[0]).map(at);
+    let sizes = &d.sizes;
     let hidden = sizes.hidden_size;
-    let layers = sizes.num_hidden_layers;
-    if let Some(wrong) = c.cross_attention_layers.iter().find(|index| **index >= layers) {
-        let what = format!("cross_attention_layers names layer {wrong} of {layers}");
-        return Err(Error::config(what));
-    }
-    let norm = sizes.norm_or(NormKind::Rms, 1e-5);
+    let rope = d.rope.build(d.head_dim()?)?;
     let described = c.vision_config.as_ref().filter(|_| vision.has("layernorm_post.weight"));
     Ok(MllamaModel {
         embed_tokens: model.embedding("embed_tokens", sizes.vocab_size + EXTRA_TOKENS, hidden)?,
-        layers: model.layers("layers", layers, |w, index| layer(w, c, norm, index))?,
-        norm: model.rms_norm("norm", hidden, norm)?,
+        layers: model
+            .layers("layers", sizes.num_hidden_layers, |w, index| layer(w, d, &rope, index))?,
+        norm: model.rms_norm("norm", hidden, norm(d))?,
         lm_head: head.lm_head(Some(false), hidden, sizes.vocab_size)?,
         encoder: described
             .map(|c| MllamaVisionTower::load([&vision, &projector], c, hidden))
@@ -160,19 +155,21 @@ pub(super) fn load(w: &Weights, c: &Config) -> Result<MllamaModel> {
     })
 }
 
-fn layer(w: &Weights, c: &Config, norm: NormRule, index: usize) -> Result<MllamaLayer> {
-    let sizes = &c.decoder.sizes;
-    let heads = c.decoder.heads()?;
-    if c.cross_attention_layers.contains(&index) {
-        let block = CrossBlock::load(w, &c.decoder, heads, norm)?;
+fn norm(d: &DecoderConfig) -> NormRule {
+    d.sizes.norm_or(NormKind::Rms, 1e-5)
+}
+
+fn layer(w: &Weights, d: &DecoderConfig, rope: &Rope, index: usize) -> Result<MllamaLayer> {
+    if let Some(shape) = d.layer(index)?.cross_attention() {
+        let block = CrossBlock::load(w, d, index, shape)?;
         return Ok(MllamaLayer::Images(Box::new(block)));
     }
+    let hidden = d.sizes.hidden_size;
     let bias = ProjectionBias::all(Bias::None);
-    let rope = c.decoder.rope.build(heads.head_dim)?;
-    let hidden = sizes.hidden_size;
-    let attention = Attention::load(&w.at("self_attn"), hidden, heads, bias, Some(rope))?;
-    let mlp = Mlp::load(&w.at("mlp"), sizes, Bias::None)?;
-    DecoderBlock::pre_norm(w, hidden, norm, attention, mlp).map(MllamaLayer::Tokens)
+    let rope = Some(rope.clone());
+    let attention = Attention::load(&w.at("self_attn"), hidden, d.heads(index)?, bias, rope)?;
+    let mlp = Mlp::load(&w.at("mlp"), hidden, d.inner(index)?, Bias::None)?;
+    DecoderBlock::pre_norm(w, hidden, norm(d), attention, mlp).map(MllamaLayer::Tokens)
 }
 
 impl MllamaModel {

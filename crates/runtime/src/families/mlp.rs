@@ -3,7 +3,6 @@
 use mlxcel_core::layers::Linear;
 use mlxcel_core::{Activation, Array, Map, Ops, Pass};
 
-use super::config::Sizes;
 use super::dense::FeedForward;
 use crate::Result;
 use crate::loading::{Bias, Weights};
@@ -18,21 +17,20 @@ pub(super) struct Mlp {
 
 impl Mlp {
     /// Reads the SwiGLU of `gate_proj`, `up_proj` and `down_proj`.
-    pub(super) fn load(w: &Weights, s: &Sizes, bias: Bias) -> Result<Self> {
+    pub(super) fn load(w: &Weights, hidden: usize, inner: usize, bias: Bias) -> Result<Self> {
         Ok(Self {
-            gate_proj: w.linear("gate_proj", s.hidden_size, s.intermediate_size, bias)?,
-            up_proj: w.linear("up_proj", s.hidden_size, s.intermediate_size, bias)?,
-            down_proj: w.linear("down_proj", s.intermediate_size, s.hidden_size, bias)?,
+            gate_proj: w.linear("gate_proj", hidden, inner, bias)?,
+            up_proj: w.linear("up_proj", hidden, inner, bias)?,
+            down_proj: w.linear("down_proj", inner, hidden, bias)?,
             activation: Activation::Silu,
         })
     }
 
     /// Reads the SwiGLU of `gate_up_proj`, where both are stacked, and `down_proj`.
-    pub(super) fn load_fused(w: &Weights, s: &Sizes) -> Result<Self> {
-        let rows = [s.intermediate_size, s.intermediate_size];
+    pub(super) fn load_fused(w: &Weights, hidden: usize, inner: usize) -> Result<Self> {
         let [gate_proj, up_proj] =
-            w.fused_linear("gate_up_proj", s.hidden_size, rows, Bias::None)?;
-        let down_proj = w.linear("down_proj", s.intermediate_size, s.hidden_size, Bias::None)?;
+            w.fused_linear("gate_up_proj", hidden, [inner; 2], Bias::None)?;
+        let down_proj = w.linear("down_proj", inner, hidden, Bias::None)?;
         Ok(Self { gate_proj, up_proj, down_proj, activation: Activation::Silu })
     }
 }

@@ -5,7 +5,6 @@
 //! Field names are the checkpoint's. Masks, rotary embeddings, norms, attention and caches live in
 //! `mlxcel-core`, once; `config` has the parts of `config.json` that several families read.
 
-mod check;
 mod config;
 mod deepseek;
 mod delta;
@@ -53,9 +52,11 @@ mod with_encoder;
 
 use mlxcel_core::recurrent::StateLayout;
 use mlxcel_core::{Array, CrossImage, LayerLayout, Ops, Pass, SequenceCache};
+use mlxcel_estimator::ModelSpec;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use self::config::DecoderConfig;
 use crate::loading::{self, Weights};
 use crate::source::ModelSource;
 use crate::vision::{EncodedImage, Pixels};
@@ -123,43 +124,43 @@ pub trait ImageEncoder {
     fn encode(&self, ops: &Ops, pixels: &Pixels) -> Result<EncodedImage>;
 }
 
-type Loader = fn(&Weights, &Value) -> Result<Box<dyn LanguageModel>>;
+type Loader = fn(&Weights, &ModelSpec, &Value) -> Result<Box<dyn LanguageModel>>;
 
 /// Every family, by the `model_type` of its `config.json`.
 const FAMILIES: &[(&str, Loader)] = &[
-    ("deepseek_v2", |w, c| boxed(deepseek::load_v2(w, &parse(c)?, &parse(c)?)?)),
-    ("deepseek_v3", |w, c| boxed(deepseek::load_v3(w, &parse(c)?, &parse(c)?)?)),
-    ("falcon_h1", |w, c| boxed(falcon_h1::load(w, &parse(c)?, &parse(c)?)?)),
-    ("falcon_mamba", |w, c| boxed(mamba::load(w, &parse(c)?)?)),
-    ("gemma2", |w, c| boxed(gemma2::load(w, &parse(c)?)?)),
-    ("gemma3", |w, c| boxed(gemma3::load_with_images(w, &parse(c)?)?)),
-    ("gemma3_text", |w, c| boxed(gemma3::load(w, &parse(c)?)?)),
-    ("glm4", |w, c| boxed(glm4::load(w, &parse(c)?)?)),
-    ("gpt2", |w, c| boxed(gpt2::load(w, &parse(c)?)?)),
-    ("gpt_oss", |w, c| boxed(gpt_oss::load(w, &parse(c)?)?)),
-    ("granite", |w, c| boxed(granite::load(w, &parse(c)?)?)),
-    ("granitemoehybrid", |w, c| boxed(granitemoehybrid::load(w, &parse(c)?, &parse(c)?)?)),
-    ("lfm2", |w, c| boxed(lfm2::load(w, &parse(c)?, &parse(c)?)?)),
-    ("llama", |w, c| boxed(llama::load(w, &parse(c)?)?)),
-    ("mamba", |w, c| boxed(mamba::load(w, &parse(c)?)?)),
-    ("mamba2", |w, c| boxed(mamba2::load(w, &parse(c)?)?)),
-    ("mistral", |w, c| boxed(mistral::load(w, &parse(c)?)?)),
-    ("mixtral", |w, c| boxed(mixtral::load(w, &parse(c)?)?)),
-    ("mllama", |w, c| boxed(mllama::load(w, &parse(c)?)?)),
-    ("nemotron_h", |w, c| boxed(nemotron_h::load(w, &parse(c)?)?)),
-    ("olmo2", |w, c| boxed(olmo2::load(w, &parse(c)?)?)),
-    ("olmoe", |w, c| boxed(olmoe::load(w, &parse(c)?)?)),
-    ("phi", |w, c| boxed(phi::load(w, &parse(c)?)?)),
-    ("phi3", |w, c| boxed(phi3::load(w, &parse(c)?)?)),
-    ("qwen2", |w, c| boxed(qwen2::load(w, &parse(c)?)?)),
-    ("qwen2_5_vl", |w, c| boxed(qwen2_5_vl::load(w, &parse(c)?, &parse(c)?)?)),
-    ("qwen3", |w, c| boxed(qwen3::load(w, &parse(c)?)?)),
-    ("qwen3_5", |w, c| boxed(qwen3_5::load(w, &parse(c)?, &parse(c)?)?)),
-    ("qwen3_5_moe", |w, c| boxed(qwen3_5::load(w, &parse(c)?, &parse(c)?)?)),
-    ("qwen3_moe", |w, c| boxed(qwen3_moe::load(w, &parse(c)?)?)),
-    ("qwen3_next", |w, c| boxed(qwen3_next::load(w, &parse(c)?, &parse(c)?)?)),
-    ("smollm3", |w, c| boxed(smollm3::load(w, &parse(c)?)?)),
-    ("starcoder2", |w, c| boxed(starcoder2::load(w, &parse(c)?)?)),
+    ("deepseek_v2", |w, s, c| build(w, s, c, deepseek::load_v2)),
+    ("deepseek_v3", |w, s, c| build(w, s, c, deepseek::load_v3)),
+    ("falcon_h1", |w, s, c| build(w, s, c, falcon_h1::load)),
+    ("falcon_mamba", |w, s, c| build(w, s, c, mamba::load)),
+    ("gemma2", |w, s, c| build(w, s, c, gemma2::load)),
+    ("gemma3", |w, s, c| build(w, s, c, gemma3::load_with_images)),
+    ("gemma3_text", |w, s, c| build(w, s, c, gemma3::load)),
+    ("glm4", |w, s, c| build(w, s, c, glm4::load)),
+    ("gpt2", |w, s, c| build(w, s, c, gpt2::load)),
+    ("gpt_oss", |w, s, c| build(w, s, c, gpt_oss::load)),
+    ("granite", |w, s, c| build(w, s, c, granite::load)),
+    ("granitemoehybrid", |w, s, c| build(w, s, c, granitemoehybrid::load)),
+    ("lfm2", |w, s, c| build(w, s, c, lfm2::load)),
+    ("llama", |w, s, c| build(w, s, c, llama::load)),
+    ("mamba", |w, s, c| build(w, s, c, mamba::load)),
+    ("mamba2", |w, s, c| build(w, s, c, mamba2::load)),
+    ("mistral", |w, s, c| build(w, s, c, mistral::load)),
+    ("mixtral", |w, s, c| build(w, s, c, mixtral::load)),
+    ("mllama", |w, s, c| build(w, s, c, mllama::load)),
+    ("nemotron_h", |w, s, c| build(w, s, c, nemotron_h::load)),
+    ("olmo2", |w, s, c| build(w, s, c, olmo2::load)),
+    ("olmoe", |w, s, c| build(w, s, c, olmoe::load)),
+    ("phi", |w, s, c| build(w, s, c, phi::load)),
+    ("phi3", |w, s, c| build(w, s, c, phi3::load)),
+    ("qwen2", |w, s, c| build(w, s, c, qwen2::load)),
+    ("qwen2_5_vl", |w, s, c| build(w, s, c, qwen2_5_vl::load)),
+    ("qwen3", |w, s, c| build(w, s, c, qwen3::load)),
+    ("qwen3_5", |w, s, c| build(w, s, c, qwen3_5::load)),
+    ("qwen3_5_moe", |w, s, c| build(w, s, c, qwen3_5::load)),
+    ("qwen3_moe", |w, s, c| build(w, s, c, qwen3_moe::load)),
+    ("qwen3_next", |w, s, c| build(w, s, c, qwen3_next::load)),
+    ("smollm3", |w, s, c| build(w, s, c, smollm3::load)),
+    ("starcoder2", |w, s, c| build(w, s, c, starcoder2::load)),
 ];
 
 /// The `model_type`s that this crate runs, sorted.
@@ -176,7 +177,8 @@ pub fn load(weights: &Weights, config: &Value) -> Result<Box<dyn LanguageModel>>
     let model_type = model_type(config)?;
     let family = FAMILIES.iter().find(|(name, _)| *name == model_type);
     let (_, loader) = family.ok_or_else(|| unsupported(model_type))?;
-    loader(weights, config)
+    let spec = ModelSpec::from_object(object(config)?)?;
+    loader(weights, &spec, config)
 }
 
 /// Fails early, before any tensor is looked at, when the `model_type` is not among [`supported`],
@@ -189,9 +191,7 @@ pub fn check_supported(config: &Value) -> Result<()> {
     if !supported().any(|name| name == model_type) {
         return Err(unsupported(model_type));
     }
-    check::sizes(config)?;
-    check::layer_types(config)?;
-    check::numbered_layers(config)
+    Ok(mlxcel_estimator::check_config(object(config)?)?)
 }
 
 /// Reads a model's `config.json`, and checks what can be checked without its tensors.
@@ -222,6 +222,17 @@ fn parse<C: DeserializeOwned>(config: &Value) -> Result<C> {
     C::deserialize(config).map_err(|error| Error::config(error.to_string()))
 }
 
-fn boxed<M: LanguageModel + 'static>(model: M) -> Result<Box<dyn LanguageModel>> {
-    Ok(Box::new(model))
+fn object(config: &Value) -> Result<&Map<String, Value>> {
+    config.as_object().ok_or_else(|| Error::config("it is no JSON object"))
+}
+
+/// Builds a family's model from its decoder's sizes and its own fields of `config`.
+fn build<C: DeserializeOwned, M: LanguageModel + 'static>(
+    weights: &Weights,
+    spec: &ModelSpec,
+    config: &Value,
+    load: fn(&Weights, &DecoderConfig, &C) -> Result<M>,
+) -> Result<Box<dyn LanguageModel>> {
+    let decoder = DecoderConfig::new(spec, config)?;
+    Ok(Box::new(load(weights, &decoder, &parse(config)?)?))
 }

@@ -2,7 +2,7 @@
 
 use mlxcel_core::experts::{Experts, RouteRule};
 use mlxcel_core::layers::Linear;
-use mlxcel_core::{Activation, Array, Pass};
+use mlxcel_core::{Array, Pass};
 
 use super::dense::{FeedForward, Mlp};
 use crate::Result;
@@ -49,14 +49,4 @@ impl FeedForward for Box<dyn FeedForward> {
     fn forward(&self, pass: &mut Pass<'_>, x: &Array) -> Result<Array> {
         self.as_ref().forward(pass, x)
     }
-}
-
-/// A SwiGLU of `gate_proj`, `up_proj` and `down_proj` with `inner` elements between them.
-pub(super) fn swiglu(w: &Weights, hidden: usize, inner: usize) -> Result<Mlp> {
-    Ok(Mlp {
-        gate_proj: w.linear("gate_proj", hidden, inner, Bias::None)?,
-        up_proj: w.linear("up_proj", hidden, inner, Bias::None)?,
-        down_proj: w.linear("down_proj", inner, hidden, Bias::None)?,
-        activation: Activation::Silu,
-    })
 }

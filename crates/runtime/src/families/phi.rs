@@ -16,8 +16,6 @@ const ROPE: RopeDefaults = RopeDefaults { theta: 10_000.0, traditional: false, p
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
-    #[serde(flatten)]
-    decoder: DecoderConfig,
     #[serde(default)]
     qk_layernorm: bool,
     hidden_act: Option<String>,
@@ -28,11 +26,10 @@ fn attention(w: &Weights, hidden: usize, heads: HeadShape, rope: Rope) -> Result
     Attention::with_output(w, heads, Bias::Required, dense, Some(rope))
 }
 
-fn mlp(w: &Weights, c: &Config) -> Result<PlainMlp> {
-    let s = &c.decoder.sizes;
+fn mlp(w: &Weights, c: &Config, hidden: usize, inner: usize) -> Result<PlainMlp> {
     Ok(PlainMlp {
-        input: w.linear("fc1", s.hidden_size, s.intermediate_size, Bias::Required)?,
-        output: w.linear("fc2", s.intermediate_size, s.hidden_size, Bias::Required)?,
+        input: w.linear("fc1", hidden, inner, Bias::Required)?,
+        output: w.linear("fc2", inner, hidden, Bias::Required)?,
         activation: activation(c.hidden_act.as_deref().unwrap_or("gelu_new"))?,
     })
 }
@@ -45,11 +42,12 @@ struct PhiBlock {
 }
 
 impl PhiBlock {
-    fn load(w: &Weights, c: &Config, norm: NormRule, self_attn: Attention) -> Result<Self> {
+    fn load(w: &Weights, d: &DecoderConfig, c: &Config, layer: usize, rope: Rope) -> Result<Self> {
+        let hidden = d.sizes.hidden_size;
         Ok(Self {
-            self_attn,
-            mlp: mlp(&w.at("mlp"), c)?,
-            input_layernorm: w.norm("input_layernorm", c.decoder.sizes.hidden_size, norm)?,
+            self_attn: attention(&w.at("self_attn"), hidden, d.heads(layer)?, rope)?,
+            mlp: mlp(&w.at("mlp"), c, hidden, d.inner(layer)?)?,
+            input_layernorm: w.norm("input_layernorm", hidden, norm(d))?,
         })
     }
 }
@@ -67,25 +65,27 @@ impl DecoderLayer for PhiBlock {
     }
 }
 
-pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
+fn norm(d: &DecoderConfig) -> NormRule {
+    d.sizes.norm_or(NormKind::Layer, 1e-5)
+}
+
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
     if c.qk_layernorm {
         return Err(Error::config("qk_layernorm is not supported"));
     }
-    let s = &c.decoder.sizes;
-    let heads = c.decoder.heads()?;
-    let rope = c.decoder.rope.build_or(heads.head_dim, ROPE)?;
-    let norm = s.norm_or(NormKind::Layer, 1e-5);
+    let s = &d.sizes;
+    let rope = d.rope.build_or(d.head_dim()?, ROPE)?;
     let model = w.at("model");
-    let layers = model.layers("layers", s.num_hidden_layers, |w, _| {
-        let attention = attention(&w.at("self_attn"), s.hidden_size, heads, rope.clone())?;
-        Ok(Box::new(PhiBlock::load(w, c, norm, attention)?) as Box<dyn DecoderLayer>)
+    let layers = model.layers("layers", s.num_hidden_layers, |w, layer| {
+        let block = PhiBlock::load(w, d, c, layer, rope.clone())?;
+        Ok(Box::new(block) as Box<dyn DecoderLayer>)
     })?;
     Ok(Model {
         embed_tokens: model.embedding("embed_tokens", s.vocab_size, s.hidden_size)?,
         positions: None,
         embed_scale: None,
         layers,
-        norm: model.norm("final_layernorm", s.hidden_size, norm)?,
+        norm: model.norm("final_layernorm", s.hidden_size, norm(d))?,
         lm_head: Some(w.linear("lm_head", s.hidden_size, s.vocab_size, Bias::Required)?),
         logits: None,
     })

@@ -9,34 +9,30 @@ use super::dense::{Attention, Mlp, Model};
 use crate::Result;
 use crate::loading::{Bias, Weights};
 
+/// Nothing: sizes say everything.
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
-    #[serde(flatten)]
-    decoder: DecoderConfig,
-}
+pub(super) struct Config {}
 
-fn attention(w: &Weights, c: &Config, heads: HeadShape) -> Result<Attention> {
-    let hidden = c.decoder.sizes.hidden_size;
+fn attention(w: &Weights, d: &DecoderConfig, heads: HeadShape) -> Result<Attention> {
+    let hidden = d.sizes.hidden_size;
     let rows = [heads.query_size(), heads.kv_size(), heads.kv_size()];
     let [q_proj, k_proj, v_proj] = w.fused_linear("qkv_proj", hidden, rows, Bias::None)?;
-    Attention {
+    Ok(Attention {
         q_proj,
         k_proj,
         v_proj,
         o_proj: w.linear("o_proj", heads.query_size(), hidden, Bias::None)?,
         qk_norm: None,
-        rope: Some(c.decoder.rope.build(heads.head_dim)?),
-        spec: heads.attention(),
-    }
-    .windowed(c.decoder.windows.everywhere())
+        rope: Some(d.rope.build(heads.head_dim)?),
+        spec: heads.attention()?,
+    })
 }
 
-pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    let heads = c.decoder.heads()?;
+pub(super) fn load(w: &Weights, d: &DecoderConfig, _: &Config) -> Result<Model> {
     Model::pre_norm(
         w,
-        &c.decoder,
-        |w, _| attention(w, c, heads),
-        |w| Mlp::load_fused(w, &c.decoder.sizes),
+        d,
+        |w, layer| attention(w, d, d.heads(layer)?),
+        |w, layer| Mlp::load_fused(w, d.sizes.hidden_size, d.inner(layer)?),
     )
 }

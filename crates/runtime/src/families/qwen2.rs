@@ -8,29 +8,24 @@ use super::dense::{Attention, DecoderBlock, Mlp, Model, ProjectionBias};
 use crate::Result;
 use crate::loading::{Bias, NormKind, Weights};
 
+/// Nothing: sizes say everything.
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
-    #[serde(flatten)]
-    pub(super) decoder: DecoderConfig,
+pub(super) struct Config {}
+
+pub(super) fn load(w: &Weights, d: &DecoderConfig, _: &Config) -> Result<Model> {
+    let rope = d.rope.build(d.head_dim()?)?;
+    load_at([&w.at("model"), w], d, &rope)
 }
 
-pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    let rope = c.decoder.rope.build(c.decoder.heads()?.head_dim)?;
-    load_at([&w.at("model"), w], c, &rope)
-}
-
-/// Reads the decoder below the first of `places` and the head below the second, with another rope.
-pub(super) fn load_at(places: [&Weights; 2], c: &Config, rope: &Rope) -> Result<Model> {
-    let d = &c.decoder;
-    let heads = c.decoder.heads()?;
+/// Reads the model from other places, below `model` and beside `lm_head`, with another rotation.
+pub(super) fn load_at(places: [&Weights; 2], d: &DecoderConfig, rope: &Rope) -> Result<Model> {
     let hidden = d.sizes.hidden_size;
     let norm = d.sizes.norm(NormKind::Rms)?;
     let bias = ProjectionBias { qkv: Bias::Required, output: Bias::None };
     Model::load_with(places, &d.sizes, "norm", norm, |w, layer| {
-        let attention =
-            Attention::load(&w.at("self_attn"), hidden, heads, bias, Some(rope.clone()))?
-                .windowed(d.windows.opt_in(layer)?)?;
-        let mlp = Mlp::load(&w.at("mlp"), &d.sizes, Bias::None)?;
+        let rope = Some(rope.clone());
+        let attention = Attention::load(&w.at("self_attn"), hidden, d.heads(layer)?, bias, rope)?;
+        let mlp = Mlp::load(&w.at("mlp"), hidden, d.inner(layer)?, Bias::None)?;
         DecoderBlock::pre_norm(w, hidden, norm, attention, mlp)
     })
 }

@@ -3,6 +3,7 @@
 
 use serde::Deserialize;
 
+use super::config::DecoderConfig;
 use super::qwen_vit::{self, QwenVisionTower};
 use super::qwen2;
 use super::with_encoder::WithEncoder;
@@ -26,25 +27,25 @@ const PLACES: [[&str; 3]; 3] = [
 /// The decoder, with the encoder where the configuration and the files have one.
 pub(super) fn load(
     w: &Weights,
+    d: &DecoderConfig,
     c: &Config,
-    text: &qwen2::Config,
 ) -> Result<WithEncoder<QwenVisionTower>> {
-    let place = PLACES.iter().find(|[model, ..]| w.below(model).has("norm.weight"));
-    let [model, head, visual] = place.unwrap_or(&PLACES[0]).map(|path| w.below(path));
-    let rope = &text.decoder.rope;
-    let sections = rope.sections().ok_or_else(|| {
-        Error::config("rope_scaling has no mrope_section, the number of frequencies for time, height and width")
+    let at = |name: &str| if name.is_empty() { w.root() } else { w.at(name) };
+    let holds = |places: &&[&str; 3]| at(places[0]).has("norm.weight");
+    let [model, head, visual] = PLACES.iter().find(holds).unwrap_or(&PLACES[0]).map(at);
+    let sections = d.rope.sections().ok_or_else(|| {
+        Error::config("rope_scaling has no mrope_section: how many frequencies turn by time, height and width")
     })?;
-    let rope = rope.build(text.decoder.heads()?.head_dim)?;
+    let rope = d.rope.build(d.head_dim()?)?;
     if sections.len() != 3 {
         return Err(Error::config(format!("mrope_section is {sections:?}, not three numbers")));
     }
     let rope = rope.with_sections(&sections)?;
     let complete = visual.has("merger.ln_q.weight");
-    let hidden = text.decoder.sizes.hidden_size;
+    let hidden = d.sizes.hidden_size;
     let vision = c.vision_config.as_ref().filter(|_| complete);
     Ok(WithEncoder {
         encoder: vision.map(|c| QwenVisionTower::load(&visual, c, hidden)).transpose()?,
-        language_model: qwen2::load_at([&model, &head], text, &rope)?,
+        language_model: qwen2::load_at([&model, &head], d, &rope)?,
     })
 }

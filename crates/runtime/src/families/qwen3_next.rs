@@ -5,61 +5,23 @@
 use mlxcel_core::experts::RouteRule;
 use mlxcel_core::layers::{Linear, RmsNorm};
 use mlxcel_core::{Activation, Array, AttentionSpec, Pass, Rope};
+use mlxcel_estimator::Mixer as LayerMixer;
 use serde::Deserialize;
 
-use super::config::{DecoderConfig, HeadShape, RopeDefaults, positive};
+use super::config::{DecoderConfig, HeadShape, Mixture, RopeDefaults};
 use super::delta::{DeltaNet, DeltaShape, Projections};
 use super::dense::{DecoderBlock, FeedForward, Mixer, Mlp, Model};
 use super::layer_state::{LayerState, StateIndex};
-use super::moe::{Moe, NAMES, swiglu};
+use super::moe::{Moe, NAMES};
+use crate::Result;
 use crate::loading::{Bias, ExpertShape, NormKind, NormRule, Weights};
-use crate::{Error, Result};
 
 /// Configuration beyond [`DecoderConfig`].
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
-    #[serde(flatten)]
-    pub(super) delta: DeltaShape,
-    layer_types: Option<Vec<String>>,
-    full_attention_interval: Option<usize>,
     #[serde(default)]
     attention_bias: bool,
-    #[serde(default)]
-    num_experts: usize,
-    num_experts_per_tok: Option<usize>,
-    moe_intermediate_size: Option<usize>,
-    shared_expert_intermediate_size: Option<usize>,
     norm_topk_prob: Option<bool>,
-    decoder_sparse_step: Option<usize>,
-    #[serde(default)]
-    mlp_only_layers: Vec<usize>,
-}
-
-impl Config {
-    /// Returns true if layer `layer` is attention rather than a delta net.
-    fn attends(&self, layer: usize) -> Result<bool> {
-        match self.layer_types.as_ref().map(|types| types.get(layer).map(String::as_str)) {
-            None => {
-                let interval = self.full_attention_interval.unwrap_or(4);
-                positive(&[("full_attention_interval", interval)])?;
-                Ok((layer + 1).is_multiple_of(interval))
-            }
-            Some(Some("full_attention")) => Ok(true),
-            Some(Some("linear_attention")) => Ok(false),
-            Some(other) => Err(Error::config(format!(
-                "layer_types says \"{}\" of layer {layer} (known: full_attention, linear_attention)",
-                other.unwrap_or_default()
-            ))),
-        }
-    }
-
-    /// Returns true if layer `layer` has experts.
-    fn is_sparse(&self, layer: usize) -> bool {
-        let step = self.decoder_sparse_step.unwrap_or(1).max(1);
-        self.num_experts > 0
-            && !self.mlp_only_layers.contains(&layer)
-            && (layer + 1).is_multiple_of(step)
-    }
 }
 
 /// Attention whose output is gated, element by element, by a second half of each query head.
@@ -86,7 +48,7 @@ impl GatedAttention {
             q_norm: w.rms_norm("q_norm", heads.head_dim, f.norm)?,
             k_norm: w.rms_norm("k_norm", heads.head_dim, f.norm)?,
             rope: f.d.rope.build_or(heads.head_dim, defaults)?,
-            spec: heads.attention(),
+            spec: heads.attention()?,
         })
     }
 }
@@ -119,28 +81,20 @@ struct GatedMoe {
     shared_expert_gate: Linear,
 }
 
-/// A size that a configuration with experts must state.
-fn stated(name: &str, size: Option<usize>) -> Result<usize> {
-    size.filter(|size| *size > 0)
-        .ok_or_else(|| Error::config(format!("it has experts but no {name}")))
-}
-
 impl GatedMoe {
-    fn load(w: &Weights, hidden: usize, c: &Config) -> Result<Self> {
-        let inner = stated("moe_intermediate_size", c.moe_intermediate_size)?;
-        let shared = stated("shared_expert_intermediate_size", c.shared_expert_intermediate_size)?;
-        let active = stated("num_experts_per_tok", c.num_experts_per_tok)?;
+    fn load(w: &Weights, hidden: usize, mixture: Mixture, c: &Config) -> Result<Self> {
         let normalise = c.norm_topk_prob.unwrap_or(true);
-        let rule = RouteRule::softmax(c.num_experts, active, normalise);
-        let shape = ExpertShape { hidden, inner, names: NAMES };
+        let rule = RouteRule::softmax(mixture.experts, mixture.active, normalise);
+        let shape = ExpertShape { hidden, inner: mixture.inner, names: NAMES };
         let moe = Moe {
-            gate: w.linear("gate", hidden, c.num_experts, Bias::None)?,
+            gate: w.linear("gate", hidden, mixture.experts, Bias::None)?,
             experts: w.fused_experts(shape, rule, ["experts.gate_up_proj", "experts.down_proj"])?,
             shared_experts: None,
         };
+        let shared = w.at("shared_expert");
         Ok(Self {
             moe,
-            shared_expert: swiglu(&w.at("shared_expert"), hidden, shared)?,
+            shared_expert: Mlp::load(&shared, hidden, mixture.shared_inner, Bias::None)?,
             shared_expert_gate: w.linear("shared_expert_gate", hidden, 1, Bias::None)?,
         })
     }
@@ -166,20 +120,19 @@ pub(super) struct Frame<'a> {
 
 fn block(w: &Weights, f: &Frame<'_>, layer: usize) -> Result<DecoderBlock> {
     let hidden = f.d.sizes.hidden_size;
-    let heads = f.d.heads()?;
-    let mixer: Box<dyn Mixer> = match f.c.attends(layer)? {
-        true => Box::new(GatedAttention::load(&w.at("self_attn"), hidden, heads, f)?),
-        false => {
+    let mixer: Box<dyn Mixer> = match f.d.mixer(layer)? {
+        LayerMixer::GatedDelta(shape) => {
             // The norm of a delta net's output holds its weight itself in all files.
             let norm = NormRule { kind: NormKind::Rms, ..f.norm };
             let w = w.at("linear_attn");
-            let shape = &f.c.delta;
-            Box::new(DeltaNet::load(&w, hidden, shape, norm, f.projections)?)
+            let shape = DeltaShape::new(&shape);
+            Box::new(DeltaNet::load(&w, hidden, &shape, norm, f.projections)?)
         }
+        _ => Box::new(GatedAttention::load(&w.at("self_attn"), hidden, f.d.heads(layer)?, f)?),
     };
-    let mlp: Box<dyn FeedForward> = match f.c.is_sparse(layer) {
-        true => Box::new(GatedMoe::load(&w.at("mlp"), hidden, f.c)?),
-        false => Box::new(swiglu(&w.at("mlp"), hidden, f.d.sizes.intermediate_size)?),
+    let mlp: Box<dyn FeedForward> = match f.d.experts(layer)? {
+        Some(mixture) => Box::new(GatedMoe::load(&w.at("mlp"), hidden, mixture, f.c)?),
+        None => Box::new(Mlp::load(&w.at("mlp"), hidden, f.d.inner(layer)?, Bias::None)?),
     };
     DecoderBlock::pre_norm(w, hidden, f.norm, mixer, mlp)
 }
@@ -198,8 +151,17 @@ fn places<'w>(w: &Weights<'w>) -> [Weights<'w>; 2] {
     }
 }
 
-/// Layers among which there is a delta net, in models that have any.
-const MAX_INTERVAL: usize = 16;
+/// Reports whether the convolution of a delta net is converted; files of one tool are all alike.
+fn is_converted(model: &Weights, d: &DecoderConfig) -> Result<bool> {
+    for layer in 0..d.sizes.num_hidden_layers {
+        if let LayerMixer::GatedDelta(shape) = d.mixer(layer)? {
+            let shape = DeltaShape::new(&shape);
+            let net = model.at(&format!("layers.{layer}.linear_attn"));
+            return Ok(net.is_converted("conv1d", shape.channels(), shape.kernel()));
+        }
+    }
+    Ok(false)
+}
 
 /// Reads the model; published files hold the weights of norms minus 1, converted ones themselves.
 pub(super) fn load_with(
@@ -208,13 +170,8 @@ pub(super) fn load_with(
     c: &Config,
     projections: Projections,
 ) -> Result<Model> {
-    c.delta.check()?;
     let [model, head] = places(w);
-    let converted = (0..d.sizes.num_hidden_layers.min(MAX_INTERVAL)).any(|layer| {
-        let net = model.at(&format!("layers.{layer}.linear_attn"));
-        net.is_converted("conv1d", c.delta.channels(), c.delta.kernel())
-    });
-    let kind = if converted { NormKind::Rms } else { NormKind::RmsPlusOne };
+    let kind = if is_converted(&model, d)? { NormKind::Rms } else { NormKind::RmsPlusOne };
     let norm = d.sizes.norm_or(kind, 1e-6);
     let frame = Frame { d, c, norm, projections };
     Model::load_with([&model, &head], &d.sizes, "norm", norm, |w, i| block(w, &frame, i))

@@ -6,7 +6,7 @@ use mlxcel_core::{Activation, Array, ImageAttention, ImagePositions, Ops};
 use serde::Deserialize;
 
 use super::ImageEncoder;
-use super::config::{MAX_SIZE, activation};
+use super::config::{activation, positive};
 use super::dense::PlainMlp;
 use crate::loading::{Bias, Frames, NormKind, NormRule, Patches, Weights};
 use crate::vision::{EncodedImage, ImageError, PatchShape, Pixels};
@@ -77,10 +77,12 @@ impl Config {
         if self.num_channels != 3 {
             return Err(wrong(format!("num_channels is {} (supported: 3)", self.num_channels)));
         }
-        let sizes = [self.hidden_size, self.intermediate_size, self.image_size, self.patch_size];
-        if sizes.iter().any(|size| *size == 0 || *size > MAX_SIZE) {
-            return Err(wrong(format!("a size is out of range: {sizes:?}")));
-        }
+        positive(&[
+            ("vision_config: hidden_size", self.hidden_size),
+            ("vision_config: intermediate_size", self.intermediate_size),
+            ("vision_config: image_size", self.image_size),
+            ("vision_config: patch_size", self.patch_size),
+        ])?;
         if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             let hidden = self.hidden_size;
             let heads = self.num_attention_heads;

@@ -4,6 +4,7 @@
 use mlxcel_core::layers::Norm;
 use mlxcel_core::{Array, Pass};
 
+use super::config::DecoderConfig;
 use super::dense::{DecoderLayer, Mixer, Model};
 use super::layer_state::{LayerState, StateIndex};
 use crate::Result;
@@ -26,26 +27,18 @@ impl DecoderLayer for SingleMixerBlock {
     }
 }
 
-/// The sizes of a `backbone`.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct BackboneSizes {
-    pub(super) vocab_size: usize,
-    pub(super) hidden_size: usize,
-    pub(super) layers: usize,
-    pub(super) tied: Option<bool>,
-    pub(super) norm: NormRule,
-}
-
 /// Reads `backbone.embeddings`, `backbone.layers`, `backbone.norm_f` and `lm_head`; `mixer` builds
 /// that of a layer from its `mixer` tensors and its index.
 pub(super) fn backbone<M: Mixer + 'static>(
     w: &Weights,
-    s: &BackboneSizes,
+    d: &DecoderConfig,
+    norm: NormRule,
     mixer: impl Fn(&Weights, usize) -> Result<M>,
 ) -> Result<Model> {
     let backbone = w.at("backbone");
-    let layers = backbone.layers("layers", s.layers, |w, index| {
-        let norm = w.norm("norm", s.hidden_size, s.norm)?;
+    let s = &d.sizes;
+    let layers = backbone.layers("layers", s.num_hidden_layers, |w, index| {
+        let norm = w.norm("norm", s.hidden_size, norm)?;
         let mixer = Box::new(mixer(&w.at("mixer"), index)?);
         Ok(Box::new(SingleMixerBlock { norm, mixer }) as Box<dyn DecoderLayer>)
     })?;
@@ -54,8 +47,8 @@ pub(super) fn backbone<M: Mixer + 'static>(
         positions: None,
         embed_scale: None,
         layers,
-        norm: backbone.norm("norm_f", s.hidden_size, s.norm)?,
-        lm_head: w.lm_head(s.tied, s.hidden_size, s.vocab_size)?,
+        norm: backbone.norm("norm_f", s.hidden_size, norm)?,
+        lm_head: w.lm_head(s.tie_word_embeddings, s.hidden_size, s.vocab_size)?,
         logits: None,
     })
 }

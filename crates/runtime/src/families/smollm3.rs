@@ -5,13 +5,11 @@ use serde::Deserialize;
 
 use super::config::DecoderConfig;
 use super::dense::{Attention, Mlp, Model, ProjectionBias};
+use crate::Result;
 use crate::loading::{Bias, Weights};
-use crate::{Error, Result};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
-    #[serde(flatten)]
-    decoder: DecoderConfig,
     #[serde(default)]
     attention_bias: bool,
     #[serde(default)]
@@ -21,36 +19,27 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// Returns true if layer `layer` has rotary embeddings (`no_rope_layers` holds 1 where it does).
-    fn rotates(&self, layer: usize) -> Result<bool> {
+    /// Reports whether layer `layer` rotates (`no_rope_layers` holds 1 if it does).
+    fn rotates(&self, layer: usize) -> bool {
         let interval = self.no_rope_layer_interval.unwrap_or(4).max(1);
         match &self.no_rope_layers {
-            None => Ok(!(layer + 1).is_multiple_of(interval)),
-            Some(list) if list.len() == self.decoder.sizes.num_hidden_layers => {
-                Ok(list[layer] != 0)
-            }
-            Some(list) => Err(Error::config(format!(
-                "no_rope_layers has {} entries for {} layers",
-                list.len(),
-                self.decoder.sizes.num_hidden_layers
-            ))),
+            None => !(layer + 1).is_multiple_of(interval),
+            Some(list) => list.get(layer).is_some_and(|entry| *entry != 0),
         }
     }
 }
 
-pub(super) fn load(w: &Weights, c: &Config) -> Result<Model> {
-    let heads = c.decoder.heads()?;
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));
-    let rope = c.decoder.rope.build(heads.head_dim)?;
+    let rope = d.rope.build(d.head_dim()?)?;
+    let hidden = d.sizes.hidden_size;
     Model::pre_norm(
         w,
-        &c.decoder,
+        d,
         |w, layer| {
-            let rotates = c.rotates(layer)?;
-            let rope = rotates.then(|| rope.clone());
-            Attention::load(w, c.decoder.sizes.hidden_size, heads, bias, rope)?
-                .windowed(c.decoder.windows.opt_in_where(layer, !rotates)?)
+            let rope = c.rotates(layer).then(|| rope.clone());
+            Attention::load(w, hidden, d.heads(layer)?, bias, rope)
         },
-        |w| Mlp::load(w, &c.decoder.sizes, Bias::when(c.mlp_bias)),
+        |w, layer| Mlp::load(w, hidden, d.inner(layer)?, Bias::when(c.mlp_bias)),
     )
 }

@@ -93,7 +93,7 @@ fn contradictory_hybrids_are_rejected() {
         let mamba = ["mamba", "attention", "mamba", "mlp"];
         for (name, changes, why) in [
             ("mamba", json!({"state_size": 0}), "state_size is 0"),
-            ("mamba", json!({"time_step_rank": "manual"}), "time_step_rank is \"manual\""),
+            ("mamba", json!({"time_step_rank": "manual"}), "`time_step_rank` is manual"),
             ("falcon_mamba", json!({"use_conv_bias": true, "conv_kernel": 5}), "has shape"),
             ("lfm2", json!({"layer_types": conv[..3]}), "layer_types has 3 entries"),
             ("lfm2", json!({"layer_types": mamba}), "layer_types says \"mamba\" of layer 0"),
@@ -111,6 +111,8 @@ fn contradictory_hybrids_are_rejected() {
             ("qwen3_5_moe", json!({"num_experts_per_tok": null}), "no num_experts_per_tok"),
             ("falcon_h1", json!({"mamba_d_head": 16}), "mamba_n_heads (6) times mamba_d_head (16)"),
             ("falcon_h1", json!({"mamba_rms_norm": true}), "with one group"),
+            ("nemotron_h", json!({"hybrid_override_pattern": "M?"}), "\"?\" of layer 1"),
+            ("nemotron_h", json!({"hybrid_override_pattern": "E"}), "layer 0 has experts"),
         ] {
             let error = refusal(name, &changes);
             assert!(error.contains(why), "{name} {changes}: {error}");
