@@ -352,6 +352,9 @@ proptest! {
     ) {
         let mut scheduler = scheduler(PARALLEL);
         let mut budget = TokenBudget::with_prefixes(limit_tokens, prefixes);
+        while budget.free_tokens(&MemoryDemand::default()).is_none() {
+            budget.evict_prefix();
+        }
         let mut course = Course::default();
         for now in 0..5000 {
             for (id, arrival) in arrivals.iter().enumerate() {
