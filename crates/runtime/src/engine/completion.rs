@@ -147,7 +147,7 @@ mod tests {
     use crate::engine::ModelSource;
     use crate::sampling::SamplingOptions;
 
-    const VOCAB: usize = 4096;
+    const VOCAB: u32 = 4096;
 
     fn text() -> Processor {
         Processor::load(&ModelSource::BuiltIn).unwrap()
@@ -155,7 +155,7 @@ mod tests {
 
     /// Logits of which `token` is the largest.
     fn row(token: u32) -> Vec<f32> {
-        let mut logits = vec![0.0; VOCAB];
+        let mut logits = vec![0.0; VOCAB as usize];
         logits[token as usize] = 10.0;
         logits
     }
@@ -165,11 +165,11 @@ mod tests {
         let stop: Vec<String> = stop.iter().map(|stop| (*stop).to_owned()).collect();
         let options =
             CompletionOptions { sampling: &sampling, stop: &stop, max_tokens, ignore_eos: false };
-        Completion::new(text.tokenizer(), VOCAB, &[1, 2], options).unwrap()
+        Completion::new(text.tokenizer(), VOCAB as usize, &[1, 2], options).unwrap()
     }
 
     fn eos(text: &Processor) -> u32 {
-        (0..VOCAB as u32).find(|token| text.tokenizer().is_eos(*token)).expect("an end token")
+        (0..VOCAB).find(|token| text.tokenizer().is_eos(*token)).expect("an end token")
     }
 
     /// Feeds the tokens of `words` until the completion ends; returns its text and finish.

@@ -192,11 +192,14 @@ impl Decode<'_> {
                 return Ok(finish);
             }
             let GeneratedToken { token, text, .. } = self.completion.advance(&logits)?;
-            if !text.is_empty() && emit(&text).is_break() {
-                self.completion.interrupt();
-            } else if self.completion.finish() != Some(Finish::Stop)
-                && progress.decoded(&self.statistics()).is_break()
-            {
+            let mut flow = ControlFlow::Continue(());
+            if !text.is_empty() {
+                flow = emit(&text);
+            }
+            if flow.is_continue() && self.completion.finish() != Some(Finish::Stop) {
+                flow = progress.decoded(&self.statistics());
+            }
+            if flow.is_break() {
                 self.completion.interrupt();
             }
             if self.completion.finish().is_none() {

@@ -24,7 +24,7 @@ mod sampler;
 pub use error::SamplingError;
 pub use logprobs::{TokenLogprob, TokenLogprobs};
 pub use params::{SamplingOptions, SamplingParams};
-pub use sampler::{Sample, Sampler};
+pub(crate) use sampler::Sampler;
 
 #[cfg(test)]
 mod tests;

@@ -12,9 +12,8 @@ use super::{SamplingError, SamplingOptions, SamplingParams, TokenLogprobs, penal
 /// Each sequence has its own sampler, so that its random numbers do not depend on other sequences
 /// in the batch.
 #[derive(Debug, Clone)]
-pub struct Sampler {
+pub(crate) struct Sampler {
     options: SamplingOptions,
-    seed: u64,
     random: ChaCha8Rng,
     /// Logits after bias and penalties, `[vocab]`.
     logits: Vec<f32>,
@@ -24,11 +23,11 @@ pub struct Sampler {
 
 /// A sampled token.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Sample {
+pub(crate) struct Sample {
     /// Token id.
-    pub token: u32,
+    pub(crate) token: u32,
     /// Log-probabilities of this token and the likeliest ones, if requested.
-    pub logprobs: Option<TokenLogprobs>,
+    pub(crate) logprobs: Option<TokenLogprobs>,
 }
 
 impl Sampler {
@@ -37,7 +36,7 @@ impl Sampler {
     /// # Errors
     /// [`SamplingError::TokenOutOfVocabulary`] if `logit_bias` names a token beyond `vocab_size`;
     /// [`SamplingError::NoEntropy`] if no seed is given and the system provides none.
-    pub fn new(params: &SamplingParams, vocab_size: usize) -> Result<Self, SamplingError> {
+    pub(crate) fn new(params: &SamplingParams, vocab_size: usize) -> Result<Self, SamplingError> {
         let options = params.options().clone();
         for (token, _) in &options.logit_bias {
             if usize::try_from(*token).map_or(true, |token| token >= vocab_size) {
@@ -54,16 +53,10 @@ impl Sampler {
         };
         Ok(Self {
             options,
-            seed,
             random: ChaCha8Rng::seed_from_u64(seed),
             logits: vec![0.0; vocab_size],
             scratch: Vec::new(),
         })
-    }
-
-    /// Seed in use; repeats a generation that was started without one.
-    pub fn seed(&self) -> u64 {
-        self.seed
     }
 
     /// Samples a token from `logits`, `[vocab]`. `history` contains the previous tokens, prompt
@@ -72,7 +65,11 @@ impl Sampler {
     /// # Errors
     /// [`SamplingError::WrongWidth`], [`SamplingError::InvalidLogit`],
     /// [`SamplingError::NoCandidates`].
-    pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<Sample, SamplingError> {
+    pub(crate) fn sample(
+        &mut self,
+        logits: &[f32],
+        history: &[u32],
+    ) -> Result<Sample, SamplingError> {
         if logits.len() != self.logits.len() {
             let expected = self.logits.len();
             return Err(SamplingError::WrongWidth { expected, found: logits.len() });

@@ -141,7 +141,7 @@ impl Tokenizer {
     }
 
     /// Returns `true` for end-of-sequence tokens.
-    pub fn is_eos(&self, token: u32) -> bool {
+    pub(crate) fn is_eos(&self, token: u32) -> bool {
         self.inner.eos.contains(&token)
     }
 
