@@ -1,5 +1,5 @@
-//! The reader of safetensors headers on arbitrary bytes: it never panics, and whatever it
-//! accepts lies within the file, does not overlap and has the size that its shape states.
+//! Fuzzes the parser of safetensors headers: it never panics, and accepted tensors lie within the file,
+//! do not overlap, and have the size of their shape.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -9,11 +9,11 @@ use std::path::Path;
 fuzz_target!(|input: &[u8]| {
     let Some((choice, rest)) = input.split_first() else { return };
     if choice % 2 == 0 {
-        // A file as it may lie on a disk, of which the start was read.
+        // A file whose start was read.
         let file_len = length(rest.len(), usize::from(*choice) << 8);
         check(parse_header(Path::new("fuzz"), rest, file_len), file_len);
     } else {
-        // A header whose length is right, so that what it says is looked at.
+        // A header with a correct length, so that its content is parsed.
         let mut start = length(rest.len(), 0).to_le_bytes().to_vec();
         start.extend_from_slice(rest);
         let file_len = length(start.len(), usize::from(*choice / 2));
@@ -29,8 +29,8 @@ fn check<E: std::fmt::Display>(parsed: Result<Header, E>, file_len: u64) {
     let header = match parsed {
         Ok(header) => header,
         Err(error) => {
-            let sentence = error.to_string();
-            assert!(sentence.len() < 1000 && !sentence.contains('\n'), "{sentence}");
+            let message = error.to_string();
+            assert!(message.len() < 1000 && !message.contains('\n'), "{message}");
             return;
         }
     };

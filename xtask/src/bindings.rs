@@ -16,7 +16,7 @@ pub(crate) struct Arguments {
 /// Runs this task in an xtask built with bindgen.
 ///
 /// # Errors
-/// Those of the task.
+/// See the task.
 #[cfg(not(feature = "bindgen"))]
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut command = std::process::Command::new("cargo");

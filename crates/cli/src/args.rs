@@ -224,7 +224,7 @@ impl ComputeArgs {
 pub(crate) fn context_size(given: Option<usize>, model: Option<usize>) -> Result<Option<usize>> {
     match (given, model) {
         (Some(0), None) => {
-            bail!("--ctx-size 0: the model's config.json names no context; give a number of tokens")
+            bail!("--ctx-size 0: the model states no context of its own; give a number of tokens")
         }
         (Some(0), Some(own)) => Ok(Some(own)),
         (Some(wanted), Some(own)) if wanted > own => {
@@ -280,6 +280,6 @@ mod tests {
         assert_eq!(context_size_or_default(None, Some(512)).ok(), Some(512));
         assert_eq!(context_size_or_default(None, Some(99_999)).ok(), Some(8192));
         assert_eq!(context_size_or_default(Some(0), Some(99_999)).ok(), Some(99_999));
-        assert!(check(Some(0), None).is_err_and(|error| error.contains("names no context")));
+        assert!(check(Some(0), None).is_err_and(|error| error.contains("states no context")));
     }
 }

@@ -86,7 +86,7 @@ impl Args {
             None if sum > 0 => return Ok(sum),
             None => return Ok(DEFAULT_CONTEXT_TOKENS),
             Some(0) => model.spec.max_context_tokens.context(
-                "--ctx-size 0: the model's config.json names no context; give a number of tokens",
+                "--ctx-size 0: the model states no context of its own; give a number of tokens",
             )?,
             Some(context) => context,
         };

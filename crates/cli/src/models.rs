@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use mlxcel_estimator::{DEFAULT_CONTEXT_TOKENS, Workload, format_bytes};
-use mlxcel_hub::{self as hub, Download, Hub, LIST_SCHEMA, ModelEntry, Planned};
+use mlxcel_hub::{self as hub, Download, DownloadPlan, Hub, LIST_SCHEMA, ModelEntry};
 use mlxcel_runtime::preflight::{ModelFootprint, this_machine};
 use serde_json::json;
 
@@ -97,7 +97,7 @@ fn fetch(args: &DownloadArgs, interrupt: &Interrupt) -> Result<Option<PathBuf>> 
     Ok(Some(folder))
 }
 
-fn announce(planned: &Planned) {
+fn announce(planned: &DownloadPlan) {
     eprintln!(
         "{}: {} files, {}, of which {} will be downloaded",
         planned.info.name,
@@ -108,7 +108,7 @@ fn announce(planned: &Planned) {
 }
 
 /// Estimates the model's memory from its headers. If it does not fit, warns, and asks at a terminal.
-fn confirm_size(args: &DownloadArgs, hub: &Hub, planned: &Planned) -> Result<bool> {
+fn confirm_size(args: &DownloadArgs, hub: &Hub, planned: &DownloadPlan) -> Result<bool> {
     let model = match hub.sized_from(&planned.info) {
         Ok((spec, weights)) => ModelFootprint { name: planned.info.name.clone(), spec, weights },
         Err(_) if args.quiet => return Ok(true),

@@ -47,7 +47,7 @@ pub enum Error {
         expected: &'static str,
     },
     /// A size does not divide into equal parts.
-    #[error("{size} {what} do not divide into {parts} equal parts")]
+    #[error("{size} {what} are not a multiple of {parts} groups")]
     Indivisible {
         /// Things that are to be divided.
         what: &'static str,

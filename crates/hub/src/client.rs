@@ -1,4 +1,4 @@
-//! Questions to a hub over HTTP: the endpoint, the token, attempts, and what answers mean.
+//! HTTP client of a hub: endpoint, token, retries, and the meaning of responses.
 
 use std::io::Read;
 use std::ops::RangeInclusive;
@@ -7,64 +7,77 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::HubError;
-use super::error::HubResult;
+use super::error::{HubResult, UnexpectedResponse};
 
-/// The hub where nothing else is said.
+/// Default hub endpoint.
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
-/// Attempts without progress before a connection counts as broken.
-const ATTEMPTS: u32 = 5;
-/// The longest that a hub may ask us to wait.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-const CONNECT: Duration = Duration::from_secs(15);
-const SILENCE: Duration = Duration::from_secs(60);
-const REDIRECTS: u32 = 10;
+/// Maximum number of attempts without progress.
+const MAX_ATTEMPTS: u32 = 5;
+/// Maximum delay between attempts, whatever a hub asks for.
+const MAX_DELAY: Duration = Duration::from_secs(60);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_REDIRECTS: u32 = 10;
 
-/// Which hub, as whom.
+/// Endpoint, credentials and cache of a [`Hub`].
 #[derive(Clone)]
 pub struct HubOptions {
     /// Scheme and host, without a slash at the end.
     pub endpoint: String,
-    /// Who asks; only that host is told.
+    /// Access token; it is sent to the endpoint only.
     pub token: Option<String>,
-    /// Whether nothing may be asked.
+    /// True if requests are forbidden.
     pub offline: bool,
-    /// The cache to download into; `None`: there is no home for one.
+    /// The cache to download into; `None` without a home folder for one.
     pub cache: Option<PathBuf>,
-    /// The pause before a second attempt; it doubles with every further one.
-    pub first_pause: Duration,
+    /// Delay before a second attempt; it doubles with every further one.
+    pub retry_delay: Duration,
 }
 
 impl HubOptions {
-    /// As `huggingface_hub` reads the environment: `HF_ENDPOINT`, `HF_TOKEN` (else the file
-    /// `HF_TOKEN_PATH`, else `token` in `HF_HOME`), `HF_HUB_OFFLINE`.
+    /// Options from the environment, as `huggingface_hub` reads it: `HF_ENDPOINT`, `HF_TOKEN` (else
+    /// the file `HF_TOKEN_PATH`, else `token` in `HF_HOME`), `HF_HUB_OFFLINE`.
     #[must_use]
     pub fn from_env() -> Self {
-        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
-        let token = set("HF_TOKEN").or_else(|| std::fs::read_to_string(token_file()?).ok());
-        let yes =
-            |value: String| ["1", "on", "yes", "true"].contains(&value.to_lowercase().as_str());
+        let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
+        let token = variable("HF_TOKEN").or_else(|| std::fs::read_to_string(token_file()?).ok());
         Self {
             endpoint: endpoint.trim().trim_end_matches('/').to_owned(),
             token: token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty()),
-            offline: set("HF_HUB_OFFLINE").is_some_and(yes),
+            offline: variable("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
             cache: super::local::default_cache(),
-            first_pause: Duration::from_millis(500),
+            retry_delay: Duration::from_millis(500),
         }
     }
 }
 
-fn token_file() -> Option<PathBuf> {
-    let set =
-        |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let home = || {
-        let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
-        set("HF_HOME").or_else(|| Some(cache?.join("huggingface")))
-    };
-    set("HF_TOKEN_PATH").or_else(|| Some(home()?.join("token")))
+/// A variable of the environment that is set and not blank.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.trim().is_empty())
 }
 
-/// A hub.
+/// A path from the environment, if it is set and not empty.
+fn path_variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+fn is_true(value: &str) -> bool {
+    ["1", "on", "yes", "true"].contains(&value.to_lowercase().as_str())
+}
+
+fn token_file() -> Option<PathBuf> {
+    if let Some(path) = path_variable("HF_TOKEN_PATH") {
+        return Some(path);
+    }
+    if let Some(home) = path_variable("HF_HOME") {
+        return Some(home.join("token"));
+    }
+    let cache =
+        path_variable("XDG_CACHE_HOME").or_else(|| Some(path_variable("HOME")?.join(".cache")))?;
+    Some(cache.join("huggingface/token"))
+}
+
+/// Client of a hub.
 pub struct Hub {
     agent: ureq::Agent,
     options: HubOptions,
@@ -72,45 +85,49 @@ pub struct Hub {
     received_bytes: AtomicU64,
 }
 
-/// An answer with a body that has not been read.
-pub(super) struct Answer {
-    /// Where it came from, redirects followed.
+/// A successful response with an unread body.
+pub(super) struct HubResponse {
+    /// Its URL, after redirects.
     pub(super) url: String,
-    /// Whether it is the range that was asked for (206) or the whole (200).
-    pub(super) partial: bool,
-    /// Where a partial answer begins, as it states itself.
+    /// True if it is the requested range (206) or the whole file (200).
+    pub(super) is_partial: bool,
+    /// First byte of a partial response, as its header states it.
     pub(super) start: Option<u64>,
     body: ureq::Body,
 }
 
-type Response = ureq::http::Response<ureq::Body>;
+type RawResponse = ureq::http::Response<ureq::Body>;
 
-/// What became of a question.
-pub(super) enum Reply {
-    /// It was answered.
-    Answer(Answer),
-    /// The range begins at or behind the end (416).
-    NoSuchRange,
-    /// Asking again may help; after so long, where the hub said.
-    Again(HubError, Option<Duration>),
+/// Outcome of one attempt.
+pub(super) enum Attempt {
+    /// A response.
+    Response(HubResponse),
+    /// The range starts at or behind the end of the file (416).
+    RangeNotSatisfiable,
+    /// A failure that may pass, and the delay that the hub asks for.
+    Retry(HubError, Option<Duration>),
 }
 
 impl Hub {
-    /// A hub; nothing is asked yet.
+    /// A client; no request is made yet.
     #[must_use]
     pub fn new(options: HubOptions) -> Self {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
-            .timeout_connect(Some(CONNECT))
-            .timeout_recv_response(Some(SILENCE))
-            .timeout_per_read(Some(SILENCE))
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_recv_response(Some(READ_TIMEOUT))
+            .timeout_per_read(Some(READ_TIMEOUT))
             .user_agent(concat!("mlxcel/", env!("CARGO_PKG_VERSION")));
-        let (requests, received_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { agent: config.build().new_agent(), options, requests, received_bytes }
+        Self {
+            agent: config.build().new_agent(),
+            options,
+            requests: AtomicU64::new(0),
+            received_bytes: AtomicU64::new(0),
+        }
     }
 
-    /// The hub that the environment names.
+    /// A client of the hub that the environment names.
     #[must_use]
     pub fn from_env() -> Self {
         Self::new(HubOptions::from_env())
@@ -127,57 +144,52 @@ impl Hub {
         &self.options.endpoint
     }
 
-    /// Whether nothing may be asked.
+    /// Returns true if requests are forbidden.
     #[must_use]
     pub fn is_offline(&self) -> bool {
         self.options.offline
     }
 
-    /// Questions asked so far; following a redirect is not counted.
+    /// Number of requests so far, redirects not counted.
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// Bytes of answers read so far.
+    /// Bytes of bodies read so far.
     #[must_use]
     pub fn received_bytes(&self) -> u64 {
         self.received_bytes.load(Ordering::Relaxed)
     }
 
-    /// Asks once for `url`, or for a part of it.
+    /// Requests `url`, or a range of it, once.
     ///
     /// # Errors
-    /// What asking again would not change.
-    pub(super) fn ask(&self, url: &str, range: Option<&str>) -> HubResult<Reply> {
+    /// Non-retryable failures.
+    pub(super) fn request(&self, url: &str, range: Option<&str>) -> HubResult<Attempt> {
         if self.options.offline {
             return Err(HubError::Offline { url: url.to_owned() });
         }
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let mut place = url.to_owned();
-        for _ in 0..=REDIRECTS {
-            let response = match self.call(&place, range) {
+        let mut location = url.to_owned();
+        for _ in 0..=MAX_REDIRECTS {
+            let response = match self.call(&location, range) {
                 Ok(response) => response,
-                Err(error) => return connection(url, &error),
+                Err(error) => return transport_failure(url, &error),
             };
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return reply(url, place, response);
+                return classify(url, location, response);
             }
-            let location = response.headers().get("location").and_then(|text| text.to_str().ok());
-            place =
-                location.and_then(|location| redirected(&place, location)).ok_or_else(|| {
-                    HubError::NotAHub {
-                        url: url.to_owned(),
-                        what: "it redirects nowhere".to_owned(),
-                    }
-                })?;
+            let header = response.headers().get("location").and_then(|text| text.to_str().ok());
+            let target = header.and_then(|target| redirect_target(&location, target));
+            location = target.ok_or_else(|| unexpected(url, UnexpectedResponse::NoLocation))?;
         }
-        let reason = format!("more than {REDIRECTS} redirects");
+        let reason = format!("more than {MAX_REDIRECTS} redirects");
         Err(HubError::Connection { url: url.to_owned(), reason })
     }
 
-    /// One request. Redirects are followed by hand, so that each place is told the token or not.
-    fn call(&self, url: &str, range: Option<&str>) -> Result<Response, ureq::Error> {
+    /// Makes one request. Redirects are followed by hand, so that the token goes to the hub only.
+    fn call(&self, url: &str, range: Option<&str>) -> Result<RawResponse, ureq::Error> {
         let mut request = self.agent.get(url);
         if let Some(token) = self.options.token.as_ref().filter(|_| self.is_own(url)) {
             request = request.header("authorization", format!("Bearer {token}"));
@@ -188,125 +200,145 @@ impl Hub {
         request.call()
     }
 
-    /// The whole of `url`, at most `limit` bytes; asks again where that may help.
+    /// Fetches all of `url`, at most `limit` bytes, with retries.
     ///
     /// # Errors
-    /// No answer after several attempts, a refusal, or more than `limit` bytes.
+    /// No response after several attempts, a refusal, or more than `limit` bytes.
     pub(super) fn get(&self, url: &str, limit: u64) -> HubResult<Vec<u8>> {
-        self.get_part(url, None, limit).map(|(_, bytes)| bytes)
+        self.get_with_retries(url, None, limit).map(|(_, bytes)| bytes)
     }
 
-    /// A part of `url`, and where it came from, so that a next part need not be redirected again.
+    /// Fetches a range of `url`. Returns the URL after redirects too, for the next range.
     ///
     /// # Errors
-    /// As [`Self::get`]; a server that answers with another part.
+    /// Errors of [`Self::get`]; a server that sends another range.
     pub(super) fn get_range(
         &self,
         url: &str,
         range: RangeInclusive<u64>,
     ) -> HubResult<(String, Vec<u8>)> {
-        let (start, end) = (range.start(), range.end());
+        let start = *range.start();
+        let end = *range.end();
         let limit = (end - start).saturating_add(1);
-        let strange = |what: &str| HubError::NotAHub { url: url.to_owned(), what: what.to_owned() };
-        let (answer, bytes) = self.get_part(url, Some(&format!("bytes={start}-{end}")), limit)?;
-        match (answer.partial, answer.start) {
-            (true, Some(at)) if at == *start => Ok((answer.url, bytes)),
-            (true, _) => Err(strange("it sends another range than was asked for")),
-            (false, _) => Err(strange("it sends whole files where a range is asked for")),
+        let header = format!("bytes={start}-{end}");
+        let (response, bytes) = self.get_with_retries(url, Some(&header), limit)?;
+        if !response.is_partial {
+            return Err(unexpected(url, UnexpectedResponse::NoRanges));
         }
+        if response.start != Some(start) {
+            return Err(unexpected(url, UnexpectedResponse::WrongRange));
+        }
+        Ok((response.url, bytes))
     }
 
-    fn get_part(&self, url: &str, range: Option<&str>, limit: u64) -> HubResult<(Answer, Vec<u8>)> {
+    fn get_with_retries(
+        &self,
+        url: &str,
+        range: Option<&str>,
+        limit: u64,
+    ) -> HubResult<(HubResponse, Vec<u8>)> {
         let mut attempt = 1;
         loop {
-            let (error, wait) = match self.ask(url, range)? {
-                Reply::Answer(mut answer) if range.is_none() || answer.partial => {
-                    match self.read(&mut answer, url, limit)? {
-                        Ok(bytes) => return Ok((answer, bytes)),
+            let (error, delay) = match self.request(url, range)? {
+                Attempt::Response(mut response) if range.is_none() || response.is_partial => {
+                    match self.read(&mut response, url, limit)? {
+                        Ok(bytes) => return Ok((response, bytes)),
                         Err(error) => (error, None),
                     }
                 }
-                // Not the part that was asked for: none of it is read.
-                Reply::Answer(answer) => return Ok((answer, Vec::new())),
-                Reply::NoSuchRange => return Err(refusal(url, 416)),
-                Reply::Again(error, wait) => (error, wait),
+                // A whole file in place of a range is not read.
+                Attempt::Response(response) => return Ok((response, Vec::new())),
+                Attempt::RangeNotSatisfiable => return Err(refusal(url, 416)),
+                Attempt::Retry(error, delay) => (error, delay),
             };
-            self.pause(attempt, wait, error)?;
+            self.pause(attempt, delay, error)?;
             attempt += 1;
         }
     }
 
-    /// Reads a body to its end: `Ok(Err(…))` where asking again may help.
-    fn read(&self, answer: &mut Answer, url: &str, limit: u64) -> HubResult<HubResult<Vec<u8>>> {
+    /// Reads a body to its end; `Ok(Err(…))` for failures that may pass.
+    fn read(
+        &self,
+        response: &mut HubResponse,
+        url: &str,
+        limit: u64,
+    ) -> HubResult<HubResult<Vec<u8>>> {
         let mut bytes = Vec::new();
-        let read = answer.body.as_reader().take(limit.saturating_add(1)).read_to_end(&mut bytes);
+        let mut body = response.body.as_reader().take(limit.saturating_add(1));
+        let read = body.read_to_end(&mut bytes);
         self.received_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         if bytes.len() as u64 > limit {
-            let what = format!("more than {limit} bytes where fewer are expected");
-            return Err(HubError::NotAHub { url: url.to_owned(), what });
+            return Err(unexpected(url, UnexpectedResponse::TooLong { limit }));
         }
         Ok(match read {
             Ok(_) => Ok(bytes),
-            Err(error) => Err(broken(url, &error)),
+            Err(error) => Err(connection_broke(url, &error)),
         })
     }
 
-    /// Waits before attempt `attempt + 1`.
+    /// Sleeps before attempt `attempt + 1`.
     ///
     /// # Errors
-    /// `error`, where that were one too many.
+    /// `error`, after the last attempt.
     pub(super) fn pause(
         &self,
         attempt: u32,
-        wait: Option<Duration>,
+        delay: Option<Duration>,
         error: HubError,
     ) -> HubResult<()> {
-        if attempt >= ATTEMPTS {
+        if attempt >= MAX_ATTEMPTS {
             return Err(error);
         }
-        let pause = self.options.first_pause * 2_u32.pow(attempt - 1);
-        std::thread::sleep(wait.map_or(pause, |wait| wait.max(pause)).min(LONGEST_PAUSE));
+        let own_delay = self.options.retry_delay * 2_u32.pow(attempt - 1);
+        std::thread::sleep(delay.unwrap_or_default().max(own_delay).min(MAX_DELAY));
         Ok(())
     }
 
-    /// Counts bytes that were read elsewhere.
-    pub(super) fn count(&self, bytes: u64) {
+    /// Adds to [`Self::received_bytes`].
+    pub(super) fn count_received(&self, bytes: u64) {
         self.received_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Whether `url` is on the hub itself, which may see the token.
+    /// Returns true if `url` is on the hub itself, which may see the token.
     fn is_own(&self, url: &str) -> bool {
         url.strip_prefix(&self.options.endpoint).is_some_and(|rest| rest.starts_with('/'))
     }
 }
 
-impl Answer {
+impl HubResponse {
     /// The body, to be read once.
     pub(super) fn reader(&mut self) -> impl Read + '_ {
         self.body.as_reader()
     }
 }
 
-/// What an answer from `place` to a question about `url` means.
-fn reply(url: &str, place: String, response: Response) -> HubResult<Reply> {
+/// Classifies a response from `location` to a request for `url`.
+fn classify(url: &str, location: String, response: RawResponse) -> HubResult<Attempt> {
     let status = response.status().as_u16();
-    let header = |name: &str| response.headers().get(name)?.to_str().ok().map(str::to_owned);
-    let start = header("content-range").and_then(|text| range_start(&text));
-    let wait = header("retry-after").and_then(|text| text.trim().parse().ok());
-    let wait = wait.map(|seconds| Duration::from_secs(seconds).min(LONGEST_PAUSE));
     match status {
-        200 | 206 => {
-            let (partial, body) = (status == 206, response.into_body());
-            Ok(Reply::Answer(Answer { url: place, partial, start, body }))
+        200 | 206 => Ok(Attempt::Response(HubResponse {
+            url: location,
+            is_partial: status == 206,
+            start: header(&response, "content-range").and_then(range_start),
+            body: response.into_body(),
+        })),
+        416 => Ok(Attempt::RangeNotSatisfiable),
+        408 | 429 | 500..=599 => {
+            let seconds =
+                header(&response, "retry-after").and_then(|text| text.trim().parse().ok());
+            let delay = seconds.map(|seconds| Duration::from_secs(seconds).min(MAX_DELAY));
+            Ok(Attempt::Retry(refusal(url, status), delay))
         }
-        416 => Ok(Reply::NoSuchRange),
-        408 | 429 | 500..=599 => Ok(Reply::Again(refusal(url, status), wait)),
         _ => Err(refusal(url, status)),
     }
 }
 
-/// Where `location`, which `url` answers with, leads.
-fn redirected(url: &str, location: &str) -> Option<String> {
+fn header<'a>(response: &'a RawResponse, name: &str) -> Option<&'a str> {
+    response.headers().get(name)?.to_str().ok()
+}
+
+/// Absolute URL of `location`, a redirect from `url`: on any host, or a path on the same one.
+fn redirect_target(url: &str, location: &str) -> Option<String> {
     if location.starts_with("https://") || location.starts_with("http://") {
         return Some(location.to_owned());
     }
@@ -316,29 +348,34 @@ fn redirected(url: &str, location: &str) -> Option<String> {
     Some(format!("{scheme}://{host}/{path}"))
 }
 
-/// A body that ended early.
-pub(super) fn broken(url: &str, error: &std::io::Error) -> HubError {
+/// Error of a body that ended early.
+pub(super) fn connection_broke(url: &str, error: &std::io::Error) -> HubError {
     HubError::Connection { url: url.to_owned(), reason: format!("the connection broke: {error}") }
 }
 
-/// `bytes 5-9/10` begins at 5.
+/// Error of a response that no hub sends.
+pub(super) fn unexpected(url: &str, response: UnexpectedResponse) -> HubError {
+    HubError::NotAHub { url: url.to_owned(), response }
+}
+
+/// First byte of a `Content-Range`: 5 in `bytes 5-9/10`.
 fn range_start(text: &str) -> Option<u64> {
     text.trim().strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
 }
 
-/// What a failed request means: a lasting error, or one that may pass.
-fn connection(url: &str, error: &ureq::Error) -> HubResult<Reply> {
+/// Classifies a request without a response: a lasting error, or one that may pass.
+fn transport_failure(url: &str, error: &ureq::Error) -> HubResult<Attempt> {
     let reason = match error {
         ureq::Error::HostNotFound => "there is no such host, or no network".to_owned(),
         other => other.to_string().replace('\n', " "),
     };
-    let error_again = HubError::Connection { url: url.to_owned(), reason };
+    let failure = HubError::Connection { url: url.to_owned(), reason };
     match error {
         ureq::Error::Io(_)
         | ureq::Error::Timeout(_)
         | ureq::Error::ConnectionFailed
-        | ureq::Error::Protocol(_) => Ok(Reply::Again(error_again, None)),
-        _ => Err(error_again),
+        | ureq::Error::Protocol(_) => Ok(Attempt::Retry(failure, None)),
+        _ => Err(failure),
     }
 }
 
@@ -348,7 +385,7 @@ fn refusal(url: &str, status: u16) -> HubError {
         403 => " (access is restricted: ask for it on the model's page, and set HF_TOKEN)",
         404 => " (there is no such model, revision or file)",
         429 => " (too many requests: try again later, or set HF_TOKEN)",
-        500..=599 => " (the hub is in trouble: try again later)",
+        500..=599 => " (the hub has a problem: try again later)",
         _ => "",
     };
     HubError::Status { url: url.to_owned(), status, advice }
@@ -365,7 +402,7 @@ mod tests {
             token: Some("secret".to_owned()),
             offline: true,
             cache: None,
-            first_pause: Duration::ZERO,
+            retry_delay: Duration::ZERO,
         });
         assert!(hub.is_own("https://hub.example/api/models/a/b"));
         for other in ["https://hub.example.evil.net/x", "http://hub.example/x", "https://cdn.net/x"]
@@ -379,7 +416,7 @@ mod tests {
 
     #[test]
     fn redirects_are_absolute_or_on_the_same_host() {
-        let at = |location| redirected("https://hub.example:1/a/b?c", location);
+        let at = |location| redirect_target("https://hub.example:1/a/b?c", location);
         assert_eq!(at("/x/y").as_deref(), Some("https://hub.example:1/x/y"));
         assert_eq!(at("https://cdn.net/z").as_deref(), Some("https://cdn.net/z"));
         for strange in ["file:///etc/passwd", "//evil.net/x", "x", ""] {
@@ -388,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_state_where_they_begin() {
+    fn content_ranges_state_their_start() {
         assert_eq!(range_start("bytes 5-9/10"), Some(5));
         assert_eq!(range_start("bytes */10"), None);
         assert_eq!(range_start("lines 5-9/10"), None);

@@ -1,8 +1,8 @@
-//! Why there is no checkpoint of that name.
+//! Errors of the hub and its cache.
 
 use std::path::PathBuf;
 
-/// An error about a checkpoint's name, the cache or the hub. Its text is one sentence for a person.
+/// Error of a checkpoint's name, the cache or the hub. Its text is one sentence for a person.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubError {
@@ -18,7 +18,7 @@ pub enum HubError {
         /// The path as given.
         path: PathBuf,
     },
-    /// Not a name that a hub can have.
+    /// The name is not a valid one on a hub.
     #[error(
         "\"{name}\" is not a model's name on a hub: that is ORG/NAME, of letters, digits, -, _ and ."
     )]
@@ -26,7 +26,7 @@ pub enum HubError {
         /// The name as given.
         name: String,
     },
-    /// Neither a folder, nor a checkpoint in the cache.
+    /// The name is neither a folder nor a checkpoint in the cache.
     #[error(
         "{name} is neither a folder nor in the local Hugging Face cache (looked in {}); \
          `mlxcel download {name}` fetches it", cache.display()
@@ -37,7 +37,7 @@ pub enum HubError {
         /// The cache folder.
         cache: PathBuf,
     },
-    /// There is no home folder to look for a cache in.
+    /// There is no home folder for a cache.
     #[error(
         "{name} is not a folder, and without HF_HUB_CACHE, HF_HOME or HOME there is no Hugging Face cache to look in"
     )]
@@ -45,60 +45,58 @@ pub enum HubError {
         /// The name as given.
         name: String,
     },
-    /// The cache has an entry for the checkpoint that is incomplete.
+    /// The cache entry of the checkpoint is incomplete.
     #[error("the cache entry {} is broken: {reason}; download it again", entry.display())]
     BrokenEntry {
         /// The entry's folder.
         entry: PathBuf,
-        /// What is wrong with it.
+        /// The defect.
         reason: &'static str,
     },
     /// `HF_HUB_OFFLINE` is set.
-    #[error("HF_HUB_OFFLINE is set: {url} is not asked")]
+    #[error("HF_HUB_OFFLINE is set: {url} is not requested")]
     Offline {
-        /// What would have been asked.
+        /// The URL.
         url: String,
     },
-    /// No answer, or half of one, also after several attempts.
+    /// No response, or a part of one, after several attempts.
     #[error("{url}: {reason}")]
     Connection {
-        /// What was asked.
+        /// The URL.
         url: String,
-        /// What happened.
+        /// Message of the system or the transport.
         reason: String,
     },
-    /// The hub says no.
-    #[error("{url}: the hub answers {status}{advice}")]
+    /// The hub refuses the request.
+    #[error("{url}: the hub responds with {status}{advice}")]
     Status {
-        /// What was asked.
+        /// The URL.
         url: String,
         /// The HTTP status.
         status: u16,
-        /// What that means, or what to do.
+        /// Meaning of the status, and advice, in parentheses.
         advice: &'static str,
     },
-    /// Something answers that is no hub.
-    #[error("{url} does not answer as a hub does: {what}")]
+    /// The server is not a hub.
+    #[error("{url} does not respond as a hub does: {response}")]
     NotAHub {
-        /// What was asked.
+        /// The URL.
         url: String,
-        /// What is strange.
-        what: String,
+        /// The difference.
+        response: UnexpectedResponse,
     },
-    /// A file arrived wrong, twice.
-    #[error(
-        "{file} arrived with a wrong checksum, also after a second attempt; nothing of it is kept"
-    )]
+    /// A file arrived with a wrong checksum twice.
+    #[error("{file} arrived with a wrong checksum, also at the second attempt; it was deleted")]
     Checksum {
         /// The file.
         file: String,
     },
-    /// The repository has nothing that could be run.
+    /// The repository has none of the files wanted.
     #[error("{name} holds no {wanted}")]
     NothingToDownload {
         /// The repository.
         name: String,
-        /// What was looked for.
+        /// Description of the files.
         wanted: String,
     },
     /// A pattern of `--include` is malformed.
@@ -106,7 +104,7 @@ pub enum HubError {
     BadPattern {
         /// The pattern.
         pattern: String,
-        /// What is wrong with it.
+        /// The mistake.
         reason: String,
     },
     /// The disk is too full.
@@ -114,9 +112,9 @@ pub enum HubError {
     NoRoom {
         /// The repository.
         name: String,
-        /// What is missing.
+        /// Size of the files to fetch.
         needed: String,
-        /// What there is.
+        /// Space left.
         available: String,
         /// The cache folder.
         cache: PathBuf,
@@ -124,7 +122,7 @@ pub enum HubError {
     /// A model's configuration or headers are broken.
     #[error(transparent)]
     Model(#[from] mlxcel_estimator::EstimatorError),
-    /// The caller asked to stop; what has arrived stays.
+    /// The caller interrupted a download; received parts are kept.
     #[error("interrupted")]
     Interrupted,
     /// A file of the cache could not be read or written.
@@ -132,16 +130,61 @@ pub enum HubError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// The system's reason.
+        /// Error of the system.
         source: std::io::Error,
     },
 }
 
-/// The result of what fails with a [`HubError`] only.
+/// Difference between a response and that of a hub.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnexpectedResponse {
+    /// A redirect without a usable target.
+    #[error("it redirects nowhere")]
+    NoLocation,
+    /// Another range than the requested one.
+    #[error("it sends another range than was requested")]
+    WrongRange,
+    /// A whole file in place of a range.
+    #[error("it sends whole files where a range is requested")]
+    NoRanges,
+    /// A longer body than expected.
+    #[error("it sends more than {limit} bytes where fewer are expected")]
+    TooLong {
+        /// Expected maximum, bytes.
+        limit: u64,
+    },
+    /// A text file that is not UTF-8.
+    #[error("the file is not UTF-8 text")]
+    NotText,
+    /// A web page in place of JSON.
+    #[error("it sends a web page")]
+    WebPage,
+    /// JSON of another shape.
+    #[error("{0}")]
+    Json(serde_json::Error),
+    /// A commit that cannot be one.
+    #[error("its revision is not one")]
+    Revision,
+    /// A file name that would leave the folder.
+    #[error("a file is called \"{name}\"")]
+    FileName {
+        /// The name, shortened.
+        name: String,
+    },
+    /// A file without size or checksum.
+    #[error("{name} has no size or no checksum")]
+    NoChecksum {
+        /// The file.
+        name: String,
+    },
+}
+
+/// Result with a [`HubError`].
 pub type HubResult<T> = std::result::Result<T, HubError>;
 
 impl HubError {
-    /// What the system said about `path`.
+    /// Error of the system for `path`.
     pub(super) fn io(path: &std::path::Path, source: std::io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
     }

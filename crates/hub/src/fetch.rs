@@ -1,9 +1,8 @@
-//! One file from a hub into the cache's `blobs`: resumed where it was left, checked before it gets
-//! its name, by one process at a time.
+//! Download of one file into the cache's `blobs`: resumed, verified, and by one process at a time.
 //!
-//! What has arrived is `blobs/CHECKSUM.incomplete`, which only grows; whoever holds the lock in
-//! `.locks` may write it. So a process that is killed at any moment leaves something that the next
-//! one goes on with, and a second process waits and then finds the file. Both names are those of
+//! Received bytes are in `blobs/CHECKSUM.incomplete`, which only grows; the holder of the lock in
+//! `.locks` may write it. A process that is killed at any time thus leaves a file that the next one
+//! resumes, and a second process waits and then finds the complete file. Both names are those of
 //! `huggingface_hub`.
 
 use std::fs::{File, OpenOptions};
@@ -12,27 +11,27 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use super::HubError;
-use super::client::{Answer, Hub, Reply, broken};
-use super::error::HubResult;
+use super::client::{Attempt, Hub, HubResponse, connection_broke, unexpected};
+use super::error::{HubResult, UnexpectedResponse};
 use super::hash::Hasher;
 use super::info::RemoteFile;
 
 const BUFFER_BYTES: usize = 1 << 18;
 
-/// Where a file goes.
-pub(super) struct Target<'a> {
+/// A file to fetch, and its place.
+pub(super) struct FileDownload<'a> {
     pub(super) url: String,
     pub(super) file: &'a RemoteFile,
-    /// The folder `blobs` of the cache entry.
+    /// Folder `blobs` of the cache entry.
     pub(super) blobs: &'a Path,
-    /// The folder of its locks.
+    /// Folder of the entry's locks.
     pub(super) locks: &'a Path,
 }
 
-/// Is told how many bytes of this file are there; may break off.
+/// Called with the number of bytes of the file that are complete; may interrupt.
 pub(super) type OnBytes<'a> = &'a mut dyn FnMut(u64) -> ControlFlow<()>;
 
-impl Target<'_> {
+impl FileDownload<'_> {
     pub(super) fn blob(&self) -> PathBuf {
         self.blobs.join(self.file.checksum.hex())
     }
@@ -41,79 +40,83 @@ impl Target<'_> {
         self.blobs.join(format!("{}.incomplete", self.file.checksum.hex()))
     }
 
-    /// Bytes that are still to come.
+    /// Bytes that are still to be fetched.
     pub(super) fn missing_bytes(&self) -> u64 {
-        if self.is_there() {
+        if self.is_complete() {
             return 0;
         }
-        let there = self.incomplete().metadata().map_or(0, |file| file.len());
-        self.file.size_bytes.saturating_sub(there)
+        let received = self.incomplete().metadata().map_or(0, |file| file.len());
+        self.file.size_bytes.saturating_sub(received)
     }
 
-    /// Whether the file is complete. Its name says that its checksum agreed; a size that differs
-    /// says that something happened to it since.
-    fn is_there(&self) -> bool {
+    /// Returns true if the file is complete. It got its name when its checksum was verified; a different size
+    /// means that it was damaged since.
+    fn is_complete(&self) -> bool {
         self.blob().metadata().is_ok_and(|file| file.len() == self.file.size_bytes)
     }
 
-    /// Fetches what is missing.
+    /// Fetches the missing bytes.
     ///
     /// # Errors
-    /// What the hub or the system says; a checksum that is wrong twice; [`HubError::Interrupted`].
+    /// Errors of the hub or the system; a checksum that is wrong twice; [`HubError::Interrupted`].
     pub(super) fn fetch(&self, hub: &Hub, on_bytes: OnBytes<'_>) -> HubResult<()> {
-        if self.is_there() {
+        if self.is_complete() {
             return Ok(());
         }
         let lock = self.locks.join(format!("{}.lock", self.file.checksum.hex()));
-        let locked = File::create(&lock).map_err(|error| HubError::io(&lock, error))?;
-        locked.lock().map_err(|error| HubError::io(&lock, error))?;
-        if self.is_there() {
+        let lock_file = File::create(&lock).map_err(|error| HubError::io(&lock, error))?;
+        lock_file.lock().map_err(|error| HubError::io(&lock, error))?;
+        if self.is_complete() {
             return Ok(());
         }
-        let mut part = Part::open(self)?;
-        if !part.fill(hub, on_bytes)? {
-            part.restart()?;
-            if !part.fill(hub, on_bytes)? {
-                part.restart()?;
+        let mut partial = PartialFile::open(self)?;
+        if !partial.complete(hub, on_bytes)? {
+            partial.restart()?;
+            if !partial.complete(hub, on_bytes)? {
+                partial.restart()?;
                 return Err(HubError::Checksum { file: self.file.path.clone() });
             }
         }
-        part.out.sync_all().map_err(|error| HubError::io(&part.path, error))?;
+        partial.out.sync_all().map_err(|error| HubError::io(&partial.path, error))?;
         let blob = self.blob();
-        std::fs::rename(&part.path, &blob).map_err(|error| HubError::io(&blob, error))
+        std::fs::rename(&partial.path, &blob).map_err(|error| HubError::io(&blob, error))
     }
 }
 
-/// A file that is arriving.
-struct Part<'a> {
-    target: &'a Target<'a>,
+/// The received part of a file.
+struct PartialFile<'a> {
+    download: &'a FileDownload<'a>,
     path: PathBuf,
     out: File,
     hasher: Hasher,
     bytes: u64,
 }
 
-/// Why a body was read no further.
-enum End {
-    /// At its end, or at that of the file.
+/// End of a body.
+enum BodyEnd {
+    /// The body, or the file, is complete.
     Complete,
     /// The connection broke.
     Broken(HubError),
 }
 
-impl<'a> Part<'a> {
-    /// Opens what is there, and hashes it.
-    fn open(target: &'a Target<'a>) -> HubResult<Self> {
-        let path = target.incomplete();
-        let failed = |error| HubError::io(&path, error);
+impl<'a> PartialFile<'a> {
+    /// Opens the received part and hashes it.
+    fn open(download: &'a FileDownload<'a>) -> HubResult<Self> {
+        let path = download.incomplete();
         let mut options = OpenOptions::new();
-        let mut out = options.create(true).read(true).append(true).open(&path).map_err(failed)?;
-        let mut hasher = target.file.checksum.hasher(target.file.size_bytes);
+        let mut out = options
+            .create(true)
+            .read(true)
+            .append(true)
+            .open(&path)
+            .map_err(|error| HubError::io(&path, error))?;
+        let mut hasher = download.file.checksum.hasher(download.file.size_bytes);
         let mut bytes = 0;
         let mut buffer = vec![0; BUFFER_BYTES];
-        out.seek(SeekFrom::Start(0)).map_err(failed)?;
+        out.seek(SeekFrom::Start(0)).map_err(|error| HubError::io(&path, error))?;
         loop {
-            match out.read(&mut buffer).map_err(failed)? {
+            match out.read(&mut buffer).map_err(|error| HubError::io(&path, error))? {
                 0 => break,
                 count => {
                     hasher.update(&buffer[..count]);
@@ -121,83 +124,94 @@ impl<'a> Part<'a> {
                 }
             }
         }
-        let mut part = Self { target, path, out, hasher, bytes };
-        if bytes > target.file.size_bytes {
-            part.restart()?;
+        let mut partial = Self { download, path, out, hasher, bytes };
+        if bytes > download.file.size_bytes {
+            partial.restart()?;
         }
-        Ok(part)
+        Ok(partial)
     }
 
-    /// Throws away what is there.
+    fn size_bytes(&self) -> u64 {
+        self.download.file.size_bytes
+    }
+
+    /// Deletes the received part.
     fn restart(&mut self) -> HubResult<()> {
         self.out.set_len(0).map_err(|error| HubError::io(&self.path, error))?;
-        self.hasher = self.target.file.checksum.hasher(self.target.file.size_bytes);
+        self.hasher = self.download.file.checksum.hasher(self.size_bytes());
         self.bytes = 0;
         Ok(())
     }
 
-    /// Fetches until the file has its size; says whether the checksum agrees.
-    fn fill(&mut self, hub: &Hub, on_bytes: OnBytes<'_>) -> HubResult<bool> {
+    /// Fetches the rest of the file, with retries; returns whether its checksum is right.
+    fn complete(&mut self, hub: &Hub, on_bytes: OnBytes<'_>) -> HubResult<bool> {
+        let url = &self.download.url;
         let mut attempt = 1;
-        while self.bytes < self.target.file.size_bytes {
+        while self.bytes < self.size_bytes() {
             let before = self.bytes;
             let range = (before > 0).then(|| format!("bytes={before}-"));
-            let (error, wait) = match hub.ask(&self.target.url, range.as_deref())? {
-                Reply::Answer(mut answer) => match self.receive(hub, &mut answer, on_bytes)? {
-                    End::Complete if self.bytes == self.target.file.size_bytes => break,
-                    End::Complete => {
-                        let early = std::io::Error::from(ErrorKind::UnexpectedEof);
-                        (broken(&self.target.url, &early), None)
+            let (error, delay) = match hub.request(url, range.as_deref())? {
+                Attempt::Response(mut response) => {
+                    match self.receive(hub, &mut response, on_bytes)? {
+                        BodyEnd::Complete if self.bytes == self.size_bytes() => break,
+                        BodyEnd::Complete => {
+                            let early = std::io::Error::from(ErrorKind::UnexpectedEof);
+                            (connection_broke(url, &early), None)
+                        }
+                        BodyEnd::Broken(error) => (error, None),
                     }
-                    End::Broken(error) => (error, None),
-                },
-                Reply::NoSuchRange => {
+                }
+                Attempt::RangeNotSatisfiable => {
                     self.restart()?;
                     let reason = "it does not know the rest of the file".to_owned();
-                    (HubError::Connection { url: self.target.url.clone(), reason }, None)
+                    (HubError::Connection { url: url.clone(), reason }, None)
                 }
-                Reply::Again(error, wait) => (error, wait),
+                Attempt::Retry(error, delay) => (error, delay),
             };
             if self.bytes > before {
                 attempt = 1;
             }
-            hub.pause(attempt, wait, error)?;
+            hub.pause(attempt, delay, error)?;
             attempt += 1;
         }
-        let fresh = self.target.file.checksum.hasher(self.target.file.size_bytes);
+        let fresh = self.download.file.checksum.hasher(self.size_bytes());
         let hasher = std::mem::replace(&mut self.hasher, fresh);
-        Ok(hasher.hex() == self.target.file.checksum.hex())
+        Ok(hasher.hex() == self.download.file.checksum.hex())
     }
 
     /// Appends a body.
-    fn receive(&mut self, hub: &Hub, answer: &mut Answer, on_bytes: OnBytes<'_>) -> HubResult<End> {
-        if !answer.partial || answer.start != Some(self.bytes) {
-            if answer.partial {
-                let what = "it sends another range than was asked for".to_owned();
-                return Err(HubError::NotAHub { url: self.target.url.clone(), what });
-            }
+    fn receive(
+        &mut self,
+        hub: &Hub,
+        response: &mut HubResponse,
+        on_bytes: OnBytes<'_>,
+    ) -> HubResult<BodyEnd> {
+        let url = &self.download.url;
+        if !response.is_partial {
             self.restart()?;
+        } else if response.start != Some(self.bytes) {
+            return Err(unexpected(url, UnexpectedResponse::WrongRange));
         }
         let mut buffer = vec![0; BUFFER_BYTES];
-        let mut reader = answer.reader();
-        while self.bytes < self.target.file.size_bytes {
+        let mut reader = response.reader();
+        while self.bytes < self.size_bytes() {
             let count = match reader.read(&mut buffer) {
-                Ok(0) => return Ok(End::Complete),
+                Ok(0) => return Ok(BodyEnd::Complete),
                 Ok(count) => count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return Ok(End::Broken(broken(&self.target.url, &error))),
+                Err(error) => return Ok(BodyEnd::Broken(connection_broke(url, &error))),
             };
-            let left = self.target.file.size_bytes - self.bytes;
+            let left = self.size_bytes() - self.bytes;
             let useful = usize::try_from(left).map_or(count, |left| count.min(left));
             let new = &buffer[..useful];
             self.out.write_all(new).map_err(|error| HubError::io(&self.path, error))?;
             self.hasher.update(new);
             self.bytes += useful as u64;
-            hub.count(useful as u64);
+            hub.count_received(useful as u64);
             if on_bytes(self.bytes).is_break() {
                 return Err(HubError::Interrupted);
             }
         }
-        Ok(End::Complete)
+        Ok(BodyEnd::Complete)
     }
 }

@@ -1,32 +1,32 @@
-//! Checksums as a hub states them: SHA-256 of a large file, git's SHA-1 of a small one.
+//! Checksums of a hub: SHA-256 of large files, git's SHA-1 of small ones.
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-/// What a file's contents must hash to, in hexadecimal.
+/// Expected hash of a file, in hexadecimal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Checksum {
-    /// Of the contents.
+    /// Hash of the contents.
     Sha256(String),
-    /// Of `blob SIZE\0` and the contents, as git names a file.
+    /// Hash of `blob SIZE\0` and the contents, as git names a file.
     Git(String),
 }
 
-/// A checksum under way.
+/// A hash in progress.
 pub(super) enum Hasher {
     Sha256(Sha256),
     Git(Sha1),
 }
 
 impl Checksum {
-    /// The hexadecimal digits: what the cache calls the file.
+    /// The hexadecimal digits: the name of the file in the cache.
     pub(super) fn hex(&self) -> &str {
         match self {
             Self::Sha256(hex) | Self::Git(hex) => hex,
         }
     }
 
-    /// Begins to hash a file of `size` bytes.
+    /// Starts the hash of a file of `size` bytes.
     pub(super) fn hasher(&self, size: u64) -> Hasher {
         match self {
             Self::Sha256(_) => Hasher::Sha256(Sha256::new()),

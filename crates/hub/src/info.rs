@@ -1,14 +1,14 @@
-//! What a hub says about a repository: its revision and its files, checked before they become paths.
+//! Description of a repository: its revision and files, checked before they become paths.
 
 use serde::Deserialize;
 
 use super::HubError;
-use super::client::Hub;
-use super::error::HubResult;
+use super::client::{Hub, unexpected};
+use super::error::{HubResult, UnexpectedResponse};
 use super::hash::Checksum;
 use super::local::{is_plain_name, is_repository};
 
-/// The longest answer about a repository.
+/// Maximum size of the description of a repository.
 const MAX_INFO_BYTES: u64 = 64 << 20;
 
 /// A repository at one revision.
@@ -16,7 +16,7 @@ const MAX_INFO_BYTES: u64 = 64 << 20;
 pub struct RepoInfo {
     /// `org/name`.
     pub name: String,
-    /// The revision as it was asked for.
+    /// The revision as requested.
     pub revision: String,
     /// The commit.
     pub sha: String,
@@ -27,9 +27,9 @@ pub struct RepoInfo {
 /// A file of a repository.
 #[derive(Clone, Debug)]
 pub struct RemoteFile {
-    /// Its place in the repository; every part of it is a plain name.
+    /// Path in the repository; every part of it is a file name.
     pub path: String,
-    /// Its size.
+    /// Size of the file.
     pub size_bytes: u64,
     pub(super) checksum: Checksum,
 }
@@ -57,10 +57,10 @@ struct RawLfs {
 }
 
 impl Hub {
-    /// Asks for the files of `name` at `revision` (a branch, a tag or a commit).
+    /// Requests the description of `name` at `revision` (a branch, a tag or a commit).
     ///
     /// # Errors
-    /// A name or revision that cannot exist, a refusal, an answer that is not a hub's.
+    /// An invalid name or revision, a refusal, a response that is not a hub's.
     pub fn info(&self, name: &str, revision: &str) -> HubResult<RepoInfo> {
         if !is_repository(name) {
             return Err(HubError::BadName { name: name.to_owned() });
@@ -71,60 +71,89 @@ impl Hub {
         let quoted = revision.replace('/', "%2F");
         let url = format!("{}/api/models/{name}/revision/{quoted}?blobs=true", self.endpoint());
         let bytes = self.get(&url, MAX_INFO_BYTES)?;
-        let strange = |what: String| HubError::NotAHub { url: url.clone(), what };
         let raw: RawInfo = serde_json::from_slice(&bytes).map_err(|error| {
-            let html = bytes.trim_ascii_start().starts_with(b"<");
-            strange(if html { "it sends a web page".to_owned() } else { error.to_string() })
+            let is_html = bytes.trim_ascii_start().starts_with(b"<");
+            let response =
+                if is_html { UnexpectedResponse::WebPage } else { UnexpectedResponse::Json(error) };
+            unexpected(&url, response)
         })?;
         if !is_plain_name(&raw.sha) {
-            return Err(strange("its revision is not one".to_owned()));
+            return Err(unexpected(&url, UnexpectedResponse::Revision));
         }
-        let files = raw.siblings.into_iter().map(RemoteFile::checked).collect::<Result<_, _>>();
-        let (name, revision) = (name.to_owned(), revision.to_owned());
-        Ok(RepoInfo { name, revision, sha: raw.sha, files: files.map_err(strange)? })
+        let mut files = Vec::new();
+        for file in raw.siblings {
+            files.push(RemoteFile::checked(file).map_err(|response| unexpected(&url, response))?);
+        }
+        Ok(RepoInfo { name: name.to_owned(), revision: revision.to_owned(), sha: raw.sha, files })
     }
 
-    /// Where the contents of a file are.
+    /// URL of the contents of a file.
     pub(super) fn file_url(&self, info: &RepoInfo, path: &str) -> String {
-        let path: Vec<String> = path.split('/').map(quoted).collect();
+        let path: Vec<String> = path.split('/').map(percent_encoded).collect();
         format!("{}/{}/resolve/{}/{}", self.endpoint(), info.name, info.sha, path.join("/"))
     }
 }
 
-/// Percent-encodes what may not stand in a URL.
-fn quoted(part: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
-    let encode =
-        |byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
-    part.bytes().map(encode).collect()
+/// Percent-encodes all characters that are special in a URL.
+fn percent_encoded(part: &str) -> String {
+    let mut encoded = String::new();
+    for byte in part.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+/// Returns true if `text` is a hash of `digits` lowercase hexadecimal digits.
+fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 impl RemoteFile {
-    fn checked(raw: RawFile) -> Result<Self, String> {
+    /// Returns true if the file is `PREFIX*.safetensors` at the top level.
+    fn is_weights(&self, prefix: &str) -> bool {
+        let path = &self.path;
+        path.starts_with(prefix) && path.ends_with(".safetensors") && !path.contains('/')
+    }
+
+    fn checked(raw: RawFile) -> Result<Self, UnexpectedResponse> {
         let path = raw.rfilename;
-        let short: String = path.chars().filter(|c| !c.is_control()).take(80).collect();
+        let name: String = path.chars().filter(|c| !c.is_control()).take(80).collect();
         if !path.split('/').all(is_file_name) {
-            return Err(format!("a file is called \"{short}\""));
+            return Err(UnexpectedResponse::FileName { name });
         }
-        let is_hex = |text: &str, digits| {
-            text.len() == digits && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-        };
-        let (size, checksum) = match (raw.lfs, raw.size, raw.blob_id) {
+        let (size_bytes, checksum) = match (raw.lfs, raw.size, raw.blob_id) {
             (Some(lfs), ..) if is_hex(&lfs.sha256, 64) => (lfs.size, Checksum::Sha256(lfs.sha256)),
             (None, Some(size), Some(id)) if is_hex(&id, 40) => (size, Checksum::Git(id)),
-            _ => return Err(format!("{short} has no size or no checksum")),
+            _ => return Err(UnexpectedResponse::NoChecksum { name }),
         };
-        Ok(Self { path, size_bytes: size, checksum })
+        Ok(Self { path, size_bytes, checksum })
     }
 }
 
-/// Whether `name` may become the name of a file. Spaces and the like are fine, ways out are not.
+/// Returns true if `name` is safe as the name of a file: spaces are fine, path separators are not.
 fn is_file_name(name: &str) -> bool {
-    let bad = |c: char| c.is_control() || matches!(c, '/' | '\\');
-    !name.is_empty() && name != "." && name != ".." && name.len() < 256 && !name.contains(bad)
+    let has_separator = name.contains(|c: char| c.is_control() || matches!(c, '/' | '\\'));
+    !name.is_empty() && name != "." && name != ".." && name.len() < 256 && !has_separator
 }
 
 impl RepoInfo {
+    /// Error of a repository without `wanted` files.
+    pub(super) fn lacks(&self, wanted: String) -> HubError {
+        HubError::NothingToDownload { name: self.name.clone(), wanted }
+    }
+
+    /// Weight files at the top level: `model*.safetensors`, or all safetensors files if none is
+    /// called so, since other names hold the same weights again.
+    pub(super) fn weight_files(&self) -> impl Iterator<Item = &RemoteFile> {
+        let has_model = self.files.iter().any(|file| file.is_weights("model"));
+        let prefix = if has_model { "model" } else { "" };
+        self.files.iter().filter(move |file| file.is_weights(prefix))
+    }
+
     /// The file at `path`.
     #[must_use]
     pub fn file(&self, path: &str) -> Option<&RemoteFile> {
@@ -137,7 +166,7 @@ mod tests {
     use super::*;
 
     fn check(json: &str) -> Result<RemoteFile, String> {
-        RemoteFile::checked(serde_json::from_str(json).unwrap())
+        RemoteFile::checked(serde_json::from_str(json).unwrap()).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -166,6 +195,6 @@ mod tests {
 
     #[test]
     fn urls_are_quoted() {
-        assert_eq!(quoted("a b#ü?"), "a%20b%23%C3%BC%3F");
+        assert_eq!(percent_encoded("a b#ü?"), "a%20b%23%C3%BC%3F");
     }
 }

@@ -1,11 +1,12 @@
 //! Checkpoints by name: in the local Hugging Face cache, and on a hub.
 //!
-//! Owns finding ([`resolve`]), listing and removing what is in the cache ([`list`], [`remove`]),
-//! fetching into it ([`Hub::download`]) and sizing what is not there yet ([`Hub::sized`]). The cache
-//! is laid out as `huggingface_hub` does it, locks included, so that the tools can share it.
+//! Owns finding checkpoints ([`resolve`]), listing and removing those in the cache ([`list`],
+//! [`remove`]), downloading into it ([`Hub::download`]) and sizing remote checkpoints
+//! ([`Hub::sized`]). The cache has the layout of `huggingface_hub`, locks included, so that the tools
+//! can share it.
 //!
 //! Invariants: only [`Hub`] touches the network; every name from outside is checked before it
-//! becomes a path; a file gets its final name after its checksum agreed.
+//! becomes a path; a file gets its final name once its checksum is verified.
 
 mod client;
 mod download;
@@ -18,8 +19,8 @@ mod models;
 mod remote;
 
 pub use self::client::{Hub, HubOptions};
-pub use self::download::{Download, Planned};
-pub use self::error::{HubError, HubResult};
+pub use self::download::{Download, DownloadPlan};
+pub use self::error::{HubError, HubResult, UnexpectedResponse};
 pub use self::info::{RemoteFile, RepoInfo};
-pub use self::local::{cache_folder, default_cache, is_repository, resolve, resolve_in};
+pub use self::local::{default_cache, resolve, resolve_in};
 pub use self::models::{LIST_SCHEMA, ModelEntry, list, remove};

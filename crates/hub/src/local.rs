@@ -1,27 +1,32 @@
-//! Finding a checkpoint by what a person types after `-m`: a folder, or `org/name` in the local
-//! Hugging Face cache. Never touches the network.
+//! Local checkpoints by the value of `-m`: a folder, or `org/name` in the local Hugging Face cache.
+//! Never uses the network.
 
 use std::path::{Component, Path, PathBuf};
 
 use super::HubError;
 
-/// Where a Hugging Face cache is, as `huggingface_hub` finds it: `HF_HUB_CACHE`, else
+/// Folder of the Hugging Face cache, as `huggingface_hub` finds it: `HF_HUB_CACHE`, else
 /// `HF_HOME/hub`, else `XDG_CACHE_HOME/huggingface/hub`, else `~/.cache/huggingface/hub`.
 ///
 /// `variable` looks a variable up; an empty one counts as unset.
-pub fn cache_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
-    let set = |name: &str| variable(name).filter(|value| !value.as_os_str().is_empty());
-    set("HF_HUB_CACHE")
-        .or_else(|| set("HF_HOME").map(|home| home.join("hub")))
-        .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("huggingface/hub")))
-        .or_else(|| set("HOME").map(|home| home.join(".cache/huggingface/hub")))
+fn cache_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+    let candidates = [
+        ("HF_HUB_CACHE", ""),
+        ("HF_HOME", "hub"),
+        ("XDG_CACHE_HOME", "huggingface/hub"),
+        ("HOME", ".cache/huggingface/hub"),
+    ];
+    candidates.into_iter().find_map(|(name, below)| {
+        let folder = variable(name).filter(|value| !value.as_os_str().is_empty())?;
+        Some(if below.is_empty() { folder } else { folder.join(below) })
+    })
 }
 
 /// The folder of the checkpoint `model`: the folder of that name, or else the snapshot of
 /// `refs/main` in this machine's Hugging Face cache.
 ///
 /// # Errors
-/// A [`HubError`] that says where was looked.
+/// A [`HubError`] that names the places searched.
 pub fn resolve(model: &Path) -> Result<PathBuf, HubError> {
     resolve_in(model, default_cache().as_deref())
 }
@@ -29,7 +34,7 @@ pub fn resolve(model: &Path) -> Result<PathBuf, HubError> {
 /// [`resolve`] with a given cache folder.
 ///
 /// # Errors
-/// A [`HubError`] that says where was looked.
+/// A [`HubError`] that names the places searched.
 pub fn resolve_in(model: &Path, cache: Option<&Path>) -> Result<PathBuf, HubError> {
     if model.is_dir() {
         return Ok(model.to_owned());
@@ -60,14 +65,15 @@ pub fn default_cache() -> Option<PathBuf> {
     cache_folder(|name| std::env::var_os(name).map(PathBuf::from))
 }
 
-/// The folder of the checkpoint `name` in `cache`, whether it is there or not.
+/// The folder of the checkpoint `name` in `cache`, which need not exist.
 ///
 /// # Errors
 /// A name that is not `org/name`.
 pub(super) fn entry_of(cache: &Path, name: &str) -> Result<PathBuf, HubError> {
-    let bad = || HubError::BadName { name: name.to_owned() };
-    let (org, repo) = repository(Path::new(name)).ok_or_else(bad)?;
-    Ok(entry(cache, org, repo))
+    match repository(Path::new(name)) {
+        Some((org, repo)) => Ok(entry(cache, org, repo)),
+        None => Err(HubError::BadName { name: name.to_owned() }),
+    }
 }
 
 /// The snapshot that `refs/main` of a cache entry points to.
@@ -89,26 +95,27 @@ pub(super) fn snapshot(entry: PathBuf) -> Result<PathBuf, HubError> {
     Ok(snapshot)
 }
 
-/// `org` and `name` of `org/name`; `None` for anything else that a path can be, `..` included.
+/// Parts of `org/name`; `None` for any other path, `..` included.
 pub(super) fn repository(model: &Path) -> Option<(&str, &str)> {
     let mut parts = model.components().map(|part| match part {
         Component::Normal(part) => part.to_str().filter(|part| is_plain_name(part)),
         _ => None,
     });
-    let (org, name) = (parts.next()??, parts.next()??);
+    let org = parts.next()??;
+    let name = parts.next()??;
     parts.next().is_none().then_some((org, name))
 }
 
-/// Whether `model` can be the name of a checkpoint on a hub: `org/name`.
-#[must_use]
-pub fn is_repository(model: &str) -> bool {
+/// Returns true for a valid name of a checkpoint on a hub, `org/name`.
+pub(super) fn is_repository(model: &str) -> bool {
     repository(Path::new(model)).is_some()
 }
 
-/// Whether `name` is made of the characters that the hub allows, and no way out of a folder.
+/// Returns true for a name of characters that the hub allows, which stays within a folder.
 pub(super) fn is_plain_name(name: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    !name.is_empty() && !name.starts_with('.') && name.bytes().all(allowed)
+    let mut bytes = name.bytes();
+    let is_allowed = bytes.all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    !name.is_empty() && !name.starts_with('.') && is_allowed
 }
 
 #[cfg(test)]

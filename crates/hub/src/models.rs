@@ -1,4 +1,4 @@
-//! What is in the cache: a line per model, and how to remove one.
+//! List and removal of the models in the cache.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::error::HubResult;
 use super::{HubError, local};
 
-/// What the JSON of a list calls its format.
+/// Schema name of the JSON list.
 pub const LIST_SCHEMA: &str = "mlxcel.list/1";
 
 /// A model in the cache. The fields are the JSON's keys.
@@ -28,17 +28,17 @@ pub struct ModelEntry {
     pub parameters: Option<u64>,
     /// Bits of a weight, scales not counted.
     pub bits: Option<u64>,
-    /// The context that `total_bytes` is for.
+    /// Context of the estimate `total_bytes`.
     pub context_tokens: Option<u64>,
-    /// What running it takes.
+    /// Memory needed to run it.
     pub total_bytes: Option<u64>,
-    /// Whether that is available on this machine now.
+    /// Fits this machine now.
     pub fits: Option<bool>,
-    /// Why it cannot be used as it is.
+    /// Reason why it cannot be used.
     pub problem: Option<String>,
 }
 
-/// The models in `cache`, by name, sized for `machine`. Without a cache there are none.
+/// Models in `cache`, by name, sized for `machine`; none without a cache.
 ///
 /// # Errors
 /// A folder that cannot be read.
@@ -59,10 +59,10 @@ pub fn list(cache: &Path, machine: &Machine) -> HubResult<Vec<ModelEntry>> {
     Ok(models)
 }
 
-/// Removes the model `name` from `cache` with all its revisions; returns the bytes that are free now.
+/// Removes the model `name` with all its revisions from `cache`; returns the bytes freed.
 ///
 /// # Errors
-/// A name that is not `org/name` or not in the cache; what the system says.
+/// A name that is not `org/name` or not in the cache; errors of the system.
 pub fn remove(cache: &Path, name: &str) -> HubResult<u64> {
     let entry = local::entry_of(cache, name)?;
     if !entry.is_dir() {
@@ -88,12 +88,12 @@ fn name_of(entry: &Path) -> Option<String> {
 /// Bytes of all files below, links not followed.
 fn disk_bytes(folder: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
-    let bytes = |entry: std::fs::DirEntry| match entry.metadata() {
+    let sizes = entries.flatten().map(|entry| match entry.metadata() {
         Ok(data) if data.is_dir() => disk_bytes(&entry.path()),
         Ok(data) if data.is_file() => data.len(),
         _ => 0,
-    };
-    entries.flatten().map(bytes).sum()
+    });
+    sizes.sum()
 }
 
 impl ModelEntry {

@@ -75,7 +75,7 @@ impl Array {
     /// Array of zeros.
     ///
     /// # Errors
-    /// As for [`Array::full`].
+    /// See [`Array::full`].
     pub fn zeros(shape: &[i32], dtype: Dtype) -> Result<Self> {
         Self::full(shape, 0.0, dtype)
     }

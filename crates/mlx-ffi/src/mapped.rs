@@ -128,7 +128,7 @@ impl MappedFile {
     /// The tensor of `shape` (row-major) and `dtype` in the bytes `range`.
     ///
     /// # Errors
-    /// Those of [`Self::bytes`], and [`Error::WrongSize`] if the range has a different size.
+    /// See [`Self::bytes`]; also [`Error::WrongSize`] if the range has a different size.
     pub fn array(&self, range: Range<usize>, shape: &[i32], dtype: Dtype) -> Result<MappedArray> {
         let data = self.checked(&range, shape, dtype)?;
         let aligned = data.as_ptr().addr().is_multiple_of(dtype.size_bytes());

@@ -5,7 +5,7 @@ use std::time::Instant;
 use mlxcel_core::SequenceRun;
 
 use crate::Result;
-use crate::engine::{Engine, LogitRows, NoProgress};
+use crate::engine::{Engine, NoProgress};
 
 /// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl Engine {
                 for token in &tokens {
                     let tokens = std::slice::from_ref(token);
                     let run = SequenceRun { tokens, cache: &mut cache };
-                    self.forward(&mut [run], LogitRows::Last)?;
+                    self.decode(&mut [run])?;
                 }
             }
         }

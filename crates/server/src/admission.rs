@@ -1,101 +1,113 @@
-//! Whether a request fits, now or ever: questions to the estimator, in bytes.
+//! Memory admission: asks the estimator whether a request fits, now or ever.
 //!
-//! Owns no formula. A request is a [`Demand`]; all that run and the one that asks are a
-//! [`Workload`], and the same function that sizes a load before it happens says whether it fits.
-//! Blocks that sequences and cached prefixes share are held once: they are taken off what is
-//! available, and the sequences over them count only what they add. So is what the process itself
-//! holds, where the limit was set for all of it.
+//! Owns no formula. A request is a [`MemoryDemand`]; all running requests and the one that asks form
+//! a [`Workload`], and the function that sizes a load before it happens says whether it fits. Blocks
+//! that sequences and cached prefixes share are held once: they are subtracted from the available
+//! memory, and the sequences over them count only what they add. The process itself is subtracted
+//! too, where the limit was set for all of it.
 
 use mlxcel_estimator::{
-    EstimatorError, KvStorage, Machine, MemoryEstimate, Sequence, Solver, Workload,
+    EstimatorError, KvStorage, Machine, MemoryEstimate, Sequence as SequenceLoad, Solver, Workload,
     estimate_total_memory,
 };
-
-use super::prompt::Prompt;
 use mlxcel_runtime::preflight::ModelFootprint;
 
-/// The smallest prefill chunk that is worth a step: a request that fits only with less waits.
-pub(super) const LEAST_CHUNK_TOKENS: u64 = 32;
+use super::prompt::Prompt;
 
-/// Asks the estimator on behalf of requests.
+/// Smallest prefill chunk: a request that would fit only with a smaller one waits.
+pub(super) const MIN_CHUNK_TOKENS: u64 = 32;
+
+/// The estimator, for one model on one machine.
 #[derive(Clone, Debug)]
-pub(super) struct Admission {
+pub(super) struct MemoryAdmission {
     model: ModelFootprint,
-    /// What is available to the model.
+    /// Memory available to the model.
     machine: Machine,
-    /// What the process holds besides, if that counts.
+    /// Memory of the process apart from the model, where it counts.
     process_bytes: u64,
     storage: KvStorage,
     chunk_tokens: u64,
-    /// Tokens that a sequence may have.
+    /// Maximum length of a sequence.
     context_tokens: u64,
 }
 
 /// A request that does not fit even alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TooLarge {
-    /// What it needs, weights, headroom and the process itself included.
+    /// Memory that it needs, weights, headroom and the process itself included.
     pub(super) estimated_bytes: u64,
-    /// What there is.
+    /// Memory limit.
     pub(super) limit_bytes: u64,
-    /// The longest sequence that would fit alone, prompt and answer together.
+    /// Longest sequence that would fit alone, prompt and completion together.
     pub(super) max_context_tokens: u64,
 }
 
-/// What answers take: their sequences, and the images that they have still to read.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Demand {
-    sequences: Vec<Sequence>,
+/// Memory demand of completions: their sequences, and images that are still to be read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct MemoryDemand {
+    sequences: Vec<SequenceLoad>,
     /// Tokens of the largest image, which is encoded at once.
     largest_image_tokens: u64,
-    /// A pass of so many tokens there will be, whatever the chunk.
+    /// Tokens of the largest image that no chunk divides: a pass has at least as many.
     image_pass_tokens: u64,
 }
 
-fn sequence(cached: usize, total: usize, images: usize, count: usize) -> Sequence {
-    let new_tokens = total.saturating_sub(cached).saturating_sub(images) as u64;
-    let (cached_tokens, image_tokens, count) = (cached as u64, images as u64, count as u64);
-    Sequence { cached_tokens, new_tokens, image_tokens, cross_tokens: 0, count }
-}
-
-impl Demand {
-    /// One sequence of text, of which `cached` tokens are somebody else's.
+impl MemoryDemand {
+    /// One sequence of `total` tokens of text, `cached` of which are held elsewhere.
     pub(super) fn text(cached: usize, total: usize) -> Self {
-        Self { sequences: vec![sequence(cached, total, 0, 1)], ..Self::default() }
+        let sequence = SequenceLoad {
+            cached_tokens: cached as u64,
+            new_tokens: total.saturating_sub(cached) as u64,
+            image_tokens: 0,
+            cross_tokens: 0,
+            count: 1,
+        };
+        Self { sequences: vec![sequence], ..Self::default() }
     }
 
-    /// The same with so many rows of images beside each sequence, encoded already.
-    pub(super) fn beside(mut self, rows: usize) -> Self {
+    /// Adds rows of images beside each sequence, encoded already.
+    pub(super) fn with_cross_rows(mut self, rows: usize) -> Self {
         self.sequences.iter_mut().for_each(|sequence| sequence.cross_tokens = rows as u64);
         self
     }
 
-    /// `n` answers to a prompt that is still to be read: the first with the prompt, the others
-    /// beside it.
-    pub(super) fn answers(cached: usize, prompt: &Prompt, max_tokens: usize, n: usize) -> Self {
+    /// `n` completions of a prompt that is still to be read: one with the prompt, the others in
+    /// addition to it.
+    pub(super) fn completions(cached: usize, prompt: &Prompt, max_tokens: usize, n: usize) -> Self {
         let total = prompt.len().saturating_add(max_tokens);
-        let images = prompt.image_tokens(cached);
-        let others = (n > 1).then(|| sequence(prompt.len(), total, 0, n - 1));
-        let beside = prompt.rows_beside(cached);
-        let mut first = sequence(cached, total, images, 1);
-        first.cross_tokens = beside as u64;
-        let sequences = [first].into_iter().chain(others).collect();
-        if images == 0 && beside == 0 {
-            return Self { sequences, ..Self::default() };
+        let image_tokens = prompt.image_tokens(cached);
+        let cross_rows = prompt.cross_rows(cached);
+        let mut demand = Self::text(cached, total.saturating_sub(image_tokens));
+        for first in &mut demand.sequences {
+            first.image_tokens = image_tokens as u64;
+            first.cross_tokens = cross_rows as u64;
         }
-        let [largest_image_tokens, image_pass_tokens] =
-            [prompt.largest_image(), prompt.largest_pass()].map(|tokens| tokens as u64);
-        Self { sequences, largest_image_tokens, image_pass_tokens }
+        if n > 1 {
+            let others = Self::text(prompt.len(), total).sequences.into_iter();
+            demand.sequences.extend(others.map(|o| SequenceLoad { count: n as u64 - 1, ..o }));
+        }
+        if image_tokens > 0 || cross_rows > 0 {
+            demand.largest_image_tokens = prompt.largest_image() as u64;
+            demand.image_pass_tokens = prompt.largest_undivided() as u64;
+        }
+        demand
     }
 
-    /// Whether nobody asks for anything.
+    /// Returns true if nothing is demanded.
     pub(super) fn is_empty(&self) -> bool {
         self.sequences.is_empty()
     }
+
+    /// Tokens that the sequences add, images and the end of their completions included.
+    #[cfg(test)]
+    pub(super) fn new_tokens(&self) -> u64 {
+        let sequences = self.sequences.iter();
+        sequences.map(|s| (s.new_tokens + s.image_tokens + s.cross_tokens) * s.count).sum()
+    }
 }
 
-impl FromIterator<Demand> for Demand {
-    fn from_iter<I: IntoIterator<Item = Demand>>(all: I) -> Self {
+impl FromIterator<MemoryDemand> for MemoryDemand {
+    fn from_iter<I: IntoIterator<Item = MemoryDemand>>(all: I) -> Self {
         let mut sum = Self::default();
         for demand in all {
             sum.sequences.extend(demand.sequences);
@@ -106,8 +118,8 @@ impl FromIterator<Demand> for Demand {
     }
 }
 
-impl Admission {
-    /// For `model` on `machine`, whose available bytes are the limit.
+impl MemoryAdmission {
+    /// Admission for `model` on `machine`, whose available bytes are the limit.
     pub(super) fn new(
         model: ModelFootprint,
         machine: Machine,
@@ -115,72 +127,85 @@ impl Admission {
         chunk_tokens: usize,
         context_tokens: usize,
     ) -> Self {
-        let (chunk_tokens, context_tokens) = (chunk_tokens as u64, context_tokens as u64);
-        Self { model, machine, process_bytes: 0, storage, chunk_tokens, context_tokens }
+        Self {
+            model,
+            machine,
+            process_bytes: 0,
+            storage,
+            chunk_tokens: chunk_tokens as u64,
+            context_tokens: context_tokens as u64,
+        }
     }
 
-    /// Leaves this much of the limit to the process itself.
-    pub(super) fn beside_process(mut self, process_bytes: u64) -> Self {
-        self.machine = self.machine(process_bytes);
+    /// Subtracts memory of the process apart from the model.
+    pub(super) fn with_process_bytes(mut self, process_bytes: u64) -> Self {
+        self.machine = self.machine_without(process_bytes);
         self.process_bytes = process_bytes;
         self
     }
 
-    /// What may be used; `None` where nothing limits.
+    /// Memory limit; `None` without one.
     pub(super) fn limit_bytes(&self) -> Option<u64> {
         self.machine.available_bytes.map(|bytes| bytes.saturating_add(self.process_bytes))
     }
 
-    /// What of the limit the process itself takes.
+    /// Memory of the process apart from the model, where it counts.
     pub(super) fn process_bytes(&self) -> u64 {
         self.process_bytes
     }
 
-    /// Tokens that the model knows.
+    /// Number of tokens in the vocabulary.
     pub(super) fn vocabulary(&self) -> u64 {
         self.model.spec.widths.vocabulary
     }
 
-    /// What the machine has.
+    /// Memory of the machine.
     pub(super) fn total_memory_bytes(&self) -> Option<u64> {
         self.machine.total_bytes
     }
 
-    fn workload(&self, demand: &Demand, chunk_tokens: u64) -> Workload {
-        let sequences = demand.sequences.clone();
-        let largest_image_tokens = Some(demand.largest_image_tokens);
-        Workload { sequences, largest_image_tokens, ..Workload::uniform(0, 0) }
+    fn workload(&self, demand: &MemoryDemand, chunk_tokens: u64) -> Workload {
+        let workload = Workload {
+            sequences: demand.sequences.clone(),
+            largest_image_tokens: Some(demand.largest_image_tokens),
+            ..Workload::uniform(0, 0)
+        };
+        workload
             .with_kv_mode(self.storage.mode)
             .with_dtype(self.storage.dtype)
             .with_prefill_chunk(chunk_tokens.max(demand.image_pass_tokens))
     }
 
-    /// The machine without what is held already.
-    fn machine(&self, held_bytes: u64) -> Machine {
+    /// The machine without memory that is held already.
+    fn machine_without(&self, held_bytes: u64) -> Machine {
         let mut machine = self.machine.clone();
-        machine.available_bytes = machine.available_bytes.map(|b| b.saturating_sub(held_bytes));
+        machine.available_bytes =
+            machine.available_bytes.map(|bytes| bytes.saturating_sub(held_bytes));
         machine
     }
 
-    /// The whole estimate for `demand`, read with `chunk_tokens` at a time.
+    /// Full estimate for `demand`, with prompts read `chunk_tokens` at a time.
     ///
     /// # Errors
     /// A cache mode that the model cannot take.
     pub(super) fn estimate(
         &self,
-        demand: &Demand,
+        demand: &MemoryDemand,
         chunk_tokens: u64,
     ) -> Result<MemoryEstimate, EstimatorError> {
         let workload = self.workload(demand, chunk_tokens);
         estimate_total_memory(&self.model.spec, &self.model.weights, &workload, &self.machine)
     }
 
-    /// Why `demand` does not fit even alone and in the smallest chunks, if they do not.
+    /// Checks `demand` alone, in the smallest chunks; `None` if it fits.
     ///
     /// # Errors
-    /// As [`Self::estimate`].
-    pub(super) fn too_large(&self, demand: &Demand) -> Result<Option<TooLarge>, EstimatorError> {
-        let chunk = LEAST_CHUNK_TOKENS.min(self.chunk_tokens);
+    /// Errors of [`Self::estimate`].
+    pub(super) fn too_large(
+        &self,
+        demand: &MemoryDemand,
+    ) -> Result<Option<TooLarge>, EstimatorError> {
+        let chunk = MIN_CHUNK_TOKENS.min(self.chunk_tokens);
         let estimate = self.estimate(demand, chunk)?;
         let Some(limit_bytes) = self.limit_bytes().filter(|_| estimate.fits == Some(false)) else {
             return Ok(None);
@@ -193,17 +218,17 @@ impl Admission {
         Ok(Some(TooLarge { estimated_bytes, limit_bytes, max_context_tokens }))
     }
 
-    /// The chunk with which `demand` fits beside `held_bytes`: the configured one, or as much of
-    /// it as fits; `None` when it must wait. An image's pass is not divided.
+    /// Prefill chunk with which `demand` fits next to `held_bytes`: the configured one, or as much of
+    /// it as fits; `None` if it has to wait. The pass of an image is not divided.
     ///
     /// # Errors
-    /// As [`Self::estimate`].
+    /// Errors of [`Self::estimate`].
     pub(super) fn chunk_that_fits(
         &self,
-        demand: &Demand,
+        demand: &MemoryDemand,
         held_bytes: u64,
     ) -> Result<Option<u64>, EstimatorError> {
-        let machine = self.machine(held_bytes);
+        let machine = self.machine_without(held_bytes);
         let workload = self.workload(demand, self.chunk_tokens);
         let ModelFootprint { spec, weights, .. } = &self.model;
         if estimate_total_memory(spec, weights, &workload, &machine)?.fits != Some(false) {
@@ -211,7 +236,7 @@ impl Admission {
         }
         let most = self.solver(&machine).max_chunk(&workload)?.value.unwrap_or(u64::MAX);
         let chunk = most.min(self.chunk_tokens);
-        let least = LEAST_CHUNK_TOKENS.min(self.chunk_tokens).max(demand.image_pass_tokens);
+        let least = MIN_CHUNK_TOKENS.min(self.chunk_tokens).max(demand.image_pass_tokens);
         Ok((most >= least).then_some(chunk))
     }
 
@@ -224,33 +249,33 @@ impl Admission {
 mod tests {
     use mlxcel_estimator::{AvailableSource, Backend, ComputeDtype, estimate_total_memory};
 
-    use super::super::prompt::ImageKey;
+    use super::super::prompt::PromptImage;
     use super::*;
     use mlxcel_runtime::engine::ModelSource;
     use mlxcel_runtime::vision::ImagePlacement;
 
-    fn admission(limit: u64) -> Admission {
+    fn admission(limit: u64) -> MemoryAdmission {
         let machine =
             Machine::new(Backend::Cpu).with_available(limit, AvailableSource::MemoryLimitVariable);
         let model = ModelFootprint::read(&ModelSource::BuiltIn).unwrap();
-        Admission::new(model, machine, KvStorage::default(), 512, 1 << 20)
+        MemoryAdmission::new(model, machine, KvStorage::default(), 512, 1 << 20)
     }
 
     #[test]
-    fn the_numbers_are_the_estimators() {
+    fn refusals_state_the_estimate() {
         let admission = admission(64 << 20);
-        let wanted = Demand::text(0, 100_000);
+        let wanted = MemoryDemand::text(0, 100_000);
         let refused = admission.too_large(&wanted).unwrap().unwrap();
-        let workload = Workload::uniform(100_000, 1).with_prefill_chunk(LEAST_CHUNK_TOKENS);
+        let workload = Workload::uniform(100_000, 1).with_prefill_chunk(MIN_CHUNK_TOKENS);
         let ModelFootprint { spec, weights, .. } = &admission.model;
         let expected = estimate_total_memory(spec, weights, &workload, &admission.machine).unwrap();
         assert_eq!(refused.estimated_bytes, expected.total_bytes);
         assert_eq!(refused.limit_bytes, 64 << 20);
         let most = usize::try_from(refused.max_context_tokens).unwrap();
-        assert_eq!(admission.too_large(&Demand::text(0, most)).unwrap(), None);
-        assert!(admission.too_large(&Demand::text(0, most + 1)).unwrap().is_some());
+        assert_eq!(admission.too_large(&MemoryDemand::text(0, most)).unwrap(), None);
+        assert!(admission.too_large(&MemoryDemand::text(0, most + 1)).unwrap().is_some());
 
-        let beside = admission.beside_process(10 << 20);
+        let beside = admission.with_process_bytes(10 << 20);
         let less = beside.too_large(&wanted).unwrap().unwrap();
         assert_eq!(less.estimated_bytes, refused.estimated_bytes + (10 << 20));
         assert_eq!((less.limit_bytes, beside.limit_bytes()), (64 << 20, Some(64 << 20)));
@@ -258,13 +283,13 @@ mod tests {
     }
 
     #[test]
-    fn fp32_keeps_half_as_many_tokens() {
+    fn fp32_caches_hold_half_as_many_tokens() {
         let most = |dtype| {
             let machine = admission(64 << 20).machine;
             let model = ModelFootprint::read(&ModelSource::BuiltIn).unwrap();
             let storage = KvStorage { dtype, ..KvStorage::default() };
-            let admission = Admission::new(model, machine, storage, 512, 1 << 20);
-            let refused = admission.too_large(&Demand::text(0, 100_000)).unwrap().unwrap();
+            let admission = MemoryAdmission::new(model, machine, storage, 512, 1 << 20);
+            let refused = admission.too_large(&MemoryDemand::text(0, 100_000)).unwrap().unwrap();
             refused.max_context_tokens
         };
         let (half, single) = (most(ComputeDtype::Checkpoint), most(ComputeDtype::Fp32));
@@ -272,9 +297,9 @@ mod tests {
     }
 
     #[test]
-    fn held_bytes_wait_and_a_chunk_shrinks_first() {
+    fn the_chunk_shrinks_before_a_request_waits() {
         let admission = admission(64 << 20);
-        let one = Demand::text(0, 4096);
+        let one = MemoryDemand::text(0, 4096);
         assert_eq!(admission.chunk_that_fits(&one, 0).unwrap(), Some(512));
         let smaller: Vec<_> =
             (0..64).filter_map(|mib| admission.chunk_that_fits(&one, mib << 20).unwrap()).collect();
@@ -284,20 +309,23 @@ mod tests {
     }
 
     #[test]
-    fn a_cached_prefix_takes_nothing_new() {
+    fn a_cached_prefix_adds_no_memory() {
         let prompt = Prompt::text(vec![0; 2048]);
-        let all = Demand::answers(0, &prompt, 100, 3);
-        let hit = Demand::answers(2048, &prompt, 100, 3);
-        let kv = |demand: &Demand| {
+        let all = MemoryDemand::completions(0, &prompt, 100, 3);
+        let hit = MemoryDemand::completions(2048, &prompt, 100, 3);
+        let kv = |demand: &MemoryDemand| {
             admission(1 << 30).estimate(demand, 512).unwrap().kv_cache_bytes.unwrap()
         };
-        assert_eq!(kv(&all), kv(&Demand::text(0, 2148)) + 2 * kv(&Demand::text(0, 100)));
-        assert_eq!(kv(&hit), 3 * kv(&Demand::text(0, 100)));
+        assert_eq!(
+            kv(&all),
+            kv(&MemoryDemand::text(0, 2148)) + 2 * kv(&MemoryDemand::text(0, 100))
+        );
+        assert_eq!(kv(&hit), 3 * kv(&MemoryDemand::text(0, 100)));
     }
 
-    /// Image tokens are new tokens whose pass no chunk divides, and the encoder has its own scratch.
+    /// Image tokens are new tokens in an undivided pass, and the encoder has scratch memory of its own.
     #[test]
-    fn an_image_takes_its_tokens_and_the_encoders_scratch() {
+    fn an_image_adds_its_tokens_and_encoder_scratch() {
         let folder = tempfile::tempdir().unwrap();
         let variant = &mlxcel_testing::golden::VARIANTS[0];
         mlxcel_testing::golden::checkpoint("gemma3-vision", variant, folder.path()).unwrap();
@@ -305,15 +333,17 @@ mod tests {
         let machine = |limit| {
             Machine::new(Backend::Cpu).with_available(limit, AvailableSource::MemoryLimitVariable)
         };
-        let admission =
-            |limit| Admission::new(model.clone(), machine(limit), KvStorage::default(), 128, 1024);
-        let image = |tokens| ImageKey {
+        let admission = |limit| {
+            MemoryAdmission::new(model.clone(), machine(limit), KvStorage::default(), 128, 1024)
+        };
+        let image = |tokens| PromptImage {
             tokens,
             digest: [0; 32],
-            reading: ImagePlacement::InlineBidirectional,
+            placement: ImagePlacement::InlineBidirectional,
         };
         let prompt = Prompt { tokens: vec![0; 400], images: vec![image(4..260)] };
-        let (seen, text) = (Demand::answers(0, &prompt, 100, 1), Demand::text(0, 500));
+        let (seen, text) =
+            (MemoryDemand::completions(0, &prompt, 100, 1), MemoryDemand::text(0, 500));
         let ample = admission(1 << 30);
         let estimate = |demand| ample.estimate(demand, 128).unwrap();
         assert_eq!(estimate(&seen).kv_cache_bytes, estimate(&text).kv_cache_bytes);
@@ -321,8 +351,8 @@ mod tests {
         assert_eq!((estimate(&seen).vision_bytes, estimate(&text).vision_bytes), (encoder, 0));
         let pass = ample.estimate(&text, 256).unwrap().prefill_scratch.total();
         assert_eq!(estimate(&seen).prefill_scratch.total(), pass);
-        // Once the image is cached nothing of it is left to be paid.
-        let hit = Demand::answers(260, &prompt, 100, 1);
+        // A cached image adds nothing.
+        let hit = MemoryDemand::completions(260, &prompt, 100, 1);
         assert_eq!((estimate(&hit).vision_bytes, hit.image_pass_tokens), (0, 0));
 
         let tight = admission(estimate(&seen).total_bytes - 1);

@@ -1,44 +1,55 @@
-//! What handlers of requests share: the served model, limits, and the state of the server.
+//! State of request handlers: the loaded model, limits, and whether the server is shutting down.
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use mlxcel_runtime::Processor;
 use mlxcel_runtime::vision::ImageProcessor;
 
-use super::admission::Admission;
-use super::job::Command;
-use super::shared::Shared;
+use super::admission::MemoryAdmission;
+use super::messages::EngineCommand;
+use super::status::EngineStatus;
 
-/// What handlers need.
-pub(super) struct App {
-    /// The model, or why there is none.
-    pub(super) model: Result<Served, String>,
+/// State of the server.
+pub(super) struct AppState {
+    /// The model, or the reason why none is loaded.
+    pub(super) model: Result<LoadedModel, String>,
     pub(super) name: String,
     pub(super) total_memory_bytes: Option<u64>,
     pub(super) api_key: Option<String>,
     pub(super) max_body_bytes: usize,
     pub(super) read_timeout: Duration,
-    /// Whether the server is ending.
-    pub(super) ending: AtomicBool,
+    /// True if the server is shutting down.
+    pub(super) shutting_down: AtomicBool,
     pub(super) started: SystemTime,
 }
 
-/// A model that is loaded.
-pub(super) struct Served {
-    pub(super) text: Processor,
-    /// What prepares images, or why there are none.
+/// A loaded model and the way to its engine thread.
+pub(super) struct LoadedModel {
+    pub(super) processor: Processor,
+    /// ImageProcessor of images, or the reason why the model takes none.
     pub(super) images: Result<ImageProcessor, String>,
-    pub(super) admission: Arc<Admission>,
-    pub(super) shared: Arc<Shared>,
-    pub(super) commands: Mutex<Sender<Command>>,
-    /// Tokens of a sequence at most.
-    pub(super) context: usize,
-    /// Tokens of an answer where nothing is said.
-    pub(super) max_tokens: usize,
-    pub(super) jobs: AtomicU64,
-    /// What was resident before the load, where that does not count.
+    pub(super) admission: Arc<MemoryAdmission>,
+    pub(super) status: Arc<EngineStatus>,
+    pub(super) commands: Mutex<Sender<EngineCommand>>,
+    /// Maximum length of a sequence.
+    pub(super) context_tokens: usize,
+    /// Maximum length of a completion if a request states none.
+    pub(super) default_max_tokens: usize,
+    /// Id of the next request.
+    pub(super) next_request: AtomicU64,
+    /// Resident bytes before the load, where they do not count.
     pub(super) baseline_bytes: u64,
+}
+
+impl AppState {
+    /// Sends a command to the engine thread; ignored if it has exited.
+    pub(super) fn send(&self, command: EngineCommand) {
+        if let Ok(model) = &self.model {
+            let commands = model.commands.lock().unwrap_or_else(PoisonError::into_inner);
+            let _ = commands.send(command);
+        }
+    }
 }

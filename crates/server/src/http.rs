@@ -1,4 +1,4 @@
-//! Connections: limits on what is read and how long it may take, and the end of serving.
+//! Connections: limits on heads, bodies and time, and the shutdown.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -17,53 +17,54 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 
 use super::error::ApiError;
-use super::intake::Ticket;
+use super::request_budget::Reservation;
 
-/// Bytes of a request's head.
+/// Maximum size of a request head.
 const HEAD_BYTES: usize = 32 << 10;
-/// Headers of a request.
+/// Maximum number of headers.
 const HEADERS: usize = 64;
-/// Connections at once; more wait in the system's queue.
+/// Maximum number of connections; more wait in the system's queue.
 const CONNECTIONS: usize = 512;
 
-/// How long clients may take.
+/// Time limits of connections.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
-    /// For a request's head, and for the next request of an open connection.
+pub(super) struct ConnectionTimeouts {
+    /// For the head of a request, and for the next request of an open connection.
     pub(super) head: Duration,
-    /// For open requests once the server ends.
-    pub(super) end: Duration,
+    /// For open requests during shutdown.
+    pub(super) shutdown: Duration,
 }
 
-/// Accepts connections until `end` completes, and lets those that are open finish their request.
+/// Accepts connections until `shutdown` completes, then lets open ones finish their request.
 pub(super) async fn accept(
     listener: TcpListener,
     router: Router,
-    end: impl Future<Output = ()>,
-    patience: Patience,
+    shutdown: impl Future<Output = ()>,
+    timeouts: ConnectionTimeouts,
 ) {
     let (ending, watched) = watch::channel(false);
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    tokio::pin!(end);
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    tokio::pin!(shutdown);
     loop {
-        let place = tokio::select! {
-            place = Arc::clone(&places).acquire_owned() => place,
-            () = &mut end => break,
+        let slot = tokio::select! {
+            slot = Arc::clone(&slots).acquire_owned() => slot,
+            () = &mut shutdown => break,
         };
         let stream = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = &mut end => break,
+            () = &mut shutdown => break,
         };
         match stream {
             Ok((stream, _)) => {
-                let (router, watched) = (router.clone(), watched.clone());
+                let router = router.clone();
+                let watched = watched.clone();
                 tokio::spawn(async move {
-                    connection(stream, router, watched, patience.head).await;
-                    drop(place);
+                    connection(stream, router, watched, timeouts.head).await;
+                    drop(slot);
                 });
             }
             Err(error) => {
-                // Too many open files, or a client that is gone already.
+                // Too many open files, or a client that has left already.
                 tracing::warn!(%error, "accept");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -72,8 +73,8 @@ pub(super) async fn accept(
     drop(listener);
     ending.send_replace(true);
     drop(watched);
-    if tokio::time::timeout(patience.end, ending.closed()).await.is_err() {
-        tracing::warn!("some clients did not read their answers in time");
+    if tokio::time::timeout(timeouts.shutdown, ending.closed()).await.is_err() {
+        tracing::warn!("some clients did not read their responses in time");
     }
 }
 
@@ -84,7 +85,7 @@ async fn connection(
     mut ending: watch::Receiver<bool>,
     head_timeout: Duration,
 ) {
-    // Tokens are small packets that must not wait for each other.
+    // Tokens are small packets; Nagle's algorithm would delay them.
     let _ = stream.set_nodelay(true);
     let service = TowerToHyperService::new(router);
     let connection = http1::Builder::new()
@@ -106,46 +107,54 @@ async fn connection(
     }
 }
 
-/// A whole body of at most `limit` bytes, which has to be there in `time`; what has arrived is on
-/// `ticket`. Where other requests leave no room the rest stays with the client, as long again.
+/// Limits on a request body.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BodyLimits {
+    /// Maximum size.
+    pub(super) bytes: usize,
+    /// Time to arrive, not counting the time during which there is no memory for it.
+    pub(super) time: Duration,
+}
+
+/// Reads a whole body. Memory for it is added to `reservation` as it arrives; while other requests
+/// leave no room, for up to `limits.time`, the rest stays with the client.
 ///
 /// # Errors
-/// 413, 408, 503 where there is no room in time, or 400 for a body that breaks off.
+/// 413 and 408 beyond the limits, 503 without room in time, 400 for a body that breaks off.
 pub(super) async fn read_body(
     request: Request,
-    limit: usize,
-    time: Duration,
-    ticket: &mut Ticket,
+    limits: BodyLimits,
+    reservation: &mut Reservation,
 ) -> Result<Vec<u8>, ApiError> {
     let length = request.headers().get(header::CONTENT_LENGTH);
     let length = length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|length| length > limit as u64) {
-        return Err(ApiError::large_body(limit));
+    if length.is_some_and(|length| length > limits.bytes as u64) {
+        return Err(ApiError::large_body(limits.bytes));
     }
-    // Reserved, not touched: only what arrives is resident.
+    // Address space only: a page becomes resident when bytes arrive in it.
     let bytes = Vec::with_capacity(length.and_then(|l| usize::try_from(l).ok()).unwrap_or(0));
-    gather(request.into_body(), bytes, (limit, time), ticket).await
+    collect_body(request.into_body(), bytes, limits, reservation).await
 }
 
-async fn gather(
+async fn collect_body(
     mut body: Body,
     mut bytes: Vec<u8>,
-    (limit, time): (usize, Duration),
-    ticket: &mut Ticket,
+    limits: BodyLimits,
+    reservation: &mut Reservation,
 ) -> Result<Vec<u8>, ApiError> {
-    let mut deadline = Instant::now() + time;
+    let mut deadline = Instant::now() + limits.time;
     loop {
         let next = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
         let next = timeout_at(deadline, next).await.map_err(|_| ApiError::slow())?;
         let Some(frame) = next else { return Ok(bytes) };
         let frame = frame.map_err(|_| ApiError::invalid("the request's body broke off"))?;
         let Ok(data) = frame.into_data() else { continue };
-        if bytes.len() + data.len() > limit {
-            return Err(ApiError::large_body(limit));
+        if bytes.len() + data.len() > limits.bytes {
+            return Err(ApiError::large_body(limits.bytes));
         }
-        // The client is not slow while we have no room.
+        // The client is not to blame while there is no memory.
         let since = Instant::now();
-        ticket.wait_for_more(data.len() as u64, time).await?;
+        reservation.wait_for_more(data.len() as u64, limits.time).await?;
         deadline += since.elapsed();
         bytes.extend_from_slice(&data);
     }

@@ -1,34 +1,34 @@
-//! Images of a chat request: from `image_url` parts to what an encoder takes.
+//! Images of a chat request: from `image_url` parts to pixels.
 //!
-//! Nothing is fetched: an image is a data URL in the request. What a picture takes while it is
-//! decoded, and its pixels until the encoder has seen them, are in the [`Intake`](super::intake).
+//! Nothing is fetched: an image is a data URL in the request. Memory for decoding, and for pixels
+//! until they are encoded, is reserved in the [`RequestBudget`](super::request_budget).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use mlxcel_runtime::text::{ChatMessage, Content, ContentPart};
+use mlxcel_runtime::vision::{self, ImageProcessor, Pixels, RgbImage};
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::error::ApiError;
-use super::intake::{Ticket, Wait};
-use mlxcel_runtime::text::{ChatMessage, Content, ContentPart};
-use mlxcel_runtime::vision::{self, ImageProcessor, Pixels, RgbImage};
+use super::request_budget::{Reservation, WaitLimit};
 
-/// What the encoder takes, and the room that it needs until then.
+/// Input of the encoder, with its memory.
 #[derive(Debug)]
-pub(super) struct Picture {
+pub(super) struct PreparedImage {
     pub(super) pixels: Pixels,
     #[expect(dead_code, reason = "held as long as the pixels are")]
-    ticket: Ticket,
+    reservation: Reservation,
 }
 
-/// The decoded images of a request, in order, and which ones they are.
+/// Decoded images of a request, in order.
 #[derive(Debug)]
-pub(super) struct Album {
-    pub(super) pictures: Vec<RgbImage>,
+pub(super) struct DecodedImages {
+    pub(super) images: Vec<RgbImage>,
     /// SHA-256 of each file.
     pub(super) digests: Vec<[u8; 32]>,
-    ticket: Ticket,
+    reservation: Reservation,
 }
 
 /// The value of a part's `image_url`.
@@ -39,12 +39,12 @@ struct ImageUrl {
     detail: Option<String>,
 }
 
-/// Takes the images out of `messages`, as files, in order; their parts stay behind as templates know
-/// them, `{"type": "image"}`.
+/// Takes the files of images out of `messages`, in order, and leaves the parts that chat templates
+/// expect, `{"type": "image"}`.
 ///
 /// # Errors
-/// A part that is neither text nor image, and an image that is no data URL.
-pub(super) fn take(messages: &mut [ChatMessage]) -> Result<Vec<Vec<u8>>, ApiError> {
+/// A part that is neither text nor image, and an image that is not a data URL.
+pub(super) fn take_files(messages: &mut [ChatMessage]) -> Result<Vec<Vec<u8>>, ApiError> {
     let mut files = Vec::new();
     for message in messages {
         let Some(Content::Parts(parts)) = &mut message.content else { continue };
@@ -54,7 +54,7 @@ pub(super) fn take(messages: &mut [ChatMessage]) -> Result<Vec<Vec<u8>>, ApiErro
                 "image_url" => files.push(take_file(part)?),
                 other => {
                     let kind: String = other.chars().take(40).collect();
-                    return Err(wrong(format!(
+                    return Err(invalid(format!(
                         "a part of a message is a `text` with its text, or an `image_url`, not `{kind}`"
                     )));
                 }
@@ -64,20 +64,20 @@ pub(super) fn take(messages: &mut [ChatMessage]) -> Result<Vec<Vec<u8>>, ApiErro
     Ok(files)
 }
 
-fn wrong(message: impl Into<String>) -> ApiError {
+fn invalid(message: impl Into<String>) -> ApiError {
     ApiError::parameter("messages", message)
 }
 
 fn take_file(part: &mut ContentPart) -> Result<Vec<u8>, ApiError> {
     let value = part.extra.remove("image_url").unwrap_or(Value::Null);
     let image = ImageUrl::deserialize(value);
-    let image = image.map_err(|error| wrong(format!("`image_url` takes an object: {error}")))?;
+    let image = image.map_err(|error| invalid(format!("`image_url` takes an object: {error}")))?;
     let text = part.text.is_some().then_some("text");
     if let Some(field) = part.extra.keys().next().map(String::as_str).or(text) {
-        return Err(wrong(format!("a part with `image_url` has no `{field}`")));
+        return Err(invalid(format!("a part with `image_url` has no `{field}`")));
     }
     if image.detail.is_some_and(|detail| detail != "auto") {
-        return Err(wrong(
+        return Err(invalid(
             "`detail` is `auto` here: the model's files say how images are prepared",
         ));
     }
@@ -89,59 +89,61 @@ fn take_file(part: &mut ContentPart) -> Result<Vec<u8>, ApiError> {
 fn decode_url(url: &str) -> Result<Vec<u8>, ApiError> {
     let start = url.get(..5).unwrap_or_default().to_ascii_lowercase();
     if start != "data:" {
-        return Err(wrong(
+        return Err(invalid(
             "this server fetches no images: send them as `data:image/png;base64,…` in `url`",
         ));
     }
     let parts = url.split_once(',').filter(|(head, _)| head.ends_with(";base64"));
-    let (_, data) = parts.ok_or_else(|| wrong("a data URL of an image is `data:TYPE;base64,…`"))?;
+    let (_, data) =
+        parts.ok_or_else(|| invalid("the data URL of an image is `data:TYPE;base64,…`"))?;
     let decoded = STANDARD.decode(data);
-    decoded.map_err(|error| wrong(format!("the data of an image is no base64: {error}")))
+    decoded.map_err(|error| invalid(format!("the data of an image is not base64: {error}")))
 }
 
-impl Album {
+impl DecodedImages {
     /// Decodes `files`, one after the other.
     ///
     /// # Errors
-    /// What is no image, or too large; [`Ticket::block_for`]'s.
+    /// Files that are no images, or too large; errors of [`Reservation::block_for`].
     pub(super) fn decode(
         files: Vec<Vec<u8>>,
-        mut ticket: Ticket,
-        wait: &Wait,
+        mut reservation: Reservation,
+        limit: &WaitLimit,
     ) -> Result<Self, ApiError> {
-        let (mut pictures, mut digests) = (Vec::new(), Vec::new());
-        let mut held = 0;
+        let mut images = Vec::new();
+        let mut digests = Vec::new();
+        let mut held_bytes = 0;
         for (index, file) in files.into_iter().enumerate() {
             let origin = format!("image {}", index + 1);
-            let decoding =
-                vision::decoding_bytes(&file, &origin).map_err(mlxcel_runtime::Error::from)?;
-            ticket.block_for(decoding.saturating_add(held), wait)?;
-            let picture = vision::decode(&file, &origin).map_err(mlxcel_runtime::Error::from)?;
-            held += picture.as_raw().len() as u64;
-            ticket.block_for(held, wait)?;
+            let decoding_bytes = vision::decoding_bytes(&file, &origin)?;
+            reservation.block_for(decoding_bytes.saturating_add(held_bytes), limit)?;
+            let image = vision::decode(&file, &origin)?;
+            held_bytes += image.as_raw().len() as u64;
+            reservation.block_for(held_bytes, limit)?;
             digests.push(Sha256::digest(&file).into());
-            pictures.push(picture);
+            images.push(image);
         }
-        Ok(Self { pictures, digests, ticket })
+        Ok(Self { images, digests, reservation })
     }
 
-    /// Makes pixels of the pictures.
+    /// Resizes and normalises the images as the model wants them.
     ///
     /// # Errors
-    /// A picture that the model does not take, and [`Ticket::block_for`]'s.
+    /// An image that the model does not take, and errors of [`Reservation::block_for`].
     pub(super) fn prepare(
         self,
         preprocessor: &ImageProcessor,
-        wait: &Wait,
-    ) -> Result<Vec<Picture>, ApiError> {
-        let mut ticket = self.ticket;
-        let one = |picture: RgbImage| {
-            let pixels = preprocessor.pixels(&picture).map_err(mlxcel_runtime::Error::from)?;
+        limit: &WaitLimit,
+    ) -> Result<Vec<PreparedImage>, ApiError> {
+        let mut reservation = self.reservation;
+        let mut prepared = Vec::new();
+        for image in self.images {
+            let pixels = preprocessor.pixels(&image)?;
             let bytes = size_of_val(pixels.values.as_slice()) as u64;
-            ticket.block_for_more(bytes, wait)?;
-            Ok(Picture { pixels, ticket: ticket.split(bytes) })
-        };
-        self.pictures.into_iter().map(one).collect()
+            reservation.block_for_more(bytes, limit)?;
+            prepared.push(PreparedImage { pixels, reservation: reservation.split(bytes) });
+        }
+        Ok(prepared)
     }
 }
 
@@ -154,8 +156,7 @@ mod tests {
     fn files(content: Value) -> Result<(Vec<Vec<u8>>, ChatMessage), String> {
         let message = json!({ "role": "user", "content": content });
         let mut messages: Vec<ChatMessage> = vec![serde_json::from_value(message).unwrap()];
-        let error = |e: ApiError| e.json()["error"]["message"].as_str().unwrap().to_owned();
-        let files = take(&mut messages).map_err(error)?;
+        let files = take_files(&mut messages).map_err(|error| error.message().to_owned())?;
         Ok((files, messages.remove(0)))
     }
 
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_taken_out_of_their_parts() {
+    fn files_are_taken_out_of_parts() {
         let content = json!([
             { "type": "text", "text": "what" },
             { "type": "image_url", "image_url": { "url": "data:image/png;base64,AQID" } },
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_data_url_is_named() {
+    fn anything_but_a_data_url_is_refused() {
         let check = |content: Value, expected: &str| {
             let error = files(content.clone()).unwrap_err();
             assert!(error.contains(expected), "{content}: {error}");
@@ -190,7 +191,7 @@ mod tests {
         }
         check(image(json!({ "url": "data:image/png,abc" })), "data:TYPE;base64");
         check(image(json!({ "url": "data:image/png;base64" })), "data:TYPE;base64");
-        check(image(json!({ "url": "data:;base64,A?==" })), "no base64");
+        check(image(json!({ "url": "data:;base64,A?==" })), "not base64");
         check(image(json!({ "url": "data:;base64,AQI=", "detail": "high" })), "`detail` is `auto`");
         check(image(json!({ "url": "data:;base64,AQI=", "size": 3 })), "unknown field `size`");
         check(image(json!("data:;base64,AQI=")), "takes an object");

@@ -1,20 +1,20 @@
-//! `/v1/memory`: the live budget.
+//! `/v1/memory`: the current memory budget.
 
 use serde_json::{Value, json};
 
-use super::app::{App, Served};
-use super::watch::used_bytes;
+use super::app::{AppState, LoadedModel};
+use super::memory_watch::used_bytes;
 use mlxcel_runtime::memory::MemoryUsage;
 
-/// What memory is used for, next to what is measured and what there is.
-pub(super) fn budget(app: &App, served: &Served) -> Value {
-    let snapshot = served.shared.snapshot();
+/// Use of memory by the estimate, by measurement, and the limit.
+pub(super) fn budget(app: &AppState, model: &LoadedModel) -> Value {
+    let snapshot = model.status.snapshot();
     let usage = MemoryUsage::now();
-    let limit = served.admission.limit_bytes();
-    let process = served.admission.process_bytes();
-    let intake = served.shared.intake.held_bytes();
-    let counted = process
-        .saturating_add(intake)
+    let limit = model.admission.limit_bytes();
+    let process_bytes = model.admission.process_bytes();
+    let request_bytes = model.status.request_budget.held_bytes();
+    let counted = process_bytes
+        .saturating_add(request_bytes)
         .saturating_add(snapshot.weights_bytes)
         .saturating_add(snapshot.held_bytes)
         .saturating_add(snapshot.kv_reserved_bytes)
@@ -23,21 +23,21 @@ pub(super) fn budget(app: &App, served: &Served) -> Value {
     json!({
         "system": { "memory_total_bytes": app.total_memory_bytes },
         "limit_bytes": limit,
-        "process_bytes": process,
+        "process_bytes": process_bytes,
         "weights_bytes": snapshot.weights_bytes,
         "kv": {
             "used_bytes": snapshot.kv_used_bytes,
-            "reserved_bytes": snapshot.kv_reserved_bytes,
+            "remodel_bytes": snapshot.kv_reserved_bytes,
             "shared_bytes": snapshot.held_bytes,
         },
         "prompt_cache": { "bytes": snapshot.prefix_bytes, "entries": snapshot.prefix_entries },
-        "intake_bytes": intake,
+        "intake_bytes": request_bytes,
         "scratch_bytes": snapshot.scratch_bytes,
         "headroom_bytes": snapshot.headroom_bytes,
         "free_bytes": limit.map(|limit| limit.saturating_sub(counted)),
         "prefill_chunk_tokens": snapshot.prefill_chunk_tokens,
         "waiting": snapshot.waiting,
         "requests": snapshot.requests,
-        "measured": { "used_bytes": used_bytes(&usage, served.baseline_bytes), "counters": usage },
+        "measured": { "used_bytes": used_bytes(&usage, model.baseline_bytes), "counters": usage },
     })
 }

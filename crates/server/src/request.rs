@@ -1,7 +1,7 @@
-//! Bodies of requests: what OpenAI's API calls the fields, and what they mean.
+//! Request bodies: the fields of OpenAI's API, and their validation.
 //!
-//! Every field that is understood has an effect, or cannot change the answer ([`Body::user`] and
-//! the like); any other is refused by name, so that nobody is answered something else than asked.
+//! Every accepted field has an effect, or cannot change a completion ([`Body::user`] and the like).
+//! Any other field is refused by name, so that no request is silently answered differently.
 
 use std::collections::BTreeMap;
 
@@ -10,16 +10,16 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
-use super::images::{self, Album};
-use super::prompt::{ImageKey, Prompt};
-use super::prompts::Prompts;
+use super::images::{self, DecodedImages};
+use super::prompt::{Prompt, PromptImage};
+use super::prompt_field::PromptField;
 use mlxcel_runtime::sampling::{SamplingOptions, SamplingParams};
 use mlxcel_runtime::text::{ChatMessage, ChatPrompt};
 use mlxcel_runtime::{Processor, PromptInput};
 
-/// Answers to one request at most.
-const MAX_ANSWERS: usize = 128;
-/// Stop strings of one request at most.
+/// Maximum number of completions of one request.
+const MAX_COMPLETIONS: usize = 128;
+/// Maximum number of stop strings of one request.
 const MAX_STOPS: usize = 16;
 
 /// A body of `/v1/chat/completions` or `/v1/completions`.
@@ -29,7 +29,7 @@ pub(super) struct Body {
     pub(super) model: Option<String>,
     messages: Option<Vec<ChatMessage>>,
     chat_template_kwargs: Option<Map<String, Value>>,
-    prompt: Option<Prompts>,
+    prompt: Option<PromptField>,
     #[serde(default)]
     pub(super) stream: Option<bool>,
     stream_options: Option<StreamOptions>,
@@ -50,16 +50,16 @@ pub(super) struct Body {
     logprobs: Option<Logprobs>,
     top_logprobs: Option<usize>,
     ignore_eos: Option<bool>,
-    /// Who asks, and how the asker files it: nothing that an answer could depend on.
-    #[expect(dead_code, reason = "known, and of no consequence")]
+    /// Identity and bookkeeping of the client: nothing that a completion could depend on.
+    #[expect(dead_code, reason = "accepted, without effect")]
     user: Option<IgnoredAny>,
-    #[expect(dead_code, reason = "known, and of no consequence")]
+    #[expect(dead_code, reason = "accepted, without effect")]
     metadata: Option<IgnoredAny>,
-    #[expect(dead_code, reason = "known, and of no consequence")]
+    #[expect(dead_code, reason = "accepted, without effect")]
     store: Option<IgnoredAny>,
-    #[expect(dead_code, reason = "known, and of no consequence")]
+    #[expect(dead_code, reason = "accepted, without effect")]
     safety_identifier: Option<IgnoredAny>,
-    #[expect(dead_code, reason = "known, and of no consequence")]
+    #[expect(dead_code, reason = "accepted, without effect")]
     prompt_cache_key: Option<IgnoredAny>,
 }
 
@@ -77,7 +77,7 @@ enum Stops {
     Many(Vec<String>),
 }
 
-/// Chat asks yes or no, completions ask for a number.
+/// A flag in chat, a number in completions.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(untagged)]
 enum Logprobs {
@@ -85,16 +85,16 @@ enum Logprobs {
     Count(usize),
 }
 
-/// Which of the two APIs asks.
+/// The two APIs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Api {
     Chat,
     Completions,
 }
 
-/// A request that makes sense, its prompts tokenized.
+/// A valid request, with its prompts tokenized.
 #[derive(Clone, Debug)]
-pub(super) struct Asked {
+pub(super) struct ValidatedRequest {
     pub(super) prompts: Vec<Prompt>,
     pub(super) n: usize,
     pub(super) max_tokens: Option<usize>,
@@ -106,36 +106,36 @@ pub(super) struct Asked {
 }
 
 impl Body {
-    /// Reads a body.
+    /// Parses a body.
     ///
     /// # Errors
-    /// What is wrong with it, and where.
+    /// 400 with the position of the mistake.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
         parse_json(bytes)
     }
 
-    /// Takes the images out of the messages, as files, in order.
+    /// Takes the files of images out of the messages, in order.
     ///
     /// # Errors
-    /// As [`images::take`].
+    /// Errors of [`images::take_files`].
     pub(super) fn take_images(&mut self) -> Result<Vec<Vec<u8>>, ApiError> {
-        self.messages.as_deref_mut().map_or_else(|| Ok(Vec::new()), images::take)
+        self.messages.as_deref_mut().map_or_else(|| Ok(Vec::new()), images::take_files)
     }
 
-    /// What is asked for, with the model's own sampling where nothing is said; `album` has the
-    /// images that were taken out.
+    /// Checks all fields and tokenizes the prompts. The model's own sampling is the default;
+    /// `images` are those that were taken out of the messages.
     ///
     /// # Errors
-    /// Values that cannot be, and prompts that cannot be tokenized.
-    pub(super) fn understand(
+    /// Values out of range, and prompts that cannot be tokenized.
+    pub(super) fn validate(
         &self,
         api: Api,
-        text: &Processor,
-        album: &Album,
-    ) -> Result<Asked, ApiError> {
+        processor: &Processor,
+        images: &DecodedImages,
+    ) -> Result<ValidatedRequest, ApiError> {
         let n = self.n.unwrap_or(1);
-        let options = self.sampling(api, text.sampling())?;
-        let sampling = SamplingParams::new(options).map_err(mlxcel_runtime::Error::from)?;
+        let options = self.sampling(api, processor.sampling())?;
+        let sampling = SamplingParams::new(options)?;
         let stop = match &self.stop {
             None => Vec::new(),
             Some(Stops::One(stop)) => vec![stop.clone()],
@@ -145,17 +145,17 @@ impl Body {
             let message = format!("`stop` takes at most {MAX_STOPS} texts, none of them empty");
             return Err(ApiError::parameter("stop", message));
         }
-        let prompts = self.prompts(api, text, album)?;
-        if n == 0 || prompts.is_empty() || n.saturating_mul(prompts.len()) > MAX_ANSWERS {
-            let message = format!("1 to {MAX_ANSWERS} answers may be asked for at once");
+        let prompts = self.prompts(api, processor, images)?;
+        if n == 0 || prompts.is_empty() || n.saturating_mul(prompts.len()) > MAX_COMPLETIONS {
+            let message = format!("1 to {MAX_COMPLETIONS} completions may be requested at once");
             return Err(ApiError::parameter("n", message));
         }
         let stream = self.stream.unwrap_or(false);
         if self.stream_options.is_some() && !stream {
-            let message = "`stream_options` means nothing without `stream`";
+            let message = "`stream_options` needs `stream`: true";
             return Err(ApiError::parameter("stream_options", message));
         }
-        Ok(Asked {
+        Ok(ValidatedRequest {
             prompts,
             n,
             max_tokens: self.max_tokens()?,
@@ -180,19 +180,24 @@ impl Body {
         }
     }
 
-    fn prompts(&self, api: Api, text: &Processor, album: &Album) -> Result<Vec<Prompt>, ApiError> {
+    fn prompts(
+        &self,
+        api: Api,
+        processor: &Processor,
+        images: &DecodedImages,
+    ) -> Result<Vec<Prompt>, ApiError> {
         match (api, &self.messages, &self.prompt) {
             (Api::Chat, Some(messages), None) => {
                 let variables = self.chat_template_kwargs.as_ref();
                 let prompt = ChatPrompt { variables, ..ChatPrompt::new(messages) };
-                Ok(vec![encode_chat(&prompt, text, album)?])
+                Ok(vec![encode_chat(&prompt, processor, images)?])
             }
             (Api::Completions, None, Some(prompts)) => {
                 if self.chat_template_kwargs.is_some() {
-                    let message = "completions use no chat template";
+                    let message = "completions do not use the chat template";
                     return Err(ApiError::parameter("chat_template_kwargs", message));
                 }
-                encode(prompts, text)
+                encode_prompts(prompts, processor)
             }
             (Api::Chat, ..) => {
                 Err(ApiError::parameter("messages", "chat needs `messages`, and no `prompt`"))
@@ -230,61 +235,65 @@ impl Body {
         pairs.collect()
     }
 
-    /// How many alternatives are reported per token; `None` for no log-probabilities at all.
+    /// Number of alternatives to report per token; `None` for no log-probabilities at all.
     fn logprobs(&self, api: Api) -> Result<Option<usize>, ApiError> {
-        let wrong = |param, message: &str| Err(ApiError::parameter(param, message));
-        match (api, self.logprobs, self.top_logprobs) {
-            (_, None | Some(Logprobs::Wanted(false)), None) => Ok(None),
-            (Api::Chat, Some(Logprobs::Wanted(true)), top) => Ok(Some(top.unwrap_or(0))),
+        let error = match (api, self.logprobs, self.top_logprobs) {
+            (_, None | Some(Logprobs::Wanted(false)), None) => return Ok(None),
+            (Api::Chat, Some(Logprobs::Wanted(true)), top) => return Ok(Some(top.unwrap_or(0))),
+            (Api::Completions, Some(Logprobs::Count(count)), None) => return Ok(Some(count)),
             (Api::Chat, None | Some(Logprobs::Wanted(false)), Some(_)) => {
-                wrong("top_logprobs", "`top_logprobs` needs `logprobs`: true")
+                ApiError::parameter("top_logprobs", "`top_logprobs` needs `logprobs`: true")
             }
-            (Api::Completions, Some(Logprobs::Count(count)), None) => Ok(Some(count)),
             (Api::Completions, _, Some(_)) => {
-                wrong("top_logprobs", "completions take a number as `logprobs`")
+                ApiError::parameter("top_logprobs", "completions take a number as `logprobs`")
             }
-            (Api::Completions, ..) => wrong("logprobs", "`logprobs` is a number here"),
-            (Api::Chat, ..) => wrong("logprobs", "`logprobs` is true or false here"),
-        }
+            (Api::Completions, ..) => {
+                ApiError::parameter("logprobs", "`logprobs` is a number here")
+            }
+            (Api::Chat, ..) => ApiError::parameter("logprobs", "`logprobs` is true or false here"),
+        };
+        Err(error)
     }
 }
 
-/// The tokens of a conversation, with room for images.
+/// Tokens of a conversation, with placeholders for images.
 fn encode_chat(
     prompt: &ChatPrompt<'_>,
-    text: &Processor,
-    album: &Album,
+    processor: &Processor,
+    images: &DecodedImages,
 ) -> Result<Prompt, ApiError> {
-    if album.pictures.is_empty() {
-        return Ok(Prompt::text(text.encode_chat(prompt)?));
+    if images.images.is_empty() {
+        return Ok(Prompt::text(processor.encode_chat(prompt)?));
     }
-    let encoded = text.encode_with_images(PromptInput::Chat(prompt), &album.pictures)?;
-    let reading = encoded.placement;
-    let places = encoded.image_starts.iter().zip(&encoded.image_tokens);
-    let key = |((start, tokens), digest): ((&usize, &usize), &[u8; 32])| ImageKey {
+    let encoded = processor.encode_with_images(PromptInput::Chat(prompt), &images.images)?;
+    let places = encoded.image_starts.iter().zip(&encoded.image_tokens).zip(&images.digests);
+    let images = places.map(|((start, tokens), digest)| PromptImage {
         tokens: *start..start + tokens,
         digest: *digest,
-        reading,
-    };
-    let images = places.zip(&album.digests).map(key).collect();
+        placement: encoded.placement,
+    });
+    let images = images.collect();
     Ok(Prompt { tokens: encoded.tokens, images })
 }
 
-fn encode(prompts: &Prompts, text: &Processor) -> Result<Vec<Prompt>, ApiError> {
-    let tokenizer = text.tokenizer();
-    let encode = |text: &String| {
-        Ok(Prompt::text(tokenizer.encode_prompt(text).map_err(mlxcel_runtime::Error::from)?))
-    };
-    match prompts {
-        Prompts::Texts(texts) => texts.iter().map(encode).collect(),
-        Prompts::Tokens(prompts) => Ok(prompts.iter().cloned().map(Prompt::text).collect()),
+/// Tokens of the field `prompt`.
+fn encode_prompts(field: &PromptField, processor: &Processor) -> Result<Vec<Prompt>, ApiError> {
+    match field {
+        PromptField::Texts(texts) => {
+            let mut prompts = Vec::new();
+            for prompt in texts {
+                prompts.push(Prompt::text(processor.tokenizer().encode_prompt(prompt)?));
+            }
+            Ok(prompts)
+        }
+        PromptField::Tokens(prompts) => Ok(prompts.iter().cloned().map(Prompt::text).collect()),
     }
 }
 
-/// Reads JSON; what is wrong with it is a 400.
+/// Parses JSON.
 ///
 /// # Errors
-/// What serde says, shortened.
+/// 400 with serde's message, shortened.
 pub(super) fn parse_json<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(bytes).map_err(|error| {
         let text: String = error.to_string().chars().take(300).collect();
@@ -298,7 +307,7 @@ pub(super) fn parse_json<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<T, 
 pub(super) struct Tokenize {
     /// The text.
     pub(super) content: String,
-    /// Whether the special tokens around a prompt are added.
+    /// True if special tokens are added as around a prompt.
     #[serde(default)]
     pub(super) add_special: bool,
 }
@@ -314,31 +323,31 @@ pub(super) struct Detokenize {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-
     use std::time::Duration;
 
-    use super::super::intake::{Intake, Wait};
+    use super::super::request_budget::{RequestBudget, WaitLimit};
     use super::*;
     use mlxcel_runtime::engine::ModelSource;
 
-    fn understand(api: Api, body: &str) -> Result<Asked, String> {
-        let text = Processor::load(&ModelSource::BuiltIn).unwrap();
+    fn validate(api: Api, body: &str) -> Result<ValidatedRequest, String> {
+        let processor = Processor::load(&ModelSource::BuiltIn).unwrap();
         let body = Body::parse(body.as_bytes());
-        let asked = body.and_then(|body| {
-            let ticket = Arc::new(Intake::new(0)).ticket();
-            let none = Album::decode(Vec::new(), ticket, &Wait::new(Duration::ZERO).1).unwrap();
-            body.understand(api, &text, &none)
+        let validated = body.and_then(|body| {
+            let reservation = Arc::new(RequestBudget::new(0)).reservation();
+            let (_client, limit) = WaitLimit::new(Duration::ZERO);
+            let none = DecodedImages::decode(Vec::new(), reservation, &limit).unwrap();
+            body.validate(api, &processor, &none)
         });
-        asked.map_err(|error| error.json()["error"]["message"].as_str().unwrap().to_owned())
+        validated.map_err(|error| error.message().to_owned())
     }
 
     #[test]
-    fn every_field_arrives() {
+    fn every_field_has_an_effect() {
         let body = r#"{"prompt": "Once", "max_tokens": 7, "n": 2, "stop": ["a", "b"], "seed": -1,
             "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.1, "presence_penalty": 0.25,
             "frequency_penalty": -0.5, "repeat_penalty": 1.5, "logit_bias": {"5": -100},
             "logprobs": 3, "stream": true, "stream_options": {"include_usage": true}}"#;
-        let asked = understand(Api::Completions, body).unwrap();
+        let request = validate(Api::Completions, body).unwrap();
         let expected = SamplingOptions {
             temperature: 0.5,
             top_k: Some(40),
@@ -352,15 +361,15 @@ mod tests {
             logprobs: Some(3),
             ..SamplingOptions::default()
         };
-        assert_eq!(asked.sampling.options(), &expected);
-        assert_eq!((asked.max_tokens, asked.n, asked.stream), (Some(7), 2, true));
-        assert_eq!((asked.stop, asked.include_usage), (vec!["a".into(), "b".into()], true));
+        assert_eq!(request.sampling.options(), &expected);
+        assert_eq!((request.max_tokens, request.n, request.stream), (Some(7), 2, true));
+        assert_eq!((request.stop, request.include_usage), (vec!["a".into(), "b".into()], true));
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn invalid_fields_are_named() {
         let check = |api, body: &str, expected: &str| {
-            let error = understand(api, body).unwrap_err();
+            let error = validate(api, body).unwrap_err();
             assert!(error.contains(expected), "{body}: {error}");
         };
         check(Api::Completions, r#"{"prompt": "a", "best_of": 3}"#, "unknown field `best_of`");

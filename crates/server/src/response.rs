@@ -7,12 +7,12 @@ use serde::Serialize;
 
 /// A response of JSON.
 pub(super) fn json_response(status: StatusCode, value: &impl Serialize) -> Response {
-    // Numbers, strings and maps with string keys: this cannot fail.
+    // Serialising numbers, strings and maps with string keys cannot fail.
     let text = serde_json::to_string(value).unwrap_or_default();
     response(status, "application/json", Body::from(text))
 }
 
-/// A response of some type.
+/// A response of content type `kind`.
 pub(super) fn response(status: StatusCode, kind: &'static str, body: Body) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = status;

@@ -1,4 +1,4 @@
-//! The addresses and what they answer.
+//! Routes and their handlers.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -11,34 +11,35 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use mlxcel_runtime::Error;
+use mlxcel_runtime::engine::room;
+use mlxcel_runtime::text::SpecialTokens;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use super::admission::Demand;
-use super::app::{App, Served};
+use super::admission::MemoryDemand;
+use super::app::{AppState, LoadedModel};
+use super::completions::{CollectedCompletions, ResponseBuilder};
 use super::error::ApiError;
-use super::http::read_body;
-use super::images::{Album, Picture};
-use super::intake::{Ticket, Wait};
-use super::job::{Command, Event, Job};
+use super::http::{BodyLimits, read_body};
+use super::images::{DecodedImages, PreparedImage};
+use super::messages::{EngineCommand, EngineEvent, EngineRequest};
 use super::prompt::Prompt;
-use super::reply::{Gathered, Reply};
-use super::request::{Api, Asked, Detokenize, Tokenize, parse_json};
+use super::request::{Api, Detokenize, Tokenize, ValidatedRequest, parse_json};
+use super::request_budget::{Reservation, WaitLimit};
 use super::response::{json_response, response};
 use super::stream::EventStream;
 use super::{memory, metrics, request};
-use mlxcel_runtime::engine::room;
-use mlxcel_runtime::text::SpecialTokens;
 
-/// What a body takes while it is understood, in its own length: the text, what is read from it, and
-/// tokens. A body of a great many tiny values takes more for a moment, which the watch sees.
-const UNDERSTANDING: u64 = 4;
+/// Memory for parsing a body, in multiples of its size: the text, the parsed values and tokens. A
+/// body of very many tiny values takes more for a short time, which the memory watch notices.
+const PARSING_FACTOR: u64 = 4;
 
-type Reaction = Result<Response, ApiError>;
+type HandlerResult = Result<Response, ApiError>;
 
 /// The router.
-pub(super) fn router(app: Arc<App>) -> Router {
+pub(super) fn router(app: Arc<AppState>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))
@@ -55,47 +56,54 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// Lets through who has the key, compared in constant time.
-async fn authorize(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+/// Rejects requests without the API key, which is compared in constant time.
+async fn authorize(State(app): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     if let Some(key) = &app.api_key {
         let given = request.headers().get(header::AUTHORIZATION);
         let given = given.and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-        let equal = given.is_some_and(|given| bool::from(given.ct_eq(key.as_bytes())));
-        if !equal {
+        let is_equal = given.is_some_and(|given| bool::from(given.ct_eq(key.as_bytes())));
+        if !is_equal {
             return ApiError::unauthorized().into_response();
         }
     }
     next.run(request).await
 }
 
-impl App {
-    fn served(&self) -> Result<&Served, ApiError> {
+/// A body, and the memory for parsing it.
+struct ReceivedBody {
+    bytes: Vec<u8>,
+    reservation: Reservation,
+}
+
+impl AppState {
+    fn model(&self) -> Result<&LoadedModel, ApiError> {
         self.model.as_ref().map_err(|message| ApiError::not_loaded(message))
     }
 
-    /// The body of a request, and what it may take.
-    async fn read(&self, request: Request) -> Result<(Vec<u8>, Ticket), ApiError> {
-        let shared = &self.served()?.shared;
-        let mut ticket = shared.intake.ticket();
-        let most = shared.intake.limit_bytes() / UNDERSTANDING;
-        let limit = self.max_body_bytes.min(usize::try_from(most).unwrap_or(usize::MAX));
+    /// Reads the body of a request.
+    async fn receive(&self, request: Request) -> Result<ReceivedBody, ApiError> {
+        let status = &self.model()?.status;
+        let mut reservation = status.request_budget.reservation();
+        let parseable = status.request_budget.limit_bytes() / PARSING_FACTOR;
+        let parseable = usize::try_from(parseable).unwrap_or(usize::MAX);
         let time = self.read_timeout;
-        let read = async {
-            let bytes = read_body(request, limit, time, &mut ticket).await?;
-            let understanding = (bytes.len() as u64).saturating_mul(UNDERSTANDING);
-            ticket.wait_for(understanding, time).await?;
+        let limits = BodyLimits { bytes: self.max_body_bytes.min(parseable), time };
+        let received = async {
+            let bytes = read_body(request, limits, &mut reservation).await?;
+            let parsing_bytes = (bytes.len() as u64).saturating_mul(PARSING_FACTOR);
+            reservation.wait_for(parsing_bytes, time).await?;
             Ok(bytes)
         };
-        match read.await {
-            Ok(bytes) => Ok((bytes, ticket)),
+        match received.await {
+            Ok(bytes) => Ok(ReceivedBody { bytes, reservation }),
             Err(error) => {
-                shared.metrics.refused.add(1);
+                status.metrics.refused.add(1);
                 Err(error)
             }
         }
     }
 
-    /// Fails for another model than the one that is served.
+    /// Fails if the request names a model that is not served.
     fn check_name(&self, name: Option<&str>) -> Result<(), ApiError> {
         match name {
             Some(other) if other != self.name => Err(ApiError::unknown_model(other, &self.name)),
@@ -104,46 +112,52 @@ impl App {
     }
 }
 
-async fn chat(State(app): State<Arc<App>>, request: Request) -> Reaction {
+async fn chat(State(app): State<Arc<AppState>>, request: Request) -> HandlerResult {
     complete(app, request, Api::Chat).await
 }
 
-async fn completions(State(app): State<Arc<App>>, request: Request) -> Reaction {
+async fn completions(State(app): State<Arc<AppState>>, request: Request) -> HandlerResult {
     complete(app, request, Api::Completions).await
 }
 
-/// Both APIs: read, understand, submit, answer.
-async fn complete(app: Arc<App>, request: Request, api: Api) -> Reaction {
-    let (bytes, ticket) = app.read(request).await?;
-    let worker = Arc::clone(&app);
-    // Templates, tokenizers and images take a while; other connections must not wait.
-    let (client, wait) = Wait::new(app.read_timeout);
-    let ready = blocking(move || worker.understand(api, bytes, ticket, &wait)).await?;
+/// Handler of both APIs: receives, validates and submits a request, then responds.
+async fn complete(app: Arc<AppState>, request: Request, api: Api) -> HandlerResult {
+    let body = app.receive(request).await?;
+    let state = Arc::clone(&app);
+    // Templates, tokenizers and images take time; other connections must not wait for them.
+    let (client, limit) = WaitLimit::new(app.read_timeout);
+    let prepared = blocking(move || state.prepare(api, body, &limit)).await?;
     drop(client);
-    let served = app.served()?;
-    if app.ending.load(Ordering::SeqCst) {
+    let model = app.model()?;
+    if app.shutting_down.load(Ordering::SeqCst) {
         return Err(ApiError::shutting_down());
     }
-    let reply = served.reply(api, &app, &ready.asked);
-    let (stream, include_usage) = (ready.asked.stream, ready.asked.include_usage);
-    let mut events = served.submit(ready)?;
-    let gone = || ApiError::internal("the engine has ended");
-    let first = match events.recv().await.ok_or_else(gone)? {
-        Event::Failed(error) => return Err(error),
-        event => event,
-    };
+    let builder = model.response_builder(api, &app, &prepared.request);
+    let stream = prepared.request.stream;
+    let include_usage = prepared.request.include_usage;
+    let mut events = model.submit(prepared)?;
+    let first = next_event(&mut events).await?;
     if stream {
-        return Ok(streamed(EventStream::new(reply, first, events, include_usage)));
+        return Ok(streamed(EventStream::new(builder, first, events, include_usage)));
     }
-    let mut gathered = Gathered::new(reply.answers);
-    gathered.take(first);
-    while !gathered.complete() {
-        match events.recv().await.ok_or_else(gone)? {
-            Event::Failed(error) => return Err(error),
-            event => gathered.take(event),
-        }
+    let mut collected = CollectedCompletions::new(builder.completions);
+    collected.add(first);
+    while !collected.is_complete() {
+        collected.add(next_event(&mut events).await?);
     }
-    Ok(json_response(StatusCode::OK, &reply.whole(&gathered)))
+    Ok(json_response(StatusCode::OK, &builder.whole(&collected)))
+}
+
+/// The next event of a request.
+///
+/// # Errors
+/// The failure of the request, or 500 if the engine thread has exited.
+async fn next_event(events: &mut UnboundedReceiver<EngineEvent>) -> Result<EngineEvent, ApiError> {
+    match events.recv().await {
+        Some(EngineEvent::Failed(error)) => Err(error),
+        Some(event) => Ok(event),
+        None => Err(ApiError::internal("the engine has ended")),
+    }
 }
 
 fn streamed(body: EventStream) -> Response {
@@ -153,51 +167,53 @@ fn streamed(body: EventStream) -> Response {
     response
 }
 
-/// A request that may run.
-struct Ready {
-    asked: Asked,
-    /// Tokens of each prompt's answers at most.
+/// A request that may be submitted.
+struct PreparedRequest {
+    request: ValidatedRequest,
+    /// Per prompt, the maximum length of its completions.
     max_tokens: Vec<usize>,
-    /// The images of the one prompt that has any.
-    pictures: Vec<Picture>,
-    ticket: Ticket,
+    /// Images of the only prompt that has any.
+    images: Vec<PreparedImage>,
+    reservation: Reservation,
 }
 
-impl App {
-    /// Makes a request of a body.
-    fn understand(
+impl AppState {
+    /// Parses and validates a body, and prepares its images.
+    fn prepare(
         &self,
         api: Api,
-        bytes: Vec<u8>,
-        mut ticket: Ticket,
-        wait: &Wait,
-    ) -> Result<Ready, ApiError> {
-        let served = self.served()?;
+        received: ReceivedBody,
+        limit: &WaitLimit,
+    ) -> Result<PreparedRequest, ApiError> {
+        let ReceivedBody { bytes, mut reservation } = received;
+        let model = self.model()?;
         let mut body = request::Body::parse(&bytes)?;
         drop(bytes);
         self.check_name(body.model.as_deref())?;
         let files = body.take_images()?;
-        let preprocessor = match &served.images {
+        let preprocessor = match &model.images {
             Err(reason) if !files.is_empty() => {
                 return Err(ApiError::parameter("messages", reason));
             }
-            images => images.as_ref().ok(),
+            preprocessor => preprocessor.as_ref().ok(),
         };
-        let album = Album::decode(files, served.shared.intake.ticket(), wait)?;
-        let asked = body.understand(api, &served.text, &album)?;
+        let decoded =
+            DecodedImages::decode(files, model.status.request_budget.reservation(), limit)?;
+        let request = body.validate(api, &model.processor, &decoded)?;
         drop(body);
-        let max_tokens = served.check(&asked)?;
-        let prepare = |preprocessor| album.prepare(preprocessor, wait);
-        let pictures = preprocessor.map(prepare).transpose()?;
-        let pictures = pictures.unwrap_or_default();
-        // The prompt and the history that begins with it.
-        let tokens: usize = asked.prompts.iter().map(|prompt| prompt.len() * asked.n).sum();
-        ticket.block_for((2 * tokens * size_of::<u32>()) as u64, wait)?;
-        Ok(Ready { asked, max_tokens, pictures, ticket })
+        let max_tokens = model.check(&request)?;
+        let images = match preprocessor {
+            Some(preprocessor) => decoded.prepare(preprocessor, limit)?,
+            None => Vec::new(),
+        };
+        // The prompt, and the history that begins with it.
+        let tokens: usize = request.prompts.iter().map(|prompt| prompt.len() * request.n).sum();
+        reservation.block_for((2 * tokens * size_of::<u32>()) as u64, limit)?;
+        Ok(PreparedRequest { request, max_tokens, images, reservation })
     }
 }
 
-/// Runs what takes a while beside the connections.
+/// Runs `work` on a thread that may block.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
@@ -205,113 +221,121 @@ async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|error| Err(ApiError::internal(error.to_string())))
 }
 
-impl Served {
-    /// How many tokens each prompt's answers may have.
+impl LoadedModel {
+    /// Checks all prompts of a request; returns the maximum length of their completions.
     ///
     /// # Errors
-    /// Tokens that do not exist, a prompt beyond the context, a request that never fits.
-    fn check(&self, asked: &Asked) -> Result<Vec<usize>, ApiError> {
-        if asked.n > self.shared.parallel {
-            let parallel = self.shared.parallel;
+    /// Token ids outside the vocabulary, a prompt beyond the context, a request that never fits.
+    fn check(&self, request: &ValidatedRequest) -> Result<Vec<usize>, ApiError> {
+        if request.n > self.status.parallel {
+            let parallel = self.status.parallel;
             let message = format!("`n` is at most {parallel} here (--parallel)");
             return Err(ApiError::parameter("n", message));
         }
-        let vocab = self.admission.vocabulary();
-        let rooms = asked.prompts.iter().map(|prompt| {
-            if let Some(token) = prompt.token_from(vocab) {
-                let vocab = usize::try_from(vocab).unwrap_or(usize::MAX);
-                return Err(mlxcel_runtime::Error::TokenOutOfRange { token, vocab }.into());
-            }
-            let (context, wanted) = (Some(self.context), asked.max_tokens);
-            let most = room(context, prompt.len(), wanted, self.max_tokens)?;
-            let wanted = Demand::answers(0, prompt, most, asked.n);
-            match self.admission.too_large(&wanted).map_err(mlxcel_runtime::Error::from)? {
-                Some(too_large) => {
-                    self.shared.metrics.refused.add(1);
-                    Err(ApiError::never_fits(&too_large))
-                }
-                None => Ok(most),
-            }
-        });
-        rooms.collect()
+        request.prompts.iter().map(|prompt| self.check_prompt(prompt, request)).collect()
     }
 
-    fn reply(&self, api: Api, app: &App, asked: &Asked) -> Reply {
+    fn check_prompt(&self, prompt: &Prompt, request: &ValidatedRequest) -> Result<usize, ApiError> {
+        let vocab = self.admission.vocabulary();
+        if let Some(token) = prompt.token_beyond(vocab) {
+            let vocab = usize::try_from(vocab).unwrap_or(usize::MAX);
+            return Err(Error::TokenOutOfRange { token, vocab }.into());
+        }
+        let context = Some(self.context_tokens);
+        let max_tokens = room(context, prompt.len(), request.max_tokens, self.default_max_tokens)?;
+        let demand = MemoryDemand::completions(0, prompt, max_tokens, request.n);
+        if let Some(too_large) = self.admission.too_large(&demand)? {
+            self.status.metrics.refused.add(1);
+            return Err(ApiError::never_fits(&too_large));
+        }
+        Ok(max_tokens)
+    }
+
+    fn response_builder(
+        &self,
+        api: Api,
+        app: &AppState,
+        request: &ValidatedRequest,
+    ) -> ResponseBuilder {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let number = self.jobs.load(Ordering::Relaxed);
+        let number = self.next_request.load(Ordering::Relaxed);
         let prefix = if api == Api::Chat { "chatcmpl" } else { "cmpl" };
-        Reply {
+        ResponseBuilder {
             api,
             id: format!("{prefix}-{:x}{number:06x}", now.as_micros()),
             created: now.as_secs(),
             model: app.name.clone(),
-            tokenizer: self.text.tokenizer().clone(),
-            prompt_tokens: asked.prompts.iter().map(Prompt::len).sum(),
-            answers: asked.n * asked.prompts.len(),
+            tokenizer: self.processor.tokenizer().clone(),
+            prompt_tokens: request.prompts.iter().map(Prompt::len).sum(),
+            completions: request.n * request.prompts.len(),
         }
     }
 
-    /// Hands a request to the engine's thread, a job per prompt.
+    /// Sends a request to the engine thread, prompt by prompt.
     ///
     /// # Errors
     /// A full queue.
-    fn submit(&self, ready: Ready) -> Result<UnboundedReceiver<Event>, ApiError> {
-        let Ready { asked, max_tokens, mut pictures, ticket } = ready;
-        if !self.shared.enter_queue(asked.prompts.len()) {
-            self.shared.metrics.refused.add(1);
+    fn submit(
+        &self,
+        prepared: PreparedRequest,
+    ) -> Result<UnboundedReceiver<EngineEvent>, ApiError> {
+        let PreparedRequest { request, max_tokens, mut images, reservation } = prepared;
+        if !self.status.enter_queue(request.prompts.len()) {
+            self.status.metrics.refused.add(1);
             return Err(ApiError::queue_full());
         }
         let (sender, receiver) = unbounded_channel();
-        let ticket = Arc::new(ticket);
+        let reservation = Arc::new(reservation);
         let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
-        for (index, (prompt, max_tokens)) in asked.prompts.into_iter().zip(max_tokens).enumerate() {
-            let job = Job {
-                id: self.jobs.fetch_add(1, Ordering::Relaxed),
-                first_answer: index * asked.n,
-                prompt,
-                n: asked.n,
-                pictures: std::mem::take(&mut pictures),
-                ticket: Arc::clone(&ticket),
+        for (index, (prompt, max_tokens)) in request.prompts.into_iter().zip(max_tokens).enumerate()
+        {
+            let request = EngineRequest {
+                id: self.next_request.fetch_add(1, Ordering::Relaxed),
+                first_index: index * request.n,
+                prompt: Arc::new(prompt),
+                n: request.n,
+                images: std::mem::take(&mut images),
+                reservation: Arc::clone(&reservation),
                 max_tokens,
-                sampling: asked.sampling.clone(),
-                stop: asked.stop.clone(),
-                ignore_eos: asked.ignore_eos,
+                sampling: request.sampling.clone(),
+                stop: request.stop.clone(),
+                ignore_eos: request.ignore_eos,
                 events: sender.clone(),
-                since: Instant::now(),
+                received: Instant::now(),
             };
-            let sent = commands.send(Command::Submit(Box::new(job)));
+            let sent = commands.send(EngineCommand::Submit(Box::new(request)));
             sent.map_err(|_| ApiError::internal("the engine has ended"))?;
         }
         Ok(receiver)
     }
 }
 
-async fn models(State(app): State<Arc<App>>) -> Reaction {
-    let served = app.served()?;
+async fn models(State(app): State<Arc<AppState>>) -> HandlerResult {
+    let model = app.model()?;
     let created = app.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let model = json!({
+    let entry = json!({
         "id": app.name, "object": "model", "created": created, "owned_by": "mlxcel",
-        "context_length": served.context, "chat": served.text.template().is_some(),
-        "images": served.images.is_ok(),
+        "context_length": model.context_tokens, "chat": model.processor.template().is_some(),
+        "images": model.images.is_ok(),
     });
     Ok(json_response(
         StatusCode::OK,
         &json!({
-            "object": "list", "data": [model],
+            "object": "list", "data": [entry],
             "system": { "memory_total_bytes": app.total_memory_bytes },
         }),
     ))
 }
 
-async fn health(State(app): State<Arc<App>>) -> Reaction {
-    if app.ending.load(Ordering::SeqCst) {
+async fn health(State(app): State<Arc<AppState>>) -> HandlerResult {
+    if app.shutting_down.load(Ordering::SeqCst) {
         return Err(ApiError::shutting_down());
     }
-    app.served()?;
+    app.model()?;
     Ok(json_response(StatusCode::OK, &json!({ "status": "ok" })))
 }
 
-/// The page: it has nothing of the model's, and asks for the key where there is one.
+/// The chat page. It contains nothing of the model, and asks for the API key where there is one.
 async fn page() -> Response {
     const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
         script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; \
@@ -324,38 +348,37 @@ async fn page() -> Response {
     response
 }
 
-async fn memory_route(State(app): State<Arc<App>>) -> Reaction {
-    let value: Value = memory::budget(&app, app.served()?);
+async fn memory_route(State(app): State<Arc<AppState>>) -> HandlerResult {
+    let value: Value = memory::budget(&app, app.model()?);
     Ok(json_response(StatusCode::OK, &value))
 }
 
-async fn metrics_route(State(app): State<Arc<App>>) -> Reaction {
-    let text = metrics::text(app.served()?);
+async fn metrics_route(State(app): State<Arc<AppState>>) -> HandlerResult {
+    let text = metrics::text(app.model()?);
     Ok(response(StatusCode::OK, "text/plain; version=0.0.4", Body::from(text)))
 }
 
-async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Reaction {
-    let (bytes, ticket) = app.read(request).await?;
+async fn tokenize(State(app): State<Arc<AppState>>, request: Request) -> HandlerResult {
+    let received = app.receive(request).await?;
     blocking(move || {
-        let _held = ticket;
-        let body: Tokenize = parse_json(&bytes)?;
-        let tokenizer = app.served()?.text.tokenizer();
+        let _reservation = received.reservation;
+        let body: Tokenize = parse_json(&received.bytes)?;
+        let tokenizer = app.model()?.processor.tokenizer();
         let tokens = match body.add_special {
-            true => tokenizer.encode_prompt(&body.content),
-            false => tokenizer.encode_verbatim(&body.content),
+            true => tokenizer.encode_prompt(&body.content)?,
+            false => tokenizer.encode_verbatim(&body.content)?,
         };
-        let tokens = tokens.map_err(mlxcel_runtime::Error::from)?;
         Ok(json_response(StatusCode::OK, &json!({ "tokens": tokens })))
     })
     .await
 }
 
-async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Reaction {
-    let (bytes, ticket) = app.read(request).await?;
+async fn detokenize(State(app): State<Arc<AppState>>, request: Request) -> HandlerResult {
+    let received = app.receive(request).await?;
     blocking(move || {
-        let _held = ticket;
-        let body: Detokenize = parse_json(&bytes)?;
-        let tokenizer = app.served()?.text.tokenizer();
+        let _reservation = received.reservation;
+        let body: Detokenize = parse_json(&received.bytes)?;
+        let tokenizer = app.model()?.processor.tokenizer();
         if let Some(token) = body.tokens.iter().find(|t| tokenizer.vocabulary_form(**t).is_none()) {
             let message = format!("token {token} is not in the vocabulary");
             return Err(ApiError::parameter("tokens", message));

@@ -1,406 +1,431 @@
-//! Continuous batching: who joins, what each pass computes, and who leaves.
+//! Continuous batching in integers: admits requests, chooses the next pass, and keeps count of what
+//! passes have computed.
 //!
-//! Jobs join in the order in which they came, as soon as the estimator says that they fit beside
-//! what runs. Whose turn it then is, [`super::turns`] says.
-//!
-//! What it tells of itself is in `report`. Lives on the engine's thread. Invariant: what is admitted fits, together with what is held.
-
-mod report;
+//! Owns the queue and the counts of running sequences; knows no model, no cache and no channel.
+//! The worker runs the passes that [`Scheduler::schedule`] returns and reports them to
+//! [`Scheduler::complete`]. Requests are admitted in order of arrival, as soon as the budget says
+//! that they fit next to the running ones. Invariants: the demand of all running sequences fits,
+//! and at most `parallel` completions run.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
-use mlxcel_core::{FEW_TOKENS, KernelSet, SequenceCache, SequenceRun};
+use mlxcel_estimator::EstimatorError;
 
-use super::admission::{Admission, Demand};
-use super::error::ApiError;
-use super::job::{Event, Job};
-use super::prefix::{PrefixCache, distinct_bytes, share};
-use super::sequence::{Answer, held};
-use super::shared::Shared;
-use super::turns::{Pass, Turns};
-use super::watch::{Pressure, Watch};
-use mlxcel_runtime::engine::{Engine, Finish, LogitRows};
-use mlxcel_runtime::text::Tokenizer;
-use mlxcel_runtime::{Error, Result};
+use super::admission::MemoryDemand;
+use super::memory_watch::Pressure;
+use super::policy::{Phase, SchedulerPolicy, Selection};
+use super::prompt::{ChunkEnds, Prompt};
 
-/// Everything that runs or waits.
+/// Identifies a sequence: the request and which of its completions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct SequenceId {
+    /// Id of the request.
+    pub(super) request: u64,
+    /// Completion of the request, from 0.
+    pub(super) completion: usize,
+}
+
+/// Memory that the scheduler may hand out.
+pub(super) trait MemoryBudget {
+    /// Largest prefill chunk, in tokens, with which `demand` fits next to what is held already;
+    /// `None` if it does not fit with any.
+    ///
+    /// # Errors
+    /// A cache mode that the model cannot take.
+    fn chunk_that_fits(&self, demand: &MemoryDemand) -> Result<Option<usize>, EstimatorError>;
+
+    /// Drops the least recently used cached prefix; `false` if there is none.
+    fn evict_prefix(&mut self) -> bool;
+}
+
+/// Constants of a scheduler.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SchedulerConfig {
+    /// Maximum number of completions at once.
+    pub(super) parallel: usize,
+    /// Largest prefill chunk.
+    pub(super) chunk_tokens: usize,
+    /// True if sequences share blocks of a common prefix, false if they copy them.
+    pub(super) shares_blocks: bool,
+    /// Positions at which chunks end.
+    pub(super) chunk_ends: ChunkEnds,
+}
+
+/// A request that waits for admission.
+#[derive(Clone, Debug)]
+pub(super) struct WaitingRequest {
+    /// Id of the request.
+    pub(super) id: u64,
+    /// Its prompt.
+    pub(super) prompt: Arc<Prompt>,
+    /// Number of completions.
+    pub(super) n: usize,
+    /// Maximum number of tokens of each completion.
+    pub(super) max_tokens: usize,
+}
+
+/// Part of a prompt that a cached prefix holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct PrefixHit {
+    /// Tokens that need not be computed.
+    pub(super) cached_tokens: usize,
+    /// Of those, tokens whose blocks stay shared while the sequence runs.
+    pub(super) shared_tokens: usize,
+}
+
+/// Decision about the first waiting request.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Admission {
+    /// It runs now.
+    Admitted,
+    /// It waits until running sequences finish.
+    Deferred,
+    /// It does not fit although nothing runs. It has left the queue.
+    Refused(MemoryDemand),
+}
+
+/// A pass to be computed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ScheduledPass {
+    /// Encodes an image of the prompt.
+    EncodeImage {
+        /// The sequence.
+        id: SequenceId,
+        /// Index of the image in the prompt.
+        image: usize,
+    },
+    /// Reads a chunk of the prompt.
+    Prefill {
+        /// The sequence.
+        id: SequenceId,
+        /// Tokens of the prompt to compute, not empty.
+        tokens: Range<usize>,
+        /// True if the chunk ends the prompt, so that logits are needed.
+        last: bool,
+    },
+    /// Generates one token of each of these sequences.
+    Decode(Vec<SequenceId>),
+}
+
+/// Result of a pass, as far as the scheduler needs it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct PassResult {
+    /// Prompt tokens whose blocks are shared from now on, where a prompt was finished.
+    pub(super) shared_tokens: Option<usize>,
+    /// Sequences that generated their last token.
+    pub(super) finished: Vec<SequenceId>,
+}
+
+/// An image of a prompt that is not in the cache yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct PendingImage {
+    /// Index in the prompt.
+    image: usize,
+    encoded: bool,
+}
+
+/// Counts of a sequence that runs. Until its prompt is read it stands for all completions of the
+/// request.
+#[derive(Clone, Debug)]
+pub(super) struct RunningSequence {
+    /// Identity.
+    pub(super) id: SequenceId,
+    /// The prompt.
+    pub(super) prompt: Arc<Prompt>,
+    /// Completions of the request.
+    pub(super) n: usize,
+    /// Maximum number of tokens of the completion.
+    pub(super) max_tokens: usize,
+    /// Tokens in the cache.
+    pub(super) computed_tokens: usize,
+    /// Of those, tokens in blocks shared with others.
+    pub(super) shared_tokens: usize,
+    /// Generated tokens.
+    pub(super) generated_tokens: usize,
+    images: Vec<PendingImage>,
+}
+
+impl RunningSequence {
+    fn new(request: WaitingRequest, hit: PrefixHit) -> Self {
+        let cached = hit.cached_tokens;
+        let images = request.prompt.images_after(cached);
+        Self {
+            id: SequenceId { request: request.id, completion: 0 },
+            images: images.map(|image| PendingImage { image, encoded: false }).collect(),
+            prompt: request.prompt,
+            n: request.n,
+            max_tokens: request.max_tokens,
+            computed_tokens: cached,
+            shared_tokens: hit.shared_tokens,
+            generated_tokens: 0,
+        }
+    }
+
+    /// Returns true if the prompt is still being read.
+    pub(super) fn is_prefilling(&self) -> bool {
+        self.generated_tokens == 0
+    }
+
+    /// Memory that the sequence may come to take in addition to what it shares.
+    pub(super) fn demand(&self) -> MemoryDemand {
+        let shared = self.shared_tokens;
+        if self.is_prefilling() {
+            return MemoryDemand::completions(shared, &self.prompt, self.max_tokens, self.n);
+        }
+        MemoryDemand::text(shared, self.prompt.len() + self.max_tokens)
+            .with_cross_rows(self.prompt.cross_rows(shared))
+    }
+
+    /// Completions that run or are about to.
+    fn completions(&self) -> usize {
+        if self.is_prefilling() { self.n } else { 1 }
+    }
+
+    /// Pending images of the next chunk: the one that it starts with, or all beside the tokens.
+    fn next_images(&self) -> impl Iterator<Item = &PendingImage> {
+        let next = self.computed_tokens;
+        self.images.iter().filter(move |pending| self.prompt.reads_image(pending.image, next))
+    }
+
+    /// Work that the sequence waits for. An image costs at least a whole chunk: it is encoded, then
+    /// read.
+    fn phase(&self, chunk_tokens: usize) -> Phase {
+        if !self.is_prefilling() {
+            return Phase::Decode;
+        }
+        let left_tokens = self.prompt.len().saturating_sub(self.computed_tokens);
+        let at_image = self.next_images().next().is_some();
+        let left_tokens = if at_image { left_tokens.max(chunk_tokens) } else { left_tokens };
+        Phase::Prefill { left_tokens }
+    }
+
+    /// Next pass over the prompt.
+    fn prefill_pass(&self, chunk_tokens: usize, ends: ChunkEnds) -> ScheduledPass {
+        let id = self.id;
+        if let Some(pending) = self.next_images().find(|pending| !pending.encoded) {
+            return ScheduledPass::EncodeImage { id, image: pending.image };
+        }
+        let start = self.computed_tokens;
+        let end = self.prompt.chunk_end(start, chunk_tokens, ends);
+        ScheduledPass::Prefill { id, tokens: start..end, last: end >= self.prompt.len() }
+    }
+
+    /// Notes that the prompt is computed up to `end`.
+    fn prefilled(&mut self, end: usize) {
+        self.computed_tokens = end;
+        let prompt = &self.prompt;
+        self.images.retain(|pending| prompt.image_is_unread(pending.image, end));
+    }
+
+    /// The other completions of the request, once the prompt is read.
+    fn forks(&self) -> impl Iterator<Item = Self> {
+        (1..self.n).map(|completion| {
+            let id = SequenceId { completion, ..self.id };
+            Self { id, ..self.clone() }
+        })
+    }
+}
+
+/// Queue, running sequences and policy.
+#[derive(Debug)]
 pub(super) struct Scheduler {
-    engine: Engine,
-    tokenizer: Tokenizer,
-    admission: Arc<Admission>,
-    shared: Arc<Shared>,
-    queue: VecDeque<Job>,
-    running: Vec<Answer>,
-    prefixes: PrefixCache,
-    watch: Watch,
-    /// Answers at once.
-    parallel: usize,
-    /// Prompt tokens per pass with which everything that runs fits.
-    chunk: usize,
-    turns: Turns,
-    published: Option<Instant>,
+    config: SchedulerConfig,
+    /// Prefill chunk with which everything that runs fits.
+    chunk_tokens: usize,
+    waiting: VecDeque<WaitingRequest>,
+    running: Vec<RunningSequence>,
+    policy: SchedulerPolicy,
 }
 
 impl Scheduler {
-    pub(super) fn new(
-        engine: Engine,
-        tokenizer: Tokenizer,
-        admission: Arc<Admission>,
-        shared: Arc<Shared>,
-        watch: Watch,
-        prompt_cache_bytes: u64,
-    ) -> Self {
-        let mut scheduler = Self {
-            chunk: engine.prefill_chunk(),
-            watch,
-            parallel: shared.parallel,
-            engine,
-            tokenizer,
-            admission,
-            shared,
-            queue: VecDeque::new(),
+    /// An empty scheduler.
+    pub(super) fn new(config: SchedulerConfig) -> Self {
+        Self {
+            config,
+            chunk_tokens: config.chunk_tokens,
+            waiting: VecDeque::new(),
             running: Vec::new(),
-            prefixes: PrefixCache::new(prompt_cache_bytes),
-            turns: Turns::default(),
-            published: None,
-        };
-        scheduler.publish(true);
-        scheduler
-    }
-
-    /// Puts a job at the end of the queue.
-    pub(super) fn submit(&mut self, job: Job) {
-        self.queue.push_back(job);
-    }
-
-    /// Whether there is nothing to do.
-    pub(super) fn idle(&self) -> bool {
-        self.queue.is_empty() && self.running.is_empty()
-    }
-
-    /// One pass, with whatever joins before it and leaves after it.
-    pub(super) fn step(&mut self) {
-        let before = (self.queue.len(), self.running.len());
-        self.drop_abandoned();
-        let pressure = self.relieve();
-        if pressure == Pressure::None || self.running.is_empty() {
-            self.admit();
+            policy: SchedulerPolicy::default(),
         }
-        // An image counts as a whole turn at least, to be encoded and then to be read.
-        let cost = |answer: &Answer| {
-            if answer.at_image() { answer.unread().max(self.chunk) } else { answer.unread() }
-        };
-        let unread = |answer: &Answer| answer.prefilling().then(|| cost(answer));
-        let unread: Vec<_> = self.running.iter().map(unread).collect();
-        if let Some(pass) = self.turns.next(&unread, self.chunk) {
-            let mut logits = Vec::new();
-            let result = self.compute(&pass, &mut logits);
-            let culprit = match &pass {
-                Pass::Read(index) => self.running.get(*index),
-                Pass::Write(_) => self.running.last(),
-            };
-            let culprit = culprit.map(|answer| answer.job.id);
-            if let (Pass::Read(index), true) = (&pass, result.is_ok()) {
-                self.snapshot(*index);
+    }
+
+    /// Appends a request to the queue.
+    pub(super) fn submit(&mut self, request: WaitingRequest) {
+        self.waiting.push_back(request);
+    }
+
+    /// Returns true if nothing waits and nothing runs.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// Running sequences, in the order in which they joined.
+    pub(super) fn running(&self) -> &[RunningSequence] {
+        &self.running
+    }
+
+    /// The running sequence `id`.
+    #[cfg(test)]
+    pub(super) fn sequence(&self, id: SequenceId) -> Option<&RunningSequence> {
+        self.running.iter().find(|sequence| sequence.id == id)
+    }
+
+    /// Current prefill chunk.
+    pub(super) fn chunk_tokens(&self) -> usize {
+        self.chunk_tokens
+    }
+
+    /// Completions that could start now.
+    pub(super) fn free_slots(&self) -> usize {
+        let taken: usize = self.running.iter().map(RunningSequence::completions).sum();
+        self.config.parallel.saturating_sub(taken)
+    }
+
+    /// Demand of everything that runs.
+    pub(super) fn running_demand(&self) -> MemoryDemand {
+        self.running.iter().map(RunningSequence::demand).collect()
+    }
+
+    /// Reacts to measured memory: under pressure a cached prefix is dropped. Returns the request to
+    /// abort, the newest one, where the limit is exceeded and no prefix is left.
+    pub(super) fn relieve(
+        &mut self,
+        pressure: Pressure,
+        budget: &mut impl MemoryBudget,
+    ) -> Option<u64> {
+        if pressure == Pressure::None || budget.evict_prefix() || pressure != Pressure::Hard {
+            return None;
+        }
+        self.running.last().map(|newest| newest.id.request)
+    }
+
+    /// Returns true if requests may be admitted: not under pressure, unless nothing runs.
+    pub(super) fn may_admit(&self, pressure: Pressure) -> bool {
+        pressure == Pressure::None || self.running.is_empty()
+    }
+
+    /// The first waiting request, if there are slots for its completions.
+    pub(super) fn next_waiting(&self) -> Option<&WaitingRequest> {
+        self.waiting.front().filter(|request| request.n <= self.free_slots())
+    }
+
+    /// Decides about [`Self::next_waiting`], of whose prompt `hit` is cached.
+    ///
+    /// # Errors
+    /// Errors of [`MemoryBudget::chunk_that_fits`]; the request has then left the queue.
+    pub(super) fn admit(
+        &mut self,
+        hit: PrefixHit,
+        budget: &mut impl MemoryBudget,
+    ) -> Result<Admission, EstimatorError> {
+        let Some(request) = self.next_waiting() else { return Ok(Admission::Deferred) };
+        let cached = if self.config.shares_blocks { hit.cached_tokens } else { 0 };
+        let demand =
+            MemoryDemand::completions(cached, &request.prompt, request.max_tokens, request.n);
+        match self.fit(Some(&demand), budget) {
+            Ok(true) => {
+                let admitted = self.waiting.pop_front();
+                self.running.extend(admitted.map(|request| RunningSequence::new(request, hit)));
+                Ok(Admission::Admitted)
             }
-            self.take(&pass, &logits);
-            if matches!(pass, Pass::Read(_)) && !logits.is_empty() {
-                self.settle();
+            Ok(false) if !self.running.is_empty() => Ok(Admission::Deferred),
+            Ok(false) => {
+                self.waiting.pop_front();
+                Ok(Admission::Refused(demand))
             }
-            if let (Err(error), Some(job)) = (result, culprit) {
-                self.fail(job, error.into());
+            Err(error) => {
+                self.waiting.pop_front();
+                Err(error)
             }
         }
-        let changed = before != (self.queue.len(), self.running.len());
-        self.publish(changed);
     }
 
-    /// Fails everything that is left.
-    pub(super) fn fail_all(&mut self, error: &ApiError) {
-        self.running.drain(..).for_each(|answer| answer.fail(error.clone()));
-        for job in self.queue.drain(..) {
-            let _ = job.events.send(Event::Failed(error.clone()));
-            self.shared.left_queue();
-        }
-        self.publish(true);
+    /// Chooses the prefill chunk anew, after blocks were added that running sequences do not count.
+    ///
+    /// # Errors
+    /// Errors of [`MemoryBudget::chunk_that_fits`].
+    pub(super) fn refit(&mut self, budget: &mut impl MemoryBudget) -> Result<(), EstimatorError> {
+        self.fit(None, budget).map(drop)
     }
 
-    /// Forgets those for whom nobody waits; their blocks are free at once.
-    fn drop_abandoned(&mut self) {
-        let before = self.running.len() + self.queue.len();
-        self.running.retain(|answer| !answer.abandoned());
-        let waiting = self.queue.len();
-        self.queue.retain(|job| !job.events.is_closed());
-        (self.queue.len()..waiting).for_each(|_| self.shared.left_queue());
-        let dropped = before - self.running.len() - self.queue.len();
-        self.shared.metrics.cancelled.add(dropped as u64);
-    }
-
-    /// Keeps measured bytes within the limit.
-    fn relieve(&mut self) -> Pressure {
-        let pressure = self.watch.look();
-        if pressure != Pressure::None && !self.prefixes.evict() && pressure == Pressure::Hard {
-            tracing::warn!("memory is over its limit: the newest request is given up");
-            self.shared.metrics.aborted.add(1);
-            self.fail_newest(ApiError::memory_pressure());
-        }
-        pressure
-    }
-
-    /// Gives up the job that joined last.
-    fn fail_newest(&mut self, error: ApiError) {
-        let Some(newest) = self.running.last() else { return };
-        let job = newest.job.id;
-        self.fail(job, error);
-    }
-
-    /// Gives up a job with all of its answers.
-    fn fail(&mut self, job: u64, error: ApiError) {
-        let answer = self.running.iter().find(|answer| answer.job.id == job);
-        if let Some(answer) = answer {
-            tracing::error!(request = job, error = %error.json()["error"]["message"], "failed");
-            answer.fail(error);
-            self.running.retain(|answer| answer.job.id != job);
-            self.shared.metrics.failed.add(1);
-        }
-    }
-
-    /// Answers that run or are about to.
-    fn slots(&self) -> usize {
-        let of = |answer: &Answer| if answer.prefilling() { answer.job.n } else { 1 };
-        self.running.iter().map(of).sum()
-    }
-
-    /// Lets jobs join, in order, as long as they fit.
-    fn admit(&mut self) {
-        while let Some(job) = self.queue.front() {
-            if self.slots() + job.n > self.parallel {
-                break;
-            }
-            let hit = self.prefixes.find(&job.prompt);
-            let cached = hit.as_ref().filter(|_| self.shares()).map_or(0, SequenceCache::tokens);
-            let wanted = Demand::answers(cached, &job.prompt, job.max_tokens, job.n);
-            match self.fit(Some(&wanted), hit.as_ref()) {
-                Ok(true) => {}
-                Ok(false) if !self.running.is_empty() => break,
-                Ok(false) => {
-                    self.refuse(&wanted);
-                    continue;
-                }
-                Err(error) => {
-                    self.refuse_with(error.into());
-                    continue;
-                }
-            }
-            self.start(hit);
-        }
-    }
-
-    /// Tells how many answers could start now.
-    fn count_slots(&self) {
-        self.shared.metrics.free_slots.set(self.parallel.saturating_sub(self.slots()) as u64);
-    }
-
-    /// Whether sequences share blocks, or copy.
-    fn shares(&self) -> bool {
-        self.engine.ops().kernels() == KernelSet::Host
-    }
-
-    /// Makes room for what runs, and for `wanted` over the blocks of `hit`: first cached prefixes go,
-    /// then the chunk shrinks.
-    fn fit(&mut self, wanted: Option<&Demand>, hit: Option<&SequenceCache>) -> Result<bool> {
-        let running = self.running.iter().map(Answer::account);
-        let all: Demand = running.chain(wanted.cloned()).collect();
+    /// Makes room for what runs and for `wanted`: cached prefixes are evicted before the chunk
+    /// shrinks. `false` if there is no room.
+    fn fit(
+        &mut self,
+        wanted: Option<&MemoryDemand>,
+        budget: &mut impl MemoryBudget,
+    ) -> Result<bool, EstimatorError> {
+        let running = self.running.iter().map(RunningSequence::demand);
+        let demand: MemoryDemand = running.chain(wanted.cloned()).collect();
         loop {
-            let held = self.held_bytes(hit).saturating_add(self.shared.intake.held_bytes());
-            let chunk = self.admission.chunk_that_fits(&all, held)?;
-            let chunk = chunk.map(|chunk| usize::try_from(chunk).unwrap_or(usize::MAX).max(1));
-            let whole = chunk.is_some_and(|chunk| chunk >= self.engine.prefill_chunk());
-            if !whole && self.prefixes.evict() {
+            let chunk = budget.chunk_that_fits(&demand)?.map(|tokens| tokens.max(1));
+            let is_whole = chunk.is_some_and(|tokens| tokens >= self.config.chunk_tokens);
+            if !is_whole && budget.evict_prefix() {
                 continue;
             }
-            self.chunk = chunk.unwrap_or(self.chunk);
+            self.chunk_tokens = chunk.unwrap_or(self.chunk_tokens);
             return Ok(chunk.is_some());
         }
     }
 
-    /// Bytes of blocks that no running sequence counts as its own.
-    fn held_bytes(&self, hit: Option<&SequenceCache>) -> u64 {
-        let shared = self.running.iter().filter_map(|answer| answer.shared.as_deref());
-        distinct_bytes(self.prefixes.caches().chain(shared).chain(hit.filter(|_| self.shares())))
-    }
-
-    /// The first of the queue does not fit although nothing runs.
-    fn refuse(&mut self, wanted: &Demand) {
-        let error = match self.admission.too_large(wanted) {
-            Ok(Some(too_large)) => ApiError::never_fits(&too_large),
-            Ok(None) => ApiError::memory_pressure(),
-            Err(error) => Error::from(error).into(),
-        };
-        self.refuse_with(error);
-    }
-
-    fn refuse_with(&mut self, error: ApiError) {
-        if let Some(job) = self.queue.pop_front() {
-            self.shared.left_queue();
-            self.shared.metrics.failed.add(1);
-            let _ = job.events.send(Event::Failed(error));
-        }
-    }
-
-    /// Lets the first of the queue join, with the cached part of its prompt.
-    fn start(&mut self, hit: Option<SequenceCache>) {
-        let Some(job) = self.queue.pop_front() else { return };
-        self.shared.left_queue();
-        let cached_tokens = hit.as_ref().map_or(0, SequenceCache::tokens);
-        let shared = hit.as_ref().filter(|_| self.shares());
-        let shared = shared.and_then(|hit| held(hit, &job.prompt));
-        let cache = hit.map_or_else(|| self.engine.new_cache(), Ok);
-        let events = job.events.clone();
-        let made = cache.and_then(|cache| {
-            Answer::new(job, cache, shared, &self.tokenizer, self.engine.vocab())
-        });
-        match made {
-            Ok(answer) => {
-                self.shared.metrics.prompt_tokens.add(answer.job.prompt.len() as u64);
-                self.shared.metrics.cached_tokens.add(cached_tokens as u64);
-                self.running.push(answer);
-                // Who sees that this one runs must see that its slot is taken.
-                self.publish(true);
-                let _ = events.send(Event::Started { cached_tokens });
+    /// Chooses the next pass; `None` if there is nothing to compute.
+    pub(super) fn schedule(&mut self) -> Option<ScheduledPass> {
+        let chunk = self.chunk_tokens;
+        let phases: Vec<Phase> = self.running.iter().map(|s| s.phase(chunk)).collect();
+        match self.policy.select(&phases, chunk)? {
+            Selection::Prefill(index) => {
+                let sequence = self.running.get(index)?;
+                Some(sequence.prefill_pass(chunk, self.config.chunk_ends))
             }
-            Err(error) => {
-                self.shared.metrics.failed.add(1);
-                let _ = events.send(Event::Failed(error.into()));
+            Selection::Decode(indices) => {
+                let ids = indices.into_iter().filter_map(|i| Some(self.running.get(i)?.id));
+                Some(ScheduledPass::Decode(ids.collect()))
             }
         }
     }
 
-    /// Runs a pass; adds a row of logits per answer, none where only a part of a prompt was read.
-    fn compute(&mut self, pass: &Pass, logits: &mut Vec<f32>) -> Result<()> {
+    /// Counts what `pass` has computed. A prompt that it finished makes room for the other
+    /// completions of its request; finished sequences leave.
+    pub(super) fn complete(&mut self, pass: &ScheduledPass, result: &PassResult) {
         match pass {
-            Pass::Read(index) => self.read(*index, logits),
-            Pass::Write(answers) => self.write(answers, logits),
-        }
-    }
-
-    /// Reads on in the prompt of an answer. An image is encoded in one pass and read in the next; those
-    /// beside the tokens are all encoded before the first token.
-    fn read(&mut self, index: usize, logits: &mut Vec<f32>) -> Result<()> {
-        let Some(answer) = self.running.get_mut(index) else { return Ok(()) };
-        if let Some(picture) = answer.unseen() {
-            let encoded = self.engine.encode_image(&picture.pixels)?;
-            answer.see(encoded);
-            return Ok(());
-        }
-        let beside = answer.take_beside();
-        self.engine.show_images(&mut answer.cache, &beside)?;
-        let tokens = answer.next_tokens(self.chunk).to_vec();
-        let partial = answer.unread() > tokens.len();
-        let rows = if partial { LogitRows::None } else { LogitRows::Last };
-        let done = answer.cache.tokens();
-        let image = answer.image_rows(done..done + tokens.len()).into_iter().collect();
-        let run = SequenceRun { tokens: &tokens, cache: &mut answer.cache };
-        logits.append(&mut self.engine.read(run, image, rows)?);
-        answer.forget_read_images();
-        Ok(())
-    }
-
-    /// Computes a token of each of `answers`. Our kernels give a few tokens at once what each
-    /// would get alone; more answers are computed a few at a time.
-    fn write(&mut self, answers: &[usize], logits: &mut Vec<f32>) -> Result<()> {
-        let at_once = if self.shares() { FEW_TOKENS } else { answers.len() };
-        for some in answers.chunks(at_once.max(1)) {
-            let mut running: Vec<_> = self.running.iter_mut().map(Some).collect();
-            let mut inputs = Vec::with_capacity(some.len());
-            for index in some {
-                let Some(answer) = running.get_mut(*index).and_then(Option::take) else { continue };
-                inputs.push((answer.next_tokens(self.chunk).to_vec(), &mut answer.cache));
-            }
-            let mut runs: Vec<SequenceRun<'_>> =
-                inputs.iter_mut().map(|(tokens, cache)| SequenceRun { tokens, cache }).collect();
-            logits.append(&mut self.engine.forward(&mut runs, LogitRows::Last)?);
-        }
-        Ok(())
-    }
-
-    /// Keeps states that cannot go back where a later prompt can go on from them: at the last cut of
-    /// a prompt, which is the end of a pass.
-    fn snapshot(&mut self, index: usize) {
-        let Some(answer) = self.running.get(index) else { return };
-        if !answer.cache.can_trim() && answer.at_last_cut() {
-            keep(&mut self.prefixes, answer);
-            self.settle();
-        }
-    }
-
-    /// Makes room for what was kept just now: an answer copies the block that it goes on in.
-    fn settle(&mut self) {
-        if let Err(error) = self.fit(None, None) {
-            tracing::error!(%error, "cached prefixes are not counted");
-        }
-    }
-
-    /// Hands each answer of the pass its logits.
-    fn take(&mut self, pass: &Pass, logits: &[f32]) {
-        let answers = match pass {
-            Pass::Write(answers) => answers.as_slice(),
-            Pass::Read(answer) => std::slice::from_ref(answer),
-        };
-        let mut joined = Vec::new();
-        let mut failed = Vec::new();
-        for (index, row) in answers.iter().zip(logits.chunks_exact(self.engine.vocab())) {
-            let Some(answer) = self.running.get_mut(*index) else { continue };
-            let mut others = Vec::new();
-            let mut result = Ok(());
-            if answer.prefilling() {
-                if self.engine.ops().kernels() == KernelSet::Host {
-                    answer.share();
+            ScheduledPass::EncodeImage { id, image } => {
+                if let Some(sequence) = self.sequence_mut(*id) {
+                    let pending = sequence.images.iter_mut().find(|p| p.image == *image);
+                    pending.into_iter().for_each(|pending| pending.encoded = true);
                 }
-                match answer.others(&self.tokenizer, self.engine.vocab()) {
-                    Ok(made) => others = made,
-                    Err(error) => result = Err(error),
+            }
+            ScheduledPass::Prefill { id, tokens, last } => {
+                let Some(sequence) = self.sequence_mut(*id) else { return };
+                sequence.prefilled(tokens.end);
+                if *last {
+                    sequence.generated_tokens = 1;
+                    sequence.shared_tokens = result.shared_tokens.unwrap_or(sequence.shared_tokens);
+                    let forks: Vec<RunningSequence> = sequence.forks().collect();
+                    self.running.extend(forks);
                 }
-                keep(&mut self.prefixes, answer);
             }
-            for answer in others.iter_mut().chain([answer]) {
-                result = result.and_then(|()| answer.take(row, &self.tokenizer));
+            ScheduledPass::Decode(ids) => {
+                for sequence in self.running.iter_mut().filter(|s| ids.contains(&s.id)) {
+                    sequence.computed_tokens += 1;
+                    sequence.generated_tokens += 1;
+                }
             }
-            if let (Err(error), Some(answer)) = (result, self.running.get(*index)) {
-                failed.push((answer.job.id, error));
-            }
-            joined.extend(others);
         }
-        self.running.extend(joined);
-        for (job, error) in failed {
-            self.fail(job, error.into());
-        }
-        self.leave();
+        self.running.retain(|sequence| !result.finished.contains(&sequence.id));
     }
 
-    /// Lets those go that are complete.
-    fn leave(&mut self) {
-        let (done, running) =
-            std::mem::take(&mut self.running).into_iter().partition(|a| a.finished.is_some());
-        self.running = running;
-        let done: Vec<Answer> = done;
-        for mut answer in done {
-            let finish = answer.finished.unwrap_or(Finish::Stop);
-            self.report(&answer, finish);
-            answer.finish(finish);
-        }
+    /// Drops a request, waiting or running, with all of its completions.
+    pub(super) fn remove(&mut self, request: u64) {
+        self.waiting.retain(|waiting| waiting.id != request);
+        self.running.retain(|sequence| sequence.id.request != request);
+    }
+
+    fn sequence_mut(&mut self, id: SequenceId) -> Option<&mut RunningSequence> {
+        self.running.iter_mut().find(|sequence| sequence.id == id)
     }
 }
 
-/// Keeps what is read of an answer's prompt for later ones.
-fn keep(prefixes: &mut PrefixCache, answer: &Answer) {
-    if !prefixes.enabled() {
-        return;
-    }
-    let tokens = answer.prefix();
-    if let Some(cache) = share(&answer.cache, tokens.len()) {
-        prefixes.insert(tokens, &answer.job.prompt.images, cache);
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
-//! A reply as server-sent events: the body of a response that ends when its answers do.
+//! Streamed responses: server-sent events until the completions are finished.
 //!
-//! When the client goes away, hyper drops the body, the channel closes, and the engine's thread
-//! forgets the request at its next pass.
+//! When the client leaves, hyper drops the body, the channel closes, and the worker drops the request
+//! before its next pass.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -13,47 +13,49 @@ use hyper::body::Frame;
 use serde_json::Value;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::job::Event;
-use super::reply::{Reply, Usage};
+use super::completions::{ResponseBuilder, Usage};
+use super::messages::EngineEvent;
 
-/// The body.
+/// Body of a streamed response.
 pub(super) struct EventStream {
-    reply: Reply,
-    events: UnboundedReceiver<Event>,
-    /// Whether usage comes in a chunk of its own, as `stream_options.include_usage` asks; else it
-    /// is in the last answer's last chunk.
+    builder: ResponseBuilder,
+    events: UnboundedReceiver<EngineEvent>,
+    /// True if usage gets a chunk of its own, as `stream_options.include_usage` requests; otherwise
+    /// it is in the last chunk of the last completion.
     own_usage_chunk: bool,
-    /// Per answer: whether its first chunk was sent, and how many characters were.
-    answers: Vec<Progress>,
+    /// Per completion.
+    completions: Vec<StreamedCompletion>,
     open: usize,
     usage: Usage,
     ready: VecDeque<Bytes>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Progress {
+struct StreamedCompletion {
+    /// True if the first chunk was sent.
     opened: bool,
+    /// Characters sent.
     characters: usize,
 }
 
 impl EventStream {
-    /// The rest of a reply whose first event was `first`.
+    /// Stream of a request whose first event was `first`.
     pub(super) fn new(
-        reply: Reply,
-        first: Event,
-        events: UnboundedReceiver<Event>,
+        builder: ResponseBuilder,
+        first: EngineEvent,
+        events: UnboundedReceiver<EngineEvent>,
         own_usage_chunk: bool,
     ) -> Self {
         let mut stream = Self {
-            answers: vec![Progress::default(); reply.answers],
-            open: reply.answers,
-            reply,
+            completions: vec![StreamedCompletion::default(); builder.completions],
+            open: builder.completions,
+            builder,
             events,
             own_usage_chunk,
             usage: Usage::default(),
             ready: VecDeque::new(),
         };
-        stream.take(first);
+        stream.add(first);
         stream
     }
 
@@ -61,35 +63,36 @@ impl EventStream {
         self.ready.push_back(Bytes::from(format!("data: {value}\n\n")));
     }
 
-    fn take(&mut self, event: Event) {
+    fn add(&mut self, event: EngineEvent) {
         match event {
-            Event::Started { cached_tokens } => self.usage.cached_tokens += cached_tokens,
-            Event::Token { answer, text, logprobs } => {
-                self.open_answer(answer);
-                let Some(progress) = self.answers.get_mut(answer) else { return };
-                let offset = progress.characters;
-                progress.characters += logprobs.as_ref().map_or(0, |l| self.reply.characters(l));
-                let logprobs = logprobs.map_or(Value::Null, |l| self.reply.logprobs(&[l], offset));
-                let piece = self.reply.piece(answer, &text, logprobs, None);
-                self.send(&self.reply.chunk(vec![piece], None));
+            EngineEvent::Started { cached_tokens } => self.usage.cached_tokens += cached_tokens,
+            EngineEvent::Token { index, text, logprobs } => {
+                self.open_completion(index);
+                let Some(sent) = self.completions.get_mut(index) else { return };
+                let offset = sent.characters;
+                sent.characters += logprobs.as_ref().map_or(0, |l| self.builder.characters(l));
+                let logprobs =
+                    logprobs.map_or(Value::Null, |l| self.builder.logprobs(&[l], offset));
+                let piece = self.builder.piece(index, &text, logprobs, None);
+                self.send(&self.builder.chunk(vec![piece], None));
             }
-            Event::Finished { answer, finish, text, generated_tokens } => {
-                self.open_answer(answer);
+            EngineEvent::Finished { index, finish, text, generated_tokens } => {
+                self.open_completion(index);
                 self.usage.generated_tokens += generated_tokens;
                 self.open = self.open.saturating_sub(1);
                 if !text.is_empty() {
-                    let piece = self.reply.piece(answer, &text, Value::Null, None);
-                    self.send(&self.reply.chunk(vec![piece], None));
+                    let piece = self.builder.piece(index, &text, Value::Null, None);
+                    self.send(&self.builder.chunk(vec![piece], None));
                 }
-                let piece = self.reply.piece(answer, "", Value::Null, Some(finish));
+                let piece = self.builder.piece(index, "", Value::Null, Some(finish));
                 let last = self.open == 0;
                 let usage = (last && !self.own_usage_chunk).then_some(self.usage);
-                self.send(&self.reply.chunk(vec![piece], usage));
+                self.send(&self.builder.chunk(vec![piece], usage));
                 if last {
                     self.end();
                 }
             }
-            Event::Failed(error) => {
+            EngineEvent::Failed(error) => {
                 self.send(&error.json());
                 self.open = 0;
                 self.events.close();
@@ -97,18 +100,18 @@ impl EventStream {
         }
     }
 
-    fn open_answer(&mut self, answer: usize) {
-        let Some(progress) = self.answers.get_mut(answer) else { return };
-        if !std::mem::replace(&mut progress.opened, true)
-            && let Some(opening) = self.reply.opening(answer)
+    fn open_completion(&mut self, index: usize) {
+        let Some(sent) = self.completions.get_mut(index) else { return };
+        if !std::mem::replace(&mut sent.opened, true)
+            && let Some(opening) = self.builder.opening(index)
         {
-            self.send(&self.reply.chunk(vec![opening], None));
+            self.send(&self.builder.chunk(vec![opening], None));
         }
     }
 
     fn end(&mut self) {
         if self.own_usage_chunk {
-            self.send(&self.reply.chunk(Vec::new(), Some(self.usage)));
+            self.send(&self.builder.chunk(Vec::new(), Some(self.usage)));
         }
         self.ready.push_back(Bytes::from_static(b"data: [DONE]\n\n"));
     }
@@ -131,8 +134,8 @@ impl HttpBody for EventStream {
             }
             match self.events.poll_recv(cx) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(event)) => self.take(event),
-                // The engine's thread is gone: the client sees a stream without `[DONE]`.
+                Poll::Ready(Some(event)) => self.add(event),
+                // The engine thread is gone: the client sees a stream without `[DONE]`.
                 Poll::Ready(None) => return Poll::Ready(None),
             }
         }

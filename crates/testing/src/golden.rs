@@ -1,41 +1,41 @@
 //! Goldens: what a pinned mlx-lm computes on random-weights checkpoints of every family.
 //!
 //! `crates/runtime/tests/configs/NAME.json` is a tiny model. Its checkpoints are never
-//! committed, since [`checkpoint`] makes the same bits everywhere; what mlx-lm says about them
-//! is, as `crates/runtime/tests/golden/NAME.safetensors`. Tensors, per variant of
+//! committed, since [`checkpoint`] makes the same bits everywhere; what mlx-lm computes on them is
+//! committed as `crates/runtime/tests/golden/NAME.safetensors`. Tensors, per variant of
 //! [`VARIANTS`], logits in f32:
 //!
 //! | tensor | shape | |
 //! |---|---|---|
 //! | `tokens` | `[300]` i32 | the prompt of every variant |
-//! | `positions` | `[p]` i32 | which rows of the full forward pass are stored |
+//! | `positions` | `[p]` i32 | rows of the full forward pass that are stored |
 //! | `VARIANT.one` | `[1, vocab]` | of the first token alone |
 //! | `VARIANT.full` | `[p, vocab]` | of all 300 tokens in one pass, at `positions` |
 //! | `VARIANT.top1` | `[300]` i32 | argmax at every position of that pass |
 //! | `VARIANT.decode` | `[d, vocab]` | the last d tokens one by one, after a prefill of the rest |
 //!
 //! `golden/NAME-images.safetensors` is what mlx-vlm computes from pictures on checkpoints of a
-//! configuration with an image encoder (`xtask/golden/vision_FAMILY.py` says what is in it).
+//! configuration with an image encoder (`xtask/golden/vision_FAMILY.py` lists its tensors).
 //!
 //! The metadata holds the versions and the checksum of each checkpoint (`VARIANT.crc32`).
 
 use crate::paths::workspace_root;
 use crate::synth::{self, Dtype, Options, Weights};
-use anyhow::{Context, Result};
+use crate::{Result, TestingError};
 use std::path::{Path, PathBuf};
 
 /// A checkpoint and the precision in which its goldens are computed.
 #[derive(Clone, Copy, Debug)]
 pub struct Variant {
-    /// The first part of its tensors' names.
+    /// First part of the names of its tensors.
     pub name: &'static str,
-    /// How the checkpoint stores its weights.
+    /// Storage of the weights.
     pub weights: Weights,
-    /// The type of activations, caches and (where they are floats) weights.
+    /// Type of activations, caches and weights that are not quantised.
     pub compute: Dtype,
 }
 
-/// Every configuration has goldens of these.
+/// Variants of every configuration that have goldens.
 pub const VARIANTS: [Variant; 3] = [
     Variant { name: "f32", weights: Weights::Plain(Dtype::F32), compute: Dtype::F32 },
     Variant {
@@ -52,9 +52,11 @@ pub const VARIANTS: [Variant; 3] = [
 /// A folder that cannot be read.
 pub fn configurations() -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(tests_folder().join("configs"))? {
-        let path = entry?.path();
-        let stem = path.file_stem().context("a file has a name")?;
+    let folder = tests_folder().join("configs");
+    let entries = std::fs::read_dir(&folder).map_err(|error| TestingError::io(&folder, error))?;
+    for entry in entries {
+        let path = entry.map_err(|error| TestingError::io(&folder, error))?.path();
+        let stem = path.file_stem().expect("an entry of a folder has a name");
         names.push(stem.to_string_lossy().into_owned());
     }
     names.sort();
@@ -64,7 +66,7 @@ pub fn configurations() -> Result<Vec<String>> {
 /// Makes the checkpoint of configuration `name` in `folder`.
 ///
 /// # Errors
-/// As [`synth::checkpoint`], and a configuration that is not there.
+/// Errors of [`synth::checkpoint`], and a configuration that does not exist.
 pub fn checkpoint(name: &str, variant: &Variant, folder: &Path) -> Result<()> {
     let config = synth::read_config(&tests_folder().join(format!("configs/{name}.json")))?;
     synth::checkpoint(&config, &Options::new(variant.weights), folder)?;
@@ -81,7 +83,7 @@ pub fn images_path(name: &str) -> PathBuf {
     tests_folder().join(format!("golden/{name}-images.safetensors"))
 }
 
-/// Where `configs` and `golden` lie.
+/// Folder of `configs` and `golden`.
 pub fn tests_folder() -> PathBuf {
     workspace_root().join("crates/runtime/tests")
 }

@@ -4,7 +4,10 @@
 //! Nothing here links MLX, so that `xtask`, which makes checkpoints and goldens too, builds in
 //! seconds. Helpers that need the runtime stay in the tests of their crate.
 
+mod error;
 pub mod fake_hub;
 pub mod golden;
 pub mod paths;
 pub mod synth;
+
+pub use error::{Result, TestingError};

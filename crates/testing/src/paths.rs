@@ -1,4 +1,4 @@
-//! Where things are, relative to the root of the repository.
+//! Paths relative to the root of the repository.
 
 use std::path::{Path, PathBuf};
 
@@ -12,8 +12,8 @@ pub fn workspace_root() -> PathBuf {
     root.expect("the crate lies two folders below the root").to_path_buf()
 }
 
-/// Material that is handed around beside the repository and never committed
-/// (corpora, published model configurations), if it is there.
+/// Folder next to the repository with material that is never committed (corpora, published model
+/// configurations), if it exists.
 pub fn shared_folder() -> Option<PathBuf> {
     let folder = workspace_root().join("../shared");
     folder.is_dir().then_some(folder)

@@ -231,7 +231,7 @@ impl SequenceCache {
         }
         let layers = self.storage.cross_layers();
         if layers == 0 {
-            let feature = "an image without cross-attention layers that attend to it";
+            let feature = "attaching images with no cross-attention layers";
             return Err(Error::Unsupported { feature }.into());
         }
         if self.tokens > 0 || !self.cross_rows.is_empty() {

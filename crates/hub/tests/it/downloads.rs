@@ -8,7 +8,7 @@ use mlxcel_hub::HubError;
 use mlxcel_hub::{self as hub, Download, Hub, HubOptions};
 
 use crate::{NAME, fetch, files, hub, noise};
-use mlxcel_testing::fake_hub::{COMMIT, Fault, Manner, Server};
+use mlxcel_testing::fake_hub::{COMMIT, FakeHub, Fault, HubBehavior};
 
 fn entry(cache: &Path) -> std::path::PathBuf {
     cache.join("models--org--model-1.0")
@@ -16,7 +16,7 @@ fn entry(cache: &Path) -> std::path::PathBuf {
 
 #[test]
 fn the_cache_is_laid_out_as_other_tools_do_it() {
-    let (server, cache) = (Server::new(NAME, &files()), tempfile::tempdir().unwrap());
+    let (server, cache) = (FakeHub::new(NAME, &files()), tempfile::tempdir().unwrap());
     let snapshot = fetch(&hub(&server, cache.path())).unwrap();
     assert_eq!(snapshot, entry(cache.path()).join("snapshots").join(COMMIT));
     assert_eq!(hub::resolve_in(Path::new(NAME), Some(cache.path())).unwrap(), snapshot);
@@ -34,7 +34,7 @@ fn the_cache_is_laid_out_as_other_tools_do_it() {
 
 #[test]
 fn what_is_there_is_not_fetched_again() {
-    let (server, cache) = (Server::new(NAME, &files()), tempfile::tempdir().unwrap());
+    let (server, cache) = (FakeHub::new(NAME, &files()), tempfile::tempdir().unwrap());
     let hub = hub(&server, cache.path());
     fetch(&hub).unwrap();
     server.forget();
@@ -44,14 +44,14 @@ fn what_is_there_is_not_fetched_again() {
 
 #[test]
 fn the_token_goes_to_the_hub_and_nowhere_else() {
-    let manner = Manner { token: Some("secret".to_owned()), ..Manner::default() };
-    let (server, cache) = (Server::with(NAME, &files(), manner), tempfile::tempdir().unwrap());
+    let behavior = HubBehavior { token: Some("secret".to_owned()), ..HubBehavior::default() };
+    let (server, cache) = (FakeHub::with(NAME, &files(), behavior), tempfile::tempdir().unwrap());
     let options = HubOptions {
         endpoint: server.endpoint.clone(),
         token: Some("secret".to_owned()),
         offline: false,
         cache: Some(cache.path().to_owned()),
-        first_pause: std::time::Duration::ZERO,
+        retry_delay: std::time::Duration::ZERO,
     };
     fetch(&Hub::new(options)).unwrap();
     let (cdn, own): (Vec<_>, Vec<_>) = server.log().into_iter().partition(|request| request.cdn);
@@ -63,7 +63,7 @@ fn the_token_goes_to_the_hub_and_nowhere_else() {
 
 #[test]
 fn an_interruption_keeps_what_has_arrived() {
-    let (server, cache) = (Server::new(NAME, &files()), tempfile::tempdir().unwrap());
+    let (server, cache) = (FakeHub::new(NAME, &files()), tempfile::tempdir().unwrap());
     let hub = hub(&server, cache.path());
     let planned = hub.plan(&Download { name: NAME, revision: "main", include: &[] }).unwrap();
     let total = planned.missing_bytes;
@@ -86,7 +86,7 @@ fn an_interruption_keeps_what_has_arrived() {
 
 #[test]
 fn two_at_once_fetch_everything_once() {
-    let (server, cache) = (Server::new(NAME, &files()), tempfile::tempdir().unwrap());
+    let (server, cache) = (FakeHub::new(NAME, &files()), tempfile::tempdir().unwrap());
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| fetch(&hub(&server, cache.path())).unwrap());
@@ -98,7 +98,7 @@ fn two_at_once_fetch_everything_once() {
 
 #[test]
 fn patterns_choose_files() {
-    let (server, cache) = (Server::new(NAME, &files()), tempfile::tempdir().unwrap());
+    let (server, cache) = (FakeHub::new(NAME, &files()), tempfile::tempdir().unwrap());
     let hub = hub(&server, cache.path());
     let plan = |pattern: &str| {
         let include = [pattern.to_owned()];
@@ -113,7 +113,7 @@ fn patterns_choose_files() {
 
 #[test]
 fn models_are_listed_and_removed() {
-    let (server, cache) = (Server::new(NAME, &files()), tempfile::tempdir().unwrap());
+    let (server, cache) = (FakeHub::new(NAME, &files()), tempfile::tempdir().unwrap());
     fetch(&hub(&server, cache.path())).unwrap();
     let model = cache.path().join("models--org--real/snapshots/abc");
     let variant = mlxcel_testing::golden::VARIANTS.iter().find(|v| v.name == "q4").unwrap();

@@ -5,7 +5,7 @@ use mlxcel_testing::synth::{self, Dtype, Options, Weights};
 use serde_json::Value;
 
 use crate::{NAME, hub};
-use mlxcel_testing::fake_hub::{Fault, Server};
+use mlxcel_testing::fake_hub::{FakeHub, Fault};
 
 /// A checkpoint of more than 100 files, as a repository.
 fn sharded() -> (tempfile::TempDir, Vec<(String, Vec<u8>)>) {
@@ -25,9 +25,9 @@ fn sharded() -> (tempfile::TempDir, Vec<(String, Vec<u8>)>) {
     (folder, files)
 }
 
-fn serve(files: &[(String, Vec<u8>)]) -> Server {
+fn serve(files: &[(String, Vec<u8>)]) -> FakeHub {
     let files: Vec<_> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect();
-    Server::new(NAME, &files)
+    FakeHub::new(NAME, &files)
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn what_is_missing_or_strange_is_named() {
         let error = hub(&server, folder.path()).sized(NAME, "main").unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     };
-    check(&files, Some(("signed", Fault::WholeFile)), "whole files where a range is asked for");
+    check(&files, Some(("signed", Fault::WholeFile)), "whole files where a range is requested");
     check(&files, Some(("config.json", Fault::Html)), "not usable JSON");
     let lost = files.iter().position(|(name, _)| name.ends_with("00007-of-00111.safetensors"));
     files.remove(lost.expect("111 tensors"));

@@ -11,18 +11,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mlxcel_hub::{Download, Hub, HubOptions, HubResult};
-use mlxcel_testing::fake_hub::Server;
+use mlxcel_testing::fake_hub::FakeHub;
 
 pub(crate) const NAME: &str = "org/model-1.0";
 
 /// A hub that asks `server` and downloads into `cache`.
-pub(crate) fn hub(server: &Server, cache: &Path) -> Hub {
+pub(crate) fn hub(server: &FakeHub, cache: &Path) -> Hub {
     Hub::new(HubOptions {
         endpoint: server.endpoint.clone(),
         token: None,
         offline: false,
         cache: Some(cache.to_owned()),
-        first_pause: Duration::from_millis(1),
+        retry_delay: Duration::from_millis(1),
     })
 }
 

@@ -6,11 +6,11 @@ use std::path::Path;
 use mlxcel_hub::{Download, Hub, HubOptions};
 
 use crate::{NAME, fetch, files, hub, noise};
-use mlxcel_testing::fake_hub::{Fault, Server};
+use mlxcel_testing::fake_hub::{FakeHub, Fault};
 
 /// A download that must end with the right file, whatever happened on the way.
-fn survives(part: &str, times: usize, fault: Fault) -> Server {
-    let (server, cache) = (Server::new(NAME, &files()), tempfile::tempdir().unwrap());
+fn survives(part: &str, times: usize, fault: Fault) -> FakeHub {
+    let (server, cache) = (FakeHub::new(NAME, &files()), tempfile::tempdir().unwrap());
     server.fault(part, times, fault);
     let snapshot = fetch(&hub(&server, cache.path())).unwrap();
     assert_eq!(fs::read(snapshot.join("model.safetensors")).unwrap(), noise(200_000), "{fault:?}");
@@ -18,8 +18,8 @@ fn survives(part: &str, times: usize, fault: Fault) -> Server {
 }
 
 /// A download that must fail with one sentence that contains `expected`, and leave no file.
-fn fails(part: &str, times: usize, fault: Fault, expected: &str) -> Server {
-    let (server, cache) = (Server::new(NAME, &files()), tempfile::tempdir().unwrap());
+fn fails(part: &str, times: usize, fault: Fault, expected: &str) -> FakeHub {
+    let (server, cache) = (FakeHub::new(NAME, &files()), tempfile::tempdir().unwrap());
     server.fault(part, times, fault);
     let error = fetch(&hub(&server, cache.path())).unwrap_err().to_string();
     assert!(error.contains(expected), "{fault:?}: {error}");
@@ -52,7 +52,7 @@ fn a_wrong_checksum_is_fetched_once_more() {
 
 #[test]
 fn a_server_that_ignores_ranges() {
-    let (server, cache) = (Server::new(NAME, &files()), tempfile::tempdir().unwrap());
+    let (server, cache) = (FakeHub::new(NAME, &files()), tempfile::tempdir().unwrap());
     server.fault("signed", 1, Fault::Cut(50_000));
     server.fault("signed", 1, Fault::WholeFile);
     let snapshot = fetch(&hub(&server, cache.path())).unwrap();
@@ -103,7 +103,7 @@ fn what_does_not_fit_on_the_disk_is_not_begun() {
 
 #[test]
 fn a_half_written_cache_is_repaired() {
-    let (server, cache) = (Server::new(NAME, &files()), tempfile::tempdir().unwrap());
+    let (server, cache) = (FakeHub::new(NAME, &files()), tempfile::tempdir().unwrap());
     let hub = hub(&server, cache.path());
     let snapshot = fetch(&hub).unwrap();
     let file = snapshot.join("model.safetensors");
@@ -130,7 +130,7 @@ fn a_half_written_cache_is_repaired() {
 
 #[test]
 fn a_cache_that_cannot_be_written() {
-    let (server, folder) = (Server::new(NAME, &files()), tempfile::tempdir().unwrap());
+    let (server, folder) = (FakeHub::new(NAME, &files()), tempfile::tempdir().unwrap());
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
     let error = fetch(&hub(&server, &file)).unwrap_err().to_string();
@@ -145,7 +145,7 @@ fn no_network_and_offline() {
         token: None,
         offline,
         cache: Some(cache.path().to_owned()),
-        first_pause: std::time::Duration::ZERO,
+        retry_delay: std::time::Duration::ZERO,
     };
     // A port of the system's that nobody listens on.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -157,7 +157,7 @@ fn no_network_and_offline() {
 
 #[test]
 fn names_that_cannot_be() {
-    let (server, cache) = (Server::new(NAME, &files()), tempfile::tempdir().unwrap());
+    let (server, cache) = (FakeHub::new(NAME, &files()), tempfile::tempdir().unwrap());
     let hub = hub(&server, cache.path());
     for (name, revision) in
         [("../x", "main"), ("org", "main"), ("a/b/c", "main"), (NAME, "../main"), (NAME, "a b")]

@@ -88,7 +88,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn abs(self, a: Self::F) -> Self::F;
     /// 2ⁿ for lanes in −126..=127.
     fn pow2(self, n: Self::I) -> Self::F;
-    /// 2ˣ within 2 ulp for finite lanes up to 127; below −126 the result may be 0. NaN stays NaN.
+    /// 2ˣ within 2 ulp for finite lanes up to 127; below −126 the result is 0 or about 2^−126. NaN
+    /// stays NaN.
     fn exp2(self, x: Self::F) -> Self::F;
     /// Walsh–Hadamard transform of the lanes, not normalised.
     fn hadamard(self, x: Self::F) -> Self::F;

@@ -227,7 +227,8 @@ fn powers_of_two_are_within_two_ulp_and_nan_stays() {
                 let expected = f64::from(x).exp2();
                 let error = (f64::from(power) - expected).abs();
                 let nan = x.is_nan() && power.is_nan();
-                let tolerance = 2.4e-7 * expected + f64::from(2f32.powi(-126));
+                // Below −126 the result may be 2^−126, rounded.
+                let tolerance = 2.4e-7 * expected + 1.001 * f64::from(2f32.powi(-126));
                 assert!(nan || error <= tolerance, "{pool:?}: 2^{x} = {power}");
             }
             assert!(larger[7].is_nan() && smaller[7].is_nan(), "{pool:?}");

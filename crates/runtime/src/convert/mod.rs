@@ -22,7 +22,7 @@ use mlxcel_core::{FloatType, Pool};
 use mlxcel_estimator::ModelSpec;
 use mlxcel_estimator::headers::Checkpoint;
 
-use self::conversion_plan::{ConversionPlan, PlannedTensor};
+use self::conversion_plan::ConversionPlan;
 use self::converter::Converter;
 pub use self::error::ConvertError;
 use self::files::StagingFolder;
@@ -123,7 +123,7 @@ pub fn convert(
         source_bytes: checkpoint.total_bytes(),
         bytes,
         parameters: plan.parameters,
-        quantized: plan.tensors.iter().filter(|tensor| PlannedTensor::is_quantized(tensor)).count(),
+        quantized: plan.tensors.iter().filter(|tensor| tensor.is_quantized()).count(),
         dropped: plan.dropped,
     })
 }

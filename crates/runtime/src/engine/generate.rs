@@ -1,13 +1,13 @@
-//! The decode loop of one sequence: sample, detokenise, watch for stops, count.
+//! Generation from one prompt: prefill, then the decode loop.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
 
 use mlxcel_core::{SequenceCache, SequenceRun};
 
-use super::text_stream::TextStream;
-use super::{Engine, LogitRows, Progress, Statistics};
-use crate::sampling::{Sampler, SamplingParams};
+use super::completion::{Completion, CompletionOptions, GeneratedToken};
+use super::{Engine, Progress, Statistics};
+use crate::sampling::SamplingParams;
 use crate::text::Tokenizer;
 use crate::vision::PlacedImage;
 use crate::{Error, Result};
@@ -125,27 +125,25 @@ fn run(
     emit: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Outcome> {
     room(engine.context(), request.prompt.len(), Some(request.max_tokens), request.max_tokens)?;
-    let text = TextOut { stream: TextStream::new(tokenizer, request.stop)?, emit };
-    let mut sampler = Sampler::new(&request.sampling, engine.vocab())?;
-    let (reused_tokens, start) = (cache.tokens(), Instant::now());
+    let options = CompletionOptions {
+        sampling: &request.sampling,
+        stop: request.stop,
+        max_tokens: request.max_tokens,
+        ignore_eos: request.ignore_eos,
+    };
+    let completion = Completion::new(tokenizer, engine.vocab(), request.prompt, options)?;
+    let reused_tokens = cache.tokens();
+    let start = Instant::now();
     let new = request.prompt.get(reused_tokens..).unwrap_or_default();
     let logits = engine.prefill_with_images(new, images, &mut *cache, progress)?;
-    let tokens = Vec::new();
-    let mut decode = Decode {
-        engine,
-        tokenizer,
-        request,
-        cache,
-        text,
-        reused_tokens,
-        start,
-        tokens,
-        first: None,
-    };
-    let finish = decode.run(logits, &mut sampler, progress)?;
+    let mut decode = Decode { engine, cache, completion, reused_tokens, start };
+    let finish = decode.run(logits, progress, emit)?;
     let statistics = decode.statistics();
-    decode.text.finish(finish);
-    Ok(Outcome { finish, tokens: decode.tokens, statistics })
+    let rest = decode.completion.remaining_text();
+    if finish != Finish::Interrupted && !rest.is_empty() {
+        let _ = emit(&rest);
+    }
+    Ok(Outcome { finish, tokens: decode.completion.generated().to_vec(), statistics })
 }
 
 /// How many tokens to generate after a prompt: those wanted, which must fit the context, or up to
@@ -171,87 +169,54 @@ pub fn room(
     Ok(wanted.unwrap_or(default.min(left)))
 }
 
-/// The tokens after a prompt, one by one.
-struct Decode<'a, 'e> {
+/// Decode loop of one sequence.
+struct Decode<'a> {
     engine: &'a Engine,
-    tokenizer: &'a Tokenizer,
-    request: &'a Generation<'a>,
     cache: &'a mut SequenceCache,
-    text: TextOut<'e>,
-    /// Tokens that the cache held before.
+    completion: Completion,
+    /// Prompt tokens that the cache held before.
     reused_tokens: usize,
     start: Instant,
-    tokens: Vec<u32>,
-    first: Option<Instant>,
 }
 
-impl Decode<'_, '_> {
-    /// Samples until something ends the generation; `logits` are those after the prompt.
+impl Decode<'_> {
+    /// Generates until the completion ends; `logits` are those of the prompt's last token.
     fn run(
         &mut self,
         mut logits: Vec<f32>,
-        sampler: &mut Sampler,
         progress: &mut dyn Progress,
+        emit: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Finish> {
-        let request = self.request;
-        let mut history = request.prompt.to_vec();
-        while self.tokens.len() < request.max_tokens {
-            let token = sampler.sample(&logits, &history)?.token;
-            history.push(token);
-            self.tokens.push(token);
-            self.first.get_or_insert_with(Instant::now);
-            if !request.ignore_eos && self.tokenizer.is_eos(token) {
-                return Ok(Finish::Stop);
+        loop {
+            if let Some(finish) = self.completion.finish() {
+                return Ok(finish);
             }
-            if let Some(end) = self.text.push(token) {
-                return Ok(end);
+            let GeneratedToken { token, text, .. } = self.completion.advance(&logits)?;
+            if !text.is_empty() && emit(&text).is_break() {
+                self.completion.interrupt();
+            } else if self.completion.finish() != Some(Finish::Stop)
+                && progress.decoded(&self.statistics()).is_break()
+            {
+                self.completion.interrupt();
             }
-            if progress.decoded(&self.statistics()).is_break() {
-                return Ok(Finish::Interrupted);
-            }
-            if self.tokens.len() < request.max_tokens {
+            if self.completion.finish().is_none() {
                 let run = SequenceRun { tokens: &[token], cache: &mut *self.cache };
-                logits = self.engine.forward(&mut [run], LogitRows::Last)?;
+                logits = self.engine.decode(&mut [run])?;
             }
         }
-        Ok(Finish::Length)
     }
 
     /// Counts and times up to now.
     fn statistics(&self) -> Statistics {
-        let first = self.first.unwrap_or_else(Instant::now);
+        let first = self.completion.first_token().unwrap_or_else(Instant::now);
+        let generated_tokens = self.completion.generated_tokens();
         Statistics {
-            prompt_tokens: self.request.prompt.len(),
+            prompt_tokens: self.completion.tokens().len() - generated_tokens,
             reused_tokens: self.reused_tokens,
             prompt_time: first - self.start,
-            generated_tokens: self.tokens.len(),
+            generated_tokens,
             decode_time: first.elapsed(),
             kv_cache_bytes: self.cache.allocated_bytes(),
-        }
-    }
-}
-
-/// From tokens to emitted text.
-struct TextOut<'e> {
-    stream: TextStream,
-    emit: &'e mut dyn FnMut(&str) -> ControlFlow<()>,
-}
-
-impl TextOut<'_> {
-    /// Feeds one token; returns why the generation ends, if it does.
-    fn push(&mut self, token: u32) -> Option<Finish> {
-        let text = self.stream.push(token);
-        if !text.is_empty() && (self.emit)(&text).is_break() {
-            return Some(Finish::Interrupted);
-        }
-        self.stream.stopped().then_some(Finish::Stop)
-    }
-
-    /// Emits what was held back, unless the generation was broken off.
-    fn finish(&mut self, finish: Finish) {
-        let rest = self.stream.finish();
-        if finish != Finish::Interrupted && !rest.is_empty() {
-            let _ = (self.emit)(&rest);
         }
     }
 }

@@ -3,19 +3,24 @@
 //! MLX's streams belong to the thread that created them, so an [`Engine`] is `!Send`; what else a
 //! program does talks to its thread through channels.
 
+mod completion;
 mod generate;
 mod text_stream;
 
+use std::ops::Range;
+
 use mlxcel_core::recurrent::StateLayout;
 use mlxcel_core::{
-    FEW_TOKENS, ImageRows, LayerLayout, Ops, OpsConfig, Pass, SequenceCache, SequenceRun,
+    FEW_TOKENS, ImageAttention, ImageRows, LayerLayout, Ops, OpsConfig, Pass, SequenceCache,
+    SequenceRun,
 };
 use mlxcel_estimator::KvMode;
 
+pub use self::completion::{Completion, CompletionOptions, GeneratedToken};
 pub use self::generate::{
     Finish, Generation, Outcome, generate, generate_into, generate_with_images, room,
 };
-pub use self::text_stream::TextStream;
+pub(crate) use self::text_stream::TextStream;
 use crate::families::{self, ImageEncoder, LanguageModel};
 use crate::loading::{Checkpoint, Residence, WeightSource};
 pub use crate::progress::{NoProgress, Progress, Statistics};
@@ -126,9 +131,9 @@ impl Engine {
         self.config.kv_mode
     }
 
-    /// Tokens per pass while prefilling.
+    /// Prompt tokens per prefill pass.
     #[must_use]
-    pub fn prefill_chunk(&self) -> usize {
+    pub fn chunk_tokens(&self) -> usize {
         self.config.prefill_chunk.max(1)
     }
 
@@ -189,16 +194,30 @@ impl Engine {
         self.pass(&self.ops, runs, images, rows)
     }
 
-    /// A pass over a part of a prompt, with images in place of some of its tokens.
+    /// One decode step: a pass over the last token of each sequence. Returns fp32 logits,
+    /// `runs × vocab`.
     ///
-    /// With host kernels what the prompt's tokens get does not depend on where its passes begin and
-    /// end, to the bit, so that a prompt goes on from any place of another one's cache as if it had
-    /// been read as a whole. Only a prompt of up to [`FEW_TOKENS`] tokens, which nothing can be shared
-    /// with, is read in the order of a decode step, since that is faster.
+    /// Sums are ordered as is fastest for the number of rows, which is not the order of
+    /// [`Self::prefill_chunk`]: a token that was decoded and the same token read as part of a prompt
+    /// differ by rounding. A step of up to [`FEW_TOKENS`] sequences gives each, to the bit, what it
+    /// would get alone.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn decode(&self, runs: &mut [SequenceRun<'_>]) -> Result<Vec<f32>> {
+        self.pass(&self.ops, runs, Vec::new(), LogitRows::Last)
+    }
+
+    /// One prefill step: a pass over a part of a prompt, with images in place of some of its tokens.
+    ///
+    /// Sums have a fixed order. With host kernels the result for a token therefore does not depend
+    /// on where chunks begin and end, to the bit, and a prompt continues from any place of another
+    /// prompt's cache as if it had been read as a whole. Only a prompt of up to [`FEW_TOKENS`]
+    /// tokens, which shares nothing with others, is read in the faster order of [`Self::decode`].
     ///
     /// # Errors
     /// As [`Self::forward_with_images`].
-    pub fn read(
+    pub fn prefill_chunk(
         &self,
         run: SequenceRun<'_>,
         images: Vec<ImageRows>,
@@ -305,10 +324,11 @@ impl Engine {
             return Err(ImageError::OutsidePrompt { image, tokens }.into());
         }
         self.show_images(cache, images)?;
-        let chunk = self.prefill_chunk();
+        let chunk = self.chunk_tokens();
         let mut done = 0;
         loop {
-            let end = vision::chunk_end(done, chunk, tokens.len(), images).min(tokens.len());
+            let end = vision::chunk_end(done, (done + chunk).min(tokens.len()), undivided(images))
+                .min(tokens.len());
             let last = end == tokens.len();
             let run = SequenceRun {
                 tokens: tokens
@@ -319,7 +339,7 @@ impl Engine {
             };
             let within = images.iter().filter_map(|image| image.rows_in(done..end)).collect();
             let rows = if last { LogitRows::Last } else { LogitRows::None };
-            let logits = self.read(run, within, rows)?;
+            let logits = self.prefill_chunk(run, within, rows)?;
             if progress.prefilled(end, tokens.len()).is_break() {
                 return Err(Error::Interrupted);
             }
@@ -329,4 +349,12 @@ impl Engine {
             done = end;
         }
     }
+}
+
+/// Tokens of the images that no pass divides.
+fn undivided(images: &[PlacedImage]) -> impl Iterator<Item = Range<usize>> {
+    images
+        .iter()
+        .filter(|placed| placed.image.attention == ImageAttention::Bidirectional)
+        .map(PlacedImage::tokens)
 }

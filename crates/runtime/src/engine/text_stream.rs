@@ -4,7 +4,7 @@ use crate::text::{Detokenizer, SpecialTokens, StopMatcher, TextError, Tokenizer}
 
 /// The text of one answer as it comes.
 #[derive(Debug)]
-pub struct TextStream {
+pub(crate) struct TextStream {
     stream: Detokenizer,
     stops: StopMatcher,
     stopped: bool,
@@ -15,7 +15,7 @@ impl TextStream {
     ///
     /// # Errors
     /// [`TextError::EmptyStop`].
-    pub fn new(tokenizer: &Tokenizer, stops: &[String]) -> Result<Self, TextError> {
+    pub(crate) fn new(tokenizer: &Tokenizer, stops: &[String]) -> Result<Self, TextError> {
         Ok(Self {
             stream: Detokenizer::new(tokenizer.clone(), SpecialTokens::Skip).continuing(),
             stops: StopMatcher::new(stops.to_vec())?,
@@ -24,7 +24,7 @@ impl TextStream {
     }
 
     /// Feeds one token; returns the text that is certain now, maybe none.
-    pub fn push(&mut self, token: u32) -> String {
+    pub(crate) fn push(&mut self, token: u32) -> String {
         let Some(piece) = self.stream.push(token) else { return String::new() };
         let found = self.stops.push(&piece);
         self.stopped = found.stop.is_some();
@@ -32,12 +32,12 @@ impl TextStream {
     }
 
     /// Whether a stop string has ended the text.
-    pub fn stopped(&self) -> bool {
+    pub(crate) fn stopped(&self) -> bool {
         self.stopped
     }
 
     /// Ends the text and returns what was held back; nothing after a stop string.
-    pub fn finish(&mut self) -> String {
+    pub(crate) fn finish(&mut self) -> String {
         if self.stopped {
             return String::new();
         }

@@ -66,7 +66,7 @@ impl<'e> Comparison<'e> {
             caches.push(engine.new_cache_in(sums.mode)?);
         }
         let mut done = 0;
-        for chunk in window.chunks(engine.prefill_chunk()) {
+        for chunk in window.chunks(engine.chunk_tokens()) {
             done += chunk.len();
             let first = done - chunk.len() + 1;
             let next = &window[first..(done + 1).min(window.len())];

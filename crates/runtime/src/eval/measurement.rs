@@ -115,15 +115,11 @@ impl KvMeasurement {
 ///
 /// `variable` returns an environment variable; an empty value counts as unset.
 pub fn data_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
-    if let Some(data) = variable("XDG_DATA_HOME").filter(is_not_empty) {
+    if let Some(data) = variable("XDG_DATA_HOME").filter(|value| !value.as_os_str().is_empty()) {
         return Some(data.join("mlxcel"));
     }
-    let home = variable("HOME").filter(is_not_empty)?;
+    let home = variable("HOME").filter(|value| !value.as_os_str().is_empty())?;
     Some(home.join(".local/share/mlxcel"))
-}
-
-fn is_not_empty(value: &PathBuf) -> bool {
-    !value.as_os_str().is_empty()
 }
 
 fn file(data: &Path, fingerprint: &str) -> PathBuf {

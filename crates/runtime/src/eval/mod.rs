@@ -21,7 +21,7 @@ use crate::{Error, Result};
 pub fn window_logits(engine: &Engine, tokens: &[u32]) -> Result<Vec<f32>> {
     let mut cache = engine.new_cache()?;
     let mut logits = Vec::with_capacity(tokens.len() * engine.vocab());
-    for chunk in tokens.chunks(engine.prefill_chunk()) {
+    for chunk in tokens.chunks(engine.chunk_tokens()) {
         let run = SequenceRun { tokens: chunk, cache: &mut cache };
         logits.extend(engine.forward(&mut [run], LogitRows::All)?);
     }

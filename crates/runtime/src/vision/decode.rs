@@ -141,6 +141,6 @@ mod tests {
         assert!(matches!(error, ImageError::TooManyPixels { .. }), "{error}");
         assert!(error.to_string().contains("bomb.png has 10000 × 10000 pixels"), "{error}");
         let long = vec![0; usize::try_from(MAX_IMAGE_BYTES).unwrap() + 1];
-        assert!(decode(&long, "long").unwrap_err().to_string().contains("more than the 64 MiB"));
+        assert!(decode(&long, "long").unwrap_err().to_string().contains("more than the 64.0 MiB"));
     }
 }

@@ -117,7 +117,9 @@ impl ImageProcessor {
             return Err(ImageError::unsupported("do_pan_and_scan", true, "false"));
         }
         let (resize, defaults) = match input {
-            ImageInput::Square { side, .. } => (config.square(side)?, GEMMA3),
+            ImageInput::Square { side, .. } => {
+                (ResizeRule::Square { side: config.square_side(side)? }, GEMMA3)
+            }
             ImageInput::Grid { unit } => (config.bounded(unit)?, QWEN2_VL),
             ImageInput::Tiles { side, max_tiles, .. } => (config.tiles(side, max_tiles)?, MLLAMA),
         };
@@ -188,14 +190,15 @@ impl ImageProcessor {
 }
 
 impl ProcessorConfig {
-    fn square(&self, side: usize) -> std::result::Result<ResizeRule, ImageError> {
+    /// Checks that images are resized to squares of `side` pixels.
+    fn square_side(&self, side: usize) -> std::result::Result<u32, ImageError> {
         if self.do_resize == Some(false) {
             return Err(ImageError::unsupported("do_resize", false, "true"));
         }
         let size = self.size.as_ref();
         let found = size.map(|size| [size.height.unwrap_or(0), size.width.unwrap_or(0)]);
         match u32::try_from(side) {
-            Ok(pixels) if found == Some([side; 2]) => Ok(ResizeRule::Square { side: pixels }),
+            Ok(pixels) if found == Some([side; 2]) => Ok(pixels),
             _ => {
                 let found = found
                     .map_or("missing".to_owned(), |[height, width]| format!("{width} × {height}"));
@@ -214,10 +217,7 @@ impl ProcessorConfig {
         if self.do_pad == Some(false) {
             return Err(ImageError::unsupported("do_pad", false, "true"));
         }
-        match self.square(side)? {
-            ResizeRule::Square { side } => Ok(ResizeRule::Tiles { side, max_tiles }),
-            other => Ok(other),
-        }
+        Ok(ResizeRule::Tiles { side: self.square_side(side)?, max_tiles })
     }
 
     /// Reads the bounds `min_pixels` and `max_pixels`, which newer files call `shortest_edge` and

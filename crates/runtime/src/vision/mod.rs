@@ -90,16 +90,15 @@ impl PlacedImage {
     }
 }
 
-/// End of the prefill chunk that starts at token `done`: after `chunk` tokens, but not within an image
-/// with bidirectional attention; such an image makes the chunk longer if it starts at `done`.
-pub(crate) fn chunk_end(done: usize, chunk: usize, tokens: usize, images: &[PlacedImage]) -> usize {
-    let whole =
-        images.iter().filter(|placed| placed.image.attention == ImageAttention::Bidirectional);
-    cut(done, (done + chunk).min(tokens), whole.map(PlacedImage::tokens))
-}
-
-fn cut(done: usize, end: usize, mut images: impl Iterator<Item = Range<usize>>) -> usize {
-    match images.find(|image| image.start < end && end < image.end) {
+/// End of the prefill chunk that starts at token `done` and would end at `end`. A chunk does not end
+/// within one of `undivided`, the tokens of images with bidirectional attention: it ends before such an
+/// image, or behind it if it starts with it.
+pub fn chunk_end(
+    done: usize,
+    end: usize,
+    mut undivided: impl Iterator<Item = Range<usize>>,
+) -> usize {
+    match undivided.find(|image| image.start < end && end < image.end) {
         Some(image) if image.start > done => image.start,
         Some(image) => image.end,
         None => end,
@@ -112,7 +111,7 @@ mod tests {
 
     #[test]
     fn chunks_do_not_end_within_an_image() {
-        let end = |done, end| cut(done, end, [10..14, 14..18].into_iter());
+        let end = |done, end| chunk_end(done, end, [10..14, 14..18].into_iter());
         assert_eq!(end(0, 8), 8);
         assert_eq!(end(0, 10), 10);
         assert_eq!(end(0, 12), 10);

@@ -88,7 +88,7 @@ fn best_canvas(image: ImageSize, side: u32, max_tiles: usize) -> ImageSize {
         true => smallest_enlarging,
         false => scales.iter().copied().fold(0.0, f64::max),
     };
-    let equal = canvases.iter().zip(&scales).filter(|(_, scale)| scale.total_cmp(&&best).is_eq());
+    let equal = canvases.iter().zip(&scales).filter(|(_, scale)| scale.total_cmp(&best).is_eq());
     let fewest_tiles = equal.map(|(canvas, _)| *canvas).min_by_key(|canvas| canvas.pixels());
     fewest_tiles.unwrap_or(ImageSize { width: side, height: side })
 }

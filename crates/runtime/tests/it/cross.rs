@@ -363,7 +363,7 @@ fn invalid_images_are_rejected() {
         refused(small, "an image of 112 × 110 pixels, but the encoder takes up to 4 tiles of 112²");
         let text = Setup::default().engine(&ModelSource::BuiltIn);
         let text = text.show_images(&mut text.new_cache().unwrap(), &images).unwrap_err();
-        refused(text, "no cross-attention layers to see images");
+        refused(text, "attaching images with no cross-attention layers is not supported");
         let mut cache = new();
         let unknown = SequenceRun { tokens: &[520], cache: &mut cache };
         refused(engine.forward(&mut [unknown], LogitRows::Last).unwrap_err(), "520");

@@ -1,10 +1,10 @@
-//! What mlx-lm makes of published tensors when it converts and quantises a checkpoint: filters of
-//! convolutions turned round, and matrices apart that were stacked.
+//! Conversion of published tensors as by mlx-lm when it quantises a checkpoint: convolution filters are
+//! transposed, and stacked matrices are split.
 
 use super::Weights;
 use mlxcel_estimator::{TensorPart, TensorRole, TensorSpec};
 
-/// The tensors of a converted checkpoint; a plain one keeps the published ones.
+/// Tensors of a converted checkpoint; a plain one keeps the published ones.
 pub(super) fn converted(inventory: &[TensorSpec], weights: Weights) -> Vec<TensorSpec> {
     if !matches!(weights, Weights::Affine { .. }) {
         return inventory.to_vec();
@@ -13,8 +13,7 @@ pub(super) fn converted(inventory: &[TensorSpec], weights: Weights) -> Vec<Tenso
     inventory.iter().flat_map(|spec| parts(spec, sparse)).collect()
 }
 
-/// How a stacked tensor is called, what its parts are called, and whether only a model without
-/// experts has it so.
+/// Name of a stacked tensor, names of its parts, and true if only models without experts split it.
 const STACKED: [(&str, &[&str], bool); 6] = [
     ("shared_mlp.input_linear.weight", &["mlp.gate_proj.weight", "mlp.up_proj.weight"], true),
     ("shared_mlp.output_linear.weight", &["mlp.down_proj.weight"], true),
@@ -51,12 +50,12 @@ fn parts(spec: &TensorSpec, sparse: bool) -> Vec<TensorSpec> {
             continue;
         }
         let rows = spec.shape.len() - 2;
-        let named = |part: &&str| {
+        let parts_of_spec = parts.iter().map(|part| {
             let mut spec = TensorSpec { name: format!("{layer}{part}"), ..spec.clone() };
             spec.shape[rows] /= parts.len() as u64;
             spec
-        };
-        return parts.iter().map(named).collect();
+        });
+        return parts_of_spec.collect();
     }
     vec![spec]
 }

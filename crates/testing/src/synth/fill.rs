@@ -1,10 +1,10 @@
-//! Writes the tensors of a checkpoint: blocks of rows, on all cores, each at its place in the
-//! file, so that memory stays at a few megabytes whatever the size of the model.
+//! Writes the tensors of a checkpoint in blocks of rows, on all cores, each at its offset in the file,
+//! so that memory stays at a few megabytes for a model of any size.
 
 use super::Dtype;
-use super::layout::{Affine, Coding, Shard, Stored, Tensor};
+use super::layout::{Affine, Coding, Shard, StoredTensor, Tensor};
 use super::random::{fill_row, tensor_key};
-use anyhow::{Context, Result};
+use crate::{Result, TestingError};
 use mlxcel_kernels::quantize::{QuantizedRows, Quantizer, push_mxfp4_row};
 use mlxcel_kernels::weights::FloatType;
 use std::fs::File;
@@ -13,11 +13,11 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Elements that a worker makes before it writes.
+/// Elements per write.
 const BLOCK_ELEMS: usize = 1 << 20;
 
 /// Rows of one tensor.
-struct Job<'a> {
+struct RowBlock<'a> {
     tensor: &'a Tensor,
     rows: Range<u64>,
 }
@@ -25,44 +25,47 @@ struct Job<'a> {
 /// Creates the file of `shard` in `folder` and fills it; floats are stored as `dtype`.
 pub(super) fn write_shard(shard: &Shard, folder: &Path, dtype: Dtype, seed: u64) -> Result<()> {
     let path = folder.join(&shard.file_name);
-    let create = || -> std::io::Result<()> {
-        let mut file = File::create(&path)?;
-        file.write_all(&shard.header)?;
-        file.set_len(shard.file_bytes)
-    };
-    create().with_context(|| format!("writing {}", path.display()))?;
-    let jobs = jobs(&shard.tensors);
+    create(shard, &path).map_err(|error| TestingError::io(&path, error))?;
+    let blocks = row_blocks(&shard.tensors);
     let next = AtomicUsize::new(0);
-    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let work = || -> Result<()> {
-        let file = File::options().write(true).open(&path)?;
-        let mut worker = Worker { file, dtype, seed, buffers: Buffers::default() };
-        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            worker.run(job).with_context(|| format!("writing {}", path.display()))?;
-        }
-        Ok(())
-    };
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     std::thread::scope(|scope| {
-        let handles: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let mut handles = Vec::new();
+        for _ in 0..threads {
+            handles.push(scope.spawn(|| {
+                let mut worker = FillWorker::open(&path, dtype, seed)?;
+                while let Some(block) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    worker.fill(block, &path)?;
+                }
+                Ok(())
+            }));
+        }
         handles.into_iter().try_for_each(|handle| handle.join().expect("workers do not panic"))
     })
 }
 
-fn jobs(tensors: &[Tensor]) -> Vec<Job<'_>> {
-    let mut jobs = Vec::new();
+/// Creates the file with its header and its full size.
+fn create(shard: &Shard, path: &Path) -> std::io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(&shard.header)?;
+    file.set_len(shard.file_bytes)
+}
+
+fn row_blocks(tensors: &[Tensor]) -> Vec<RowBlock<'_>> {
+    let mut blocks = Vec::new();
     for tensor in tensors {
         let step = (BLOCK_ELEMS / tensor.columns.max(1)).max(1) as u64;
         let mut start = 0;
         while start < tensor.rows {
             let end = tensor.rows.min(start + step);
-            jobs.push(Job { tensor, rows: start..end });
+            blocks.push(RowBlock { tensor, rows: start..end });
             start = end;
         }
     }
-    jobs
+    blocks
 }
 
-struct Worker {
+struct FillWorker {
     file: File,
     dtype: Dtype,
     seed: u64,
@@ -76,9 +79,16 @@ struct Buffers {
     quantized: QuantizedRows,
 }
 
-impl Worker {
-    fn run(&mut self, job: &Job<'_>) -> Result<()> {
-        let Job { tensor, rows } = job;
+impl FillWorker {
+    fn open(path: &Path, dtype: Dtype, seed: u64) -> Result<Self> {
+        let file = File::options().write(true).open(path);
+        let file = file.map_err(|error| TestingError::io(path, error))?;
+        Ok(Self { file, dtype, seed, buffers: Buffers::default() })
+    }
+
+    /// Generates the rows of `block` and writes them to the file at `path`.
+    fn fill(&mut self, block: &RowBlock<'_>, path: &Path) -> Result<()> {
+        let RowBlock { tensor, rows } = block;
         let key = tensor_key(self.seed, &tensor.name);
         self.buffers.clear(tensor.columns);
         for index in rows.clone() {
@@ -99,7 +109,8 @@ impl Worker {
             Coding::Mxfp4 => vec![codes, scales],
         };
         for (part, bytes) in tensor.parts.iter().zip(parts) {
-            write_rows(&mut self.file, part, rows.start, bytes)?;
+            write_rows(&mut self.file, part, rows.start, bytes)
+                .map_err(|error| TestingError::io(path, error))?;
         }
         Ok(())
     }
@@ -132,8 +143,12 @@ impl From<Dtype> for FloatType {
     }
 }
 
-fn write_rows(file: &mut File, part: &Stored, first_row: u64, bytes: &[u8]) -> Result<()> {
+fn write_rows(
+    file: &mut File,
+    part: &StoredTensor,
+    first_row: u64,
+    bytes: &[u8],
+) -> std::io::Result<()> {
     file.seek(SeekFrom::Start(part.offset + first_row * part.row_bytes))?;
-    file.write_all(bytes)?;
-    Ok(())
+    file.write_all(bytes)
 }

@@ -1,35 +1,35 @@
-//! The experts of gpt-oss, which no two tools store alike.
+//! Experts of gpt-oss, whose storage differs between tools.
 //!
-//! Its published files hold MXFP4: `gate_up_proj_blocks` and `_scales`, the rows of gate and up taking
-//! turns. mlx-lm's hold `gate_proj.weight` and `up_proj.weight` apart, in MXFP4, quantised otherwise
-//! or as floats.
+//! The published files hold MXFP4: `gate_up_proj_blocks` and `_scales`, with alternating rows of gate
+//! and up. Those of mlx-lm hold separate `gate_proj.weight` and `up_proj.weight`, in MXFP4, in another
+//! quantised format or as floats.
 
 use super::Weights;
-use super::layout::{Coding, Stored};
-use anyhow::Result;
+use super::layout::{Coding, StoredTensor};
+use crate::Result;
 use mlxcel_estimator::TensorSpec;
 use serde_json::{Value, json};
 
-/// What the name of a matrix in MXFP4 ends with here, in place of the stored suffixes.
+/// Suffixes of matrices in MXFP4 within this module, in place of the stored ones.
 const PUBLISHED: &str = "_mxfp4";
 const CONVERTED: &str = ".mxfp4";
 /// Weights that share a scale.
 const GROUP: u64 = 32;
 
-/// How the experts are stored.
+/// Storage of the experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Experts {
-    /// As published.
+    /// Published storage.
     Published,
-    /// As mlx-lm converts what was published.
+    /// Storage of mlx-lm for published MXFP4.
     Converted,
-    /// As mlx-lm stores floats, or quantises them.
+    /// Storage of mlx-lm for floats, quantised or not.
     Plain,
 }
 
 impl Experts {
-    /// `None` for any other architecture. A configuration that states MXFP4 gets that, as published
-    /// where the other weights are floats.
+    /// Storage for a configuration; `None` for other architectures. A configuration that states MXFP4
+    /// gets it, in the published form if the other weights are floats.
     pub(super) fn of(config: &Value, weights: Weights) -> Option<Self> {
         if config["model_type"] != "gpt_oss" {
             return None;
@@ -42,7 +42,7 @@ impl Experts {
         })
     }
 
-    /// The inventory with the experts' tensors as they are stored.
+    /// Replaces the tensors of experts by their stored form.
     pub(super) fn convert(self, inventory: Vec<TensorSpec>) -> Vec<TensorSpec> {
         inventory.into_iter().flat_map(|spec| self.stored(spec)).collect()
     }
@@ -51,33 +51,36 @@ impl Experts {
         let Some((layer, tensor)) = spec.name.split_once(".mlp.experts.") else {
             return vec![spec];
         };
-        let with = |name: &str, shape: &[u64]| TensorSpec {
-            name: format!("{layer}.mlp.experts.{name}"),
-            shape: shape.to_vec(),
-            ..spec.clone()
-        };
+        let expert = ExpertTensor { layer, spec: &spec };
         let suffix = if self == Self::Converted { CONVERTED } else { ".weight" };
         match (self, tensor, &spec.shape[..]) {
             (Self::Published, "gate_up_proj" | "down_proj", &[experts, cols, rows]) => {
-                vec![with(&format!("{tensor}{PUBLISHED}"), &[experts, rows, cols])]
+                vec![expert.stored(&format!("{tensor}{PUBLISHED}"), &[experts, rows, cols])]
             }
-            (Self::Published, ..) => vec![spec],
-            (_, "gate_up_proj", &[experts, cols, rows]) => ["gate_proj", "up_proj"]
-                .map(|name| with(&format!("{name}{suffix}"), &[experts, rows / 2, cols]))
-                .into(),
-            (_, "down_proj", &[experts, cols, rows]) => {
-                vec![with(&format!("down_proj{suffix}"), &[experts, rows, cols])]
+            (_, "gate_up_proj", &[experts, cols, rows]) if self != Self::Published => {
+                ["gate_proj", "up_proj"]
+                    .map(|name| {
+                        expert.stored(&format!("{name}{suffix}"), &[experts, rows / 2, cols])
+                    })
+                    .into()
             }
-            (_, "gate_up_proj_bias", &[experts, rows]) => ["gate_proj.bias", "up_proj.bias"]
-                .map(|name| with(name, &[experts, rows / 2]))
-                .into(),
-            (_, "down_proj_bias", shape) => vec![with("down_proj.bias", shape)],
+            (_, "down_proj", &[experts, cols, rows]) if self != Self::Published => {
+                vec![expert.stored(&format!("down_proj{suffix}"), &[experts, rows, cols])]
+            }
+            (_, "gate_up_proj_bias", &[experts, rows]) if self != Self::Published => {
+                ["gate_proj.bias", "up_proj.bias"]
+                    .map(|name| expert.stored(name, &[experts, rows / 2]))
+                    .into()
+            }
+            (_, "down_proj_bias", shape) if self != Self::Published => {
+                vec![expert.stored("down_proj.bias", shape)]
+            }
             _ => vec![spec],
         }
     }
 
-    /// Adds what `config.json` says of the storage: MXFP4 for the experts, another format for the
-    /// others by name.
+    /// Adds the storage to `config.json`: MXFP4 for the experts, another format for other tensors by
+    /// name.
     pub(super) fn state(
         self,
         config: &Value,
@@ -106,18 +109,35 @@ impl Experts {
     }
 }
 
-/// Whether the tensor of this name is stored in MXFP4.
+/// A tensor of the experts of a layer.
+struct ExpertTensor<'a> {
+    layer: &'a str,
+    spec: &'a TensorSpec,
+}
+
+impl ExpertTensor<'_> {
+    /// The tensor under another name and shape.
+    fn stored(&self, name: &str, shape: &[u64]) -> TensorSpec {
+        TensorSpec {
+            name: format!("{}.mlp.experts.{name}", self.layer),
+            shape: shape.to_vec(),
+            ..self.spec.clone()
+        }
+    }
+}
+
+/// Returns true if the tensor of this name is stored in MXFP4.
 pub(super) fn is_mxfp4(name: &str) -> bool {
     name.ends_with(PUBLISHED) || name.ends_with(CONVERTED)
 }
 
-/// Codes and scales of a matrix in MXFP4.
-pub(super) fn mxfp4_parts(name: &str, shape: &[u64], columns: u64) -> Result<Vec<Stored>> {
+/// Stored tensors of a matrix in MXFP4: codes and scales.
+pub(super) fn mxfp4_parts(name: &str, shape: &[u64], columns: u64) -> Result<Vec<StoredTensor>> {
     let groups = columns / GROUP;
     if let Some(base) = name.strip_suffix(CONVERTED) {
         return Ok(vec![
-            Stored::new(format!("{base}.weight"), "U32", 4, shape, columns / 8)?,
-            Stored::new(format!("{base}.scales"), "U8", 1, shape, groups)?,
+            StoredTensor::new(format!("{base}.weight"), "U32", 4, shape, columns / 8)?,
+            StoredTensor::new(format!("{base}.scales"), "U8", 1, shape, groups)?,
         ]);
     }
     let base = name.trim_end_matches(PUBLISHED);
@@ -126,9 +146,9 @@ pub(super) fn mxfp4_parts(name: &str, shape: &[u64], columns: u64) -> Result<Vec
         *last = groups;
     }
     blocks.push(GROUP / 2);
-    let codes = Stored::new(format!("{base}_blocks"), "U8", 1, &blocks, GROUP / 2)?;
+    let codes = StoredTensor::new(format!("{base}_blocks"), "U8", 1, &blocks, GROUP / 2)?;
     Ok(vec![
         codes.with_row_bytes(columns / 2),
-        Stored::new(format!("{base}_scales"), "U8", 1, shape, groups)?,
+        StoredTensor::new(format!("{base}_scales"), "U8", 1, shape, groups)?,
     ])
 }

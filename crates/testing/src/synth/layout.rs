@@ -1,8 +1,8 @@
-//! Where each tensor of a checkpoint lies: shards, safetensors headers, the index file.
+//! Layout of a checkpoint: shards, safetensors headers, the index file.
 
 use super::random::Normal;
 use super::{Dtype, Options, Weights, gpt_oss};
-use anyhow::{Context, Result, bail};
+use crate::{Result, TestingError};
 use mlxcel_estimator::TensorSpec;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
@@ -14,20 +14,20 @@ pub(super) struct Tensor {
     pub(super) rows: u64,
     pub(super) columns: usize,
     pub(super) normal: Normal,
-    /// How its rows are stored.
+    /// Storage of its rows.
     pub(super) coding: Coding,
-    /// The weight; where it is quantised, codes, scales and, if it is affine, biases.
-    pub(super) parts: Vec<Stored>,
+    /// The weight, or its codes, scales and (in the affine format) biases.
+    pub(super) parts: Vec<StoredTensor>,
 }
 
-/// How the rows of a tensor are stored.
+/// Storage of the rows of a tensor.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Coding {
-    /// As floats.
+    /// Floats.
     Floats,
-    /// As integers with a scale and a bias per group.
+    /// Integers with a scale and a bias per group.
     Affine(Affine),
-    /// As 4-bit floats.
+    /// 4-bit floats with a scale per group.
     Mxfp4,
 }
 
@@ -40,14 +40,14 @@ pub(super) struct Affine {
 
 /// A tensor of a safetensors file.
 #[derive(Debug)]
-pub(super) struct Stored {
+pub(super) struct StoredTensor {
     pub(super) name: String,
     dtype: &'static str,
     shape: Vec<u64>,
     element_bytes: u64,
     pub(super) row_bytes: u64,
     bytes: u64,
-    /// From the beginning of the file; 0 until the shard is laid out.
+    /// Offset in the file; 0 until the shard is laid out.
     pub(super) offset: u64,
 }
 
@@ -82,8 +82,8 @@ pub(super) fn shards(inventory: &[TensorSpec], options: &Options) -> Result<Vec<
     parts.into_iter().enumerate().map(|(at, tensors)| Shard::new(at + 1, count, tensors)).collect()
 }
 
-/// The matrices of all experts as one tensor, where they are quantised: mlx-lm, when it quantises,
-/// stores them so and calls them `switch_mlp`.
+/// Stacks the matrices of all experts into one tensor, if they are quantised: that is how mlx-lm stores
+/// them, under the name `switch_mlp`.
 fn stacked(spec: &TensorSpec, weights: Weights) -> TensorSpec {
     let mut spec = spec.clone();
     let Some((layer, matrix)) = spec.name.split_once(".experts.{e}.") else { return spec };
@@ -102,7 +102,7 @@ fn stacked(spec: &TensorSpec, weights: Weights) -> TensorSpec {
     spec
 }
 
-/// The contents of `model.safetensors.index.json`.
+/// Contents of `model.safetensors.index.json`.
 pub(super) fn index(shards: &[Shard]) -> Value {
     let mut total = 0u64;
     let mut map = Map::new();
@@ -124,26 +124,26 @@ impl Tensor {
         let coding = Coding::of(spec, weights);
         let dtype = weights.dtype();
         let parts = match coding {
-            Coding::Floats => vec![Stored::floats(name.clone(), dtype, shape, columns)?],
+            Coding::Floats => vec![StoredTensor::floats(name.clone(), dtype, shape, columns)?],
             Coding::Mxfp4 => gpt_oss::mxfp4_parts(&name, shape, columns)?,
             Coding::Affine(Affine { bits, group_size }) => {
                 let base = name.strip_suffix(".weight").unwrap_or(&name);
                 let groups = columns / u64::from(group_size);
                 let words = columns * u64::from(bits) / 32;
                 vec![
-                    Stored::new(name.clone(), "U32", 4, shape, words)?,
-                    Stored::floats(format!("{base}.scales"), dtype, shape, groups)?,
-                    Stored::floats(format!("{base}.biases"), dtype, shape, groups)?,
+                    StoredTensor::new(name.clone(), "U32", 4, shape, words)?,
+                    StoredTensor::floats(format!("{base}.scales"), dtype, shape, groups)?,
+                    StoredTensor::floats(format!("{base}.biases"), dtype, shape, groups)?,
                 ]
             }
         };
-        let columns = usize::try_from(columns).with_context(|| format!("{name} is too large"))?;
+        let columns = usize::try_from(columns).map_err(|_| TestingError::too_large(&name))?;
         Ok(Self { name, rows, columns, normal, coding, parts })
     }
 }
 
 impl Coding {
-    /// As mlx-lm decides it.
+    /// Storage that mlx-lm chooses for a tensor.
     pub(super) fn of(spec: &TensorSpec, weights: Weights) -> Self {
         if gpt_oss::is_mxfp4(&spec.name) {
             return Self::Mxfp4;
@@ -157,7 +157,7 @@ impl Coding {
     }
 }
 
-impl Stored {
+impl StoredTensor {
     fn floats(name: String, dtype: Dtype, shape: &[u64], columns: u64) -> Result<Self> {
         let (label, bytes) = match dtype {
             Dtype::Bf16 => ("BF16", 2),
@@ -181,24 +181,22 @@ impl Stored {
         }
         let bytes = elements(&name, &shape)?
             .checked_mul(element_bytes)
-            .with_context(|| format!("{name} is too large"))?;
+            .ok_or_else(|| TestingError::too_large(&name))?;
         let row_bytes = columns * element_bytes;
         Ok(Self { name, dtype, shape, element_bytes, row_bytes, bytes, offset: 0 })
     }
 
-    /// The same where a row takes several of the shape's.
+    /// Sets the size of a row, where it spans several dimensions of the shape.
     pub(super) fn with_row_bytes(self, row_bytes: u64) -> Self {
         Self { row_bytes, ..self }
     }
 
-    /// The member of the header's object for a tensor from `self.offset` to `end`.
-    fn entry(&self, end: u64) -> Result<String> {
-        let name = serde_json::to_string(&self.name)?;
-        let shape = serde_json::to_string(&self.shape)?;
+    /// Entry of the header for a tensor from `self.offset` to `end`.
+    fn entry(&self, end: u64) -> String {
+        let name = json!(self.name);
+        let shape = json!(self.shape);
         let Self { dtype, offset, .. } = self;
-        Ok(format!(
-            r#",{name}:{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{offset},{end}]}}"#
-        ))
+        format!(r#",{name}:{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{offset},{end}]}}"#)
     }
 }
 
@@ -206,7 +204,7 @@ impl Shard {
     /// Lays out `tensors` as file `number` of `count`: wide elements first, then by name, so
     /// that every tensor is aligned to its elements.
     fn new(number: usize, count: usize, mut tensors: Vec<Tensor>) -> Result<Self> {
-        let mut parts: Vec<&mut Stored> =
+        let mut parts: Vec<&mut StoredTensor> =
             tensors.iter_mut().flat_map(|tensor| &mut tensor.parts).collect();
         parts.sort_by(|a, b| (b.element_bytes, &a.name).cmp(&(a.element_bytes, &b.name)));
         let mut end = 0u64;
@@ -215,18 +213,19 @@ impl Shard {
         let mut json = String::from(r#"{"__metadata__":{"format":"mlx"}"#);
         for part in &mut parts {
             if !names.insert(part.name.clone()) {
-                bail!("the inventory names {} twice", part.name);
+                return Err(TestingError::DuplicateTensor { name: part.name.clone() });
             }
             part.offset = end;
-            end = end.checked_add(part.bytes).context("the shard is too large")?;
-            json.push_str(&part.entry(end)?);
+            end =
+                end.checked_add(part.bytes).ok_or_else(|| TestingError::too_large("the shard"))?;
+            json.push_str(&part.entry(end));
         }
         json.push('}');
         let padded = json.len().next_multiple_of(8);
-        let mut header = u64::try_from(padded)?.to_le_bytes().to_vec();
+        let mut header = (padded as u64).to_le_bytes().to_vec();
         header.extend_from_slice(json.as_bytes());
         header.resize(8 + padded, b' ');
-        let header_bytes = u64::try_from(header.len())?;
+        let header_bytes = header.len() as u64;
         for part in parts {
             part.offset += header_bytes;
         }
@@ -240,5 +239,5 @@ impl Shard {
 
 fn elements(name: &str, shape: &[u64]) -> Result<u64> {
     let product = shape.iter().try_fold(1u64, |product, size| product.checked_mul(*size));
-    product.with_context(|| format!("{name} is too large"))
+    product.ok_or_else(|| TestingError::too_large(name))
 }

@@ -1,8 +1,8 @@
 //! Random-weights checkpoints in the Hugging Face layout, with the tensors of any
 //! `config.json` that the estimator knows.
 //!
-//! A checkpoint is a function of its configuration and the seed, bit for bit on every machine.
-//! Tests therefore commit a small configuration and goldens, and make the weights afresh.
+//! A checkpoint is a function of its configuration and the seed, bit for bit on every machine, so that
+//! a small configuration and goldens are committed, and tests generate the weights.
 
 mod converted;
 mod fill;
@@ -11,7 +11,7 @@ mod layout;
 mod random;
 mod tokenizer;
 
-use anyhow::{Context, Result};
+use crate::{Result, TestingError};
 use mlxcel_estimator::{TensorRole, TensorSpec};
 use mlxcel_kernels::quantize::Quantizer;
 use serde_json::{Value, json};
@@ -48,30 +48,30 @@ impl Dtype {
     }
 }
 
-/// How matrices and embeddings are stored.
+/// Storage of matrices and embeddings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weights {
-    /// Everything in this type.
+    /// All weights in this type.
     Plain(Dtype),
     /// MLX's affine format, where rows divide into groups.
     Affine {
-        /// 2, 3, 4, 5, 6 or 8.
+        /// Bits per weight: 2, 3, 4, 5, 6 or 8.
         bits: u8,
-        /// 32, 64 or 128 weights share a scale and a bias.
+        /// Weights that share a scale and a bias: 32, 64 or 128.
         group_size: u16,
-        /// The type of scales, biases and whatever is not quantised.
+        /// Type of scales, biases and weights that are not quantised.
         scales: Dtype,
     },
 }
 
-/// What to make.
+/// Options of a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// The storage of the weights.
+    /// Storage of the weights.
     pub weights: Weights,
-    /// Another seed, other weights.
+    /// Seed of the random numbers.
     pub seed: u64,
-    /// A file of the checkpoint holds no more, unless a single tensor does.
+    /// Maximum size of a file, unless a single tensor is larger.
     pub shard_bytes: u64,
 }
 
@@ -90,7 +90,7 @@ impl Options {
 }
 
 impl Weights {
-    /// The type of every float in the checkpoint.
+    /// Type of all floats in the checkpoint.
     fn dtype(self) -> Dtype {
         match self {
             Self::Plain(dtype) | Self::Affine { scales: dtype, .. } => dtype,
@@ -98,7 +98,7 @@ impl Weights {
     }
 }
 
-/// What was made.
+/// Size of a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Summary {
     /// Number of safetensors files.
@@ -125,12 +125,11 @@ pub fn checkpoint(config: &Value, options: &Options, folder: &Path) -> Result<Su
     }
     let inventory = converted::converted(&inventory, options.weights);
     let shards = layout::shards(&inventory, options)?;
-    let vocab_size =
-        config["vocab_size"].as_u64().context("the configuration has no vocab_size")?;
+    let vocab_size = config["vocab_size"].as_u64().ok_or(TestingError::NoVocabulary)?;
     let specials = Specials::of_config(config, vocab_size);
     let tokenizer = tokenizer::tokenizer(vocab_size, &specials)?;
 
-    std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    std::fs::create_dir_all(folder).map_err(|error| TestingError::io(folder, error))?;
     let mut stored = stored_config(config, options);
     if let Some(experts) = experts {
         experts.state(config, &inventory, options.weights, &mut stored);
@@ -157,13 +156,12 @@ pub fn checkpoint(config: &Value, options: &Options, folder: &Path) -> Result<Su
 const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const CLIP_DEVIATION: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
-/// How published checkpoints of the family prepare images.
+/// Image preprocessor of published checkpoints of the family.
 fn preprocessor(config: &Value) -> Option<Value> {
     let vision = config.get("vision_config")?;
-    let size = |name: &str| vision[name].as_u64();
     match config["model_type"].as_str()? {
         "gemma3" => {
-            let side = size("image_size")?;
+            let side = vision["image_size"].as_u64()?;
             Some(json!({
                 "image_processor_type": "Gemma3ImageProcessor", "do_convert_rgb": null,
                 "do_resize": true, "size": { "height": side, "width": side }, "resample": 2,
@@ -173,22 +171,23 @@ fn preprocessor(config: &Value) -> Option<Value> {
             }))
         }
         "mllama" => {
-            let side = size("image_size")?;
+            let side = vision["image_size"].as_u64()?;
             Some(json!({
                 "image_processor_type": "MllamaImageProcessor", "do_convert_rgb": true,
                 "do_resize": true, "size": { "height": side, "width": side }, "resample": 2,
                 "do_rescale": true, "rescale_factor": 0.003_921_568_627_450_98,
-                "do_normalize": true, "do_pad": true, "max_image_tiles": size("max_num_tiles")?,
+                "do_normalize": true, "do_pad": true, "max_image_tiles": vision["max_num_tiles"].as_u64()?,
                 "image_mean": CLIP_MEAN, "image_std": CLIP_DEVIATION,
             }))
         }
         "qwen2_5_vl" => {
-            let (patch, merge) = (size("patch_size")?, size("spatial_merge_size")?);
+            let patch = vision["patch_size"].as_u64()?;
+            let merge = vision["spatial_merge_size"].as_u64()?;
             let square = (patch * merge).pow(2);
             Some(json!({
                 "image_processor_type": "Qwen2VLImageProcessor",
                 "min_pixels": 4 * square, "max_pixels": 1280 * square, "patch_size": patch,
-                "temporal_patch_size": size("temporal_patch_size")?, "merge_size": merge,
+                "temporal_patch_size": vision["temporal_patch_size"].as_u64()?, "merge_size": merge,
                 "image_mean": CLIP_MEAN, "image_std": CLIP_DEVIATION,
             }))
         }
@@ -196,8 +195,8 @@ fn preprocessor(config: &Value) -> Option<Value> {
     }
 }
 
-/// GPT-2's matrices are stored as `[in, out]`, in which there are no rows to quantise: mlx-lm, when
-/// it quantises, stores them as `[out, in]`, and everything below `model.`.
+/// Transposes GPT-2's matrices. They are published as `[in, out]`, which has no rows to quantise; when
+/// mlx-lm quantises, it stores `[out, in]`, and all tensors below `model.`.
 fn convert_gpt2(inventory: &mut [TensorSpec]) {
     for tensor in inventory {
         tensor.name = format!("model.{}", tensor.name);
@@ -207,18 +206,17 @@ fn convert_gpt2(inventory: &mut [TensorSpec]) {
     }
 }
 
-/// Reads `config.json`, given itself or its folder.
+/// Reads `config.json`, given its path or its folder.
 ///
 /// # Errors
 /// A file that cannot be read or is not JSON.
 pub fn read_config(path: &Path) -> Result<Value> {
     let path: PathBuf = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
-    let text =
-        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))
+    let text = std::fs::read_to_string(&path).map_err(|error| TestingError::io(&path, error))?;
+    serde_json::from_str(&text).map_err(|source| TestingError::Json { path, source })
 }
 
-/// The configuration with this checkpoint's storage in place of the published one's.
+/// The configuration, with the storage of this checkpoint in place of the published one.
 fn stored_config(config: &Value, options: &Options) -> Value {
     let mut config = config.clone();
     let Some(fields) = config.as_object_mut() else {
@@ -242,9 +240,8 @@ fn stored_config(config: &Value, options: &Options) -> Value {
 
 fn write_json(folder: &Path, name: &str, value: &Value) -> Result<()> {
     let path = folder.join(name);
-    let mut text = serde_json::to_string_pretty(value)?;
-    text.push('\n');
-    std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    let text = format!("{value:#}\n");
+    std::fs::write(&path, text).map_err(|error| TestingError::io(&path, error))
 }
 
 #[cfg(test)]

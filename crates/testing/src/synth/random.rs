@@ -1,5 +1,5 @@
-//! Reproducible random weights: the same bits on every machine, in any order, on any number
-//! of threads, because each row has a generator of its own and the arithmetic is exact.
+//! Reproducible random weights. Each row has a generator of its own and the arithmetic is exact, so that
+//! the bits are equal on every machine, in any order and on any number of threads.
 
 use mlxcel_estimator::TensorRole;
 
@@ -11,9 +11,9 @@ pub(super) struct Normal {
 }
 
 impl Normal {
-    /// What makes a random model behave: activations stay of order 1 through any depth, and
-    /// logits have a deviation of about 2, as a trained model's do. Norm weights lie near 1
-    /// and biases near 0, but neither exactly, so that a forgotten one shows.
+    /// Distribution that makes a random model behave: activations stay of order 1 through any depth,
+    /// and logits have a deviation of about 2, like those of a trained model. Norm weights lie near 1
+    /// and biases near 0, but not exactly, so that an omitted one is noticed.
     pub(super) fn of_tensor(role: TensorRole, shape: &[u64]) -> Self {
         let columns = shape.last().copied().unwrap_or(1);
         match role {
@@ -31,7 +31,7 @@ impl Normal {
     }
 }
 
-/// A number that names the tensor and the seed (FNV-1a).
+/// Hash of a tensor's name and the seed (FNV-1a).
 pub(super) fn tensor_key(seed: u64, name: &str) -> u64 {
     name.bytes().fold(0xCBF2_9CE4_8422_2325 ^ mix(seed), |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
@@ -104,7 +104,7 @@ mod tests {
     fn the_bits_are_pinned() {
         let mut row = [0.0; 3];
         fill_row(tensor_key(0, "w"), 0, Normal { mean: 0.0, deviation: 1.0 }, &mut row);
-        // Goldens elsewhere hang on these; whoever changes them makes those anew.
+        // Goldens depend on these bits.
         assert_eq!(row.map(f32::to_bits), [3_203_543_166, 3_198_052_039, 3_210_635_258]);
     }
 

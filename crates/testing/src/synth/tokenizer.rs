@@ -2,19 +2,19 @@
 //! bytes, so that any text can be encoded, and whose remaining ids are short pseudo-words, so
 //! that any id a random model produces can be decoded.
 
-use anyhow::{Result, bail};
+use crate::{Result, TestingError};
 use serde_json::{Map, Value, json};
 
-/// Ids of the special tokens, all below the vocabulary's size but for an image's, which may lie behind
-/// (Llama 3.2 Vision's does).
+/// Ids of the special tokens. They are below the size of the vocabulary, except an image token, which
+/// may follow it (as in Llama 3.2 Vision).
 pub(super) struct Specials {
     pub(super) bos: u64,
     pub(super) eos: u64,
-    /// Those of images, where the model has such tokens.
+    /// Image tokens, if the model has any.
     image: Vec<(u64, &'static str)>,
 }
 
-/// Keys of a configuration that name a token of images, and how published models write that token.
+/// Keys of a configuration that name an image token, and the text of that token in published models.
 const IMAGE_TOKENS: [(&str, &str); 6] = [
     ("boi_token_index", "<start_of_image>"),
     ("eoi_token_index", "<end_of_image>"),
@@ -25,22 +25,19 @@ const IMAGE_TOKENS: [(&str, &str); 6] = [
 ];
 
 impl Specials {
-    /// As `config` says where that is possible, else one token, id 0, for both.
+    /// Special tokens of `config`, or one token with id 0 for ids outside the vocabulary.
     pub(super) fn of_config(config: &Value, vocab_size: u64) -> Self {
-        let id = |key: &str| {
-            let value = &config[key];
-            let first = value.as_array().map_or(value, |list| list.first().unwrap_or(value));
-            first.as_u64()
-        };
-        let known = |key: &str| id(key).filter(|id| *id < vocab_size);
-        let eos = known("eos_token_id").unwrap_or(0);
-        let llama = config["model_type"] == "mllama";
-        let image = IMAGE_TOKENS.into_iter().filter_map(|(key, content)| {
-            let content = if llama { "<|image|>" } else { content };
-            Some((id(key).filter(|id| *id < vocab_size || (llama && *id == vocab_size))?, content))
-        });
-        let image = image.collect();
-        Self { bos: known("bos_token_id").unwrap_or(eos), eos, image }
+        let bos = token_id(config, "bos_token_id").filter(|id| *id < vocab_size);
+        let eos = token_id(config, "eos_token_id").filter(|id| *id < vocab_size).unwrap_or(0);
+        let is_llama = config["model_type"] == "mllama";
+        let mut image = Vec::new();
+        for (key, content) in IMAGE_TOKENS {
+            let Some(id) = token_id(config, key) else { continue };
+            if id < vocab_size || (is_llama && id == vocab_size) {
+                image.push((id, if is_llama { "<|image|>" } else { content }));
+            }
+        }
+        Self { bos: bos.unwrap_or(eos), eos, image }
     }
 
     fn content(&self, id: u64) -> Option<&'static str> {
@@ -55,10 +52,24 @@ impl Specials {
     }
 }
 
+/// Id at `key` of a configuration, or the first of several.
+fn token_id(config: &Value, key: &str) -> Option<u64> {
+    let value = &config[key];
+    let first = value.as_array().map_or(value, |list| list.first().unwrap_or(value));
+    first.as_u64()
+}
+
+fn byte_level(add_prefix_space: bool) -> Value {
+    json!({
+        "type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": true,
+        "use_regex": true,
+    })
+}
+
 /// `tokenizer.json` with `vocab_size` tokens.
 pub(super) fn tokenizer(vocab_size: u64, specials: &Specials) -> Result<Value> {
     if vocab_size < 256 + 2 {
-        bail!("a vocabulary of {vocab_size} tokens does not hold the 256 bytes and the specials");
+        return Err(TestingError::SmallVocabulary { tokens: vocab_size });
     }
     let mut words = byte_letters().map(String::from).chain((0u64..).map(pseudo_word));
     let mut vocab = Map::new();
@@ -76,11 +87,6 @@ pub(super) fn tokenizer(vocab_size: u64, specials: &Specials) -> Result<Value> {
         };
         vocab.insert(token, json!(id));
     }
-    let byte_level = |prefix: bool| {
-        json!({
-            "type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": true,
-        })
-    };
     Ok(json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
         "normalizer": null, "pre_tokenizer": byte_level(false), "post_processor": null,
@@ -104,8 +110,8 @@ pub(super) fn tokenizer_config(config: &Value, specials: &Specials) -> Value {
     })
 }
 
-/// The letters by which byte-level BPE writes the bytes: printable Latin-1 characters stand
-/// for themselves, the other bytes for the characters from U+0100 on, in order.
+/// Characters of byte-level BPE for all bytes: printable Latin-1 characters for themselves, characters
+/// from U+0100 on for the other bytes, in order.
 fn byte_letters() -> impl Iterator<Item = char> {
     let mut stand_ins = '\u{100}'..;
     (0u8..=255).map(move |byte| match byte {

@@ -1,4 +1,4 @@
-//! Broken models: each ends with one sentence on stderr, exit code 1, and nothing on stdout.
+//! Broken models: exit code 1, one sentence on stderr, nothing on stdout.
 
 use super::support::{Model, assert_refused};
 use serde_json::json;
@@ -8,7 +8,7 @@ const MATRIX: &str = "model.layers.0.mlp.down_proj.weight";
 const NORM: &str = "model.norm.weight";
 
 #[test]
-fn the_unharmed_model_runs() {
+fn the_intact_model_runs() {
     let model = Model::new();
     let path = model.path().to_str().unwrap();
     let output = super::support::mlxcel(&["generate", "-q", "-m", path, "-p", "hello", "-n", "2"]);
@@ -30,7 +30,7 @@ fn folders() {
 }
 
 #[test]
-fn an_unknown_family_is_named_before_anything_else() {
+fn an_unknown_family_is_reported_first() {
     let model = Model::new().config("model_type", "\"martian\"").replaced(b"rubbish");
     let said = ["\"martian\" is not supported", "(supported: ", " llama, ", "starcoder2)"];
     model.without("tokenizer.json").refused(&said);
@@ -38,7 +38,7 @@ fn an_unknown_family_is_named_before_anything_else() {
 }
 
 #[test]
-fn config_files_that_are_no_configuration() {
+fn config_files_without_a_configuration() {
     let broken = |bytes: &[u8], expected: &str| {
         let model = Model::new();
         std::fs::write(model.file("config.json"), bytes).unwrap();
@@ -52,7 +52,7 @@ fn config_files_that_are_no_configuration() {
 }
 
 #[test]
-fn numbers_that_python_writes_are_no_mistake() {
+fn numbers_written_by_python_are_accepted() {
     for (key, value) in [("time_step_limit", "[0.0, Infinity]"), ("router_bias", "NaN")] {
         let model = Model::new().config(key, value);
         let path = model.path().to_str().unwrap();
@@ -64,7 +64,7 @@ fn numbers_that_python_writes_are_no_mistake() {
 }
 
 #[test]
-fn configurations_that_contradict_themselves() {
+fn contradictory_configurations() {
     let refused = |key: &str, value: &str, expected: &[&str]| {
         Model::new().config(key, value).refused(expected);
     };
@@ -88,7 +88,7 @@ fn configurations_that_contradict_themselves() {
 }
 
 #[test]
-fn tensors_that_the_configuration_does_not_describe() {
+fn tensors_that_contradict_the_configuration() {
     let model = Model::new().header(|h| {
         h.as_object_mut().unwrap().remove(NORM);
     });
@@ -109,7 +109,7 @@ fn tensors_that_the_configuration_does_not_describe() {
 }
 
 #[test]
-fn headers_that_lie() {
+fn wrong_headers() {
     let lie = |change: &dyn Fn(&mut serde_json::Value), expected: &[&str]| {
         Model::new().header(change).refused(&[&["model.safetensors"], expected].concat());
     };
@@ -128,7 +128,7 @@ fn headers_that_lie() {
 }
 
 #[test]
-fn tensors_that_overlap() {
+fn overlapping_tensors() {
     let model = Model::new().header(|h| {
         let size = |v: &serde_json::Value| v[1].as_u64().unwrap() - v[0].as_u64().unwrap();
         let bytes = size(&h[NORM]["data_offsets"]);
@@ -139,7 +139,7 @@ fn tensors_that_overlap() {
 }
 
 #[test]
-fn files_that_end_early_or_say_nothing() {
+fn truncated_and_empty_files() {
     let cut = |bytes: usize, expected: &str| {
         let model = Model::new();
         let weights = model.weights();
@@ -156,7 +156,7 @@ fn files_that_end_early_or_say_nothing() {
 }
 
 #[test]
-fn a_hundred_megabytes_of_header() {
+fn a_header_of_a_hundred_megabytes() {
     let length: u64 = 100_000_001;
     let model = Model::new().replaced(&length.to_le_bytes());
     let file = std::fs::OpenOptions::new().append(true).open(model.file("model.safetensors"));
@@ -165,7 +165,7 @@ fn a_hundred_megabytes_of_header() {
 }
 
 #[test]
-fn text_files_that_are_broken() {
+fn broken_text_files() {
     let broken = |name: &str, bytes: &[u8]| {
         let model = Model::new();
         std::fs::write(model.file(name), bytes).unwrap();

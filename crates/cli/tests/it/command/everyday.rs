@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::support::{MLXCEL, assert_one_sentence, assert_refused, mlxcel};
-use mlxcel_testing::fake_hub::{COMMIT, Manner, Server};
+use mlxcel_testing::fake_hub::{COMMIT, FakeHub, HubBehavior};
 
 /// Runs `mlxcel chat` with `lines` on standard input.
 fn chat(args: &[&str], lines: &str) -> Output {
@@ -114,7 +114,7 @@ fn a_quantised_checkpoint_generates() {
 }
 
 /// `mlxcel` with a cache of its own and `server` for a hub.
-pub(crate) fn with_hub(server: &Server, cache: &Path, args: &[&str]) -> Command {
+pub(crate) fn with_hub(server: &FakeHub, cache: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(MLXCEL);
     command
         .args(args)
@@ -141,10 +141,10 @@ pub(crate) fn repository() -> Vec<(String, Vec<u8>)> {
 fn a_model_is_sized_downloaded_run_listed_and_removed() {
     let files = repository();
     let files: Vec<_> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect();
-    let server = Server::with(
+    let server = FakeHub::with(
         "org/tiny",
         &files,
-        Manner { token: Some("secret".to_owned()), ..Manner::default() },
+        HubBehavior { token: Some("secret".to_owned()), ..HubBehavior::default() },
     );
     let cache = tempfile::tempdir().unwrap();
     let run = |args: &[&str]| with_hub(&server, cache.path(), args).output().unwrap();
@@ -192,8 +192,8 @@ fn a_download_survives_kill() {
     let byte = |n: u32| n.wrapping_mul(2_654_435_761).to_be_bytes()[0];
     let weights: Vec<u8> = (0..3_000_000).map(byte).collect();
     let files = [("config.json", b"{}".to_vec()), ("model.safetensors", weights.clone())];
-    let manner = Manner { token: None, pause: Duration::from_millis(4) };
-    let server = Server::with("org/large", &files, manner);
+    let behavior = HubBehavior { token: None, pause: Duration::from_millis(4) };
+    let server = FakeHub::with("org/large", &files, behavior);
     let cache = tempfile::tempdir().unwrap();
     let start = || -> Child {
         let mut command = with_hub(&server, cache.path(), &["download", "-q", "org/large"]);

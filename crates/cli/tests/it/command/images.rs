@@ -1,4 +1,4 @@
-//! `generate --image`: what works, and what every bad image is answered with.
+//! `generate --image`: valid images, and the error for each kind of invalid one.
 
 use std::path::{Path, PathBuf};
 
@@ -57,14 +57,14 @@ fn prompt_tokens(dir: &TempDir, prompt: &str) -> u64 {
 }
 
 #[test]
-fn images_are_read_where_the_prompt_has_places_for_them() {
+fn images_replace_the_markers_of_a_raw_prompt() {
     let tokens = prompt_tokens(&model(), "a <start_of_image> and <start_of_image> b");
     assert!(tokens > 2 * 258, "{tokens}");
 }
 
 /// A picture of one pixel is given the least size that the preparation states: 2 × 2 squares.
 #[test]
-fn an_image_takes_as_many_tokens_as_its_size_asks_for() {
+fn the_size_of_an_image_determines_its_tokens() {
     let dir = model_of("qwen2_5_vl");
     let place = "<|vision_start|><|image_pad|><|vision_end|>";
     let tokens = prompt_tokens(&dir, &format!("{place}{place}abc"));
@@ -77,7 +77,7 @@ fn an_image_takes_as_many_tokens_as_its_size_asks_for() {
 
 /// What stands beside the text is one token of it, whatever its size.
 #[test]
-fn an_image_beside_the_text_takes_one_token() {
+fn an_image_for_cross_attention_takes_one_token() {
     let dir = model_of("mllama");
     let tokens = prompt_tokens(&dir, "a <|image|> and <|image|> b");
     assert_eq!(tokens, "a  and  b".len() as u64 + 2);
@@ -93,7 +93,7 @@ fn an_image_beside_the_text_takes_one_token() {
 }
 
 #[test]
-fn a_chat_template_makes_the_places() {
+fn a_chat_template_places_the_images() {
     let dir = model();
     let template = "{% for m in messages %}{% for p in m.content %}{% if p.type == 'image' %}\
                     <start_of_image>{% else %}{{ p.text }}{% endif %}{% endfor %}{% endfor %}";
@@ -104,7 +104,7 @@ fn a_chat_template_makes_the_places() {
 }
 
 #[test]
-fn another_number_of_images_than_of_places_is_refused() {
+fn images_and_markers_must_match() {
     let dir = model();
     let images = [file(dir.path(), "a.png", &PNG), file(dir.path(), "b.png", &PNG)];
     let refused = |prompt: &str, images: &[PathBuf], expected: &[&str]| {
@@ -117,7 +117,7 @@ fn another_number_of_images_than_of_places_is_refused() {
 }
 
 #[test]
-fn bad_images_are_named() {
+fn invalid_images_are_named() {
     let dir = model();
     let refused = |name: &str, bytes: &[u8], expected: &[&str]| {
         let images = [file(dir.path(), name, bytes)];
@@ -137,7 +137,7 @@ fn bad_images_are_named() {
 }
 
 #[test]
-fn a_text_model_takes_no_image() {
+fn a_text_model_rejects_images() {
     let (model, dir) = (Model::new(), tempfile::tempdir().unwrap());
     let images = [file(dir.path(), "a.png", &PNG)];
     let args = arguments(model.path(), "hello", &images);

@@ -6,18 +6,18 @@ use std::process::{Command, Stdio};
 
 use super::everyday::{repository, text, with_hub};
 use super::support::{MLXCEL, assert_one_sentence};
-use mlxcel_testing::fake_hub::Server;
+use mlxcel_testing::fake_hub::FakeHub;
 
 /// A hub with the tiny model.
-fn hub() -> Server {
+fn hub() -> FakeHub {
     let files = repository();
     let files: Vec<_> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect();
-    Server::new("org/tiny", &files)
+    FakeHub::new("org/tiny", &files)
 }
 
 /// The terminal's content after typing `answers` to `mlxcel ARGS`, and the exit code.
 fn at_a_terminal(
-    server: &Server,
+    server: &FakeHub,
     cache: &Path,
     args: &str,
     answers: &str,

@@ -1,5 +1,4 @@
-//! Disks that cannot be written: each command ends with one sentence that names the file, and what
-//! was there stays.
+//! Read-only disks: each command fails with one sentence that names the file, and existing files stay.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +9,7 @@ use tempfile::TempDir;
 
 use super::everyday::{repository, text, with_hub};
 use super::support::{MLXCEL, Model, assert_one_sentence};
-use mlxcel_testing::fake_hub::Server;
+use mlxcel_testing::fake_hub::FakeHub;
 
 /// Mounts the folder `$0` read-only for the rest of the line.
 const READ_ONLY: &str =
@@ -88,7 +87,7 @@ fn folder() -> TempDir {
 }
 
 #[test]
-fn what_is_written_to_a_read_only_disk_fails_with_a_sentence() {
+fn writes_to_a_read_only_disk_fail() {
     let Some(means) = Means::find() else { return };
     let (disk, plain, model) = (folder(), folder(), Model::new());
     let variant = mlxcel_testing::golden::VARIANTS.iter().find(|v| v.name == "bf16").unwrap();
@@ -112,7 +111,7 @@ fn what_is_written_to_a_read_only_disk_fails_with_a_sentence() {
 
 /// A conversation that cannot be saved goes on, and one that was saved stays as it was.
 #[test]
-fn a_conversation_outlives_a_read_only_disk() {
+fn a_conversation_continues_after_a_failed_save() {
     let Some(means) = Means::find() else { return };
     let disk = folder();
     let old = disk.path().join("old.json");
@@ -133,11 +132,11 @@ fn a_conversation_outlives_a_read_only_disk() {
 
 /// Models that are in a read-only cache run; nothing is fetched into it, nor removed.
 #[test]
-fn a_read_only_cache_is_read() {
+fn a_read_only_cache_is_usable() {
     let Some(means) = Means::find() else { return };
     let files = repository();
     let files: Vec<_> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect();
-    let (server, empty, full) = (Server::new("org/tiny", &files), folder(), folder());
+    let (server, empty, full) = (FakeHub::new("org/tiny", &files), folder(), folder());
     assert!(with_hub(&server, full.path(), &["download", "org/tiny"]).status().unwrap().success());
     let run = |cache: &Path, args: &[&str]| {
         let mut command = means.command(cache, MLXCEL, args);

@@ -64,15 +64,6 @@ impl Model {
         self
     }
 
-    /// Removes one key of `config.json`.
-    pub(crate) fn without_config(self, key: &str) -> Self {
-        let text = std::fs::read_to_string(self.file("config.json")).unwrap();
-        let mut config: Value = serde_json::from_str(&text).unwrap();
-        config.as_object_mut().unwrap().remove(key).unwrap();
-        std::fs::write(self.file("config.json"), config.to_string()).unwrap();
-        self
-    }
-
     /// Changes the header of the weights, but not their data.
     pub(crate) fn header(self, change: impl FnOnce(&mut Value)) -> Self {
         let bytes = self.weights();

@@ -1,4 +1,4 @@
-//! What a person at a terminal sees: prompts by any road, progress bars, Ctrl-C.
+//! Sources of prompts, progress bars at a terminal, Ctrl-C.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
@@ -17,7 +17,7 @@ fn text(args: &[&str], stdin: &str) -> String {
 }
 
 #[test]
-fn a_prompt_comes_by_any_road() {
+fn all_sources_of_prompts() {
     let prompt = "Once upon a time there was a king";
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), prompt).unwrap();
@@ -66,7 +66,7 @@ fn ctrl_c_keeps_the_text_and_exits_with_130() {
 }
 
 #[test]
-fn ctrl_c_while_reading_the_prompt() {
+fn ctrl_c_during_prefill() {
     let prompt = "once upon a time ".repeat(2000);
     let model = patient();
     let mut child = start(&model, &["-p", &prompt, "--prefill-chunk", "1", "-n", "1"]);
@@ -85,7 +85,7 @@ fn ctrl_c_while_reading_the_prompt() {
 }
 
 #[test]
-fn without_a_terminal_there_are_no_bars() {
+fn no_bars_without_a_terminal() {
     let output = mlxcel(&["generate", "-p", "Once upon a time", "-n", "2", "--prefill-chunk", "1"]);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(!stderr.contains('\r') && !stderr.contains('\u{1b}'), "{stderr:?}");
@@ -96,7 +96,7 @@ fn without_a_terminal_there_are_no_bars() {
 /// `script` gives the program a terminal.
 #[test]
 #[cfg(target_os = "linux")]
-fn on_a_terminal_there_are_bars() {
+fn bars_at_a_terminal() {
     let on_terminal = |flags: &str| {
         let prompt = "once upon a time ".repeat(40);
         let line = format!("'{MLXCEL}' generate {flags} -p '{prompt}' -n 2 --prefill-chunk 1");

@@ -1,4 +1,4 @@
-//! What OpenAI's API promises, field by field.
+//! Conformance with OpenAI's API, field by field.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use super::support::Server;
 const PROMPT: &str = "Once upon a time";
 
 #[test]
-fn the_api_answers() {
+fn the_api_conforms() {
     let server = Server::start(&[]);
     models(&server);
     completions(&server);
@@ -15,7 +15,7 @@ fn the_api_answers() {
     streams(&server);
     sampling(&server);
     logprobs(&server);
-    several_answers(&server);
+    several_completions(&server);
     tokens(&server);
     errors(&server);
     assert_eq!(server.get("/health").json(), json!({ "status": "ok" }));
@@ -124,7 +124,7 @@ fn logprobs(server: &Server) {
     assert_eq!(content[0]["top_logprobs"].as_array().unwrap().len(), 2);
 }
 
-fn several_answers(server: &Server) {
+fn several_completions(server: &Server) {
     let body = json!({ "prompt": [PROMPT, "The king"], "n": 2, "max_tokens": 10,
         "temperature": 1.0, "seed": 5 });
     let reply = server.complete(&body).json();
@@ -133,7 +133,7 @@ fn several_answers(server: &Server) {
         choices.iter().map(|c| c["index"].as_u64().unwrap()).collect::<Vec<_>>(),
         [0, 1, 2, 3]
     );
-    assert_ne!(choices[0]["text"], choices[1]["text"], "each draws its own");
+    assert_ne!(choices[0]["text"], choices[1]["text"], "each has a seed of its own");
     assert_eq!(reply["usage"]["completion_tokens"], 40);
     let alone = json!({ "prompt": "The king", "max_tokens": 10, "temperature": 1.0, "seed": 5 });
     assert_eq!(server.complete(&alone).text(), choices[2]["text"].as_str().unwrap());
@@ -171,7 +171,7 @@ fn errors(server: &Server) {
 }
 
 #[test]
-fn a_key_is_needed_where_one_is_set() {
+fn an_api_key_is_required_if_set() {
     let server = Server::start(&["--api-key", "secret"]);
     assert_eq!(server.get("/v1/models").error(401)["code"], "invalid_api_key");
     assert_eq!(server.get("/health").status, 200);
@@ -189,10 +189,10 @@ fn a_key_is_needed_where_one_is_set() {
 /// OpenAI's own Python client; `cargo xtask ci --only openai-client` installs and runs it.
 #[test]
 #[ignore = "needs Python with the package openai"]
-fn the_official_client_is_content() {
+fn the_official_client_works() {
     let server = Server::start(&[]);
     let python = std::env::var("MLXCEL_PYTHON").unwrap_or_else(|_| "python3".into());
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/server/openai_client.py");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/server/openai_client.py");
     let url = format!("http://{}/v1", server.address);
     let output = std::process::Command::new(python).args([script, &url]).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);

@@ -1,13 +1,13 @@
-//! A text does not depend on who else is answered, nor on what is cached.
+//! A completion depends neither on other requests nor on the prompt cache.
 
 use std::io::{Read, Write};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::support::{Reply, Server, post};
+use super::support::{Response, Server, post};
 
-/// From 300 tokens on, so that whole blocks can be shared.
+/// A prompt of 300 tokens or more, so that whole blocks can be shared.
 fn tale(number: usize) -> String {
     let beginning =
         format!("Tale {number}. Once upon a time there was a king who had {number} sons. ");
@@ -22,15 +22,15 @@ fn body(prompt: &str, max_tokens: usize) -> Value {
     json!({ "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": true })
 }
 
-fn cached_tokens(reply: &Reply) -> u64 {
+fn cached_tokens(reply: &Response) -> u64 {
     reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
 }
 
-fn prompt_tokens(reply: &Reply) -> u64 {
+fn prompt_tokens(reply: &Response) -> u64 {
     reply.json()["usage"]["prompt_tokens"].as_u64().unwrap()
 }
 
-/// What `prompts` give when they are asked at the same time.
+/// Completions of `prompts` that are requested at the same time.
 fn together(server: &Server, prompts: &[String]) -> Vec<String> {
     std::thread::scope(|scope| {
         let ask = |prompt: &String| {
@@ -42,8 +42,8 @@ fn together(server: &Server, prompts: &[String]) -> Vec<String> {
     })
 }
 
-/// Alone, among others, and over a cached prefix, with the default activations, in every mode.
-/// More answers than our kernels take at once, and prompts of one, two and three blocks.
+/// Alone, batched, and over a cached prefix, with the default activations, in every cache mode; more
+/// completions than the kernels decode at once, and prompts of one, two and three blocks.
 #[test]
 fn the_text_is_the_same_alone_batched_and_cached() {
     const MODES: [&str; 7] =
@@ -56,9 +56,9 @@ fn the_text_is_the_same_alone_batched_and_cached() {
             Server::with(1024, &flags, &[])
         };
         let plain = start("0");
-        let new: Vec<Reply> =
+        let new: Vec<Response> =
             prompts.iter().map(|prompt| plain.complete(&body(prompt, 24))).collect();
-        let alone: Vec<String> = new.iter().map(Reply::text).collect();
+        let alone: Vec<String> = new.iter().map(Response::text).collect();
         assert_eq!(together(&plain, &prompts), alone, "{mode}: batched");
         assert_eq!(plain.metric("cached_prompt_tokens_total"), 0);
         drop(plain);
@@ -67,8 +67,8 @@ fn the_text_is_the_same_alone_batched_and_cached() {
         for number in [3, 4, 5] {
             let prompt = &prompts[number];
             let part = cached.complete(&body(&prompt[..prompt.len() * 2 / 3], 1));
-            // All of a part of the prompt, but for a word that was cut in two; then all but the last
-            // token, which is computed for what follows it.
+            // All of the part of the prompt, except a word that was cut in two; then all tokens except
+            // the last one, which is computed for its logits.
             let (part, all) = (prompt_tokens(&part), prompt_tokens(&new[number]));
             for hit in [part - 2..part + 1, all - 1..all] {
                 let reply = cached.complete(&body(prompt, 24));
@@ -77,16 +77,16 @@ fn the_text_is_the_same_alone_batched_and_cached() {
             }
         }
         assert!(cached.metric("prompt_cache_bytes") > 0);
-        // Among others that find prefixes too.
+        // Batched, each over a prefix.
         let found = together(&cached, &prompts[3..6]);
         assert_eq!(found, alone[3..6], "{mode}: cached and batched");
     }
 }
 
-/// A turn goes on from the prompt of the turn before; the answer between them is read as a prompt, so
-/// that it does not matter who decoded it.
+/// A turn continues from the cached prompt of the turn before. The completion between them is read as
+/// part of the prompt, so that its decode steps do not matter.
 #[test]
-fn a_conversation_goes_on_from_its_last_prompt() {
+fn a_conversation_continues_from_its_last_prompt() {
     let mut messages = vec![json!({ "role": "user", "content": tale(1) })];
     let mut turns = Vec::new();
     let ask = |server: &Server, messages: &[Value]| {
@@ -100,7 +100,7 @@ fn a_conversation_goes_on_from_its_last_prompt() {
     let mut read = 0;
     for _ in 0..3 {
         let reply = ask(&server, &messages);
-        // The last token of a turn's prompt may become another one with what follows.
+        // The last token of a prompt may merge with the text that follows it.
         let cached = cached_tokens(&reply);
         assert!(cached + 2 >= read && cached < prompt_tokens(&reply), "{cached} of {read}");
         read = prompt_tokens(&reply);
@@ -117,7 +117,7 @@ fn a_conversation_goes_on_from_its_last_prompt() {
 
 /// The MLX kernel set copies what the host set shares; the text is the same.
 #[test]
-fn the_mlx_kernel_set_serves_prefixes_too() {
+fn the_mlx_kernel_set_uses_prefixes_too() {
     let server = Server::with(512, &["--parallel", "2"], &[("MLXCEL_KERNELS", "mlx")]);
     let first = server.complete(&body(&tale(3), 4)).text();
     let again = server.complete(&body(&tale(3), 4));
@@ -126,7 +126,7 @@ fn the_mlx_kernel_set_serves_prefixes_too() {
 }
 
 #[test]
-fn a_client_that_leaves_frees_its_blocks() {
+fn a_cancelled_request_frees_its_blocks() {
     let server = Server::with(65536, &["--prompt-cache-bytes", "0", "--ctx-size", "65536"], &[]);
     let long =
         json!({ "prompt": "Once", "max_tokens": 60_000, "stream": true, "ignore_eos": true });
@@ -134,26 +134,22 @@ fn a_client_that_leaves_frees_its_blocks() {
     stream.write_all(post("/v1/completions", &long.to_string()).as_bytes()).unwrap();
     let mut buffer = [0; 2048];
     assert!(stream.read(&mut buffer).unwrap() > 0);
-    // One that waits for its whole answer is noticed too.
+    // A client that waits for its whole response is noticed too.
     let mut whole = long;
     whole["stream"] = json!(false);
     let mut silent = server.connect();
     silent.write_all(post("/v1/completions", &whole.to_string()).as_bytes()).unwrap();
-    let start = Instant::now();
-    while server.metric("requests_running") < 2 {
-        assert!(start.elapsed() < Duration::from_secs(10));
-    }
+    server.wait_until("running", |server| server.metric("requests_running") == 2);
     assert!(server.metric("kv_used_bytes") > 0 && server.metric("kv_reserved_bytes") > 300 << 20);
     drop((stream, silent));
-    let start = Instant::now();
-    while server.metric("kv_used_bytes") + server.metric("kv_reserved_bytes") > 0 {
-        assert!(start.elapsed() < Duration::from_secs(5), "blocks are still held");
-    }
+    server.wait_until("free of blocks", |server| {
+        server.metric("kv_used_bytes") + server.metric("kv_reserved_bytes") == 0
+    });
     assert_eq!(server.metric("requests_cancelled_total"), 2);
     server.terminate();
 }
 
-/// A short question is answered while a long prompt is read.
+/// A short prompt is completed while a long one is read.
 #[test]
 fn a_short_prompt_does_not_wait_for_a_long_one() {
     let server = Server::with(16384, &["--ctx-size", "16384"], &[]);
@@ -162,7 +158,7 @@ fn a_short_prompt_does_not_wait_for_a_long_one() {
             server.complete(&json!({ "prompt": vec![5; 8000], "max_tokens": 1 }));
             Instant::now()
         });
-        while server.metric("requests_running") == 0 {}
+        server.wait_until("running", |server| server.metric("requests_running") > 0);
         server.complete(&body("Once upon a time", 4)).text();
         let short = Instant::now();
         assert!(short < long.join().unwrap(), "the short one came last");
@@ -170,7 +166,7 @@ fn a_short_prompt_does_not_wait_for_a_long_one() {
 }
 
 #[test]
-fn the_end_finishes_what_runs() {
+fn shutdown_finishes_running_requests() {
     let server = Server::start(&[]);
     let mut stream = server.connect();
     let request =

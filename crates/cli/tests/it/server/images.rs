@@ -1,4 +1,4 @@
-//! Images in chat requests: what is answered does not depend on others, and what is wrong is a 400.
+//! Images in chat requests: completions do not depend on other requests, and bad images get a 400.
 
 use std::io::Cursor;
 
@@ -8,11 +8,12 @@ use image::{ImageFormat, Rgb, RgbImage};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::support::{Reply, Server};
+use super::support::{Response, Server};
 
 const PATH: &str = "/v1/chat/completions";
 
-/// A tiny Gemma 3 with its image encoder. Its window is as long as its context, so that prefixes stay.
+/// A tiny Gemma 3 with its image encoder. Its window is as long as its context, so that prefixes are
+/// kept.
 pub(crate) fn model() -> TempDir {
     let folder = checkpoint("gemma3-vision", "<start_of_image>");
     let config = folder.path().join("config.json");
@@ -22,7 +23,7 @@ pub(crate) fn model() -> TempDir {
     folder
 }
 
-/// A tiny model whose template writes `marker` for an image.
+/// A tiny model whose template renders an image as `marker`.
 fn checkpoint(name: &str, marker: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let variant = mlxcel_testing::golden::VARIANTS.iter().find(|v| v.name == "q4").unwrap();
@@ -39,7 +40,7 @@ fn server(flags: &[&str]) -> Server {
     Server::over(model(), &[&["--ctx-size", "1024"], flags].concat(), &[])
 }
 
-/// A picture as a data URL; another `seed`, another picture.
+/// A data URL with a picture that depends on `seed`.
 fn picture(seed: u8) -> String {
     let picture = RgbImage::from_fn(160, 120, |x, y| {
         let (x, y) = (u8::try_from(x).unwrap(), u8::try_from(y).unwrap());
@@ -66,37 +67,37 @@ fn text(text: &str) -> Value {
     json!({ "type": "text", "text": text })
 }
 
-/// A question with these parts, answered with what shows every bit.
+/// A chat request with these parts and log-probabilities, which show every bit.
 fn question(parts: &[Value]) -> Value {
     json!({ "messages": [{ "role": "user", "content": parts }], "max_tokens": 8, "temperature": 0,
         "ignore_eos": true, "logprobs": true, "top_logprobs": 3 })
 }
 
-fn choices(reply: &Reply) -> Value {
+fn choices(reply: &Response) -> Value {
     assert_eq!(reply.status, 200, "{reply:?}");
     reply.json()["choices"].clone()
 }
 
-fn cached(reply: &Reply) -> u64 {
+fn cached(reply: &Response) -> u64 {
     reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
 }
 
-/// Rows that see each other, all in one pass.
+/// Rows that attend to each other, in one pass.
 #[test]
-fn an_image_is_answered_the_same_alone_batched_and_cached() {
+fn completions_with_an_image_do_not_depend_on_others() {
     the_same_alone_batched_and_cached(&model, 256);
 }
 
-/// Rows on a grid, more than a chunk, that see those before them.
+/// Causal rows on a grid, more than a chunk.
 #[test]
-fn an_image_on_a_grid_is_answered_the_same_too() {
+fn completions_with_a_grid_image_do_not_depend_on_others() {
     let model = || checkpoint("qwen2_5_vl", "<|vision_start|><|image_pad|><|vision_end|>");
     the_same_alone_batched_and_cached(&model, 20 * 15);
 }
 
-/// Images beside the text: one token each, the prefix of a text shared only with the same images.
+/// Cross-attention images take one token each; a prefix is shared only with the same images.
 #[test]
-fn an_image_beside_the_text_is_answered_the_same_too() {
+fn completions_with_a_cross_attention_image_do_not_depend_on_others() {
     let server = |flags: &[&str]| {
         let model = checkpoint("mllama", "<|image|>");
         Server::over(model, &[&["--ctx-size", "1024"], flags].concat(), &[])
@@ -111,7 +112,7 @@ fn an_image_beside_the_text_is_answered_the_same_too() {
     let plain = server(&["--prompt-cache-bytes", "0"]);
     let replies = questions.clone().map(|question| plain.post(PATH, &question));
     let alone: Vec<Value> = replies.iter().map(choices).collect();
-    assert_ne!(alone[0], alone[2], "what the image shows matters");
+    assert_ne!(alone[0], alone[2], "the image matters");
     let tokens = |i: usize| replies[i].json()["usage"]["prompt_tokens"].as_u64().unwrap();
     assert_eq!([tokens(0), tokens(2)], [tokens(1) + 1; 2], "one token an image");
     let together: Vec<Value> = std::thread::scope(|scope| {
@@ -126,7 +127,7 @@ fn an_image_beside_the_text_is_answered_the_same_too() {
     plain.terminate();
 
     let server = server(&[]);
-    // A text before an image has seen it: that of the second question is not that of the fourth.
+    // Text before an image depends on it: the second question shares nothing with the fourth.
     for (index, again) in
         [false, true].into_iter().flat_map(|again| (0..4).map(move |i| (i, again)))
     {
@@ -138,8 +139,8 @@ fn an_image_beside_the_text_is_answered_the_same_too() {
     let mut several = questions[0].clone();
     several["n"] = json!(3);
     let reply = server.post(PATH, &several).json();
-    let answers = reply["choices"].as_array().unwrap();
-    assert_eq!(answers[0]["logprobs"], answers[2]["logprobs"], "greedy answers are equal");
+    let choices = reply["choices"].as_array().unwrap();
+    assert_eq!(choices[0]["logprobs"], choices[2]["logprobs"], "greedy completions are equal");
     let error = server.post(PATH, &question(&[image(&one), text("<|image|>")])).error(400);
     assert!(error["message"].as_str().unwrap().contains("2 place(s) for one (<|image|>)"));
     server.wait_until_idle();
@@ -162,7 +163,7 @@ fn the_same_alone_batched_and_cached(model: &dyn Fn() -> TempDir, image_tokens: 
     let plain = server(&["--prompt-cache-bytes", "0"]);
     let replies = questions.clone().map(|question| plain.post(PATH, &question));
     let alone: Vec<Value> = replies.iter().map(choices).collect();
-    assert_ne!(alone[0], alone[2], "what the image shows matters");
+    assert_ne!(alone[0], alone[2], "the image matters");
     let prompts: Vec<u64> =
         replies.iter().map(|r| r.json()["usage"]["prompt_tokens"].as_u64().unwrap()).collect();
     assert_eq!(prompts[0], prompts[2]);
@@ -206,19 +207,19 @@ fn the_same_alone_batched_and_cached(model: &dyn Fn() -> TempDir, image_tokens: 
 }
 
 #[test]
-fn several_answers_see_one_image() {
+fn several_completions_share_one_image() {
     let server = server(&[]);
     let mut body = question(&[image(&picture(3)), text("what")]);
     body["n"] = json!(3);
     let reply = server.post(PATH, &body).json();
-    let answers = reply["choices"].as_array().unwrap();
-    assert_eq!(answers.len(), 3);
-    assert_eq!(answers[0]["logprobs"], answers[2]["logprobs"], "greedy answers are equal");
+    let choices = reply["choices"].as_array().unwrap();
+    assert_eq!(choices.len(), 3);
+    assert_eq!(choices[0]["logprobs"], choices[2]["logprobs"], "greedy completions are equal");
 }
 
-/// Each is one sentence in OpenAI's shape, and the next good request is answered.
+/// Each mistake is one sentence in OpenAI's format, and the next valid request is served.
 #[test]
-fn what_is_wrong_with_an_image_is_a_400() {
+fn bad_images_get_a_400() {
     let server = server(&["--max-body-bytes", "1MiB"]);
     let refused = |parts: &[Value], expected: &str| {
         let error = server.post(PATH, &question(parts)).error(400);
@@ -231,7 +232,7 @@ fn what_is_wrong_with_an_image_is_a_400() {
     };
     let bad = |file: &[u8], expected: &str| refused(&[image(&data_url(file))], expected);
     refused(&[image("https://example.org/cat.png")], "fetches no images");
-    refused(&[image("data:image/png;base64,!!!!")], "no base64");
+    refused(&[image("data:image/png;base64,!!!!")], "not base64");
     bad(b"no image at all", "image 1 is no image (supported: PNG, JPEG, WebP)");
     bad(b"GIF89a\x01\x00\x01\x00\x00", "image 1 is a file of type image/gif");
     let png = STANDARD.decode(picture(1).split_once(',').unwrap().1).unwrap();
@@ -261,7 +262,7 @@ fn what_is_wrong_with_an_image_is_a_400() {
 }
 
 #[test]
-fn a_cache_mode_that_takes_no_images_says_so() {
+fn a_cache_mode_without_images_is_named() {
     let server = server(&["--kv-cache-mode", "turbo4-delegated"]);
     let error = server.post(PATH, &question(&[image(&picture(1)), text("what")])).error(400);
     let message = error["message"].as_str().unwrap();
@@ -270,7 +271,7 @@ fn a_cache_mode_that_takes_no_images_says_so() {
 }
 
 #[test]
-fn a_text_model_sees_nothing() {
+fn a_text_model_refuses_images() {
     let server = Server::start(&[]);
     let error = server.post(PATH, &question(&[image(&picture(1))])).error(400);
     let message = error["message"].as_str().unwrap();
@@ -315,7 +316,7 @@ fn an_image_that_does_not_fit_is_refused_with_numbers() {
 fn the_official_client_sends_images() {
     let server = server(&[]);
     let python = std::env::var("MLXCEL_PYTHON").unwrap_or_else(|_| "python3".into());
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/server/openai_images.py");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/server/openai_images.py");
     let url = format!("http://{}/v1", server.address);
     let output = std::process::Command::new(python)
         .args([script, &url, &picture(1), &picture(2)])

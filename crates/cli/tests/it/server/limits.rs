@@ -1,14 +1,14 @@
-//! What does not fit is refused with numbers, waits, or is answered 507; nothing is cut short.
+//! Requests that do not fit are refused with numbers, wait, or get a 507; none is cut short.
 
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::support::{Server, model, post};
 
-/// What the process itself takes of it differs from machine to machine.
+/// Limit for the whole process, whose own share differs between machines.
 const LIMIT: (&str, &str) = ("MLXCEL_MEMORY_LIMIT", "128MiB");
 
 #[test]
@@ -37,21 +37,18 @@ fn a_request_that_never_fits_is_refused_with_numbers() {
     let mut start = [0; 12];
     stream.read_exact(&mut start).unwrap();
     assert_eq!(&start, b"HTTP/1.1 200");
-    // Another of its size must wait, and is answered when the first has gone.
+    // Another one of its size waits until the first is cancelled.
     let body = json!({ "prompt": "Once", "max_tokens": 9000, "stop": ["a", "e", "t"] });
     std::thread::scope(|scope| {
         let second = scope.spawn(|| server.complete(&body));
-        let began = Instant::now();
-        while server.metric("requests_waiting") == 0 {
-            assert!(began.elapsed() < Duration::from_secs(10), "it does not wait");
-        }
+        server.wait_until("waiting", |server| server.metric("requests_waiting") > 0);
         drop(stream);
         assert_eq!(second.join().unwrap().status, 200);
     });
 }
 
 #[test]
-fn a_full_queue_says_when_to_come_back() {
+fn a_full_queue_states_when_to_retry() {
     let flags = ["--parallel", "1", "--max-queue-depth", "0", "--ctx-size", "32768"];
     let server = Server::with(32768, &flags, &[]);
     let long =
@@ -68,7 +65,7 @@ fn a_full_queue_says_when_to_come_back() {
 }
 
 #[test]
-fn a_vision_model_over_the_threshold_answers_507() {
+fn a_vision_model_over_the_threshold_responds_with_507() {
     let folder = tempfile::tempdir().unwrap();
     let config = json!({
         "model_type": "llava",
@@ -102,7 +99,7 @@ fn a_vision_model_over_the_threshold_answers_507() {
 }
 
 #[test]
-fn the_load_is_checked_with_every_answer_at_its_longest() {
+fn the_load_is_checked_with_completions_of_full_length() {
     let folder = model(131_072);
     let run = |flags: &[&str]| {
         Command::new(env!("CARGO_BIN_EXE_mlxcel"))
@@ -120,19 +117,15 @@ fn the_load_is_checked_with_every_answer_at_its_longest() {
     assert!(stderr.contains("DOES NOT FIT") && stderr.contains("mlxcel serve -m"), "{stderr}");
 }
 
-/// Bodies that arrive are a part of the budget, and their sum has a limit.
+/// Bodies that arrive are part of the memory budget, and their sum is limited.
 #[test]
-fn bodies_that_are_being_read_are_counted_and_limited() {
+fn bodies_are_counted_and_limited_while_they_arrive() {
     const BODY: usize = 4 << 20;
     let flags = ["--max-body-bytes", "4MiB", "--read-timeout", "120"];
     let server = Server::with(512, &flags, &[LIMIT]);
     let intake = || server.get("/v1/memory").json()["intake_bytes"].as_u64().unwrap();
     let until = |what: &str, done: &dyn Fn(u64) -> bool| {
-        let start = Instant::now();
-        while !done(intake()) {
-            assert!(start.elapsed() < Duration::from_secs(20), "{what}: {}", intake());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        server.wait_until(what, |_| done(intake()));
     };
     let head =
         format!("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {BODY}\r\n\r\n");
@@ -142,27 +135,27 @@ fn bodies_that_are_being_read_are_counted_and_limited() {
         stream.write_all(&vec![b' '; BODY - 1]).unwrap();
         stream
     };
-    // A quarter of 128 MiB less the weights holds seven of them.
+    // A quarter of 128 MiB minus the weights holds seven of them.
     let clients: Vec<_> = (0..7).map(|_| slow()).collect();
-    until("they are counted", &|bytes| bytes == 7 * (BODY as u64 - 1));
+    until("counted", &|bytes| bytes == 7 * (BODY as u64 - 1));
     assert_eq!(server.metric("intake_bytes"), 7 * (BODY as u64 - 1));
     let large = json!({ "prompt": " ".repeat(BODY - 100) });
-    // A small one has room.
+    // There is room for a small one.
     assert_eq!(server.complete(&json!({ "prompt": "Once", "max_tokens": 1 })).status, 200);
     std::thread::scope(|scope| {
-        // Another large one waits, and is read once the others have left.
+        // Another large one waits, and is read once the others are gone.
         let waiting = scope.spawn(|| server.complete(&large));
         let more = 7 * (BODY as u64 - 1);
-        until("some of it is read", &|bytes| bytes > more);
+        until("partly read", &|bytes| bytes > more);
         std::thread::sleep(Duration::from_millis(200));
         assert!(!waiting.is_finished());
         drop(clients);
         assert_eq!(waiting.join().unwrap().error(400)["code"], "context_length_exceeded");
     });
-    until("they are forgotten", &|bytes| bytes == 0);
+    until("forgotten", &|bytes| bytes == 0);
     server.complete(&json!({ "prompt": "Once", "max_tokens": 1 })).text();
 
-    // One that is more than all may take together.
+    // A single one larger than the limit of all.
     let server = {
         drop(server);
         Server::with(512, &["--max-body-bytes", "64MiB"], &[LIMIT])

@@ -1,5 +1,5 @@
-//! Requests that are wrong in every way that a random generator finds: each gets a 4xx or a
-//! closed connection, and the next good one is answered.
+//! Malformed requests of a random generator: each gets a 4xx or a closed connection, and the next valid
+//! one is served.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -70,13 +70,13 @@ const PLACES: [&str; 8] = [
     "*",
 ];
 
-/// One wrong request; `None` where its answer may be a 200 (a value that happens to be right).
+/// One malformed request.
 fn wrong(random: &mut Random) -> Vec<u8> {
     let path = random.of(&PATHS);
     let key = random.of(&KEYS);
     let value = random.of(&VALUES);
     match random.below(9) {
-        // A wrong value, with a field that is always wrong beside it.
+        // A wrong value, next to a field that is always wrong.
         0..3 => post(path, &format!("{{\"{key}\": {value}, \"nonsense\": 1}}")).into_bytes(),
         3 => post(path, &format!("{{\"{key}\": {value}").repeat(1 + random.below(40))).into_bytes(),
         4 => {
@@ -110,17 +110,17 @@ fn check(count: usize) {
         let request = wrong(&mut random);
         let mut stream = server.connect();
         let _ = stream.write_all(&request);
-        // Some close their half, some all of it.
+        // Some clients close one half of the connection, some both.
         match random.below(4) {
             0 => drop(stream),
             _ => {
                 let _ = stream.shutdown(Shutdown::Write);
-                let mut answer = Vec::new();
-                let _ = stream.read_to_end(&mut answer);
-                let text = String::from_utf8_lossy(&answer);
-                let fine = answer.is_empty() || text.starts_with("HTTP/1.1 4");
+                let mut response = Vec::new();
+                let _ = stream.read_to_end(&mut response);
+                let text = String::from_utf8_lossy(&response);
+                let fine = response.is_empty() || text.starts_with("HTTP/1.1 4");
                 let request = String::from_utf8_lossy(&request);
-                assert!(fine, "round {round}: {request:?} was answered {text:?}");
+                assert!(fine, "round {round}: {request:?} got {text:?}");
             }
         }
         if round % 100 == 99 {
@@ -137,7 +137,7 @@ fn good(server: &Server) {
     assert_eq!(reply.status, 200, "{reply:?}");
 }
 
-/// More than the limit, announced and not.
+/// A body over the limit, with and without a length.
 fn oversized(server: &Server) {
     let body = format!("{{\"prompt\": \"{}\"}}", "x".repeat(100 << 10));
     let announced = server.raw(post("/v1/completions", &body).as_bytes());
@@ -149,13 +149,13 @@ fn oversized(server: &Server) {
         chunked.extend(format!("1000\r\n{}\r\n", "x".repeat(4096)).bytes());
     }
     chunked.extend(b"0\r\n\r\n");
-    let answer = server.raw(&chunked);
-    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 413"));
+    let response = server.raw(&chunked);
+    assert!(response.is_empty() || response.starts_with(b"HTTP/1.1 413"));
 }
 
-/// Heads and bodies that never end, and connections that ask nothing more.
+/// Heads and bodies that never end, and idle connections.
 #[test]
-fn who_is_slow_is_cut_off() {
+fn slow_clients_are_disconnected() {
     let server = Server::start(&["--read-timeout", "1"]);
     let get = "GET /health HTTP/1.1\r\nHost: x\r\n";
     let cut_off = |beginning: &str, answer: &str| {
@@ -183,7 +183,7 @@ fn who_is_slow_is_cut_off() {
                     break;
                 }
                 std::thread::sleep(Duration::from_millis(50));
-                assert!(start.elapsed() < Duration::from_secs(20), "it goes on");
+                assert!(start.elapsed() < Duration::from_secs(20), "still connected");
             }
         });
     });

@@ -1,10 +1,10 @@
-//! `mlxcel serve` from outside, through real sockets.
+//! `mlxcel serve` as a process, through real sockets.
 
 mod api;
 mod batching;
 mod images;
 mod limits;
 mod malformed;
-mod nothing_dies;
 mod page;
+mod stress;
 mod support;

@@ -1,10 +1,10 @@
-//! The page at `/`: served without the key, and used in a real browser.
+//! The page at `/`: served without the API key, and used in a real browser.
 
 use super::images;
 use super::support::Server;
 
 #[test]
-fn the_page_needs_no_key_and_nothing_from_elsewhere() {
+fn the_page_needs_no_key_and_loads_nothing_else() {
     let server = Server::start(&["--api-key", "secret"]);
     let reply = server.get("/");
     assert_eq!(reply.status, 200);
@@ -17,8 +17,8 @@ fn the_page_needs_no_key_and_nothing_from_elsewhere() {
     assert!(reply.body.len() < 20 << 10, "{} bytes", reply.body.len());
 }
 
-/// Needs Python too; `cargo xtask ci --only page` runs it where both are. With a folder as its third
-/// argument the script leaves pictures there.
+/// Needs Python too; `cargo xtask ci --only page` runs it if both are installed. With a folder as its
+/// third argument the script saves screenshots there.
 #[test]
 #[ignore = "needs chromium"]
 fn the_page_works_in_a_browser() {
@@ -26,7 +26,7 @@ fn the_page_works_in_a_browser() {
     browse(&Server::with(32768, &flags, &[("MLXCEL_MEMORY_LIMIT", "512MiB")]));
 }
 
-/// The same with a model that reads images.
+/// The page with a model that takes images.
 #[test]
 #[ignore = "needs chromium"]
 fn the_page_sends_images() {
@@ -34,9 +34,9 @@ fn the_page_sends_images() {
     browse(&Server::over(images::model(), &flags, &[]));
 }
 
-/// Runs the script against `server`.
+/// Runs the browser script against `server`.
 fn browse(server: &Server) {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/server/page.py");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/server/page.py");
     let url = format!("http://{}/", server.address);
     let command = [script, &url, "secret"];
     let output = std::process::Command::new("python3").args(command).output().unwrap();

@@ -1,4 +1,4 @@
-//! A running server over the built-in model's files, and a client that writes bytes to a socket.
+//! A server process over the files of the built-in model, and a client that writes bytes to a socket.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -12,29 +12,29 @@ use tempfile::TempDir;
 
 const MLXCEL: &str = env!("CARGO_BIN_EXE_mlxcel");
 
-/// A server that ends with the test.
+/// A server that is killed at the end of the test.
 pub(crate) struct Server {
-    process: Running,
+    process: ServerProcess,
     pub(crate) address: String,
-    /// One server at a time: several would fight over the cores.
+    /// Lets one server run at a time: several would compete for the cores.
     #[expect(dead_code, reason = "held as long as the server lives")]
-    turn: MutexGuard<'static, ()>,
+    lock: MutexGuard<'static, ()>,
     #[expect(dead_code, reason = "the folder lives as long as the server")]
     model: Option<TempDir>,
 }
 
-/// A process that ends with its owner.
-struct Running(Child);
+/// A process that is killed on drop.
+struct ServerProcess(Child);
 
-/// What came back.
+/// A response.
 #[derive(Debug)]
-pub(crate) struct Reply {
+pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) head: String,
     pub(crate) body: String,
 }
 
-impl Reply {
+impl Response {
     /// The body as JSON.
     #[track_caller]
     pub(crate) fn json(&self) -> Value {
@@ -50,7 +50,7 @@ impl Reply {
         error
     }
 
-    /// The values of a stream's events but the last, which must be `[DONE]`.
+    /// Values of all events of a stream except the last one, which must be `[DONE]`.
     #[track_caller]
     pub(crate) fn events(&self) -> Vec<Value> {
         assert_eq!(self.status, 200, "{self:?}");
@@ -92,12 +92,12 @@ impl Server {
         Self::with(512, flags, &[])
     }
 
-    /// The same with another context and with variables.
+    /// A server with another context and variables of the environment.
     pub(crate) fn with(context: usize, flags: &[&str], variables: &[(&str, &str)]) -> Self {
         Self::over(model(context), flags, variables)
     }
 
-    /// The same over the model in `folder`.
+    /// A server of the model in `folder`.
     pub(crate) fn over(folder: TempDir, flags: &[&str], variables: &[(&str, &str)]) -> Self {
         let path = folder.path().to_str().unwrap();
         let all = [&["--alias", "demo", "--log-level", "error", "-m", path], flags].concat();
@@ -105,14 +105,14 @@ impl Server {
         Self { model: Some(folder), ..server }
     }
 
-    /// The same over whatever model the flags name.
+    /// A server of the model that the flags name.
     pub(crate) fn only(flags: &[&str]) -> Self {
         Self::run(flags, &[])
     }
 
     fn run(flags: &[&str], variables: &[(&str, &str)]) -> Self {
-        static TURN: Mutex<()> = Mutex::new(());
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        static LOCK: Mutex<()> = Mutex::new(());
+        let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
         let mut process = Command::new(MLXCEL)
             .args(["serve", "--port", "0"])
             .args(flags)
@@ -124,10 +124,10 @@ impl Server {
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().strip_prefix("listening on http://").expect("an address");
-        Self { address: address.to_owned(), process: Running(process), turn, model: None }
+        Self { address: address.to_owned(), process: ServerProcess(process), lock, model: None }
     }
 
-    /// A connection that gives up after a while.
+    /// A connection with a read timeout.
     pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
@@ -137,44 +137,44 @@ impl Server {
     /// Writes `bytes` and reads to the end.
     pub(crate) fn raw(&self, bytes: &[u8]) -> Vec<u8> {
         let mut stream = self.connect();
-        // The server may answer and close before it has read everything.
+        // The server may respond and close before it has read everything.
         let _ = stream.write_all(bytes);
         let _ = stream.flush();
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
+        let mut response = Vec::new();
+        let _ = stream.read_to_end(&mut response);
         let _ = stream.shutdown(Shutdown::Both);
-        answer
+        response
     }
 
     /// One request on a connection of its own.
     #[track_caller]
-    pub(crate) fn send(&self, request: &str) -> Reply {
+    pub(crate) fn send(&self, request: &str) -> Response {
         parse(&self.raw(request.as_bytes()))
     }
 
     #[track_caller]
-    pub(crate) fn get(&self, path: &str) -> Reply {
+    pub(crate) fn get(&self, path: &str) -> Response {
         self.send(&format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
     }
 
     #[track_caller]
-    pub(crate) fn post(&self, path: &str, body: &Value) -> Reply {
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Response {
         self.send(&post(path, &body.to_string()))
     }
 
     #[track_caller]
-    pub(crate) fn complete(&self, body: &Value) -> Reply {
+    pub(crate) fn complete(&self, body: &Value) -> Response {
         self.post("/v1/completions", body)
     }
 
-    /// A number of `/metrics`.
+    /// Value of a metric.
     pub(crate) fn metric(&self, name: &str) -> u64 {
         let text = self.get("/metrics").body;
         let line = text.lines().find_map(|line| line.strip_prefix(&format!("mlxcel_{name} ")));
         line.unwrap_or_else(|| panic!("{name} in {text}")).parse().unwrap()
     }
 
-    /// The most that the process had resident, so far.
+    /// Largest resident size of the process so far.
     #[cfg(target_os = "linux")]
     pub(crate) fn peak_resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.0.id()));
@@ -183,16 +183,26 @@ impl Server {
         line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
     }
 
-    /// Waits until nothing runs or waits.
-    pub(crate) fn wait_until_idle(&self) {
+    /// Waits until `condition` holds; fails after 30 seconds.
+    #[track_caller]
+    pub(crate) fn wait_until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         let start = Instant::now();
-        while self.metric("requests_running") + self.metric("requests_waiting") > 0 {
-            assert!(start.elapsed() < Duration::from_secs(30), "never idle");
-            std::thread::sleep(Duration::from_millis(20));
+        while !condition(self) {
+            let metrics = || self.get("/metrics").body;
+            assert!(start.elapsed() < Duration::from_secs(30), "never {what}: {}", metrics());
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// Tells the server to end, and waits; fails unless it ends well.
+    /// Waits until no request runs or waits.
+    #[track_caller]
+    pub(crate) fn wait_until_idle(&self) {
+        self.wait_until("idle", |server| {
+            server.metric("requests_running") + server.metric("requests_waiting") == 0
+        });
+    }
+
+    /// Sends SIGTERM and waits; fails unless the server exits with success.
     pub(crate) fn terminate(mut self) {
         let pid = self.process.0.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
@@ -200,14 +210,14 @@ impl Server {
     }
 }
 
-impl Drop for Running {
+impl Drop for ServerProcess {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// A POST as it goes over the wire.
+/// Bytes of a POST request.
 pub(crate) fn post(path: &str, body: &str) -> String {
     format!(
         "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
@@ -215,15 +225,15 @@ pub(crate) fn post(path: &str, body: &str) -> String {
     )
 }
 
-/// Splits an answer; chunks of a stream are put together.
+/// Splits a response; the chunks of a stream are joined.
 #[track_caller]
-pub(crate) fn parse(answer: &[u8]) -> Reply {
-    let text = String::from_utf8(answer.to_vec()).unwrap();
+pub(crate) fn parse(response: &[u8]) -> Response {
+    let text = String::from_utf8(response.to_vec()).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head: {text:?}"));
     let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap();
     let chunked = head.to_lowercase().contains("transfer-encoding: chunked");
     let body = if chunked { unchunk(body) } else { body.to_owned() };
-    Reply { status, head: head.to_owned(), body }
+    Response { status, head: head.to_owned(), body }
 }
 
 fn unchunk(mut rest: &str) -> String {

@@ -1,7 +1,7 @@
 //! The field `prompt` of a completion: one text or several, one list of tokens or several.
 //!
-//! Read without a detour: what serde derives for alternatives keeps every number of a list as a
-//! value of 32 bytes first, sixteen times what the body takes.
+//! Deserialized by hand: serde's untagged enums first keep every number of a list as a value of 32
+//! bytes, sixteen times the size of the body.
 
 use std::fmt;
 
@@ -9,10 +9,10 @@ use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
 /// One prompt or several.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Prompts {
-    /// As text.
+pub(super) enum PromptField {
+    /// Texts.
     Texts(Vec<String>),
-    /// As tokens.
+    /// Token ids.
     Tokens(Vec<Vec<u32>>),
 }
 
@@ -26,7 +26,7 @@ enum Element {
 struct PromptsVisitor;
 struct ElementVisitor;
 
-impl<'de> Deserialize<'de> for Prompts {
+impl<'de> Deserialize<'de> for PromptField {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         from.deserialize_any(PromptsVisitor)
     }
@@ -39,31 +39,31 @@ impl<'de> Deserialize<'de> for Element {
 }
 
 impl<'de> Visitor<'de> for PromptsVisitor {
-    type Value = Prompts;
+    type Value = PromptField;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("`prompt` as a text or a list of texts, of tokens, or of lists of tokens")
     }
 
-    fn visit_str<E: Error>(self, text: &str) -> Result<Prompts, E> {
+    fn visit_str<E: Error>(self, text: &str) -> Result<PromptField, E> {
         self.visit_string(text.to_owned())
     }
 
-    fn visit_string<E: Error>(self, text: String) -> Result<Prompts, E> {
-        Ok(Prompts::Texts(vec![text]))
+    fn visit_string<E: Error>(self, text: String) -> Result<PromptField, E> {
+        Ok(PromptField::Texts(vec![text]))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Prompts, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<PromptField, A::Error> {
         Ok(match list.next_element()? {
-            None => Prompts::Texts(Vec::new()),
-            Some(Element::Text(text)) => Prompts::Texts(rest(text, list)?),
-            Some(Element::Token(token)) => Prompts::Tokens(vec![rest(token, list)?]),
-            Some(Element::Tokens(tokens)) => Prompts::Tokens(rest(tokens, list)?),
+            None => PromptField::Texts(Vec::new()),
+            Some(Element::Text(text)) => PromptField::Texts(rest(text, list)?),
+            Some(Element::Token(token)) => PromptField::Tokens(vec![rest(token, list)?]),
+            Some(Element::Tokens(tokens)) => PromptField::Tokens(rest(tokens, list)?),
         })
     }
 }
 
-/// `first` and all that follows it, of the same kind.
+/// Collects `first` and the rest of the list, which must be of the same type.
 fn rest<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
     first: T,
     mut list: A,
@@ -91,8 +91,8 @@ impl<'de> Visitor<'de> for ElementVisitor {
     }
 
     fn visit_u64<E: Error>(self, token: u64) -> Result<Element, E> {
-        let wrong = |_| E::custom(format!("{token} is no token"));
-        u32::try_from(token).map(Element::Token).map_err(wrong)
+        let token_id = u32::try_from(token).map(Element::Token);
+        token_id.map_err(|_| E::custom(format!("{token} is not a token id")))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Element, A::Error> {
@@ -105,12 +105,12 @@ impl<'de> Visitor<'de> for ElementVisitor {
 
 #[cfg(test)]
 mod tests {
-    use super::Prompts::{Texts, Tokens};
+    use super::PromptField::{Texts, Tokens};
     use super::*;
 
     #[test]
     fn every_form_is_read() {
-        let read = |json: &str| serde_json::from_str::<Prompts>(json).unwrap();
+        let read = |json: &str| serde_json::from_str::<PromptField>(json).unwrap();
         assert_eq!(read(r#""a\n""#), Texts(vec!["a\n".into()]));
         assert_eq!(read(r#"["a", "b"]"#), Texts(vec!["a".into(), "b".into()]));
         assert_eq!(read("[1, 2]"), Tokens(vec![vec![1, 2]]));
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn other_forms_are_refused() {
         for json in [
             "1",
             "null",
@@ -132,7 +132,7 @@ mod tests {
             "[4294967296]",
             "[[[1]]]",
         ] {
-            assert!(serde_json::from_str::<Prompts>(json).is_err(), "{json}");
+            assert!(serde_json::from_str::<PromptField>(json).is_err(), "{json}");
         }
     }
 }

@@ -1,40 +1,40 @@
-//! Measured bytes against the limit, in case the world is not as the estimate has it.
+//! Measured memory against the limit, in case the estimate is wrong.
 
 use std::time::{Duration, Instant};
 
 use mlxcel_runtime::memory::MemoryUsage;
 
-/// Between two looks.
+/// Minimum time between two measurements.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// How near the limit the process is.
+/// Distance of the process from its memory limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Pressure {
-    /// Not near.
+    /// Below the soft limit.
     None,
-    /// Over the soft mark: cached prefixes go, and nothing new joins.
+    /// Above the soft limit: cached prefixes are evicted and no request is admitted.
     Soft,
-    /// Over the limit: the newest request goes.
+    /// Above the limit: the newest request is aborted.
     Hard,
 }
 
-/// Looks from time to time.
+/// Measures memory at intervals.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct MemoryWatch {
     limit_bytes: Option<u64>,
     baseline_bytes: u64,
     last: Option<(Instant, Pressure)>,
 }
 
-impl Watch {
-    /// Watches `limit_bytes`, or nothing; `baseline_bytes` are resident and do not count.
+impl MemoryWatch {
+    /// Watches `limit_bytes`, if any; `baseline_bytes` of the resident size do not count.
     pub(super) fn new(limit_bytes: Option<u64>, baseline_bytes: u64) -> Self {
         Self { limit_bytes, baseline_bytes, last: None }
     }
 
-    /// What is measured now. Between two looks a hard mark is not reported again, so that what was
-    /// given up has time to be free.
-    pub(super) fn look(&mut self) -> Pressure {
+    /// Current pressure. Between two measurements hard pressure is reported once, so that the memory
+    /// of an aborted request has time to be freed.
+    pub(super) fn pressure(&mut self) -> Pressure {
         let Some(limit) = self.limit_bytes else { return Pressure::None };
         if let Some((at, pressure)) = self.last
             && at.elapsed() < INTERVAL
@@ -43,7 +43,7 @@ impl Watch {
         }
         let mut pressure = self.measure(limit);
         if pressure > Pressure::None {
-            // What was freed may only be kept for reuse.
+            // Freed memory may only be kept for reuse.
             mlxcel_core::allowance::trim();
             let _ = mlxcel_core::memory::clear_cache();
             pressure = self.measure(limit);
@@ -53,19 +53,19 @@ impl Watch {
     }
 
     fn measure(&self, limit: u64) -> Pressure {
-        judge(limit, used_bytes(&MemoryUsage::now(), self.baseline_bytes))
+        pressure_of(limit, used_bytes(&MemoryUsage::now(), self.baseline_bytes))
     }
 }
 
-/// Resident bytes beyond `baseline_bytes`, or MLX's where those are more, as on a GPU of its own
-/// memory.
+/// Resident bytes beyond `baseline_bytes`, or the bytes of MLX's allocator if those are more, as on a
+/// GPU with its own memory.
 pub(super) fn used_bytes(usage: &MemoryUsage, baseline_bytes: u64) -> u64 {
     let resident = usage.resident_bytes.unwrap_or(0).saturating_sub(baseline_bytes);
     resident.max(usage.mlx_active_bytes.unwrap_or(0) as u64)
 }
 
-/// The soft mark is at nineteen twentieths of the limit.
-fn judge(limit_bytes: u64, used_bytes: u64) -> Pressure {
+/// Pressure of `used_bytes`; the soft limit is 95 % of `limit_bytes`.
+fn pressure_of(limit_bytes: u64, used_bytes: u64) -> Pressure {
     if used_bytes > limit_bytes {
         Pressure::Hard
     } else if used_bytes > limit_bytes - limit_bytes / 20 {
@@ -80,12 +80,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_marks() {
-        let marks = [0, 950, 951, 1000, 1001].map(|used| judge(1000, used));
+    fn soft_and_hard_limits() {
+        let pressures = [0, 950, 951, 1000, 1001].map(|used| pressure_of(1000, used));
         use Pressure::{Hard, None, Soft};
-        assert_eq!(marks, [None, None, Soft, Soft, Hard]);
-        assert_eq!(Watch::new(Option::None, 0).look(), None);
-        let mut watch = Watch::new(Some(1), 0);
-        assert_eq!([watch.look(), watch.look()], [Hard, Soft]);
+        assert_eq!(pressures, [None, None, Soft, Soft, Hard]);
+        assert_eq!(MemoryWatch::new(Option::None, 0).pressure(), None);
+        let mut watch = MemoryWatch::new(Some(1), 0);
+        assert_eq!([watch.pressure(), watch.pressure()], [Hard, Soft]);
     }
 }

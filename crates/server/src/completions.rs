@@ -1,21 +1,22 @@
-//! Answers on the wire: OpenAI's objects, whole or in chunks.
+//! Completions as OpenAI's JSON objects, whole or in chunks.
 
 use std::collections::BTreeMap;
 
-use serde_json::{Value, json};
-
-use super::job::Event;
-use super::request::Api;
 use mlxcel_runtime::engine::Finish;
 use mlxcel_runtime::sampling::{TokenLogprob, TokenLogprobs};
 use mlxcel_runtime::text::Tokenizer;
+use serde::Serialize;
+use serde_json::{Value, json};
 
-/// What OpenAI's API writes for a probability of 0, since JSON has no infinity.
-const IMPOSSIBLE: f32 = -9999.0;
+use super::messages::EngineEvent;
+use super::request::Api;
 
-/// What all parts of one reply have in common.
+/// Log-probability of an impossible token in OpenAI's API, since JSON has no infinity.
+const MIN_LOGPROB: f32 = -9999.0;
+
+/// Fields that all parts of one response have in common.
 #[derive(Clone, Debug)]
-pub(super) struct Reply {
+pub(super) struct ResponseBuilder {
     pub(super) api: Api,
     pub(super) id: String,
     /// Seconds since 1970.
@@ -23,18 +24,27 @@ pub(super) struct Reply {
     pub(super) model: String,
     pub(super) tokenizer: Tokenizer,
     pub(super) prompt_tokens: usize,
-    /// Answers in all.
-    pub(super) answers: usize,
+    /// Number of completions.
+    pub(super) completions: usize,
 }
 
-/// Counts that a reply ends with.
+/// Token counts at the end of a response.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Usage {
     pub(super) cached_tokens: usize,
     pub(super) generated_tokens: usize,
 }
 
-impl Reply {
+/// Log-probabilities of the completions API; the fields are the JSON's keys.
+#[derive(Debug, Default, Serialize)]
+struct LogprobLists {
+    tokens: Vec<String>,
+    token_logprobs: Vec<f32>,
+    top_logprobs: Vec<BTreeMap<String, f32>>,
+    text_offset: Vec<usize>,
+}
+
+impl ResponseBuilder {
     fn object(&self, object: &str, choices: Vec<Value>, usage: Option<Usage>) -> Value {
         let mut value = json!({
             "id": self.id, "object": object, "created": self.created, "model": self.model,
@@ -55,7 +65,7 @@ impl Reply {
         })
     }
 
-    /// A chunk of a stream, with these choices.
+    /// A chunk of a stream with `choices`.
     pub(super) fn chunk(&self, choices: Vec<Value>, usage: Option<Usage>) -> Value {
         let object = match self.api {
             Api::Chat => "chat.completion.chunk",
@@ -64,20 +74,20 @@ impl Reply {
         self.object(object, choices, usage)
     }
 
-    /// The first chunk of an answer, which says whose it is; completions have none.
-    pub(super) fn opening(&self, answer: usize) -> Option<Value> {
+    /// The first choice of a chat completion, which states its role; the completions API has none.
+    pub(super) fn opening(&self, index: usize) -> Option<Value> {
         (self.api == Api::Chat).then(|| {
             json!({
-                "index": answer, "delta": { "role": "assistant", "content": "" },
+                "index": index, "delta": { "role": "assistant", "content": "" },
                 "logprobs": null, "finish_reason": null,
             })
         })
     }
 
-    /// A piece of an answer.
+    /// A choice with the next text of a completion.
     pub(super) fn piece(
         &self,
-        answer: usize,
+        index: usize,
         text: &str,
         logprobs: Value,
         finish: Option<Finish>,
@@ -87,31 +97,31 @@ impl Reply {
             Api::Chat => {
                 let delta = if text.is_empty() { json!({}) } else { json!({ "content": text }) };
                 json!({
-                    "index": answer, "delta": delta, "logprobs": logprobs,
+                    "index": index, "delta": delta, "logprobs": logprobs,
                     "finish_reason": finish_reason,
                 })
             }
             Api::Completions => json!({
-                "index": answer, "text": text, "logprobs": logprobs, "finish_reason": finish_reason,
+                "index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason,
             }),
         }
     }
 
-    /// A whole reply.
-    pub(super) fn whole(&self, gathered: &Gathered) -> Value {
-        let choices = gathered.answers.iter().enumerate().map(|(index, answer)| {
-            let logprobs = match answer.logprobs.is_empty() {
+    /// The response of a request without `stream`.
+    pub(super) fn whole(&self, collected: &CollectedCompletions) -> Value {
+        let choices = collected.completions.iter().enumerate().map(|(index, completion)| {
+            let logprobs = match completion.logprobs.is_empty() {
                 true => Value::Null,
-                false => self.logprobs(&answer.logprobs, 0),
+                false => self.logprobs(&completion.logprobs, 0),
             };
-            let finish_reason = answer.finish.map(Finish::name);
+            let finish_reason = completion.finish.map(Finish::name);
             match self.api {
                 Api::Chat => json!({
                     "index": index, "logprobs": logprobs, "finish_reason": finish_reason,
-                    "message": { "role": "assistant", "content": answer.text, "refusal": null },
+                    "message": { "role": "assistant", "content": completion.text, "refusal": null },
                 }),
                 Api::Completions => json!({
-                    "index": index, "text": answer.text, "logprobs": logprobs,
+                    "index": index, "text": completion.text, "logprobs": logprobs,
                     "finish_reason": finish_reason,
                 }),
             }
@@ -120,11 +130,11 @@ impl Reply {
             Api::Chat => "chat.completion",
             Api::Completions => "text_completion",
         };
-        self.object(object, choices.collect(), Some(gathered.usage))
+        self.object(object, choices.collect(), Some(collected.usage))
     }
 
-    /// Log-probabilities of consecutive tokens, the first of which starts `offset` characters
-    /// after the prompt.
+    /// Log-probabilities of consecutive tokens. The first one starts `offset` characters after the
+    /// prompt.
     pub(super) fn logprobs(&self, tokens: &[TokenLogprobs], offset: usize) -> Value {
         match self.api {
             Api::Chat => {
@@ -136,31 +146,24 @@ impl Reply {
                 json!({ "content": content.collect::<Vec<_>>(), "refusal": null })
             }
             Api::Completions => {
-                let top = |token: &TokenLogprobs| {
-                    let pairs = token.top.iter().map(|top| (self.text(*top), number(top.logprob)));
-                    pairs.collect::<BTreeMap<_, _>>()
-                };
+                let mut lists = LogprobLists::default();
                 let mut offset = offset;
-                let offsets: Vec<usize> = tokens
-                    .iter()
-                    .map(|t| {
-                        let start = offset;
-                        offset += self.text(t.chosen).chars().count();
-                        start
-                    })
-                    .collect();
-                json!({
-                    "tokens": tokens.iter().map(|t| self.text(t.chosen)).collect::<Vec<_>>(),
-                    "token_logprobs":
-                        tokens.iter().map(|t| number(t.chosen.logprob)).collect::<Vec<_>>(),
-                    "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
-                    "text_offset": offsets,
-                })
+                for token in tokens {
+                    let text = self.text(token.chosen);
+                    lists.text_offset.push(offset);
+                    offset += text.chars().count();
+                    lists.tokens.push(text);
+                    lists.token_logprobs.push(number(token.chosen.logprob));
+                    let top = token.top.iter();
+                    let top = top.map(|top| (self.text(*top), number(top.logprob)));
+                    lists.top_logprobs.push(top.collect());
+                }
+                json!(lists)
             }
         }
     }
 
-    /// Characters that a token stands for.
+    /// Number of characters of a token.
     pub(super) fn characters(&self, token: &TokenLogprobs) -> usize {
         self.text(token.chosen).chars().count()
     }
@@ -181,55 +184,55 @@ impl Reply {
 }
 
 fn number(logprob: f32) -> f32 {
-    logprob.max(IMPOSSIBLE)
+    logprob.max(MIN_LOGPROB)
 }
 
-/// Answers as they come together.
+/// Completions of a request without `stream`, collected from events.
 #[derive(Debug, Default)]
-pub(super) struct Gathered {
-    answers: Vec<Gathering>,
+pub(super) struct CollectedCompletions {
+    completions: Vec<CollectedCompletion>,
     open: usize,
     usage: Usage,
 }
 
 #[derive(Debug, Default)]
-struct Gathering {
+struct CollectedCompletion {
     text: String,
     logprobs: Vec<TokenLogprobs>,
     finish: Option<Finish>,
 }
 
-impl Gathered {
-    /// Room for `answers` answers.
-    pub(super) fn new(answers: usize) -> Self {
-        let answers: Vec<_> = (0..answers).map(|_| Gathering::default()).collect();
-        Self { open: answers.len(), answers, usage: Usage::default() }
+impl CollectedCompletions {
+    /// Room for `n` completions.
+    pub(super) fn new(n: usize) -> Self {
+        let completions = (0..n).map(|_| CollectedCompletion::default()).collect();
+        Self { open: n, completions, usage: Usage::default() }
     }
 
-    /// Whether all are complete.
-    pub(super) fn complete(&self) -> bool {
+    /// Returns true if all completions are finished.
+    pub(super) fn is_complete(&self) -> bool {
         self.open == 0
     }
 
-    /// Takes an event that is no failure.
-    pub(super) fn take(&mut self, event: Event) {
+    /// Adds an event other than a failure.
+    pub(super) fn add(&mut self, event: EngineEvent) {
         match event {
-            Event::Started { cached_tokens } => self.usage.cached_tokens += cached_tokens,
-            Event::Token { answer, text, logprobs } => {
-                if let Some(gathering) = self.answers.get_mut(answer) {
-                    gathering.text.push_str(&text);
-                    gathering.logprobs.extend(logprobs);
+            EngineEvent::Started { cached_tokens } => self.usage.cached_tokens += cached_tokens,
+            EngineEvent::Token { index, text, logprobs } => {
+                if let Some(completion) = self.completions.get_mut(index) {
+                    completion.text.push_str(&text);
+                    completion.logprobs.extend(logprobs);
                 }
             }
-            Event::Finished { answer, finish, text, generated_tokens } => {
-                if let Some(gathering) = self.answers.get_mut(answer) {
-                    gathering.text.push_str(&text);
-                    gathering.finish = Some(finish);
+            EngineEvent::Finished { index, finish, text, generated_tokens } => {
+                if let Some(completion) = self.completions.get_mut(index) {
+                    completion.text.push_str(&text);
+                    completion.finish = Some(finish);
                 }
                 self.usage.generated_tokens += generated_tokens;
                 self.open = self.open.saturating_sub(1);
             }
-            Event::Failed(_) => {}
+            EngineEvent::Failed(_) => {}
         }
     }
 }
