@@ -60,7 +60,10 @@ impl<'a> Scope<'a> {
     pub(crate) fn size(&self, expr: &Expr) -> Result<u64, EstimatorError> {
         match self.evaluate(expr)? {
             ExprValue::Size(n) => Ok(n),
-            ExprValue::Word(word) => Err(bad(&describe(expr), &word, "a whole number is needed")),
+            ExprValue::Word(word) => {
+                let field = self.first_word(expr).unwrap_or_else(|| describe(expr));
+                Err(bad(&field, &word, "a whole number is needed"))
+            }
             ExprValue::Absent => Err(self.missing(expr)),
         }
     }
@@ -241,6 +244,19 @@ impl<'a> Scope<'a> {
                 None => matches!(self.name(name), Ok(ExprValue::Absent)).then(|| name.clone()),
             },
             Expr::Binary(_, a, b) => self.first_absent(a).or_else(|| self.first_absent(b)),
+            _ => None,
+        }
+    }
+
+    /// The first field of `expr` that holds a word.
+    fn first_word(&self, expr: &Expr) -> Option<String> {
+        match expr {
+            Expr::Name(name) => match self.defined(|family| &family.lets, name) {
+                Some(inner) => self.deeper(name).ok()?.first_word(inner),
+                None => matches!(self.name(name), Ok(ExprValue::Word(_))).then(|| name.clone()),
+            },
+            Expr::Binary(_, a, b) => self.first_word(a).or_else(|| self.first_word(b)),
+            Expr::Call(_, arguments) => arguments.iter().find_map(|inner| self.first_word(inner)),
             _ => None,
         }
     }

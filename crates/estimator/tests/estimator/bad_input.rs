@@ -32,6 +32,8 @@ fn configurations_that_lie() {
     check(&llama(r#""num_attention_heads": 0"#), "contradict each other");
     check(&llama(r#""hidden_size": 1, "hidden_size": 2"#), "key `hidden_size` is given twice");
     check(r#"{"model_type": "exaone"}"#, "config.json gives no `hidden_size`");
+    let rank = r#"{"model_type": "mamba", "time_step_rank": "manual"}"#;
+    check(rank, "`time_step_rank` is manual: a whole number is needed");
     let short = r#"{"model_type": "nemotron_h", "layers_block_type": ["mamba"], "hybrid_override_pattern": "M?"}"#;
     check(short, "Unknown");
 }
