@@ -5,7 +5,7 @@
 /// `config.json`.
 pub(crate) const CONFIG: &[u8] = include_bytes!("../../../models/demo/config.json");
 /// `model.safetensors`.
-pub(crate) const WEIGHTS: &[u8] = include_bytes!("../../../models/demo/model.safetensors");
+pub(crate) static WEIGHTS: &[u8] = include_bytes!("../../../models/demo/model.safetensors");
 
 /// The configuration and text files, by name.
 pub(crate) const FILES: &[(&str, &[u8])] = &[
