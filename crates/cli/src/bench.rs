@@ -15,7 +15,7 @@ use crate::terminal::{Bars, INTERRUPTED, Interrupt, print};
 
 /// Arguments of `mlxcel bench`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct BenchArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Prompt lengths to measure; 0 for none
@@ -56,7 +56,7 @@ struct Row {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     if args.repetitions == 0 {
         bail!("--repetitions must be at least 1");
     }
@@ -86,7 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn plans(args: &Args) -> impl Iterator<Item = Plan> {
+fn plans(args: &BenchArgs) -> impl Iterator<Item = Plan> {
     let prompts = args.n_prompt.iter().map(|&tokens| (Test::Prefill, tokens));
     let decodes = args.n_gen.iter().map(|&tokens| (Test::Decode, tokens));
     let tests: Vec<_> = prompts.chain(decodes).filter(|(_, tokens)| *tokens > 0).collect();

@@ -34,7 +34,7 @@ Ctrl-C stops an answer. End a line with \\ to continue it on the next one.
 /// Arguments of `mlxcel chat`.
 #[derive(clap::Args)]
 #[command(after_help = HELP)]
-pub(crate) struct Args {
+pub(crate) struct ChatArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// System message for the chat template
@@ -64,7 +64,7 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
     // The editor installs a SIGINT handler, which ours must replace.
     let lines = Lines::new()?;
     let interrupt = Interrupt::install()?;
@@ -90,7 +90,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Chat { conversation, options, interrupt, bars, quiet: args.quiet }.run(lines)
 }
 
-impl Args {
+impl ChatArgs {
     fn options(&self, text: &Processor) -> Result<AnswerOptions> {
         if self.system.is_some() && text.template().is_none() {
             anyhow::bail!("--system needs a model with a chat template");

@@ -30,7 +30,7 @@ use crate::terminal::{self, Bars, Interrupt};
     after_help = "Several modes, such as --kv-cache-mode fp16,int8,turbo4, are compared with fp16 \
     on the same text. The advisor uses the stored result."
 )]
-pub(crate) struct Args {
+pub(crate) struct EvalArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Text file to score
@@ -63,7 +63,7 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+pub(crate) fn run(args: &EvalArgs) -> Result<ExitCode> {
     let interrupt = Interrupt::install()?;
     let modes = modes(&args.kv)?;
     if modes.len() > 1 && args.logits_out.is_some() {
@@ -118,7 +118,7 @@ fn modes(kv: &KvArgs) -> Result<Vec<KvMode>> {
 
 /// Windows to score and the engine to score them with.
 struct Job<'a> {
-    args: &'a Args,
+    args: &'a EvalArgs,
     interrupt: Interrupt,
     engine: &'a Engine,
     window: usize,
@@ -180,7 +180,7 @@ fn store(measurement: &KvMeasurement) {
     }
 }
 
-fn print_comparison(args: &Args, measurement: &KvMeasurement) -> Result<()> {
+fn print_comparison(args: &EvalArgs, measurement: &KvMeasurement) -> Result<()> {
     let text = if args.json {
         let report = json!({
             "schema": "mlxcel.eval/1",
@@ -219,7 +219,7 @@ fn table(measurement: &KvMeasurement) -> String {
     text + &format!("{scored_tokens} tokens in windows of {window}; KL in nats, from fp16\n")
 }
 
-fn print(args: &Args, engine: &Engine, score: &Perplexity, window: usize) -> Result<()> {
+fn print(args: &EvalArgs, engine: &Engine, score: &Perplexity, window: usize) -> Result<()> {
     let text = if args.json {
         let row = json!({
             "schema": "mlxcel.eval/1",

@@ -27,7 +27,7 @@ const DEFAULT_MAX_TOKENS: usize = 256;
 
 /// Arguments of `mlxcel generate`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -102,7 +102,7 @@ impl SamplingArgs {
     }
 }
 
-impl Args {
+impl GenerateArgs {
     /// Prints a recommendation for the requested context.
     fn recommend(&self, source: &ModelSource) -> Result<()> {
         let mut model = ModelFootprint::read(source)?;
@@ -133,7 +133,7 @@ impl Args {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: Args) -> Result<ExitCode> {
+pub(crate) fn run(args: GenerateArgs) -> Result<ExitCode> {
     let interrupt = Interrupt::install()?;
     let started = Instant::now();
     let source = args.model.source()?;

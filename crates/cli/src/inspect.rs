@@ -20,7 +20,7 @@ use crate::terminal::{Stdout, note};
 
 /// Arguments of `mlxcel inspect`. The model can also be a path to a `config.json`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct InspectArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Model, as for -m
@@ -74,7 +74,7 @@ pub(crate) struct Args {
 /// Exit code of `--exit-code` for a model that does not fit.
 const DOES_NOT_FIT: u8 = 2;
 
-impl Args {
+impl InspectArgs {
     /// Context that the estimate is for.
     ///
     /// Sizes beyond the model's own context are allowed: they show what a longer one would cost.
@@ -107,7 +107,7 @@ impl Args {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode> {
     let named = ModelArgs { model: args.model.model.clone().or_else(|| args.name.clone()) };
     let model = model(&named)?;
     let machine = machine(args)?;
@@ -168,7 +168,7 @@ fn remote(name: &str, missing: HubError) -> Result<ModelFootprint> {
 }
 
 /// This machine, with the memory of `--memory` if given.
-fn machine(args: &Args) -> Result<Machine> {
+fn machine(args: &InspectArgs) -> Result<Machine> {
     let machine = this_machine(args.backend)?;
     Ok(match args.memory {
         Some(bytes) => machine.with_available(bytes, AvailableSource::WhatIf),

@@ -33,9 +33,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Generate text from a prompt
-    Generate(generate::Args),
+    Generate(generate::GenerateArgs),
     /// Chat with a model; the KV cache is kept between turns
-    Chat(chat::Args),
+    Chat(chat::ChatArgs),
     /// Download a model from the Hugging Face hub to the local cache
     Download(models::DownloadArgs),
     /// List the models in the local cache and whether they fit into memory
@@ -43,13 +43,13 @@ enum Command {
     /// Remove models from the local cache
     Rm(models::RemoveArgs),
     /// Estimate the memory of a model, context and batch, without loading it
-    Inspect(inspect::Args),
+    Inspect(inspect::InspectArgs),
     /// Measure prefill and decode speed
-    Bench(bench::Args),
+    Bench(bench::BenchArgs),
     /// Serve an OpenAI-compatible API over HTTP
-    Serve(Box<serve::Args>),
+    Serve(Box<serve::ServeArgs>),
     /// Measure the perplexity of a text, compare KV cache modes, or write logits
-    Eval(eval::Args),
+    Eval(eval::EvalArgs),
     /// Quantise a checkpoint to MLX's affine format, with 2 to 8 bits per weight
     Quantize(convert::QuantizeArgs),
     /// Convert a checkpoint to another float type and drop unused tensors

@@ -29,7 +29,7 @@ const DEFAULT_BODY_BYTES_WITH_IMAGES: u64 = 32 << 20;
 
 /// Arguments of `mlxcel serve`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct ServeArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Address to listen on; any but 127.0.0.1 accepts remote clients
@@ -96,7 +96,7 @@ fn cache_size(text: &str) -> Result<u64, mlxcel_estimator::EstimatorError> {
     if text.trim() == "0" { Ok(0) } else { parse_bytes("--prompt-cache-bytes", text) }
 }
 
-impl Args {
+impl ServeArgs {
     /// Rejects invalid values.
     fn check(&self) -> Result<()> {
         self.preflight.check()?;
@@ -182,7 +182,7 @@ enum Decision {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+pub(crate) fn run(args: &ServeArgs) -> Result<ExitCode> {
     args.check()?;
     args.start_logging();
     let source = args.model.source()?;
@@ -225,7 +225,7 @@ fn announce(source: &ModelSource, config: &ServerConfig, machine: &Machine) -> R
 
 /// Checks the load with all sequences at their full context. Requests are admitted as memory allows, so
 /// a load that does not fit this way is refused only with `--estimate-memory`.
-fn decide(args: &Args, config: &ServerConfig, sized: ModelFootprint) -> Result<Decision> {
+fn decide(args: &ServeArgs, config: &ServerConfig, sized: ModelFootprint) -> Result<Decision> {
     let machine = checks::this_machine(None)?;
     let workload = Workload::uniform(config.context_tokens as u64, config.parallel as u64)
         .with_kv_mode(config.engine.kv_mode)
@@ -269,7 +269,7 @@ fn decide(args: &Args, config: &ServerConfig, sized: ModelFootprint) -> Result<D
 
 /// The command line that follows a proposal.
 fn proposed_command(
-    args: &Args,
+    args: &ServeArgs,
     config: &ServerConfig,
     proposal: &Proposal,
     load: &LoadRequest,

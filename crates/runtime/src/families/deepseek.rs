@@ -15,7 +15,7 @@ use crate::{Error, Result};
 
 /// Configuration beyond [`DecoderConfig`].
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct DeepseekConfig {
     #[serde(default)]
     attention_bias: bool,
     n_group: Option<usize>,
@@ -27,7 +27,7 @@ pub(super) struct Config {
     rope_scaling: Option<Map<String, Value>>,
 }
 
-impl Config {
+impl DeepseekConfig {
     fn limit(&self, score: GroupScore) -> Option<GroupLimit> {
         let groups = self.n_group.unwrap_or(1);
         let active = self.topk_group.unwrap_or(1);
@@ -84,13 +84,13 @@ fn unknown(key: &str, word: &str) -> Error {
     Error::config(format!("{key} \"{word}\" is not supported"))
 }
 
-pub(super) fn load_v2(w: &Weights, decoder: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load_v2(w: &Weights, decoder: &DecoderConfig, c: &DeepseekConfig) -> Result<Model> {
     load(w, decoder, c, AbsorbedStorage::Float, |w, shape, mixture| {
         Moe::load(w, shape, c.rule_v2(mixture)?, None)
     })
 }
 
-pub(super) fn load_v3(w: &Weights, decoder: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load_v3(w: &Weights, decoder: &DecoderConfig, c: &DeepseekConfig) -> Result<Model> {
     load(w, decoder, c, AbsorbedStorage::AsStored, |w, shape, mixture| {
         Moe::load(w, shape, c.rule_v3(mixture)?, Some("gate.e_score_correction_bias"))
     })
@@ -99,7 +99,7 @@ pub(super) fn load_v3(w: &Weights, decoder: &DecoderConfig, c: &Config) -> Resul
 fn load(
     w: &Weights,
     d: &DecoderConfig,
-    c: &Config,
+    c: &DeepseekConfig,
     storage: AbsorbedStorage,
     moe: impl Fn(&Weights, ExpertShape, Mixture) -> Result<Moe>,
 ) -> Result<Model> {

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 
 /// Configuration beyond [`DecoderConfig`].
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct FalconH1Config {
     #[serde(flatten)]
     multipliers: FalconMultipliers,
     #[serde(default)]
@@ -66,7 +66,7 @@ impl Default for FalconMultipliers {
     }
 }
 
-impl Config {
+impl FalconH1Config {
     /// The Mamba 2 mixer of layer `layer`.
     fn mixer(
         &self,
@@ -139,7 +139,7 @@ impl FalconH1Block {
     fn load(
         w: &Weights,
         d: &DecoderConfig,
-        c: &Config,
+        c: &FalconH1Config,
         layer: usize,
         m: &FalconMultipliers,
     ) -> Result<Self> {
@@ -205,7 +205,7 @@ fn remaining(
     }
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &FalconH1Config) -> Result<Model> {
     let norm = d.sizes.norm_or(NormKind::Rms, 1e-5);
     let shape = c.mixer(d, 0, norm, Factors::NONE)?;
     let mamba = w.at("model.layers.0.mamba");

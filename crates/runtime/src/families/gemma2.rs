@@ -11,7 +11,7 @@ use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct Gemma2Config {
     query_pre_attn_scalar: Option<f32>,
     #[serde(default = "score_cap")]
     attn_logit_softcapping: Option<f32>,
@@ -67,7 +67,12 @@ pub(super) fn block(
     Ok(block)
 }
 
-fn attention(w: &Weights, d: &DecoderConfig, c: &Config, heads: HeadShape) -> Result<Attention> {
+fn attention(
+    w: &Weights,
+    d: &DecoderConfig,
+    c: &Gemma2Config,
+    heads: HeadShape,
+) -> Result<Attention> {
     let bias = ProjectionBias::all(Bias::None);
     let rope = d.rope.build(heads.head_dim)?;
     let plain = Attention::load(w, d.sizes.hidden_size, heads, bias, Some(rope))?;
@@ -76,7 +81,7 @@ fn attention(w: &Weights, d: &DecoderConfig, c: &Config, heads: HeadShape) -> Re
     Ok(Attention { spec, ..plain })
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Gemma2Config) -> Result<Model> {
     let cap = c.final_logit_softcapping;
     if let Some(cap) = cap.filter(|cap| !(*cap > 0.0 && cap.is_finite())) {
         return Err(Error::config(format!("final_logit_softcapping is {cap}")));

@@ -18,10 +18,10 @@ use crate::loading::{Bias, Weights};
 const GLOBAL: RopeDefaults = RopeDefaults { theta: 1_000_000.0, traditional: false, partial: 1.0 };
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct Gemma3Config {
     query_pre_attn_scalar: Option<f32>,
     rope_local_base_freq: Option<f64>,
-    vision_config: Option<siglip::Config>,
+    vision_config: Option<siglip::SiglipConfig>,
     #[serde(default = "tokens_per_image")]
     mm_tokens_per_image: usize,
 }
@@ -30,7 +30,7 @@ fn tokens_per_image() -> usize {
     256
 }
 
-impl Config {
+impl Gemma3Config {
     /// The rotary embedding of windowed layers, then of global ones.
     fn ropes(&self, rope: &RopeConfig, head_dim: usize) -> Result<[Rope; 2]> {
         let local = match rope.of_layer_type("sliding_attention") {
@@ -45,7 +45,12 @@ impl Config {
     }
 }
 
-fn attention(w: &Weights, d: &DecoderConfig, c: &Config, heads: HeadShape) -> Result<Attention> {
+fn attention(
+    w: &Weights,
+    d: &DecoderConfig,
+    c: &Gemma3Config,
+    heads: HeadShape,
+) -> Result<Attention> {
     let bias = ProjectionBias::all(Bias::None);
     let [local, global] = c.ropes(&d.rope, heads.head_dim)?;
     let rope = if heads.window.is_some() { local } else { global };
@@ -65,7 +70,7 @@ fn rounded_scale(c: &DecoderConfig) -> f32 {
 pub(super) fn load_with_images(
     w: &Weights,
     d: &DecoderConfig,
-    c: &Config,
+    c: &Gemma3Config,
 ) -> Result<WithEncoder<SiglipTower>> {
     let complete = w.has("vision_tower.vision_model.post_layernorm.weight");
     let encoder = match c.vision_config.as_ref().filter(|_| complete) {
@@ -78,7 +83,7 @@ pub(super) fn load_with_images(
     Ok(WithEncoder { language_model: load(w, d, c)?, encoder })
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Gemma3Config) -> Result<Model> {
     let text = w.at("language_model");
     let w = if text.has("model.embed_tokens.weight") { &text } else { w };
     Ok(Model {

@@ -13,14 +13,14 @@ use crate::loading::{Bias, NormKind, Weights};
 const ROPE: RopeDefaults = RopeDefaults { theta: 10_000.0, traditional: true, partial: 0.5 };
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct Glm4Config {
     attention_bias: Option<bool>,
 }
 
 fn block(
     w: &Weights,
     d: &DecoderConfig,
-    c: &Config,
+    c: &Glm4Config,
     layer: usize,
     rope: Rope,
 ) -> Result<DecoderBlock> {
@@ -36,7 +36,7 @@ fn block(
     Ok(block)
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Glm4Config) -> Result<Model> {
     let rope = d.rope.build_or(d.head_dim()?, ROPE)?;
     let norm = d.sizes.norm(NormKind::Rms)?;
     Model::load(w, &d.sizes, norm, |w, layer| block(w, d, c, layer, rope.clone()))

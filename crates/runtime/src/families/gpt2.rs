@@ -12,7 +12,7 @@ use crate::Result;
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct Gpt2Config {
     activation_function: Option<String>,
 }
 
@@ -66,7 +66,7 @@ fn attention(
 fn mlp(
     w: &Weights,
     stored: ProjectionLayout,
-    c: &Config,
+    c: &Gpt2Config,
     hidden: usize,
     inner: usize,
 ) -> Result<PlainMlp> {
@@ -80,7 +80,7 @@ fn block(
     w: &Weights,
     stored: ProjectionLayout,
     d: &DecoderConfig,
-    c: &Config,
+    c: &Gpt2Config,
     layer: usize,
 ) -> Result<DecoderBlock> {
     let hidden = d.sizes.hidden_size;
@@ -99,7 +99,7 @@ fn norm(d: &DecoderConfig) -> NormRule {
     d.sizes.norm_or(NormKind::Layer, 1e-5)
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Gpt2Config) -> Result<Model> {
     let s = &d.sizes;
     let (stored, model) = ProjectionLayout::find(w);
     let layers = model.layers("h", s.num_hidden_layers, |w, layer| {

@@ -17,12 +17,12 @@ use crate::{Error, Result};
 const ROPE: RopeDefaults = RopeDefaults { theta: 150_000.0, traditional: false, partial: 1.0 };
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct GptOssConfig {
     attention_bias: Option<bool>,
     swiglu_limit: Option<f32>,
 }
 
-fn attention(w: &Weights, d: &DecoderConfig, c: &Config, layer: usize) -> Result<Attention> {
+fn attention(w: &Weights, d: &DecoderConfig, c: &GptOssConfig, layer: usize) -> Result<Attention> {
     let heads = d.heads(layer)?;
     let bias = ProjectionBias::all(Bias::when(c.attention_bias.unwrap_or(true)));
     let rope = d.rope.build_or(heads.head_dim, ROPE)?;
@@ -43,7 +43,7 @@ fn mlp(w: &Weights, hidden: usize, mixture: Mixture) -> Result<Moe> {
     Ok(Moe { gate, experts, shared_experts: None })
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &GptOssConfig) -> Result<Model> {
     if let Some(limit) = c.swiglu_limit.filter(|limit| (limit - 7.0).abs() > f32::EPSILON) {
         return Err(Error::config(format!("swiglu_limit is {limit} (supported: 7)")));
     }

@@ -10,7 +10,7 @@ use crate::loading::{Bias, NormKind, Weights};
 use crate::{Error, Result};
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct GraniteConfig {
     #[serde(flatten)]
     factors: GraniteMultipliers,
     #[serde(default)]
@@ -51,7 +51,7 @@ impl GraniteMultipliers {
     }
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &GraniteConfig) -> Result<Model> {
     let factors = c.factors;
     factors.check()?;
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));

@@ -16,7 +16,7 @@ use crate::loading::{Bias, ExpertShape, NormKind, NormRule, Weights};
 
 /// Configuration beyond [`DecoderConfig`].
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct GraniteMoeHybridConfig {
     #[serde(flatten)]
     factors: GraniteMultipliers,
     #[serde(default)]
@@ -28,7 +28,7 @@ pub(super) struct Config {
     time_step_limit: Option<TimeStepLimit>,
 }
 
-impl Config {
+impl GraniteMoeHybridConfig {
     fn mixer(&self, d: &DecoderConfig, layer: usize, norm: NormRule) -> Result<MixerShape> {
         let bias = Bias::when(self.mamba_proj_bias);
         let limits = self.time_step_limit.as_ref().map(TimeStepLimit::limits).transpose()?;
@@ -77,7 +77,12 @@ fn feed_forward(w: &Weights, d: &DecoderConfig, layer: usize) -> Result<Box<dyn 
     }))
 }
 
-fn attention(w: &Weights, d: &DecoderConfig, c: &Config, heads: HeadShape) -> Result<Attention> {
+fn attention(
+    w: &Weights,
+    d: &DecoderConfig,
+    c: &GraniteMoeHybridConfig,
+    heads: HeadShape,
+) -> Result<Attention> {
     let rotates = c.position_embedding_type.as_deref() != Some("nope");
     let rope = rotates.then(|| d.rope.build(heads.head_dim)).transpose()?;
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));
@@ -86,7 +91,7 @@ fn attention(w: &Weights, d: &DecoderConfig, c: &Config, heads: HeadShape) -> Re
     Ok(Attention { spec, ..plain })
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &GraniteMoeHybridConfig) -> Result<Model> {
     c.factors.check()?;
     let norm = d.sizes.norm(NormKind::Rms)?;
     let model = Model::load(w, &d.sizes, norm, |w, layer| {

@@ -13,7 +13,7 @@ use crate::Result;
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct Lfm2Config {
     #[serde(default)]
     conv_bias: bool,
 }
@@ -27,7 +27,7 @@ struct ShortConv {
 }
 
 impl ShortConv {
-    fn load(w: &Weights, c: &Config, hidden: usize, kernel: usize) -> Result<Self> {
+    fn load(w: &Weights, c: &Lfm2Config, hidden: usize, kernel: usize) -> Result<Self> {
         let bias = Bias::when(c.conv_bias);
         Ok(Self {
             in_proj: w.fused_linear("in_proj", hidden, [hidden; 3], bias)?,
@@ -79,7 +79,7 @@ fn feed_forward(w: &Weights, hidden: usize, inner: usize) -> Result<Mlp> {
 fn mixer(
     w: &Weights,
     d: &DecoderConfig,
-    c: &Config,
+    c: &Lfm2Config,
     norm: NormRule,
     layer: usize,
 ) -> Result<Box<dyn Mixer>> {
@@ -92,7 +92,7 @@ fn mixer(
     }
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Lfm2Config) -> Result<Model> {
     let hidden = d.sizes.hidden_size;
     let norm = d.sizes.norm(NormKind::Rms)?;
     Model::load_with([&w.at("model"), w], &d.sizes, "embedding_norm", norm, |w, layer| {

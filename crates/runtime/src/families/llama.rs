@@ -8,14 +8,14 @@ use crate::Result;
 use crate::loading::{Bias, Weights};
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct LlamaConfig {
     #[serde(default)]
     attention_bias: bool,
     #[serde(default)]
     mlp_bias: bool,
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &LlamaConfig) -> Result<Model> {
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));
     let rope = d.rope.build(d.head_dim()?)?;
     let hidden = d.sizes.hidden_size;

@@ -15,7 +15,7 @@ use crate::loading::{Bias, NormKind, Weights};
 use crate::{Error, Result};
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct MambaConfig {
     model_type: String,
     mixer_rms_eps: Option<f32>,
     #[serde(default)]
@@ -38,7 +38,7 @@ struct MambaMixer {
 }
 
 impl MambaMixer {
-    fn load(w: &Weights, c: &Config, hidden: usize, shape: &MambaShape) -> Result<Self> {
+    fn load(w: &Weights, c: &MambaConfig, hidden: usize, shape: &MambaShape) -> Result<Self> {
         let inner = size(shape.inner);
         let state = size(shape.state_dim);
         let bias = Bias::when(c.use_bias);
@@ -99,7 +99,7 @@ impl Mixer for MambaMixer {
     }
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &MambaConfig) -> Result<Model> {
     let norm = d.sizes.norm_or(NormKind::Rms, 1e-5);
     let hidden = d.sizes.hidden_size;
     let model = backbone(w, d, norm, |w, layer| match d.mixer(layer)? {

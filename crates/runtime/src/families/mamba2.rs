@@ -16,7 +16,7 @@ use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct Mamba2Config {
     #[serde(default)]
     use_bias: bool,
     use_conv_bias: Option<bool>,
@@ -208,7 +208,7 @@ pub(super) fn is_one(factor: f32) -> bool {
     factor.to_bits() == 1.0_f32.to_bits()
 }
 
-fn shape(d: &DecoderConfig, c: &Config, norm: NormRule, layer: usize) -> Result<MixerShape> {
+fn shape(d: &DecoderConfig, c: &Mamba2Config, norm: NormRule, layer: usize) -> Result<MixerShape> {
     let bias = Bias::when(c.use_bias);
     let shape = MixerShape::new(d, layer)?;
     let limits = c.time_step_limit.as_ref().map(TimeStepLimit::limits).transpose()?;
@@ -222,7 +222,7 @@ fn shape(d: &DecoderConfig, c: &Config, norm: NormRule, layer: usize) -> Result<
     })
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Mamba2Config) -> Result<Model> {
     let norm = d.sizes.norm_or(NormKind::Rms, 1e-5);
     backbone(w, d, norm, |w, layer| Mamba2Mixer::load(w, &shape(d, c, norm, layer)?))
 }

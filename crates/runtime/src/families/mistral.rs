@@ -10,9 +10,9 @@ use crate::loading::{Bias, Weights};
 
 /// Nothing: sizes say everything.
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {}
+pub(super) struct MistralConfig {}
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, _: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, _: &MistralConfig) -> Result<Model> {
     let bias = ProjectionBias::all(Bias::None);
     let rope = d.rope.build(d.head_dim()?)?;
     let hidden = d.sizes.hidden_size;

@@ -12,9 +12,9 @@ use crate::loading::{Bias, ExpertShape, NormKind, Weights};
 
 /// Nothing: sizes say everything.
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {}
+pub(super) struct MixtralConfig {}
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, _: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, _: &MixtralConfig) -> Result<Model> {
     let bias = ProjectionBias::all(Bias::None);
     let rope = d.rope.build(d.head_dim()?)?;
     let norm = d.sizes.norm(NormKind::Rms)?;

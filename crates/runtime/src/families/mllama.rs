@@ -21,8 +21,8 @@ const EXTRA_TOKENS: usize = 8;
 
 /// What the configuration has beside a decoder's.
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
-    vision_config: Option<mllama_vit::Config>,
+pub(super) struct MllamaConfig {
+    vision_config: Option<mllama_vit::MllamaVitConfig>,
 }
 
 /// Paths of the decoder, the head, the encoder and `multi_modal_projector`: as published, as mlx-vlm
@@ -133,7 +133,7 @@ pub(super) fn gate(w: &Weights, name: &str) -> Result<f32> {
 }
 
 /// The decoder, with the encoder where the configuration and the files have one.
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<MllamaModel> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &MllamaConfig) -> Result<MllamaModel> {
     let at = |name: &str| if name.is_empty() { w.root() } else { w.at(name) };
     let encodes = |[_, _, vision, _]: &&[&str; 4]| at(vision).has("layernorm_post.weight");
     let decodes = |[model, ..]: &&[&str; 4]| at(model).has("norm.weight");

@@ -8,7 +8,7 @@ use mlxcel_core::layers::{Embedding, Linear, Norm};
 use mlxcel_core::{Array, Map, Ops};
 
 use super::mllama::gate;
-use super::mllama_vit::{Config, OUTER};
+use super::mllama_vit::{MllamaVitConfig, OUTER};
 use crate::Result;
 use crate::loading::{Frames, Patches, Weights};
 use crate::vision::{ImageError, PatchShape, Pixels, arrangements};
@@ -47,7 +47,7 @@ pub(super) struct Embeddings {
 
 impl TileEmbedding {
     /// Reads `gate` and the table `name`, whose rows have `width` elements for each tile.
-    pub(super) fn load(w: &Weights, c: &Config, name: &str, width: usize) -> Result<Self> {
+    pub(super) fn load(w: &Weights, c: &MllamaVitConfig, name: &str, width: usize) -> Result<Self> {
         let arranged = arrangements(c.max_num_tiles).len() + 1;
         let embedding = w.embedding(name, arranged, c.max_num_tiles * width)?;
         Ok(Self { embedding, gate: gate(w, "gate")? })
@@ -68,7 +68,7 @@ impl Arrangement {
 }
 
 impl Embeddings {
-    pub(super) fn load(w: &Weights, c: &Config) -> Result<Self> {
+    pub(super) fn load(w: &Weights, c: &MllamaVitConfig) -> Result<Self> {
         let own = c.hidden_size;
         let rows = (c.image_size / c.patch_size).pow(2) + 1;
         let Patches { weight, shape } =

@@ -28,7 +28,7 @@ const MAX_SIDE: usize = 1 << 14;
 /// `vision_config`; the defaults are the class's.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
-pub(super) struct Config {
+pub(super) struct MllamaVitConfig {
     pub(super) hidden_size: usize,
     intermediate_size: usize,
     num_hidden_layers: usize,
@@ -46,7 +46,7 @@ pub(super) struct Config {
     hidden_act: String,
 }
 
-impl Default for Config {
+impl Default for MllamaVitConfig {
     fn default() -> Self {
         Self {
             hidden_size: 1280,
@@ -67,7 +67,7 @@ impl Default for Config {
     }
 }
 
-impl Config {
+impl MllamaVitConfig {
     fn check(&self) -> Result<()> {
         positive(&[
             ("vision_config: hidden_size", self.hidden_size),
@@ -155,7 +155,7 @@ pub(super) struct MllamaVisionTower {
 }
 
 impl MllamaVisionAttention {
-    fn load(w: &Weights, c: &Config) -> Result<Self> {
+    fn load(w: &Weights, c: &MllamaVitConfig) -> Result<Self> {
         let hidden = c.hidden_size;
         Ok(Self {
             q_proj: w.linear("q_proj", hidden, hidden, Bias::None)?,
@@ -175,7 +175,7 @@ impl MllamaVisionAttention {
 }
 
 impl MllamaVisionBlock {
-    fn load(w: &Weights, c: &Config, activation: Activation, gated: bool) -> Result<Self> {
+    fn load(w: &Weights, c: &MllamaVitConfig, activation: Activation, gated: bool) -> Result<Self> {
         let hidden = c.hidden_size;
         let inner = c.intermediate_size;
         let norm = NormRule { kind: NormKind::Layer, eps: c.norm_eps };
@@ -212,7 +212,11 @@ impl MllamaVisionBlock {
 
 impl MllamaVisionTower {
     /// Reads the encoder and the projector, for a decoder of `hidden` elements.
-    pub(super) fn load([w, projector]: [&Weights; 2], c: &Config, hidden: usize) -> Result<Self> {
+    pub(super) fn load(
+        [w, projector]: [&Weights; 2],
+        c: &MllamaVitConfig,
+        hidden: usize,
+    ) -> Result<Self> {
         c.check()?;
         let own = c.hidden_size;
         let width = c.vision_output_dim;

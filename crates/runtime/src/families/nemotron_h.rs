@@ -14,7 +14,7 @@ use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::{Error, Result};
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct NemotronHConfig {
     #[serde(default)]
     attention_bias: bool,
     #[serde(default)]
@@ -26,7 +26,7 @@ pub(super) struct Config {
     time_step_limit: Option<TimeStepLimit>,
 }
 
-impl Config {
+impl NemotronHConfig {
     fn mixer(&self, d: &DecoderConfig, layer: usize) -> Result<MixerShape> {
         let bias = Bias::when(self.use_bias);
         let limits = self.time_step_limit.as_ref().map(TimeStepLimit::limits).transpose()?;
@@ -69,7 +69,12 @@ impl<F: FeedForward> Mixer for MlpLayer<F> {
     }
 }
 
-fn layer(w: &Weights, d: &DecoderConfig, c: &Config, layer: usize) -> Result<Box<dyn Mixer>> {
+fn layer(
+    w: &Weights,
+    d: &DecoderConfig,
+    c: &NemotronHConfig,
+    layer: usize,
+) -> Result<Box<dyn Mixer>> {
     let hidden = d.sizes.hidden_size;
     let spec = d.layer(layer)?;
     match spec.mixers.first() {
@@ -87,7 +92,7 @@ fn layer(w: &Weights, d: &DecoderConfig, c: &Config, layer: usize) -> Result<Box
     }
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &NemotronHConfig) -> Result<Model> {
     if let Some(other) = c.mlp_hidden_act.as_deref().filter(|name| *name != "relu2") {
         return Err(Error::config(format!("mlp_hidden_act is \"{other}\" (supported: relu2)")));
     }

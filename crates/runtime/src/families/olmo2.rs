@@ -10,7 +10,7 @@ use crate::Result;
 use crate::loading::{Bias, NormKind, Weights};
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct Olmo2Config {
     #[serde(default)]
     attention_bias: bool,
 }
@@ -18,7 +18,7 @@ pub(super) struct Config {
 fn attention(
     w: &Weights,
     d: &DecoderConfig,
-    c: &Config,
+    c: &Olmo2Config,
     heads: HeadShape,
     rope: Rope,
 ) -> Result<Attention> {
@@ -30,7 +30,7 @@ fn attention(
     Ok(Attention { qk_norm: Some((q_norm, k_norm)), ..plain })
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Olmo2Config) -> Result<Model> {
     let rope = d.rope.build(d.head_dim()?)?;
     let norm = d.sizes.norm(NormKind::Rms)?;
     let hidden = d.sizes.hidden_size;

@@ -10,14 +10,14 @@ use crate::Result;
 use crate::loading::{Bias, ExpertShape, NormKind, Weights};
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct OlmoeConfig {
     #[serde(default)]
     attention_bias: bool,
     #[serde(default)]
     norm_topk_prob: bool,
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &OlmoeConfig) -> Result<Model> {
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));
     let rope = d.rope.build(d.head_dim()?)?;
     let norm = d.sizes.norm_or(NormKind::Rms, 1e-5);

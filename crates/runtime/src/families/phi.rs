@@ -15,7 +15,7 @@ use crate::{Error, Result};
 const ROPE: RopeDefaults = RopeDefaults { theta: 10_000.0, traditional: false, partial: 0.5 };
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct PhiConfig {
     #[serde(default)]
     qk_layernorm: bool,
     hidden_act: Option<String>,
@@ -26,7 +26,7 @@ fn attention(w: &Weights, hidden: usize, heads: HeadShape, rope: Rope) -> Result
     Attention::with_output(w, heads, Bias::Required, dense, Some(rope))
 }
 
-fn mlp(w: &Weights, c: &Config, hidden: usize, inner: usize) -> Result<PlainMlp> {
+fn mlp(w: &Weights, c: &PhiConfig, hidden: usize, inner: usize) -> Result<PlainMlp> {
     Ok(PlainMlp {
         input: w.linear("fc1", hidden, inner, Bias::Required)?,
         output: w.linear("fc2", inner, hidden, Bias::Required)?,
@@ -42,7 +42,13 @@ struct PhiBlock {
 }
 
 impl PhiBlock {
-    fn load(w: &Weights, d: &DecoderConfig, c: &Config, layer: usize, rope: Rope) -> Result<Self> {
+    fn load(
+        w: &Weights,
+        d: &DecoderConfig,
+        c: &PhiConfig,
+        layer: usize,
+        rope: Rope,
+    ) -> Result<Self> {
         let hidden = d.sizes.hidden_size;
         Ok(Self {
             self_attn: attention(&w.at("self_attn"), hidden, d.heads(layer)?, rope)?,
@@ -69,7 +75,7 @@ fn norm(d: &DecoderConfig) -> NormRule {
     d.sizes.norm_or(NormKind::Layer, 1e-5)
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &PhiConfig) -> Result<Model> {
     if c.qk_layernorm {
         return Err(Error::config("qk_layernorm is not supported"));
     }

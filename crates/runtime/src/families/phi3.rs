@@ -11,7 +11,7 @@ use crate::loading::{Bias, Weights};
 
 /// Nothing: sizes say everything.
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {}
+pub(super) struct Phi3Config {}
 
 fn attention(w: &Weights, d: &DecoderConfig, heads: HeadShape) -> Result<Attention> {
     let hidden = d.sizes.hidden_size;
@@ -28,7 +28,7 @@ fn attention(w: &Weights, d: &DecoderConfig, heads: HeadShape) -> Result<Attenti
     })
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, _: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, _: &Phi3Config) -> Result<Model> {
     Model::pre_norm(
         w,
         d,

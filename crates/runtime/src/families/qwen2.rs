@@ -10,9 +10,9 @@ use crate::loading::{Bias, NormKind, Weights};
 
 /// Nothing: sizes say everything.
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {}
+pub(super) struct Qwen2Config {}
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, _: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, _: &Qwen2Config) -> Result<Model> {
     let rope = d.rope.build(d.head_dim()?)?;
     load_at([&w.at("model"), w], d, &rope)
 }

@@ -12,8 +12,8 @@ use crate::{Error, Result};
 
 /// Configuration beyond that of a decoder.
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
-    vision_config: Option<qwen_vit::Config>,
+pub(super) struct Qwen25VlConfig {
+    vision_config: Option<qwen_vit::QwenVitConfig>,
 }
 
 /// Paths of the decoder, the head and the encoder: as published, as mlx-vlm converts them, as
@@ -28,7 +28,7 @@ const PLACES: [[&str; 3]; 3] = [
 pub(super) fn load(
     w: &Weights,
     d: &DecoderConfig,
-    c: &Config,
+    c: &Qwen25VlConfig,
 ) -> Result<WithEncoder<QwenVisionTower>> {
     let at = |name: &str| if name.is_empty() { w.root() } else { w.at(name) };
     let holds = |places: &&[&str; 3]| at(places[0]).has("norm.weight");

@@ -9,12 +9,12 @@ use crate::Result;
 use crate::loading::{Bias, NormKind, Weights};
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct Qwen3Config {
     #[serde(default)]
     attention_bias: bool,
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Qwen3Config) -> Result<Model> {
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));
     let rope = d.rope.build(d.head_dim()?)?;
     Model::pre_norm(

@@ -4,10 +4,10 @@
 use super::config::DecoderConfig;
 use super::delta::Projections;
 use super::dense::Model;
-use super::qwen3_next::{Config, load_with};
+use super::qwen3_next::{Qwen3NextConfig, load_with};
 use crate::Result;
 use crate::loading::Weights;
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Qwen3NextConfig) -> Result<Model> {
     load_with(w, d, c, Projections::Apart)
 }

@@ -11,7 +11,7 @@ use crate::Result;
 use crate::loading::{Bias, ExpertShape, NormKind, Weights};
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct Qwen3MoeConfig {
     #[serde(default)]
     attention_bias: bool,
     #[serde(default)]
@@ -21,7 +21,7 @@ pub(super) struct Config {
 fn feed_forward(
     w: &Weights,
     d: &DecoderConfig,
-    c: &Config,
+    c: &Qwen3MoeConfig,
     layer: usize,
 ) -> Result<Box<dyn FeedForward>> {
     let hidden = d.sizes.hidden_size;
@@ -33,7 +33,7 @@ fn feed_forward(
     Ok(Box::new(Moe::load(w, shape, rule, None)?))
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Qwen3MoeConfig) -> Result<Model> {
     let norm = d.sizes.norm(NormKind::Rms)?;
     let rope = d.rope.build(d.head_dim()?)?;
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));

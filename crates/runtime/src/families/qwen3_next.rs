@@ -1,5 +1,5 @@
 //! `qwen3_next`: Qwen3-Next: three gated delta nets to one attention whose output is gated; experts,
-//! and one more with a gate of its own that every token passes. [`Config`] and its parts are also
+//! and one more with a gate of its own that every token passes. [`Qwen3NextConfig`] and its parts are also
 //! Qwen 3.5's.
 
 use mlxcel_core::experts::RouteRule;
@@ -18,7 +18,7 @@ use crate::loading::{Bias, ExpertShape, NormKind, NormRule, Weights};
 
 /// Configuration beyond [`DecoderConfig`].
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct Qwen3NextConfig {
     #[serde(default)]
     attention_bias: bool,
     norm_topk_prob: Option<bool>,
@@ -82,7 +82,7 @@ struct GatedMoe {
 }
 
 impl GatedMoe {
-    fn load(w: &Weights, hidden: usize, mixture: Mixture, c: &Config) -> Result<Self> {
+    fn load(w: &Weights, hidden: usize, mixture: Mixture, c: &Qwen3NextConfig) -> Result<Self> {
         let normalise = c.norm_topk_prob.unwrap_or(true);
         let rule = RouteRule::softmax(mixture.experts, mixture.active, normalise);
         let shape = ExpertShape { hidden, inner: mixture.inner, names: NAMES };
@@ -113,7 +113,7 @@ impl FeedForward for GatedMoe {
 /// Parameters that all layers are read with.
 pub(super) struct Frame<'a> {
     pub(super) d: &'a DecoderConfig,
-    pub(super) c: &'a Config,
+    pub(super) c: &'a Qwen3NextConfig,
     pub(super) norm: NormRule,
     pub(super) projections: Projections,
 }
@@ -167,7 +167,7 @@ fn is_converted(model: &Weights, d: &DecoderConfig) -> Result<bool> {
 pub(super) fn load_with(
     w: &Weights,
     d: &DecoderConfig,
-    c: &Config,
+    c: &Qwen3NextConfig,
     projections: Projections,
 ) -> Result<Model> {
     let [model, head] = places(w);
@@ -177,6 +177,6 @@ pub(super) fn load_with(
     Model::load_with([&model, &head], &d.sizes, "norm", norm, |w, i| block(w, &frame, i))
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Qwen3NextConfig) -> Result<Model> {
     load_with(w, d, c, Projections::ByKeyHead)
 }

@@ -24,7 +24,7 @@ const THETA: f64 = 10_000.0;
 /// `vision_config`; the defaults are the class's.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
-pub(super) struct Config {
+pub(super) struct QwenVitConfig {
     depth: usize,
     hidden_size: usize,
     intermediate_size: usize,
@@ -40,7 +40,7 @@ pub(super) struct Config {
     hidden_act: String,
 }
 
-impl Default for Config {
+impl Default for QwenVitConfig {
     fn default() -> Self {
         Self {
             depth: 32,
@@ -59,7 +59,7 @@ impl Default for Config {
     }
 }
 
-impl Config {
+impl QwenVitConfig {
     fn check(&self, hidden: usize) -> Result<()> {
         positive(&[
             ("vision_config: depth", self.depth),
@@ -182,7 +182,7 @@ impl PatchOrder {
 }
 
 impl QwenVisionBlock {
-    fn load(w: &Weights, c: &Config, layer: usize, activation: Activation) -> Result<Self> {
+    fn load(w: &Weights, c: &QwenVitConfig, layer: usize, activation: Activation) -> Result<Self> {
         let hidden = c.hidden_size;
         let inner = c.intermediate_size;
         let attn = w.at("attn");
@@ -230,7 +230,7 @@ impl QwenVisionBlock {
 
 impl QwenVisionTower {
     /// Reads the encoder at `w`, whose rows have `hidden` elements.
-    pub(super) fn load(w: &Weights, c: &Config, hidden: usize) -> Result<Self> {
+    pub(super) fn load(w: &Weights, c: &QwenVitConfig, hidden: usize) -> Result<Self> {
         c.check(hidden)?;
         let video = Frames::Video(c.temporal_patch_size);
         let Patches { weight, shape } =
@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn sizes_that_contradict_each_other_are_refused() {
-        let config = |fields: serde_json::Value| -> Config {
+        let config = |fields: serde_json::Value| -> QwenVitConfig {
             let mut all = serde_json::json!({"depth": 2, "hidden_size": 64, "num_heads": 2,
                 "out_hidden_size": 128, "fullatt_block_indexes": [1]});
             all.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());

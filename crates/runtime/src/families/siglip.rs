@@ -14,7 +14,7 @@ use crate::{Error, Result};
 
 /// `vision_config`; the defaults are the class's.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct SiglipConfig {
     #[serde(default = "hidden_size")]
     hidden_size: usize,
     #[serde(default = "intermediate_size")]
@@ -67,7 +67,7 @@ fn hidden_act() -> String {
     "gelu_pytorch_tanh".to_owned()
 }
 
-impl Config {
+impl SiglipConfig {
     fn norm(&self) -> NormRule {
         NormRule { kind: NormKind::Layer, eps: self.layer_norm_eps }
     }
@@ -138,7 +138,7 @@ pub(super) struct SiglipTower {
 }
 
 impl SiglipAttention {
-    fn load(w: &Weights, c: &Config) -> Result<Self> {
+    fn load(w: &Weights, c: &SiglipConfig) -> Result<Self> {
         let hidden = c.hidden_size;
         Ok(Self {
             q_proj: w.linear("q_proj", hidden, hidden, Bias::Required)?,
@@ -158,7 +158,7 @@ impl SiglipAttention {
 }
 
 impl SiglipBlock {
-    fn load(w: &Weights, c: &Config, activation: Activation) -> Result<Self> {
+    fn load(w: &Weights, c: &SiglipConfig, activation: Activation) -> Result<Self> {
         let hidden = c.hidden_size;
         let inner = c.intermediate_size;
         let mlp = w.at("mlp");
@@ -185,7 +185,12 @@ impl SiglipBlock {
 impl SiglipTower {
     /// Reads `vision_tower` and `multi_modal_projector`, for `tokens` rows of `hidden` elements an
     /// image.
-    pub(super) fn load(w: &Weights, c: &Config, tokens: usize, hidden: usize) -> Result<Self> {
+    pub(super) fn load(
+        w: &Weights,
+        c: &SiglipConfig,
+        tokens: usize,
+        hidden: usize,
+    ) -> Result<Self> {
         let (side, pool) = c.grid(tokens)?;
         let tower = w.at("vision_tower.vision_model");
         let embeddings = tower.at("embeddings");

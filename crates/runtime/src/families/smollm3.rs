@@ -9,7 +9,7 @@ use crate::Result;
 use crate::loading::{Bias, Weights};
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct SmolLm3Config {
     #[serde(default)]
     attention_bias: bool,
     #[serde(default)]
@@ -18,7 +18,7 @@ pub(super) struct Config {
     no_rope_layer_interval: Option<usize>,
 }
 
-impl Config {
+impl SmolLm3Config {
     /// Reports whether layer `layer` rotates (`no_rope_layers` holds 1 if it does).
     fn rotates(&self, layer: usize) -> bool {
         let interval = self.no_rope_layer_interval.unwrap_or(4).max(1);
@@ -29,7 +29,7 @@ impl Config {
     }
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &SmolLm3Config) -> Result<Model> {
     let bias = ProjectionBias::all(Bias::when(c.attention_bias));
     let rope = d.rope.build(d.head_dim()?)?;
     let hidden = d.sizes.hidden_size;

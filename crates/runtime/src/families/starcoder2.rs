@@ -9,12 +9,12 @@ use crate::Result;
 use crate::loading::{Bias, NormKind, Weights};
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct Starcoder2Config {
     use_bias: Option<bool>,
     hidden_act: Option<String>,
 }
 
-fn mlp(w: &Weights, c: &Config, hidden: usize, inner: usize) -> Result<PlainMlp> {
+fn mlp(w: &Weights, c: &Starcoder2Config, hidden: usize, inner: usize) -> Result<PlainMlp> {
     let bias = Bias::when(c.use_bias.unwrap_or(true));
     Ok(PlainMlp {
         input: w.linear("c_fc", hidden, inner, bias)?,
@@ -23,7 +23,7 @@ fn mlp(w: &Weights, c: &Config, hidden: usize, inner: usize) -> Result<PlainMlp>
     })
 }
 
-pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Config) -> Result<Model> {
+pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Starcoder2Config) -> Result<Model> {
     let hidden = d.sizes.hidden_size;
     let bias = ProjectionBias::all(Bias::when(c.use_bias.unwrap_or(true)));
     let rope = d.rope.build(d.head_dim()?)?;

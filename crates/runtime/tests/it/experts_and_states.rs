@@ -111,8 +111,8 @@ fn contradictory_hybrids_are_rejected() {
             ("qwen3_5_moe", json!({"num_experts_per_tok": null}), "no num_experts_per_tok"),
             ("falcon_h1", json!({"mamba_d_head": 16}), "mamba_n_heads (6) times mamba_d_head (16)"),
             ("falcon_h1", json!({"mamba_rms_norm": true}), "with one group"),
-            ("nemotron_h", json!({"hybrid_override_pattern": "M?"}), "\"?\" of layer 1"),
-            ("nemotron_h", json!({"hybrid_override_pattern": "E"}), "layer 0 has experts"),
+            ("nemotron_h", json!({"hybrid_override_pattern": "M?M*-"}), "\"?\" of layer 1"),
+            ("nemotron_h", json!({"hybrid_override_pattern": "EEEEE"}), "layer 0 has experts"),
         ] {
             let error = refusal(name, &changes);
             assert!(error.contains(why), "{name} {changes}: {error}");
