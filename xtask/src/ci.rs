@@ -238,10 +238,18 @@ fn address_sanitizer() -> Result<Outcome> {
         return skipped("AddressSanitizer is not available for this machine");
     };
     let toolchain = format!("+{nightly}");
-    // Little optimisation compiles faster, and keeps more of the accesses that are checked.
-    let profile = "profile.dev.package.mlxcel-kernels.opt-level=1";
     let test = ["test", "-p", "mlxcel-kernels", "--lib", "--locked", "--target", target.as_str()];
-    let build = ["--target-dir", "target/asan", "--config", profile];
+    let build = [
+        "--target-dir",
+        "target/asan",
+        // Little optimisation compiles faster, and keeps more of the accesses that are checked.
+        "--config",
+        "profile.dev.package.mlxcel-kernels.opt-level=0",
+        "--config",
+        "profile.dev.package.mlxcel-kernels.debug-assertions=true",
+        "--config",
+        "profile.dev.package.mlxcel-kernels.overflow-checks=true",
+    ];
     let filters = ["--", "pool::", "slab::", "aligned::", "scratch::", "allowance::", "guarded::"];
     cargo(
         &[&[toolchain.as_str()][..], &test, &build, &filters].concat(),

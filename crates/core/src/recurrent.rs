@@ -138,7 +138,7 @@ pub struct GatedDelta {
 impl Scan {
     /// Elements of each of its inputs per token.
     #[must_use]
-    pub fn input_widths(&self) -> Vec<usize> {
+    pub(crate) fn input_widths(&self) -> Vec<usize> {
         match self {
             Self::Mamba(scan) => {
                 vec![scan.d.size(), scan.d.size(), scan.state_size(), scan.state_size()]

@@ -159,7 +159,7 @@ impl Rope {
 
     /// Factor on the rotated dimensions before the rotation (1 unless YaRN or LongRoPE).
     #[must_use]
-    pub fn input_scale(&self) -> f32 {
+    pub(crate) fn input_scale(&self) -> f32 {
         self.input_scale
     }
 
@@ -178,7 +178,7 @@ impl Rope {
 
     /// `1 / freqs`: the angle is `position · inverse[i]`.
     #[must_use]
-    pub fn inverse_freqs(&self) -> &[f32] {
+    pub(crate) fn inverse_freqs(&self) -> &[f32] {
         &self.inverse
     }
 }

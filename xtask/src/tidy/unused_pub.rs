@@ -16,9 +16,6 @@ const PUBLIC_APIS: &[(&str, &str)] = &[
     ("crates/kernels", "the kernels have no dependency on this repository"),
 ];
 
-/// Crates that still have such items; each is removed from this list once they are private.
-const PENDING: &[&str] = &["crates/core", "crates/hub", "crates/runtime"];
-
 /// Items that stay public without a user: name and reason.
 const ALLOWED: &[(&str, &str)] = &[];
 
@@ -36,7 +33,7 @@ pub(super) fn unused_pub(workspace: &Workspace, violations: &mut Vec<Violation>)
     let users = users_by_name(workspace, &packages);
     for library in &packages {
         let is_api = PUBLIC_APIS.iter().any(|(folder, _)| folder == library);
-        if is_api || PENDING.contains(library) {
+        if is_api {
             continue;
         }
         let files: Vec<&SourceFile> = workspace

@@ -98,7 +98,7 @@ pub fn generate_with_images(
 ///
 /// # Errors
 /// As [`generate`]; a cache that holds the whole prompt counts as an empty prompt.
-pub fn generate_into(
+pub(crate) fn generate_into(
     engine: &Engine,
     tokenizer: &Tokenizer,
     request: &Generation<'_>,

@@ -17,9 +17,8 @@ use mlxcel_core::{
 use mlxcel_estimator::KvMode;
 
 pub use self::completion::{Completion, CompletionOptions, GeneratedToken};
-pub use self::generate::{
-    Finish, Generation, Outcome, generate, generate_into, generate_with_images, room,
-};
+pub(crate) use self::generate::generate_into;
+pub use self::generate::{Finish, Generation, Outcome, generate, generate_with_images, room};
 pub(crate) use self::text_stream::TextStream;
 use crate::families::{self, ImageEncoder, LanguageModel};
 use crate::loading::{Checkpoint, Residence, WeightSource};

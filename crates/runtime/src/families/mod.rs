@@ -186,7 +186,7 @@ pub fn load(weights: &Weights, config: &Value) -> Result<Box<dyn LanguageModel>>
 ///
 /// # Errors
 /// Errors of [`load`].
-pub fn check_supported(config: &Value) -> Result<()> {
+pub(crate) fn check_supported(config: &Value) -> Result<()> {
     let model_type = model_type(config)?;
     if !supported().any(|name| name == model_type) {
         return Err(unsupported(model_type));

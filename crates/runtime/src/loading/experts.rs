@@ -78,7 +78,7 @@ impl Weights<'_> {
     ///
     /// # Errors
     /// Errors of [`Self::experts`].
-    pub fn fused_experts(
+    pub(crate) fn fused_experts(
         &self,
         shape: ExpertShape,
         rule: RouteRule,
@@ -140,7 +140,7 @@ impl Weights<'_> {
     ///
     /// # Errors
     /// Missing or misshapen tensors, by name.
-    pub fn latent_matrices(
+    pub(crate) fn latent_matrices(
         &self,
         shape: LatentShape,
         storage: AbsorbedStorage,

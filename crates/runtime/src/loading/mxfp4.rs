@@ -21,7 +21,7 @@ impl Weights<'_> {
     ///
     /// # Errors
     /// Missing or misshapen tensors, by name, and a rule that cannot choose.
-    pub fn biased_experts(
+    pub(crate) fn biased_experts(
         &self,
         shape: ExpertShape,
         rule: RouteRule,

@@ -13,7 +13,7 @@ impl Weights<'_> {
     ///
     /// # Errors
     /// A missing or misshapen tensor, by name.
-    pub fn exact_vector(&self, name: &str, len: usize) -> Result<Array> {
+    pub(crate) fn exact_vector(&self, name: &str, len: usize) -> Result<Array> {
         array(&self.values(name, len)?, &[len])
     }
 
@@ -21,7 +21,7 @@ impl Weights<'_> {
     ///
     /// # Errors
     /// A missing or misshapen tensor, by name.
-    pub fn decay_rates(&self, name: &str, rows: usize, cols: usize) -> Result<Array> {
+    pub(crate) fn decay_rates(&self, name: &str, rows: usize, cols: usize) -> Result<Array> {
         let stored = self.stored_tensor(name, &[rows, cols], Rows::all(rows))?;
         let values = self.ops().to_f32(&stored)?;
         let rates: Vec<f32> = values.iter().map(|value| -value.exp()).collect();
@@ -32,7 +32,7 @@ impl Weights<'_> {
     ///
     /// # Errors
     /// A dimension beyond 2³¹.
-    pub fn unit_norm(&self, dim: usize, eps: f32) -> Result<RmsNorm> {
+    pub(crate) fn unit_norm(&self, dim: usize, eps: f32) -> Result<RmsNorm> {
         let weight = self.ops().vector(array(&vec![1.0; dim], &[dim])?)?;
         Ok(RmsNorm { weight, group: dim, eps })
     }
@@ -56,7 +56,7 @@ impl Weights<'_> {
     ///
     /// # Errors
     /// Errors of [`Self::convolution`].
-    pub fn scaled_convolution(
+    pub(crate) fn scaled_convolution(
         &self,
         name: &str,
         factors: &[f32],
@@ -79,7 +79,7 @@ impl Weights<'_> {
     /// Returns true if the filters of convolution `name` are `[channels, kernel, 1]`, as MLX's
     /// converters write them, which also fold factors and offsets into other tensors.
     #[must_use]
-    pub fn is_converted(&self, name: &str, channels: usize, kernel: usize) -> bool {
+    pub(crate) fn is_converted(&self, name: &str, channels: usize, kernel: usize) -> bool {
         let shape = [channels, kernel, 1];
         kernel > 1 && self.at(name).stored_tensor("weight", &shape, Rows::all(channels)).is_ok()
     }

@@ -65,7 +65,7 @@ impl Weights<'_> {
     ///
     /// # Errors
     /// A missing or misshapen tensor, by name.
-    pub fn float_vector(&self, name: &str, len: usize) -> Result<Array> {
+    pub(crate) fn float_vector(&self, name: &str, len: usize) -> Result<Array> {
         self.vector(name, Rows::all(len))
     }
 
@@ -73,7 +73,7 @@ impl Weights<'_> {
     ///
     /// # Errors
     /// A missing or misshapen tensor, by name.
-    pub fn float_matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Array> {
+    pub(crate) fn float_matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Array> {
         Ok(self.ops().vector(self.stored_tensor(name, &[rows, cols], Rows::all(rows))?)?)
     }
 

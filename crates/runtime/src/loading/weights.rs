@@ -143,7 +143,7 @@ impl<'a> Weights<'a> {
     ///
     /// # Errors
     /// Errors of [`Self::linear`].
-    pub fn fused_linear<const N: usize>(
+    pub(crate) fn fused_linear<const N: usize>(
         &self,
         name: &str,
         cols: usize,
@@ -160,7 +160,7 @@ impl<'a> Weights<'a> {
     ///
     /// # Errors
     /// Errors of [`Self::linear`].
-    pub fn transposed_linear<const N: usize>(
+    pub(crate) fn transposed_linear<const N: usize>(
         &self,
         name: &str,
         cols: usize,
@@ -193,7 +193,7 @@ impl<'a> Weights<'a> {
     ///
     /// # Errors
     /// Errors of [`Self::linear`].
-    pub fn lm_head(
+    pub(crate) fn lm_head(
         &self,
         tied: Option<bool>,
         hidden: usize,
