@@ -29,7 +29,7 @@ pub enum Error {
     #[error("config.json: {}", problem.describe(key))]
     InvalidConfig {
         /// Key, with its parent where it is nested (`vision_config.patch_size`).
-        key: &'static str,
+        key: Cow<'static, str>,
         /// Reason.
         problem: ConfigProblem,
     },
@@ -108,6 +108,15 @@ pub enum FileProblem {
     /// The contents are not the expected JSON.
     #[error("is not valid: {0}")]
     Json(serde_json::Error),
+    /// The contents are JSON, but not an object.
+    #[error("is not a JSON object")]
+    NotAnObject,
+    /// The contents are not UTF-8 text.
+    #[error("is not UTF-8 text (byte {byte})")]
+    NotUtf8 {
+        /// Bytes before the first invalid one.
+        byte: usize,
+    },
     /// A saved KV cache belongs to another model, mode or version, or is damaged.
     #[error("cannot be restored: {0}")]
     SavedCache(mlxcel_core::Error),
@@ -134,7 +143,7 @@ pub enum ConfigProblem {
         /// Implemented values.
         supported: Cow<'static, str>,
     },
-    /// The value is outside its range, or contradicts another key.
+    /// The value is outside its range, or of another type.
     Invalid {
         /// Value found.
         found: String,
@@ -162,8 +171,45 @@ pub enum ConfigProblem {
         /// Token id.
         id: u32,
     },
-    /// A problem in words, without its key. Model families still use it; new code does not.
-    Described(String),
+    /// The value contradicts that of another key.
+    Contradicts {
+        /// Value found.
+        found: String,
+        /// The other key.
+        other: &'static str,
+        /// Value of the other key.
+        stated: String,
+    },
+    /// A list names a layer that the model does not have.
+    NoSuchLayer {
+        /// Index of the layer.
+        layer: usize,
+        /// Layers of the model.
+        layers: usize,
+    },
+    /// A layer lacks a part that the model family needs.
+    LayerLacks {
+        /// Index of the layer.
+        layer: usize,
+        /// Layers of the model.
+        layers: usize,
+        /// The part.
+        part: &'static str,
+    },
+    /// A layer is of a kind that is not implemented.
+    LayerKind {
+        /// Index of the layer.
+        layer: usize,
+        /// Kind found.
+        found: &'static str,
+        /// Implemented kinds.
+        supported: &'static str,
+    },
+    /// The sizes of the layers cannot be derived.
+    UnknownLayers {
+        /// Assumption that sizing made instead.
+        assumption: String,
+    },
 }
 
 impl ConfigProblem {
@@ -182,7 +228,19 @@ impl ConfigProblem {
                 format!("{key} ({found}) is not a multiple of {of} ({divisor})")
             }
             Self::UnknownToken { id } => format!("{key} is {id}, a token that the tokenizer lacks"),
-            Self::Described(text) => text.clone(),
+            Self::Contradicts { found, other, stated } => {
+                format!("{key} is {found}, which contradicts {other} ({stated})")
+            }
+            Self::NoSuchLayer { layer, layers } => format!("{key} names layer {layer} of {layers}"),
+            Self::LayerLacks { layer, layers, part } => {
+                format!("{key}: layer {layer} of {layers} has no {part}")
+            }
+            Self::LayerKind { layer, found, supported } => {
+                format!("{key}: layer {layer} has {found} (supported: {supported})")
+            }
+            Self::UnknownLayers { assumption } => {
+                format!("{key}: the layers are not known: {assumption}")
+            }
         }
     }
 }
@@ -213,46 +271,76 @@ pub enum TensorProblem {
         /// Accepted dtypes.
         expected: &'static str,
     },
+    /// A matrix cannot have the affine quantisation that the configuration states.
+    #[error(
+        "has {columns} columns, which cannot be quantised to {bits} bits in groups of {group_size}"
+    )]
+    Affine {
+        /// Columns of the matrix.
+        columns: usize,
+        /// Bits per weight.
+        bits: usize,
+        /// Columns of a group.
+        group_size: usize,
+    },
+    /// A matrix cannot be quantised to mxfp4.
+    #[error("has {columns} columns, which cannot be quantised to mxfp4 in groups of {group_size}")]
+    Mxfp4 {
+        /// Columns of the matrix.
+        columns: usize,
+        /// Columns of a group.
+        group_size: usize,
+    },
+    /// The tensor is quantised, but the configuration does not say how.
+    #[error("needs a \"quantization\" block in config.json")]
+    NoQuantization,
+    /// A dimension is larger than an array's can be.
+    #[error("has shape {shape:?}, dimensions below 2^31 expected")]
+    TooLarge {
+        /// Shape of the tensor.
+        shape: Vec<usize>,
+    },
 }
 
 impl Error {
     /// A key of `config.json` is missing.
     #[must_use]
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the model families"))]
-    pub(crate) fn missing_key(key: &'static str) -> Self {
-        Self::InvalidConfig { key, problem: ConfigProblem::Missing }
+    pub(crate) fn missing_key(key: impl Into<Cow<'static, str>>) -> Self {
+        Self::invalid_config(key, ConfigProblem::Missing)
     }
 
     /// A key of `config.json` has a value that is not implemented.
     #[must_use]
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the model families"))]
     pub(crate) fn unsupported_value(
-        key: &'static str,
+        key: impl Into<Cow<'static, str>>,
         found: impl ToString,
         supported: impl Into<Cow<'static, str>>,
     ) -> Self {
         let found = found.to_string();
         let supported = supported.into();
-        Self::InvalidConfig { key, problem: ConfigProblem::Unsupported { found, supported } }
+        Self::invalid_config(key, ConfigProblem::Unsupported { found, supported })
     }
 
     /// A key of `config.json` has a value outside its range.
     #[must_use]
     pub(crate) fn invalid_value(
-        key: &'static str,
+        key: impl Into<Cow<'static, str>>,
         found: impl ToString,
         expected: impl Into<Cow<'static, str>>,
     ) -> Self {
         let found = found.to_string();
         let expected = expected.into();
-        Self::InvalidConfig { key, problem: ConfigProblem::Invalid { found, expected } }
+        Self::invalid_config(key, ConfigProblem::Invalid { found, expected })
     }
 
     /// A list in `config.json` has the wrong number of entries.
     #[must_use]
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the model families"))]
-    pub(crate) fn wrong_length(key: &'static str, found: usize, expected: usize) -> Self {
-        Self::InvalidConfig { key, problem: ConfigProblem::Length { found, expected } }
+    pub(crate) fn wrong_length(
+        key: impl Into<Cow<'static, str>>,
+        found: usize,
+        expected: usize,
+    ) -> Self {
+        Self::invalid_config(key, ConfigProblem::Length { found, expected })
     }
 
     /// `config.json` does not have the structure that the model needs.
@@ -261,9 +349,13 @@ impl Error {
         Self::invalid_file(Path::new("config.json"), FileProblem::Json(error))
     }
 
-    /// A configuration error in one sentence, for model families.
-    pub(crate) fn config(text: impl Into<String>) -> Self {
-        Self::InvalidConfig { key: "", problem: ConfigProblem::Described(text.into()) }
+    /// The key of `config.json` has this problem.
+    #[must_use]
+    pub(crate) fn invalid_config(
+        key: impl Into<Cow<'static, str>>,
+        problem: ConfigProblem,
+    ) -> Self {
+        Self::InvalidConfig { key: key.into(), problem }
     }
 
     /// The file or folder `path` cannot be used.
@@ -311,6 +403,31 @@ mod tests {
             ),
             (Error::invalid_value("head_dim", 0, "1 or more"), "head_dim is 0, 1 or more expected"),
             (Error::wrong_length("layer_types", 1, 2), "layer_types has 1 entries, 2 expected"),
+            (
+                Error::invalid_config(
+                    "norm_eps",
+                    ConfigProblem::Contradicts {
+                        found: "1".to_owned(),
+                        other: "rms_norm_eps",
+                        stated: "2".to_owned(),
+                    },
+                ),
+                "norm_eps is 1, which contradicts rms_norm_eps (2)",
+            ),
+            (
+                Error::invalid_config(
+                    format!("rope_scaling.{}", "factor"),
+                    ConfigProblem::NotAMultiple { found: 5, of: "heads", divisor: 2 },
+                ),
+                "rope_scaling.factor (5) is not a multiple of heads (2)",
+            ),
+            (
+                Error::invalid_config(
+                    "layer_types",
+                    ConfigProblem::LayerLacks { layer: 1, layers: 2, part: "attention" },
+                ),
+                "layer_types: layer 1 of 2 has no attention",
+            ),
         ];
         for (error, expected) in cases {
             let text = error.to_string();

@@ -101,9 +101,7 @@ impl Engine {
             model,
             layout,
             config,
-            vocab: checkpoint
-                .size("vocab_size")
-                .ok_or_else(|| Error::config("vocab_size is missing"))?,
+            vocab: checkpoint.size("vocab_size").ok_or_else(|| Error::missing_key("vocab_size"))?,
             context: checkpoint.size("max_position_embeddings"),
             prompt_ops: ops.for_prefill(),
             ops,

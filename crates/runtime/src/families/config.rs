@@ -8,7 +8,7 @@ use serde_json::Value;
 
 pub(super) use super::rope::{RopeConfig, RopeDefaults};
 use crate::loading::{NormKind, NormRule};
-use crate::{Error, Result};
+use crate::{ConfigProblem, Error, Result};
 
 /// Largest value that any size in a configuration may have; products of two stay within `usize`.
 const MAX_SIZE: usize = 1 << 28;
@@ -44,29 +44,32 @@ const NORM_EPS: [&str; 5] =
 
 /// The epsilon of the decoder's norms; several names may state the same one.
 fn norm_eps(config: &Value) -> Result<Option<f32>> {
-    let mut stated: Option<f64> = None;
+    let mut stated: Option<(&'static str, f64)> = None;
     for name in NORM_EPS {
         let Some(value) = config.get(name).filter(|value| !value.is_null()) else { continue };
         let eps = value.as_f64();
-        let eps = eps.ok_or_else(|| Error::config(format!("{name} is {value}, not a number")))?;
-        if stated.is_some_and(|other| other.to_bits() != eps.to_bits()) {
-            return Err(Error::config(format!("{name} is {eps}, which another name contradicts")));
+        let eps = eps.ok_or_else(|| Error::invalid_value(name, value, "a number"))?;
+        let differing = stated.filter(|(_, stated)| stated.to_bits() != eps.to_bits());
+        if let Some((other, stated)) = differing {
+            let found = eps.to_string();
+            let stated = stated.to_string();
+            let problem = ConfigProblem::Contradicts { found, other, stated };
+            return Err(Error::invalid_config(name, problem));
         }
-        stated = Some(eps);
+        stated = Some((name, eps));
     }
     #[expect(clippy::cast_possible_truncation, reason = "norms compute in fp32")]
-    Ok(stated.map(|eps| eps as f32))
+    Ok(stated.map(|(_, eps)| eps as f32))
 }
 
 impl DecoderConfig {
     /// The decoder of `spec`, with the rest of its fields from `config`.
     pub(super) fn new(spec: &ModelSpec, config: &Value) -> Result<Self> {
         let layers = spec.layers.clone().ok_or_else(|| {
-            let reason = spec.assumptions.first().cloned().unwrap_or_default();
-            Error::config(format!("its layers are not known: {reason}"))
+            let assumption = spec.assumptions.first().cloned().unwrap_or_default();
+            Error::invalid_config("num_hidden_layers", ConfigProblem::UnknownLayers { assumption })
         })?;
-        let rope = RopeConfig::deserialize(config);
-        let rope = rope.map_err(|error| Error::config(error.to_string()))?;
+        let rope = RopeConfig::deserialize(config).map_err(Error::config_json)?;
         let sizes = Sizes {
             hidden_size: size(spec.hidden_size),
             num_hidden_layers: layers.len(),
@@ -82,7 +85,7 @@ impl DecoderConfig {
         let stated = self.rope.max_position_embeddings;
         stated
             .map(|tokens| tokens as usize)
-            .ok_or_else(|| Error::config("it has no max_position_embeddings (n_positions)"))
+            .ok_or_else(|| Error::missing_key("max_position_embeddings (n_positions)"))
     }
 
     /// The sizes of layer `layer`.
@@ -110,7 +113,7 @@ impl DecoderConfig {
     /// Elements of a head, in families whose attention layers share one size.
     pub(super) fn head_dim(&self) -> Result<usize> {
         let shape = self.layers.iter().find_map(LayerSpec::attention);
-        shape.map(|shape| size(shape.key_dim)).ok_or_else(|| Error::config("no layer attends"))
+        shape.map(|shape| size(shape.key_dim)).ok_or_else(|| self.lacks(0, "attention"))
     }
 
     /// Elements between the matrices of the dense MLP of layer `layer`.
@@ -130,17 +133,19 @@ impl DecoderConfig {
         self.experts(layer)?.ok_or_else(|| self.lacks(layer, "experts"))
     }
 
-    fn lacks(&self, layer: usize, part: &str) -> Error {
-        Error::config(format!("layer {layer} of {} has no {part}", self.layers.len()))
+    /// The error of layer `layer` without `part`.
+    pub(super) fn lacks(&self, layer: usize, part: &'static str) -> Error {
+        let layers = self.layers.len();
+        Error::invalid_config("layer_types", ConfigProblem::LayerLacks { layer, layers, part })
     }
 }
 
 impl Sizes {
     /// The rule of the decoder's norms; the configuration must state their epsilon.
     pub(super) fn norm(&self, kind: NormKind) -> Result<NormRule> {
-        let eps = self.norm_eps.ok_or_else(|| {
-            Error::config("it has no rms_norm_eps (norm_epsilon, layer_norm_eps)")
-        })?;
+        let eps = self
+            .norm_eps
+            .ok_or_else(|| Error::missing_key("rms_norm_eps (norm_epsilon, layer_norm_eps)"))?;
         Ok(NormRule { kind, eps })
     }
 
@@ -193,7 +198,7 @@ pub(super) struct Mixture {
 
 impl Mixture {
     fn new(shape: &ExpertsShape) -> Result<Self> {
-        let active = shape.active.ok_or_else(|| Error::config("it has no num_experts_per_tok"))?;
+        let active = shape.active.ok_or_else(|| Error::missing_key("num_experts_per_tok"))?;
         Ok(Self {
             experts: size(shape.count),
             active: size(active),
@@ -204,9 +209,9 @@ impl Mixture {
 }
 
 /// Refuses a size of 0, or one that is larger than any model's.
-pub(super) fn positive(sizes: &[(&str, usize)]) -> Result<()> {
+pub(super) fn positive(sizes: &[(&'static str, usize)]) -> Result<()> {
     match sizes.iter().find(|(_, size)| !(1..=MAX_SIZE).contains(size)) {
-        Some((name, size)) => Err(Error::config(format!("{name} is {size}"))),
+        Some((name, size)) => Err(Error::invalid_value(*name, size, format!("1 to {MAX_SIZE}"))),
         None => Ok(()),
     }
 }
@@ -217,8 +222,10 @@ pub(super) fn activation(name: &str) -> Result<Activation> {
         "silu" | "swish" => Ok(Activation::Silu),
         "gelu" => Ok(Activation::GeluErf),
         "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
-        other => Err(Error::config(format!(
-            "activation \"{other}\" is not supported (supported: silu, gelu, gelu_new, gelu_pytorch_tanh)"
-        ))),
+        other => Err(Error::unsupported_value(
+            "hidden_act",
+            format!("\"{other}\""),
+            "silu, gelu, gelu_new, gelu_pytorch_tanh",
+        )),
     }
 }

@@ -39,7 +39,9 @@ impl DeepseekConfig {
         let limit = match self.topk_method.as_deref() {
             None | Some("greedy") => None,
             Some("group_limited_greedy") => self.limit(GroupScore::Best),
-            Some(other) => return Err(unknown("topk_method", other)),
+            Some(other) => {
+                return Err(unknown("topk_method", other, "greedy, group_limited_greedy"));
+            }
         };
         // Published code scales what it does not normalise.
         let normalise = self.norm_topk_prob.unwrap_or(false) && mixture.active > 1;
@@ -51,10 +53,10 @@ impl DeepseekConfig {
     /// V3: the highest sigmoid with a bias, in the groups with the two best ones.
     fn rule_v3(&self, mixture: Mixture) -> Result<RouteRule> {
         if let Some(other) = self.topk_method.as_deref().filter(|method| *method != "noaux_tc") {
-            return Err(unknown("topk_method", other));
+            return Err(unknown("topk_method", other, "noaux_tc"));
         }
         if let Some(other) = self.scoring_func.as_deref().filter(|name| *name != "sigmoid") {
-            return Err(unknown("scoring_func", other));
+            return Err(unknown("scoring_func", other, "sigmoid"));
         }
         Ok(RouteRule {
             experts: mixture.experts,
@@ -80,8 +82,8 @@ impl DeepseekConfig {
     }
 }
 
-fn unknown(key: &str, word: &str) -> Error {
-    Error::config(format!("{key} \"{word}\" is not supported"))
+fn unknown(key: &'static str, word: &str, supported: &'static str) -> Error {
+    Error::unsupported_value(key, format!("\"{word}\""), supported)
 }
 
 pub(super) fn load_v2(w: &Weights, decoder: &DecoderConfig, c: &DeepseekConfig) -> Result<Model> {

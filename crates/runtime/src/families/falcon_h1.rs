@@ -78,16 +78,13 @@ impl FalconH1Config {
         let shape = MixerShape::new(d, layer)?;
         let head_dim = self.mamba_d_head.unwrap_or(shape.head_dim);
         if head_dim != shape.head_dim {
-            return Err(Error::config(format!(
-                "mamba_d_ssm ({}) is not mamba_n_heads ({}) times mamba_d_head ({head_dim})",
-                shape.inner(),
-                shape.heads
-            )));
+            let heads = shape.heads;
+            let expected = format!("mamba_n_heads ({heads}) times mamba_d_head ({head_dim})");
+            return Err(Error::invalid_value("mamba_d_ssm", shape.inner(), expected));
         }
         if self.mamba_rms_norm && (self.mamba_norm_before_gate || shape.groups > 1) {
-            return Err(Error::config(
-                "mamba_rms_norm is only supported after the gate and with one group",
-            ));
+            let supported = "false, or true after the gate and with one group";
+            return Err(Error::unsupported_value("mamba_rms_norm", true, supported));
         }
         Ok(MixerShape {
             conv_bias: self.mamba_conv_bias.unwrap_or(true),

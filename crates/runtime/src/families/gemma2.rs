@@ -40,7 +40,7 @@ pub(super) fn score_scale(scalar: Option<f32>) -> Result<f32> {
     if scalar > 0.0 && scalar.is_finite() {
         return Ok(scalar.sqrt().recip());
     }
-    Err(Error::config(format!("query_pre_attn_scalar is {scalar}")))
+    Err(Error::invalid_value("query_pre_attn_scalar", scalar, "a positive number"))
 }
 
 /// `√hidden`, the factor on Gemma's embeddings.
@@ -84,7 +84,7 @@ fn attention(
 pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &Gemma2Config) -> Result<Model> {
     let cap = c.final_logit_softcapping;
     if let Some(cap) = cap.filter(|cap| !(*cap > 0.0 && cap.is_finite())) {
-        return Err(Error::config(format!("final_logit_softcapping is {cap}")));
+        return Err(Error::invalid_value("final_logit_softcapping", cap, "a positive number"));
     }
     Ok(Model {
         embed_scale: Some(embed_scale(d)),

@@ -45,7 +45,7 @@ fn mlp(w: &Weights, hidden: usize, mixture: Mixture) -> Result<Moe> {
 
 pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &GptOssConfig) -> Result<Model> {
     if let Some(limit) = c.swiglu_limit.filter(|limit| (limit - 7.0).abs() > f32::EPSILON) {
-        return Err(Error::config(format!("swiglu_limit is {limit} (supported: 7)")));
+        return Err(Error::unsupported_value("swiglu_limit", limit, "7"));
     }
     let norm = d.sizes.norm(NormKind::Rms)?;
     let hidden = d.sizes.hidden_size;

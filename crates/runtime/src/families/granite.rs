@@ -47,7 +47,7 @@ impl GraniteMultipliers {
         if self.logits_scaling.is_finite() && self.logits_scaling > 0.0 {
             return Ok(());
         }
-        Err(Error::config(format!("logits_scaling is {}", self.logits_scaling)))
+        Err(Error::invalid_value("logits_scaling", self.logits_scaling, "a positive number"))
     }
 }
 

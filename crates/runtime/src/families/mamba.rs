@@ -11,8 +11,8 @@ use super::config::{DecoderConfig, size};
 use super::dense::{Mixer, Model};
 use super::layer_state::{LayerState, StateIndex};
 use super::single::backbone;
+use crate::Result;
 use crate::loading::{Bias, NormKind, Weights};
-use crate::{Error, Result};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct MambaConfig {
@@ -104,7 +104,7 @@ pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &MambaConfig) -> Result<Mo
     let hidden = d.sizes.hidden_size;
     let model = backbone(w, d, norm, |w, layer| match d.mixer(layer)? {
         LayerMixer::Mamba(shape) => MambaMixer::load(w, c, hidden, &shape),
-        _ => Err(Error::config(format!("layer {layer} is not a Mamba 1 mixer"))),
+        _ => Err(d.lacks(layer, "Mamba 1 mixer")),
     })?;
     // The class ties the head if the configuration is silent.
     let lm_head = model.lm_head.filter(|_| d.sizes.tie_word_embeddings.is_some());

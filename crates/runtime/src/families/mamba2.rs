@@ -30,10 +30,11 @@ pub(super) struct TimeStepLimit([Value; 2]);
 impl TimeStepLimit {
     pub(super) fn limits(&self) -> Result<(f32, f32)> {
         let Self([least, largest]) = self;
-        limit(least)
-            .zip(limit(largest))
-            .filter(|(least, largest)| least <= largest)
-            .ok_or_else(|| Error::config(format!("time_step_limit is [{least}, {largest}]")))
+        let limits = limit(least).zip(limit(largest));
+        limits.filter(|(least, largest)| least <= largest).ok_or_else(|| {
+            let found = format!("[{least}, {largest}]");
+            Error::invalid_value("time_step_limit", found, "two numbers in ascending order")
+        })
     }
 }
 
@@ -86,11 +87,10 @@ impl MixerShape {
             LayerMixer::Mamba2(shape) => Some(*shape),
             _ => None,
         });
-        let shape =
-            shape.ok_or_else(|| Error::config(format!("layer {layer} is not a Mamba 2 mixer")))?;
+        let shape = shape.ok_or_else(|| d.lacks(layer, "Mamba 2 mixer"))?;
         let head_dim = shape.head_dim().ok_or_else(|| {
-            let heads = shape.heads;
-            Error::config(format!("{} elements do not divide into {heads} heads", shape.inner))
+            let expected = format!("a divisor of the mixer's {} elements", shape.inner);
+            Error::invalid_value("num_heads (mamba_n_heads)", shape.heads, expected)
         })?;
         Ok(Self {
             hidden: d.sizes.hidden_size,
@@ -173,8 +173,8 @@ fn gated_norm(w: &Weights, s: &MixerShape, rule: NormRule) -> Result<RmsNorm> {
     let inner = s.inner();
     let groups = s.norm_groups;
     if groups == 0 || !inner.is_multiple_of(groups) {
-        let what = format!("{inner} channels do not divide into {groups} groups of a norm");
-        return Err(Error::config(what));
+        let expected = format!("a divisor of the mixer's {inner} channels");
+        return Err(Error::invalid_value("n_groups (mamba_n_groups)", groups, expected));
     }
     Ok(RmsNorm { group: inner / groups, ..w.rms_norm("norm", inner, rule)? })
 }

@@ -9,8 +9,8 @@ use mlxcel_core::{AbsorbedStorage, Array, AttentionSpec, Pass, Rope};
 use super::config::{DecoderConfig, size};
 use super::dense::Mixer;
 use super::layer_state::{LayerState, StateIndex};
+use crate::Result;
 use crate::loading::{Bias, LatentShape, NormKind, NormRule, Weights};
-use crate::{Error, Result};
 
 /// The norms of the compressed queries and of the latents, independent of the model's epsilon.
 const NORM: NormRule = NormRule { kind: NormKind::Rms, eps: 1e-6 };
@@ -30,8 +30,7 @@ impl LatentSizes {
     /// The sizes of layer `layer`.
     pub(super) fn new(d: &DecoderConfig, layer: usize) -> Result<Self> {
         let shape = d.layer(layer)?.latent().copied();
-        let shape =
-            shape.ok_or_else(|| Error::config(format!("layer {layer} has no latent attention")))?;
+        let shape = shape.ok_or_else(|| d.lacks(layer, "latent attention"))?;
         Ok(Self {
             heads: size(shape.query_heads),
             query_rank: shape.query_rank.map(size),

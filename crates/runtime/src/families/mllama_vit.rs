@@ -17,7 +17,7 @@ use super::mllama_patches::{Embeddings, TileEmbedding, repeated};
 use super::mlp::PlainMlp;
 use crate::loading::{Bias, NormKind, NormRule, Weights};
 use crate::vision::{EncodedImage, MAX_TILES, Pixels, arrangements};
-use crate::{Error, Result};
+use crate::{ConfigProblem, Error, Result};
 
 /// The first and the last norm have PyTorch's epsilon, not that of the configuration.
 pub(super) const OUTER: NormRule = NormRule { kind: NormKind::Layer, eps: 1e-5 };
@@ -70,10 +70,10 @@ impl Default for MllamaVitConfig {
 impl MllamaVitConfig {
     fn check(&self) -> Result<()> {
         positive(&[
-            ("vision_config: hidden_size", self.hidden_size),
-            ("vision_config: intermediate_size", self.intermediate_size),
-            ("vision_config: attention_heads", self.attention_heads),
-            ("vision_config: patch_size", self.patch_size),
+            ("vision_config.hidden_size", self.hidden_size),
+            ("vision_config.intermediate_size", self.intermediate_size),
+            ("vision_config.attention_heads", self.attention_heads),
+            ("vision_config.patch_size", self.patch_size),
         ])?;
         let hidden = self.hidden_size;
         let heads = self.attention_heads;
@@ -82,20 +82,29 @@ impl MllamaVitConfig {
         let tiles = self.max_num_tiles;
         let kept = &self.intermediate_layers_indices;
         let layers = self.num_hidden_layers;
-        let wrong = if self.num_channels != 3 {
-            format!("num_channels is {} (supported: 3)", self.num_channels)
-        } else if !(1..=MAX_TILES).contains(&tiles) {
-            format!("max_num_tiles is {tiles} (1 to {MAX_TILES})")
-        } else if !(1..=MAX_SIDE).contains(&side) || !side.is_multiple_of(patch) {
-            format!("image_size is {side}, no whole patches of {patch}")
-        } else if !hidden.is_multiple_of(heads) {
-            format!("hidden_size ({hidden}) does not divide into {heads} heads")
-        } else if let Some(index) = kept.iter().find(|index| **index >= layers) {
-            format!("intermediate_layers_indices names layer {index} of {layers}")
-        } else {
-            return self.check_outputs();
-        };
-        Err(Error::config(format!("vision_config: {wrong}")))
+        if self.num_channels != 3 {
+            let key = "vision_config.num_channels";
+            return Err(Error::unsupported_value(key, self.num_channels, "3"));
+        }
+        if !(1..=MAX_TILES).contains(&tiles) {
+            let expected = format!("1 to {MAX_TILES}");
+            return Err(Error::invalid_value("vision_config.max_num_tiles", tiles, expected));
+        }
+        if !(1..=MAX_SIDE).contains(&side) || !side.is_multiple_of(patch) {
+            let expected = format!("1 to {MAX_SIDE} in whole patches of {patch}");
+            return Err(Error::invalid_value("vision_config.image_size", side, expected));
+        }
+        if !hidden.is_multiple_of(heads) {
+            let of = "vision_config.attention_heads";
+            let problem = ConfigProblem::NotAMultiple { found: hidden, of, divisor: heads };
+            return Err(Error::invalid_config("vision_config.hidden_size", problem));
+        }
+        if let Some(layer) = kept.iter().copied().find(|layer| *layer >= layers) {
+            let key = "vision_config.intermediate_layers_indices";
+            let problem = ConfigProblem::NoSuchLayer { layer, layers };
+            return Err(Error::invalid_config(key, problem));
+        }
+        self.check_outputs()
     }
 
     /// Checks the projected layers and the arrangements of tiles.
@@ -103,25 +112,25 @@ impl MllamaVitConfig {
         let kept = self.intermediate_layers_indices.len();
         let stated = self.vision_output_dim;
         let width = self.hidden_size * (1 + kept);
-        if kept == 0 || stated != width {
-            return Err(wrong(format!(
-                "vision_output_dim is {stated}, but the output and {kept} earlier ones have {width}"
-            )));
+        if kept == 0 {
+            let key = "vision_config.intermediate_layers_indices";
+            return Err(Error::invalid_value(key, "[]", "one layer or more"));
+        }
+        if stated != width {
+            let expected = format!("{width} for the output and {kept} earlier ones");
+            return Err(Error::invalid_value("vision_config.vision_output_dim", stated, expected));
         }
         let tiles = self.max_num_tiles;
         let known = arrangements(self.max_num_tiles);
         match &self.supported_aspect_ratios {
-            Some(stated) if *stated != known => Err(wrong(format!(
-                "supported_aspect_ratios are {stated:?}, but {tiles} tiles make {known:?}"
-            ))),
+            Some(stated) if *stated != known => Err(Error::invalid_value(
+                "vision_config.supported_aspect_ratios",
+                format!("{stated:?}"),
+                format!("{known:?} for {tiles} tiles"),
+            )),
             _ => Ok(()),
         }
     }
-}
-
-/// The error of a contradiction in `vision_config`.
-fn wrong(what: String) -> Error {
-    Error::config(format!("vision_config: {what}"))
 }
 
 /// Attention among all rows.

@@ -50,6 +50,8 @@ mod smollm3;
 mod starcoder2;
 mod with_encoder;
 
+use std::path::Path;
+
 use mlxcel_core::recurrent::StateLayout;
 use mlxcel_core::{Array, CrossImage, LayerLayout, Ops, Pass, SequenceCache};
 use mlxcel_estimator::ModelSpec;
@@ -60,7 +62,7 @@ use self::config::DecoderConfig;
 use crate::loading::{self, Weights};
 use crate::source::ModelSource;
 use crate::vision::{EncodedImage, Pixels};
-use crate::{Error, Result};
+use crate::{Error, FileProblem, Result};
 
 /// A decoder that maps a ragged batch of tokens to hidden states and logits.
 pub trait LanguageModel {
@@ -110,7 +112,8 @@ pub trait LanguageModel {
         images: &[CrossImage],
     ) -> Result<()> {
         cache.attach_images(ops, images, |_, _| {
-            Err(Error::config("the model has no cross-attention layers to see images"))
+            let feature = "attaching images for a model with no cross-attention layers";
+            Err(mlxcel_core::Error::Unsupported { feature }.into())
         })
     }
 }
@@ -205,10 +208,7 @@ pub fn read_config(source: &ModelSource) -> Result<Value> {
 }
 
 fn model_type(config: &Value) -> Result<&str> {
-    config
-        .get("model_type")
-        .and_then(Value::as_str)
-        .ok_or_else(|| Error::config("it has no \"model_type\", so its architecture is unknown"))
+    config.get("model_type").and_then(Value::as_str).ok_or_else(|| Error::missing_key("model_type"))
 }
 
 fn unsupported(model_type: &str) -> Error {
@@ -219,11 +219,13 @@ fn unsupported(model_type: &str) -> Error {
 }
 
 fn parse<C: DeserializeOwned>(config: &Value) -> Result<C> {
-    C::deserialize(config).map_err(|error| Error::config(error.to_string()))
+    C::deserialize(config).map_err(Error::config_json)
 }
 
 fn object(config: &Value) -> Result<&Map<String, Value>> {
-    config.as_object().ok_or_else(|| Error::config("it is no JSON object"))
+    config
+        .as_object()
+        .ok_or_else(|| Error::invalid_file(Path::new("config.json"), FileProblem::NotAnObject))
 }
 
 /// Builds a family's model from its decoder's sizes and its own fields of `config`.

@@ -11,7 +11,7 @@ use super::layer_state::{LayerState, StateIndex};
 use super::mamba2::{Mamba2Mixer, MixerShape, TimeStepLimit};
 use super::single::backbone;
 use crate::loading::{Bias, NormKind, NormRule, Weights};
-use crate::{Error, Result};
+use crate::{ConfigProblem, Error, Result};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct NemotronHConfig {
@@ -86,15 +86,17 @@ fn layer(
         None if spec.dense().is_some() => {
             Ok(Box::new(MlpLayer(c.mlp(w, hidden, d.inner(layer)?)?)))
         }
-        _ => Err(Error::config(format!(
-            "layer {layer} has experts (supported: Mamba \"M\", attention \"*\", MLP \"-\")"
-        ))),
+        _ => {
+            let supported = "Mamba \"M\", attention \"*\", MLP \"-\"";
+            let problem = ConfigProblem::LayerKind { layer, found: "experts", supported };
+            Err(Error::invalid_config("hybrid_override_pattern", problem))
+        }
     }
 }
 
 pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &NemotronHConfig) -> Result<Model> {
     if let Some(other) = c.mlp_hidden_act.as_deref().filter(|name| *name != "relu2") {
-        return Err(Error::config(format!("mlp_hidden_act is \"{other}\" (supported: relu2)")));
+        return Err(Error::unsupported_value("mlp_hidden_act", format!("\"{other}\""), "relu2"));
     }
     backbone(w, d, norm(d), |w, index| layer(w, d, c, index))
 }

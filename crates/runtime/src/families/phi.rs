@@ -77,7 +77,7 @@ fn norm(d: &DecoderConfig) -> NormRule {
 
 pub(super) fn load(w: &Weights, d: &DecoderConfig, c: &PhiConfig) -> Result<Model> {
     if c.qk_layernorm {
-        return Err(Error::config("qk_layernorm is not supported"));
+        return Err(Error::unsupported_value("qk_layernorm", true, "false"));
     }
     let s = &d.sizes;
     let rope = d.rope.build_or(d.head_dim()?, ROPE)?;

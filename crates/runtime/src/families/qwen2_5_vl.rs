@@ -33,12 +33,11 @@ pub(super) fn load(
     let at = |name: &str| if name.is_empty() { w.root() } else { w.at(name) };
     let holds = |places: &&[&str; 3]| at(places[0]).has("norm.weight");
     let [model, head, visual] = PLACES.iter().find(holds).unwrap_or(&PLACES[0]).map(at);
-    let sections = d.rope.sections().ok_or_else(|| {
-        Error::config("rope_scaling has no mrope_section: how many frequencies turn by time, height and width")
-    })?;
+    let sections = d.rope.sections();
+    let sections = sections.ok_or_else(|| Error::missing_key("rope_scaling.mrope_section"))?;
     let rope = d.rope.build(d.head_dim()?)?;
     if sections.len() != 3 {
-        return Err(Error::config(format!("mrope_section is {sections:?}, not three numbers")));
+        return Err(Error::wrong_length("rope_scaling.mrope_section", sections.len(), 3));
     }
     let rope = rope.with_sections(&sections)?;
     let complete = visual.has("merger.ln_q.weight");

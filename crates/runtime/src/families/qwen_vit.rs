@@ -13,7 +13,7 @@ use super::config::{activation, positive};
 use super::mlp::{Mlp, PlainMlp};
 use crate::loading::{Bias, Frames, NormKind, NormRule, Patches, Weights};
 use crate::vision::{EncodedImage, ImageError, PatchShape, Pixels};
-use crate::{Error, Result};
+use crate::{ConfigProblem, Error, Result};
 
 /// The norms of the class, which its configuration does not mention.
 const NORM: NormRule = NormRule { kind: NormKind::Rms, eps: 1e-6 };
@@ -62,34 +62,42 @@ impl Default for QwenVitConfig {
 impl QwenVitConfig {
     fn check(&self, hidden: usize) -> Result<()> {
         positive(&[
-            ("vision_config: depth", self.depth),
-            ("vision_config: hidden_size", self.hidden_size),
-            ("vision_config: intermediate_size", self.intermediate_size),
-            ("vision_config: num_heads", self.num_heads),
-            ("vision_config: patch_size", self.patch_size),
-            ("vision_config: temporal_patch_size", self.temporal_patch_size),
-            ("vision_config: spatial_merge_size", self.spatial_merge_size),
+            ("vision_config.depth", self.depth),
+            ("vision_config.hidden_size", self.hidden_size),
+            ("vision_config.intermediate_size", self.intermediate_size),
+            ("vision_config.num_heads", self.num_heads),
+            ("vision_config.patch_size", self.patch_size),
+            ("vision_config.temporal_patch_size", self.temporal_patch_size),
+            ("vision_config.spatial_merge_size", self.spatial_merge_size),
         ])?;
         if self.in_channels != 3 {
-            return wrong(format!("in_channels is {} (supported: 3)", self.in_channels));
+            let key = "vision_config.in_channels";
+            return Err(Error::unsupported_value(key, self.in_channels, "3"));
         }
         if self.out_hidden_size != hidden {
-            let out = self.out_hidden_size;
-            return wrong(format!("out_hidden_size is {out}, but the decoder's width is {hidden}"));
+            let problem = ConfigProblem::Contradicts {
+                found: self.out_hidden_size.to_string(),
+                other: "hidden_size",
+                stated: hidden.to_string(),
+            };
+            return Err(Error::invalid_config("vision_config.out_hidden_size", problem));
         }
         if !self.hidden_size.is_multiple_of(4 * self.num_heads) {
-            let width = self.hidden_size;
-            let heads = self.num_heads;
-            return wrong(format!(
-                "hidden_size ({width}) is not 4 dimensions a head ({heads}) or a multiple"
-            ));
+            let expected = format!("a multiple of 4 × num_heads ({})", self.num_heads);
+            let key = "vision_config.hidden_size";
+            return Err(Error::invalid_value(key, self.hidden_size, expected));
         }
         if self.window() == 0 {
-            return wrong(format!("window_size is {}, less than a square", self.window_size));
+            let expected = format!(
+                "spatial_merge_size ({}) × patch_size ({}) or more",
+                self.spatial_merge_size, self.patch_size
+            );
+            let key = "vision_config.window_size";
+            return Err(Error::invalid_value(key, self.window_size, expected));
         }
         if let Some(layer) = self.fullatt_block_indexes.iter().find(|layer| **layer >= self.depth) {
-            let depth = self.depth;
-            return wrong(format!("fullatt_block_indexes names layer {layer} of {depth}"));
+            let problem = ConfigProblem::NoSuchLayer { layer: *layer, layers: self.depth };
+            return Err(Error::invalid_config("vision_config.fullatt_block_indexes", problem));
         }
         Ok(())
     }
@@ -98,11 +106,6 @@ impl QwenVitConfig {
     fn window(&self) -> usize {
         self.window_size / self.spatial_merge_size / self.patch_size
     }
-}
-
-/// The error of a contradiction in `vision_config`.
-fn wrong<T>(what: String) -> Result<T> {
-    Err(Error::config(format!("vision_config: {what}")))
 }
 
 /// Attention within segments of patches.
@@ -318,9 +321,12 @@ mod tests {
         assert!(config(serde_json::json!({})).check(128).is_ok());
         for (fields, expected) in [
             (serde_json::json!({"fullatt_block_indexes": [1, 2]}), "names layer 2 of 2"),
-            (serde_json::json!({"out_hidden_size": 64}), "the decoder's width is 128"),
-            (serde_json::json!({"num_heads": 5}), "4 dimensions a head (5)"),
-            (serde_json::json!({"window_size": 27}), "less than a square"),
+            (serde_json::json!({"out_hidden_size": 64}), "contradicts hidden_size (128)"),
+            (serde_json::json!({"num_heads": 5}), "a multiple of 4 × num_heads (5)"),
+            (
+                serde_json::json!({"window_size": 27}),
+                "spatial_merge_size (2) × patch_size (14) or more",
+            ),
             (serde_json::json!({"in_chans": 4}), "in_channels is 4"),
             (serde_json::json!({"patch_size": 0}), "patch_size is 0"),
         ] {

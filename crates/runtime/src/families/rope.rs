@@ -81,15 +81,17 @@ impl RopeConfig {
     }
 
     fn scaling(&self) -> Result<RopeScaling> {
-        let Some(map) = self.rope_scaling.as_ref().or(self.rope_parameters.as_ref()) else {
-            return Ok(RopeScaling::None);
+        let (block, map) = match (&self.rope_scaling, &self.rope_parameters) {
+            (Some(map), _) => ("rope_scaling", map),
+            (None, Some(map)) => ("rope_parameters", map),
+            (None, None) => return Ok(RopeScaling::None),
         };
         let kind = map
             .get("type")
             .or_else(|| map.get("rope_type"))
             .and_then(Value::as_str)
             .unwrap_or("default");
-        let keys = ScalingKeys { map, kind };
+        let keys = ScalingKeys { block, map };
         match kind {
             "default" | "mrope" => Ok(RopeScaling::None),
             "linear" => Ok(RopeScaling::Linear { factor: keys.required("factor")? }),
@@ -109,9 +111,11 @@ impl RopeConfig {
                 truncate: map.get("truncate").and_then(Value::as_bool).unwrap_or(true),
             }),
             "longrope" | "su" => self.longrope(&keys),
-            other => Err(Error::config(format!(
-                "rope scaling \"{other}\" is not supported (supported: default, linear, llama3, yarn, longrope)"
-            ))),
+            other => Err(Error::unsupported_value(
+                format!("{block}.type"),
+                format!("\"{other}\""),
+                "default, linear, llama3, yarn, longrope",
+            )),
         }
     }
 
@@ -128,8 +132,9 @@ impl RopeConfig {
 }
 
 struct ScalingKeys<'a> {
+    /// Name of the block in the configuration.
+    block: &'static str,
     map: &'a Map<String, Value>,
-    kind: &'a str,
 }
 
 impl ScalingKeys<'_> {
@@ -143,19 +148,21 @@ impl ScalingKeys<'_> {
 
     fn required(&self, key: &str) -> Result<f64> {
         let value = self.number(key).filter(|v| *v > 0.0);
-        value.ok_or_else(|| {
-            Error::config(format!("rope scaling \"{}\" needs a positive \"{key}\"", self.kind))
-        })
+        value.ok_or_else(|| self.unusable(key, "a positive number"))
     }
 
     fn list(&self, key: &str) -> Result<Vec<f64>> {
         let list = self.map.get(key).and_then(Value::as_array);
         let numbers = list.and_then(|l| l.iter().map(Value::as_f64).collect::<Option<Vec<_>>>());
-        numbers.ok_or_else(|| {
-            Error::config(format!(
-                "rope scaling \"{}\" needs a list of numbers \"{key}\"",
-                self.kind
-            ))
-        })
+        numbers.ok_or_else(|| self.unusable(key, "a list of numbers"))
+    }
+
+    /// The error of a key that is missing or has another value than `expected`.
+    fn unusable(&self, key: &str, expected: &'static str) -> Error {
+        let name = format!("{}.{key}", self.block);
+        match self.map.get(key) {
+            Some(found) => Error::invalid_value(name, found, expected),
+            None => Error::missing_key(name),
+        }
     }
 }

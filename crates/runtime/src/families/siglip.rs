@@ -10,7 +10,7 @@ use super::config::{activation, positive};
 use super::dense::PlainMlp;
 use crate::loading::{Bias, Frames, NormKind, NormRule, Patches, Weights};
 use crate::vision::{EncodedImage, ImageError, PatchShape, Pixels};
-use crate::{Error, Result};
+use crate::{ConfigProblem, Error, Result};
 
 /// `vision_config`; the defaults are the class's.
 #[derive(Clone, Debug, Deserialize)]
@@ -75,35 +75,31 @@ impl SiglipConfig {
     /// Patches along a side of the image, and along a side of each of the `tokens` pooled squares.
     fn grid(&self, tokens: usize) -> Result<(usize, usize)> {
         if self.num_channels != 3 {
-            return Err(wrong(format!("num_channels is {} (supported: 3)", self.num_channels)));
+            let key = "vision_config.num_channels";
+            return Err(Error::unsupported_value(key, self.num_channels, "3"));
         }
         positive(&[
-            ("vision_config: hidden_size", self.hidden_size),
-            ("vision_config: intermediate_size", self.intermediate_size),
-            ("vision_config: image_size", self.image_size),
-            ("vision_config: patch_size", self.patch_size),
+            ("vision_config.hidden_size", self.hidden_size),
+            ("vision_config.intermediate_size", self.intermediate_size),
+            ("vision_config.image_size", self.image_size),
+            ("vision_config.patch_size", self.patch_size),
         ])?;
         if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            let hidden = self.hidden_size;
-            let heads = self.num_attention_heads;
-            return Err(wrong(format!(
-                "hidden_size ({hidden}) does not divide into {heads} heads"
-            )));
+            let problem = ConfigProblem::NotAMultiple {
+                found: self.hidden_size,
+                of: "vision_config.num_attention_heads",
+                divisor: self.num_attention_heads,
+            };
+            return Err(Error::invalid_config("vision_config.hidden_size", problem));
         }
         let side = self.image_size / self.patch_size;
         let small = tokens.isqrt();
         if small == 0 || small * small != tokens || !side.is_multiple_of(small) {
-            return Err(wrong(format!(
-                "{side}² patches do not make {tokens} tokens (mm_tokens_per_image)"
-            )));
+            let expected = format!("a square number that divides {side}² patches into squares");
+            return Err(Error::invalid_value("mm_tokens_per_image", tokens, expected));
         }
         Ok((side, side / small))
     }
-}
-
-/// The error of a contradiction in `vision_config`.
-fn wrong(what: String) -> Error {
-    Error::config(format!("vision_config: {what}"))
 }
 
 /// Attention among all patches.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::Residence;
 use super::fingerprint::Fnv;
 use crate::source::ModelSource;
-use crate::{Error, Result, TensorProblem, builtin};
+use crate::{Error, FileProblem, Result, TensorProblem, builtin};
 
 /// A range of a matrix's rows.
 #[derive(Clone, Copy, Debug)]
@@ -75,8 +75,7 @@ impl Checkpoint {
 
     fn folder(dir: &Path, config: Value, reads: impl Fn(u64) -> bool) -> Result<Self> {
         let found = headers::Checkpoint::open(dir)?;
-        let found =
-            found.ok_or_else(|| Error::invalid_file(dir, crate::error::FileProblem::NoWeights))?;
+        let found = found.ok_or_else(|| Error::invalid_file(dir, FileProblem::NoWeights))?;
         let mut checkpoint =
             Self { origin: dir.to_owned(), config, files: Vec::new(), tensors: HashMap::new() };
         let infos = found.files.iter().flat_map(|(_, header)| header.tensors.iter());
@@ -151,7 +150,9 @@ impl Checkpoint {
             .iter()
             .map(|d| i32::try_from(*d))
             .collect::<std::result::Result<_, _>>()
-            .map_err(|_| Error::config(format!("{name}: a dimension exceeds 2^31")))?;
+            .map_err(|_| {
+                Error::tensor(name, TensorProblem::TooLarge { shape: expected.to_vec() })
+            })?;
         shape[0] = i32::try_from(rows.count).expect("a range of rows is not larger than all rows");
         let mapped =
             self.files[*file].array(range, &shape, dtype).map_err(mlxcel_core::Error::from)?;
@@ -185,8 +186,9 @@ pub(crate) fn read_config(source: &ModelSource) -> Result<Value> {
             }
         }
     };
-    let text = std::str::from_utf8(&bytes)
-        .map_err(|_| Error::config(format!("{} is not UTF-8 text", path.display())))?;
+    let text = std::str::from_utf8(&bytes).map_err(|error| {
+        Error::invalid_file(&path, FileProblem::NotUtf8 { byte: error.valid_up_to() })
+    })?;
     let config = mlxcel_estimator::parse_object(text, &path.display().to_string())?;
     Ok(Value::Object(mlxcel_estimator::resolved_config(&config)?))
 }

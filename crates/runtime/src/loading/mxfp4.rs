@@ -10,7 +10,7 @@ use mlxcel_core::{Activation, Array};
 use super::Weights;
 use super::checkpoint::Rows;
 use super::experts::ExpertShape;
-use crate::{Error, Result};
+use crate::{Error, Result, TensorProblem};
 
 const GROUP: usize = Mxfp4Weight::GROUP;
 
@@ -46,7 +46,7 @@ impl Weights<'_> {
         let pair = self.ops().deinterleave(&pair, 2)?;
         let [gate, up] = pair
             .try_into()
-            .map_err(|_| Error::config("gate and up of the experts are not a pair"))?;
+            .unwrap_or_else(|_| unreachable!("a matrix deinterleaved by 2 is a pair"));
         let down = self.blocks("down_proj", Rows::stack(experts, hidden), inner)?;
         let down = ExpertMatrices::Stacked(self.ops().matrix(down)?);
         let both = self.expert_bias("gate_up_proj_bias", experts, 2 * inner)?;
@@ -88,7 +88,7 @@ impl Weights<'_> {
 
     /// The matrix of `NAME_blocks` and `NAME_scales`.
     fn blocks(&self, name: &str, rows: Rows, cols: usize) -> Result<Weight> {
-        let groups = self.groups(cols)?;
+        let groups = self.groups(&format!("{name}_blocks"), cols)?;
         let shape = [rows.total, groups, GROUP / 2];
         let codes = self.stored_tensor(&format!("{name}_blocks"), &shape, rows)?;
         let scales = self.stored_tensor(&format!("{name}_scales"), &shape[..2], rows)?;
@@ -97,17 +97,17 @@ impl Weights<'_> {
 
     /// The matrix of `weight` and `scales`, as MLX has it.
     pub(super) fn mxfp4(&self, rows: Rows, cols: usize) -> Result<Weight> {
-        let groups = self.groups(cols)?;
+        let groups = self.groups("weight", cols)?;
         let codes = self.stored_tensor("weight", &[rows.total, groups * GROUP / 8], rows)?;
         let scales = self.stored_tensor("scales", &[rows.total, groups], rows)?;
         Ok(Weight::Mxfp4(Mxfp4Weight::new(codes, scales)?))
     }
 
-    fn groups(&self, cols: usize) -> Result<usize> {
+    fn groups(&self, name: &str, cols: usize) -> Result<usize> {
         if cols.is_multiple_of(GROUP) {
             return Ok(cols / GROUP);
         }
-        let what = format!("{cols} columns cannot be quantised to mxfp4, whose groups are {GROUP}");
-        Err(Error::config(what))
+        let problem = TensorProblem::Mxfp4 { columns: cols, group_size: GROUP };
+        Err(Error::tensor(&self.path(name), problem))
     }
 }

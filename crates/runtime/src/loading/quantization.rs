@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
+use crate::{Error, Result, TensorProblem};
 
 /// Quantisation of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,9 +28,11 @@ impl Quantization {
             None | Some("mxfp4") => {}
             Some("affine") if block.contains_key("bits") => {}
             Some(method) => {
-                return Err(Error::config(format!(
-                    "quantisation \"{method}\" is not supported (supported: MLX's affine format, mxfp4)"
-                )));
+                return Err(Error::unsupported_value(
+                    "quantization.quant_method",
+                    format!("\"{method}\""),
+                    "MLX's affine format, mxfp4",
+                ));
             }
         }
         mode(block)?;
@@ -40,9 +42,7 @@ impl Quantization {
     /// The scheme of the layer at `path` (whose scales were found in the files).
     pub(super) fn scheme(&self, path: &str) -> Result<Scheme> {
         let Some(block) = &self.block else {
-            return Err(Error::config(format!(
-                "it has no \"quantization\" block, but {path} has scales"
-            )));
+            return Err(Error::tensor(&format!("{path}.scales"), TensorProblem::NoQuantization));
         };
         let layer = block.get(path).and_then(Value::as_object);
         // A layer with a block of its own has MLX's default mode there, not that of the others.
@@ -51,9 +51,11 @@ impl Quantization {
         }
         let [group_size, bits] = ["group_size", "bits"].map(|key| {
             let value = layer.and_then(|l| l.get(key)).or_else(|| block.get(key));
-            let value = value.and_then(Value::as_u64).and_then(|v| usize::try_from(v).ok());
-            value.ok_or_else(|| {
-                Error::config(format!("quantization.{key} of {path} is not a whole number"))
+            let key = format!("quantization.{key}");
+            let Some(value) = value else { return Err(Error::missing_key(key)) };
+            let number = value.as_u64().and_then(|v| usize::try_from(v).ok());
+            number.ok_or_else(|| {
+                Error::invalid_value(key, value, format!("a whole number for {path}"))
             })
         });
         Ok(Scheme::Affine { group_size: group_size?, bits: bits? })
@@ -65,9 +67,11 @@ fn mode(block: &Map<String, Value>) -> Result<&str> {
     match block.get("mode").and_then(Value::as_str) {
         None => Ok("affine"),
         Some(mode @ ("affine" | "mxfp4")) => Ok(mode),
-        Some(other) => Err(Error::config(format!(
-            "quantisation mode \"{other}\" is not supported (supported: affine, mxfp4)"
-        ))),
+        Some(other) => Err(Error::unsupported_value(
+            "quantization.mode",
+            format!("\"{other}\""),
+            "affine, mxfp4",
+        )),
     }
 }
 
@@ -99,7 +103,10 @@ mod tests {
         assert_eq!(q.scheme("lm_head").unwrap(), Scheme::Affine { group_size: 64, bits: 8 });
         let other = json!({"quantization": {"group_size": 16, "bits": 4, "mode": "nvfp4"}});
         let error = Quantization::from_config(&other).unwrap_err().to_string();
-        assert!(error.contains("\"nvfp4\" is not supported (supported: affine, mxfp4)"), "{error}");
+        assert!(
+            error.contains("mode is \"nvfp4\", which is not supported (supported: affine, mxfp4)"),
+            "{error}"
+        );
     }
 
     #[test]

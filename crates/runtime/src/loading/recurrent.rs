@@ -14,7 +14,7 @@ impl Weights<'_> {
     /// # Errors
     /// A missing or misshapen tensor, by name.
     pub(crate) fn exact_vector(&self, name: &str, len: usize) -> Result<Array> {
-        array(&self.values(name, len)?, &[len])
+        array(&self.path(name), &self.values(name, len)?, &[len])
     }
 
     /// The rates of decay `−exp(a)` of the matrix `name`, `[rows, cols]`, in fp32.
@@ -25,7 +25,7 @@ impl Weights<'_> {
         let stored = self.stored_tensor(name, &[rows, cols], Rows::all(rows))?;
         let values = self.ops().to_f32(&stored)?;
         let rates: Vec<f32> = values.iter().map(|value| -value.exp()).collect();
-        array(&rates, &[rows, cols])
+        array(&self.path(name), &rates, &[rows, cols])
     }
 
     /// An RMS norm over `dim` dimensions that has no weight.
@@ -33,7 +33,8 @@ impl Weights<'_> {
     /// # Errors
     /// A dimension beyond 2³¹.
     pub(crate) fn unit_norm(&self, dim: usize, eps: f32) -> Result<RmsNorm> {
-        let weight = self.ops().vector(array(&vec![1.0; dim], &[dim])?)?;
+        let weight = array(&self.path("unit_norm"), &vec![1.0; dim], &[dim])?;
+        let weight = self.ops().vector(weight)?;
         Ok(RmsNorm { weight, group: dim, eps })
     }
 
@@ -73,7 +74,8 @@ impl Weights<'_> {
         for taps in taps.chunks_exact_mut(channels) {
             taps.iter_mut().zip(factors).for_each(|(tap, factor)| *tap *= factor);
         }
-        Ok(Convolution::new(array(&taps, &[kernel, channels])?, bias, activation)?)
+        let taps = array(&self.at(name).path("weight"), &taps, &[kernel, channels])?;
+        Ok(Convolution::new(taps, bias, activation)?)
     }
 
     /// Returns true if the filters of convolution `name` are `[channels, kernel, 1]`, as MLX's
@@ -103,11 +105,12 @@ impl Weights<'_> {
     }
 }
 
-fn array(values: &[f32], shape: &[usize]) -> Result<Array> {
-    let shape: Vec<i32> = shape
+/// The array of the tensor `name`, for its error.
+fn array(name: &str, values: &[f32], shape: &[usize]) -> Result<Array> {
+    let dims: Vec<i32> = shape
         .iter()
         .map(|d| i32::try_from(*d))
         .collect::<std::result::Result<_, _>>()
-        .map_err(|_| Error::config("a dimension exceeds 2^31"))?;
-    Ok(Array::from_slice(values, &shape).map_err(mlxcel_core::Error::from)?)
+        .map_err(|_| Error::tensor(name, TensorProblem::TooLarge { shape: shape.to_vec() }))?;
+    Ok(Array::from_slice(values, &dims).map_err(mlxcel_core::Error::from)?)
 }

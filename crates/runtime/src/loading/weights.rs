@@ -9,7 +9,7 @@ use super::Checkpoint;
 use super::checkpoint::Rows;
 use super::quantization::{Quantization, Scheme};
 use crate::progress::Progress;
-use crate::{Error, Result};
+use crate::{Error, Result, TensorProblem};
 
 /// Presence of a projection's bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +102,7 @@ impl<'a> Weights<'a> {
         if path.is_empty() { self.root() } else { self.at(path) }
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(super) fn path(&self, name: &str) -> String {
         if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
     }
 
@@ -220,7 +220,10 @@ impl<'a> Weights<'a> {
     /// An RMS norm over `dim` dimensions.
     ///
     /// # Errors
-    /// Errors of [`Self::linear`], and a rule of another kind.
+    /// Errors of [`Self::linear`].
+    ///
+    /// # Panics
+    /// A rule of another kind.
     pub fn rms_norm(&self, name: &str, dim: usize, rule: NormRule) -> Result<RmsNorm> {
         let layer = self.at(name);
         let weight = match rule.kind {
@@ -229,7 +232,7 @@ impl<'a> Weights<'a> {
                 let stored = layer.stored_vector("weight", Rows::all(dim))?;
                 self.source.ops.shifted_vector(stored, 1.0)?
             }
-            NormKind::Layer => return Err(Error::config(format!("{name} is no RMS norm"))),
+            NormKind::Layer => unreachable!("families ask for RMS norms with a rule of that kind"),
         };
         Ok(RmsNorm { weight, group: dim, eps: rule.eps })
     }
@@ -287,10 +290,8 @@ impl<'a> Weights<'a> {
     fn affine(&self, rows: Rows, cols: usize, group_size: usize, bits: usize) -> Result<Weight> {
         let known = [2, 3, 4, 5, 6, 8].contains(&bits) && [32, 64, 128].contains(&group_size);
         if !known || !cols.is_multiple_of(group_size) || !(cols * bits).is_multiple_of(32) {
-            return Err(Error::config(format!(
-                "{}: {cols} columns cannot be quantised to {bits} bits in groups of {group_size}",
-                self.prefix
-            )));
+            let problem = TensorProblem::Affine { columns: cols, bits, group_size };
+            return Err(Error::tensor(&self.path("weight"), problem));
         }
         let groups = [rows.total, cols / group_size];
         let codes = self.stored_tensor("weight", &[rows.total, cols * bits / 32], rows)?;
@@ -312,5 +313,5 @@ fn stacked<const N: usize>(
         parts.push(part(Rows { first, count, total, parts: None })?);
         first += count;
     }
-    parts.try_into().map_err(|_| Error::config("a fused projection has no parts"))
+    Ok(parts.try_into().unwrap_or_else(|_| unreachable!("each of the N sizes pushed one part")))
 }

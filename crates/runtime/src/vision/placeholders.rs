@@ -111,7 +111,7 @@ impl PlaceholderTokens {
 fn token_text(tokenizer: &Tokenizer, key: &'static str, id: u32) -> Result<String> {
     tokenizer
         .vocabulary_form(id)
-        .ok_or(Error::InvalidConfig { key, problem: ConfigProblem::UnknownToken { id } })
+        .ok_or_else(|| Error::invalid_config(key, ConfigProblem::UnknownToken { id }))
 }
 
 impl ImagePlaceholders {

@@ -378,10 +378,14 @@ fn contradictory_configurations_are_rejected() {
             ("text_config", json!({"cross_attention_layers": [1, 5]}), "names layer 5"),
             ("vision_config", json!({"intermediate_layers_indices": [0, 4]}), "names layer 4 of 4"),
             ("vision_config", json!({"vision_output_dim": 128}), "vision_output_dim is 128"),
-            ("vision_config", json!({"supported_aspect_ratios": [[1, 1]]}), "4 tiles make"),
+            ("vision_config", json!({"supported_aspect_ratios": [[1, 1]]}), "for 4 tiles"),
             ("vision_config", json!({"max_num_tiles": 0}), "max_num_tiles is 0"),
-            ("vision_config", json!({"attention_heads": 3}), "does not divide into 3 heads"),
-            ("vision_config", json!({"image_size": 113}), "no whole patches of 14"),
+            (
+                "vision_config",
+                json!({"attention_heads": 3}),
+                "not a multiple of vision_config.attention_heads (3)",
+            ),
+            ("vision_config", json!({"image_size": 113}), "in whole patches of 14"),
             ("vision_config", json!({"num_channels": 4}), "num_channels is 4"),
         ] {
             let golden = Golden::load("f32");

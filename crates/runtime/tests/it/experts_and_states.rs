@@ -58,9 +58,9 @@ fn contradictory_experts_are_rejected() {
             ("olmoe", json!({"num_experts": 9}), "experts.8.gate_proj.weight\" is missing"),
             ("olmoe", json!({"intermediate_size": 128}), "[128, 128] expected"),
             ("deepseek_v2", json!({"n_group": 3}), "expert groups is 3"),
-            ("deepseek_v2", json!({"topk_method": "dice"}), "topk_method \"dice\""),
+            ("deepseek_v2", json!({"topk_method": "dice"}), "topk_method is \"dice\""),
             ("deepseek_v3", json!({"topk_group": 5}), "active expert groups is 5"),
-            ("deepseek_v3", json!({"scoring_func": "softmax"}), "scoring_func \"softmax\""),
+            ("deepseek_v3", json!({"scoring_func": "softmax"}), "scoring_func is \"softmax\""),
             ("deepseek_v3", json!({"kv_lora_rank": 0}), "kv_lora_rank is 0"),
         ] {
             let error = refusal(name, &changes);
@@ -108,7 +108,7 @@ fn contradictory_hybrids_are_rejected() {
             ("qwen3_next", json!({"full_attention_interval": 0}), "full_attention_interval"),
             ("qwen3_5_moe", json!({"layer_types": ["full_attention"]}), "has 1 entries"),
             ("qwen3_5_moe", json!({"num_experts_per_tok": 9}), "active experts is 9"),
-            ("qwen3_5_moe", json!({"num_experts_per_tok": null}), "no num_experts_per_tok"),
+            ("qwen3_5_moe", json!({"num_experts_per_tok": null}), "num_experts_per_tok is missing"),
             ("falcon_h1", json!({"mamba_d_head": 16}), "mamba_n_heads (6) times mamba_d_head (16)"),
             ("falcon_h1", json!({"mamba_rms_norm": true}), "with one group"),
             ("nemotron_h", json!({"hybrid_override_pattern": "M?M*-"}), "\"?\" of layer 1"),

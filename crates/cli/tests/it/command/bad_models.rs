@@ -34,7 +34,7 @@ fn an_unknown_family_is_reported_first() {
     let model = Model::new().config("model_type", "\"martian\"").replaced(b"rubbish");
     let said = ["\"martian\" is not supported", "(supported: ", " llama, ", "starcoder2)"];
     model.without("tokenizer.json").refused(&said);
-    Model::new().config("model_type", "null").refused(&["no \"model_type\""]);
+    Model::new().config("model_type", "null").refused(&["model_type is missing"]);
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn config_files_without_a_configuration() {
     broken(b"{\"model_type\": \"llama\"", "not usable JSON");
     broken(b"[1, 2]", "instead of an object");
     broken(b"{\"model_type\": \"llama\xff\"}", "not UTF-8");
-    broken(b"{\"model_type\": \"llama\"}", "it has no ");
+    broken(b"{\"model_type\": \"llama\"}", "is missing");
 }
 
 #[test]
@@ -77,8 +77,16 @@ fn contradictory_configurations() {
     refused("num_hidden_layers", "9", &["model.layers.", "is missing"]);
     refused("layer_types", "[\"full_attention\"]", &["layer_types has 1 entries"]);
     refused("vocab_size", "9999", &["model.embed_tokens", "shape", "[9999, "]);
-    refused("rope_scaling", "{\"type\":\"magic\",\"factor\":2}", &["\"magic\" is not supported"]);
-    refused("rope_scaling", "{\"type\":\"linear\",\"factor\":0}", &["positive \"factor\""]);
+    refused(
+        "rope_scaling",
+        "{\"type\":\"magic\",\"factor\":2}",
+        &["rope_scaling.type is \"magic\", which is not supported"],
+    );
+    refused(
+        "rope_scaling",
+        "{\"type\":\"linear\",\"factor\":0}",
+        &["rope_scaling.factor is 0, a positive number"],
+    );
     refused("rope_theta", "-1.0", &["rope"]);
     let quantization = "{\"bits\":18446744073709551615,\"group_size\":64}";
     refused("quantization", quantization, &["cannot be quantised"]);
