@@ -4,13 +4,14 @@
 //! `xtask/golden/vision_mllama.py` describes the goldens. One image covers one of four tiles, the other
 //! three; with 65 rows per tile the rows of the second image start within a cache block.
 
-use crate::support::{Setup, argmax, cosine, on_engine, relative_difference};
+use crate::support::images::{assert_rows, decode, prefill};
+use crate::support::{Setup, on_engine, relative_difference};
 use image::RgbImage;
 use mlxcel_estimator::{ModelSpec, Phase, Workload, cache_bytes};
 use mlxcel_runtime::engine::{Engine, EngineConfig, LogitRows, ModelSource, NoProgress};
 use mlxcel_runtime::loading::Residence;
 use mlxcel_runtime::vision::{Pixels, PlacedImage};
-use mlxcel_runtime::{ComputeDtype, KernelSet, SequenceCache, SequenceRun};
+use mlxcel_runtime::{ComputeDtype, KernelSet, SequenceRun};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -112,36 +113,6 @@ fn each(check: impl Fn(&Golden, KernelSet) + Send + 'static) {
             KERNELS.into_iter().for_each(|kernels| check(&golden, kernels));
         }
     });
-}
-
-fn decode(engine: &Engine, tokens: &[u32], cache: &mut SequenceCache) -> Vec<f32> {
-    let mut logits = Vec::new();
-    for token in tokens {
-        let run = SequenceRun { tokens: std::slice::from_ref(token), cache: &mut *cache };
-        logits.extend(engine.forward(&mut [run], LogitRows::Last).unwrap());
-    }
-    logits
-}
-
-fn prefill(
-    engine: &Engine,
-    tokens: &[u32],
-    images: &[PlacedImage],
-    to: &mut SequenceCache,
-) -> Vec<f32> {
-    engine.prefill_with_images(tokens, images, to, &mut NoProgress).unwrap()
-}
-
-#[track_caller]
-fn assert_rows(what: &str, ours: &[f32], theirs: &[f32], width: usize) {
-    assert_eq!(ours.len(), theirs.len(), "{what}");
-    for (row, (ours, theirs)) in
-        ours.chunks_exact(width).zip(theirs.chunks_exact(width)).enumerate()
-    {
-        let cosine = cosine(ours, theirs);
-        assert!(cosine > 0.9999, "{what}: row {row}: cosine {cosine}");
-        assert_eq!(argmax(ours), argmax(theirs), "{what}: row {row}");
-    }
 }
 
 #[test]

@@ -1,8 +1,6 @@
 //! Every family with every KV cache mode: cache sizes equal the estimate, a mode is supported exactly if
 //! the estimator says so, and none modifies a weight.
 
-use std::collections::HashSet;
-
 use crate::support::{cosine, on_engine};
 use mlxcel_core::{Ops, Pass};
 use mlxcel_estimator::{
@@ -25,19 +23,6 @@ const TOKENS: usize = 400;
 fn configurations() -> impl Iterator<Item = String> {
     let all = mlxcel_testing::golden::configurations().unwrap().into_iter();
     all.filter(|name| !name.contains('-') || name.ends_with("-sliding"))
-}
-
-/// One configuration per distinct cache layout, for tests that depend on the cache alone and are slow
-/// with MLX's kernels on a CPU.
-fn distinct_caches() -> Vec<String> {
-    let mut layouts = HashSet::new();
-    let mut names: Vec<String> = configurations().collect();
-    names.retain(|name| {
-        let loaded = Loaded::new(name, KernelSet::Host, "bf16", ComputeDtype::Checkpoint);
-        let model = &loaded.model;
-        layouts.insert(format!("{:?} {:?}", model.cache_layout(), model.state_layout()))
-    });
-    names
 }
 
 /// A loaded checkpoint of a family.
@@ -185,10 +170,7 @@ fn cache_sizes_equal_the_estimate_in_every_mode() {
 
 #[test]
 fn cache_sizes_equal_the_estimate_with_mlx_kernels() {
-    on_engine(|| {
-        let names = distinct_caches();
-        names.iter().for_each(|name| check_modes(name, KernelSet::Mlx, "bf16"))
-    });
+    on_engine(|| configurations().for_each(|name| check_modes(&name, KernelSet::Mlx, "bf16")));
 }
 
 /// In fp32, unquantised values take 32 bits: keys and values, keys only, or the open block of values
@@ -197,7 +179,7 @@ fn cache_sizes_equal_the_estimate_with_mlx_kernels() {
 fn fp32_cache_sizes_equal_the_estimate() {
     let modes = [KvMode::Fp16, KvMode::Fp16Turbo4, KvMode::Turbo4Delegated];
     on_engine(move || {
-        for name in distinct_caches() {
+        for name in configurations() {
             for kernels in [KernelSet::Host, KernelSet::Mlx] {
                 let loaded = Loaded::new(&name, kernels, "bf16", ComputeDtype::Fp32);
                 for mode in modes {

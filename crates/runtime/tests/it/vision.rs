@@ -4,11 +4,11 @@
 //! images (256), so that attention within an image is tested in both kinds of layers. Qwen's images
 //! differ in size, the second has 256 tokens, and their rows have grid positions.
 
-use crate::support::images::Golden;
-use crate::support::{Setup, argmax, cosine, on_engine, relative_difference};
+use crate::support::images::{Golden, assert_rows, decode, prefill};
+use crate::support::{Setup, cosine, on_engine, relative_difference};
 use mlxcel_core::{SavedCache, SequenceCache};
 use mlxcel_estimator::KvMode;
-use mlxcel_runtime::engine::{Engine, LogitRows, ModelSource, NoProgress};
+use mlxcel_runtime::engine::{LogitRows, ModelSource, NoProgress};
 use mlxcel_runtime::vision::{Pixels, PlacedImage};
 use mlxcel_runtime::{KernelSet, SequenceRun};
 
@@ -27,37 +27,6 @@ fn each(check: impl Fn(&Golden, KernelSet) + Send + 'static) {
             KERNELS.into_iter().for_each(|kernels| check(&golden, kernels));
         }
     });
-}
-
-/// Logits of `tokens`, decoded one after the other after the contents of `cache`.
-fn decode(engine: &Engine, tokens: &[u32], cache: &mut SequenceCache) -> Vec<f32> {
-    let mut logits = Vec::new();
-    for token in tokens {
-        let run = SequenceRun { tokens: std::slice::from_ref(token), cache: &mut *cache };
-        logits.extend(engine.forward(&mut [run], LogitRows::Last).unwrap());
-    }
-    logits
-}
-
-fn prefill(
-    engine: &Engine,
-    tokens: &[u32],
-    images: &[PlacedImage],
-    to: &mut SequenceCache,
-) -> Vec<f32> {
-    engine.prefill_with_images(tokens, images, to, &mut NoProgress).unwrap()
-}
-
-#[track_caller]
-fn assert_rows(what: &str, ours: &[f32], theirs: &[f32], width: usize) {
-    assert_eq!(ours.len(), theirs.len(), "{what}");
-    for (row, (ours, theirs)) in
-        ours.chunks_exact(width).zip(theirs.chunks_exact(width)).enumerate()
-    {
-        let cosine = cosine(ours, theirs);
-        assert!(cosine > 0.9999, "{what}: row {row}: cosine {cosine}");
-        assert_eq!(argmax(ours), argmax(theirs), "{what}: row {row}");
-    }
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! Goldens with images, and their images at the placeholders of the prompt.
 
 use image::RgbImage;
-use mlxcel_runtime::KernelSet;
-use mlxcel_runtime::engine::{Engine, ModelSource};
+use mlxcel_runtime::engine::{Engine, LogitRows, ModelSource, NoProgress};
 use mlxcel_runtime::vision::{EncodedImage, Pixels, PlacedImage};
+use mlxcel_runtime::{KernelSet, SequenceCache, SequenceRun};
 use safetensors::SafeTensors;
 use tempfile::TempDir;
 
-use super::Setup;
+use super::{Setup, argmax, cosine};
 
 /// Placeholder token of an image row in every configuration.
 const IMAGE_TOKEN: u32 = 507;
@@ -97,5 +97,38 @@ impl Golden {
             placed.push(PlacedImage { start: free + next, image: self.image(engine, index) });
         }
         placed
+    }
+}
+
+/// Logits of `tokens`, decoded one after the other after the contents of `cache`.
+pub(crate) fn decode(engine: &Engine, tokens: &[u32], cache: &mut SequenceCache) -> Vec<f32> {
+    let mut logits = Vec::new();
+    for token in tokens {
+        let run = SequenceRun { tokens: std::slice::from_ref(token), cache: &mut *cache };
+        logits.extend(engine.forward(&mut [run], LogitRows::Last).unwrap());
+    }
+    logits
+}
+
+/// Reads `tokens` with `images` into `to`; logits of the last token.
+pub(crate) fn prefill(
+    engine: &Engine,
+    tokens: &[u32],
+    images: &[PlacedImage],
+    to: &mut SequenceCache,
+) -> Vec<f32> {
+    engine.prefill_with_images(tokens, images, to, &mut NoProgress).unwrap()
+}
+
+/// Asserts that each row of `width` logits has the direction and the largest element of the golden's.
+#[track_caller]
+pub(crate) fn assert_rows(what: &str, ours: &[f32], theirs: &[f32], width: usize) {
+    assert_eq!(ours.len(), theirs.len(), "{what}");
+    for (row, (ours, theirs)) in
+        ours.chunks_exact(width).zip(theirs.chunks_exact(width)).enumerate()
+    {
+        let cosine = cosine(ours, theirs);
+        assert!(cosine > 0.9999, "{what}: row {row}: cosine {cosine}");
+        assert_eq!(argmax(ours), argmax(theirs), "{what}: row {row}");
     }
 }
